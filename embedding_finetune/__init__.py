@@ -1,0 +1,17 @@
+"""From a raw BERT to an embedding model, and an honest measure of what that bought.
+
+One module is one stage of the data's way, and each imports only modules above it in this list:
+
+    files           reading and writing without half-written files; the one error type
+    experiment      every setting, from a profile and the environment
+    pairs           (query, positives) from the hub, from docstrings or from a local file
+    split           leak-free train / dev / test split
+    negatives       negatives for each training query
+    training_files  the files that FlagEmbedding and the evaluation read
+    finetune        what happens before and after the training itself
+    embedder        a model turned into vectors
+    index           faiss and BM25 behind one ranking
+    metrics         recall, MRR, nDCG from a run and judgements
+    report          tables, plots, comparison
+    run             all of it, in order
+"""

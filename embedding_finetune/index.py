@@ -1,0 +1,67 @@
+"""Rankings: faiss for vectors, BM25 for words, and one order among equal scores.
+
+Both give a run (see trec): the `depth` best passages of each query, by (-score, id). faiss promises no order among equal
+scores, and evaluation tools have orders of their own, so equal scores are moved apart by the smallest step a 32-bit number
+allows: every tool then sees the same ranking.
+"""
+
+import bm25s
+import faiss
+import numpy as np
+import Stemmer
+from tqdm.auto import tqdm
+
+DEPTH = 100  # recall@100 needs no more
+
+
+def dense_run(query_ids, query_vectors, passage_ids, passage_vectors, depth=DEPTH):
+    """Rank passages by inner product, exactly (faiss IndexFlatIP).
+
+    Vectors are float32 of shape (queries, dimensions) and (passages, dimensions).
+    """
+    index = faiss.IndexFlatIP(passage_vectors.shape[1])
+    index.add(passage_vectors)
+    depth = min(depth, index.ntotal)
+    reach = min(depth + 1, index.ntotal)
+    while True:  # until every passage that ties with the last one wanted is in reach
+        scores, positions = index.search(query_vectors, reach)
+        if reach == index.ntotal or (scores[:, -1] < scores[:, depth - 1]).all():
+            break
+        reach = min(2 * reach, index.ntotal)
+    order = np.lexsort((_alphabetical_rank(passage_ids)[positions], -scores), axis=-1)[:, :depth]
+    return _as_run(query_ids, passage_ids, np.take_along_axis(scores, order, 1), np.take_along_axis(positions, order, 1))
+
+
+def bm25_run(query_ids, queries, passage_ids, passages, depth=DEPTH):
+    """Rank passages by BM25 (Robertson et al.; bm25s in Lucene's variant, k1 1.5, b 0.75; English stems, no stop words)."""
+    stemmer = Stemmer.Stemmer("english")
+    tokens = [bm25s.tokenize(list(texts), stopwords="en", stemmer=stemmer, return_ids=False, show_progress=False)
+              for texts in (passages, queries)]
+    index = bm25s.BM25()
+    index.index(tokens[0], show_progress=False)
+    depth = min(depth, len(passage_ids))
+    rank_of_id = _alphabetical_rank(passage_ids)
+    scores, positions = np.empty((len(query_ids), depth), np.float32), np.empty((len(query_ids), depth), np.int64)
+    for row, words in enumerate(tqdm(tokens[1], desc="BM25", unit="query")):
+        all_scores = index.get_scores(words) if words else np.zeros(len(passage_ids), np.float32)
+        last_wanted = np.partition(all_scores, -depth)[-depth]
+        candidates = np.flatnonzero(all_scores >= last_wanted)
+        positions[row] = candidates[np.lexsort((rank_of_id[candidates], -all_scores[candidates]))][:depth]
+        scores[row] = all_scores[positions[row]]
+    return _as_run(query_ids, passage_ids, scores, positions)
+
+
+def _alphabetical_rank(ids):
+    rank = np.empty(len(ids), dtype=np.int64)
+    rank[np.argsort(ids)] = np.arange(len(ids))
+    return rank
+
+
+def _as_run(query_ids, passage_ids, scores, positions):
+    """Move equal scores apart in the order they have, and name the passages."""
+    for column in range(1, scores.shape[1]):
+        below = np.nextafter(scores[:, column - 1], np.float32(-np.inf))
+        scores[:, column] = np.minimum(scores[:, column], below)
+    names = np.asarray(passage_ids, dtype=object)[positions]
+    return {query: dict(zip(row_names, row_scores)) for query, row_names, row_scores
+            in zip(query_ids, names.tolist(), scores.tolist())}

@@ -1,0 +1,181 @@
+"""(query, positives) pairs from one of three sources, cleaned: each query and each passage once, with ids of their own.
+
+A pair is a row `{"id": str, "query": str, "pos": [str, ..]}`: the query's id, its text, the texts of all its positives.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import unicodedata
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from embedding_finetune.files import ExperimentError, read_jsonl
+
+HUB_DATASET, HUB_SPLIT = "namespace-Pt/msmarco", "dev"
+
+# Pinned in requirements.txt, so that everybody reads the same docstrings.
+DOCSTRING_PACKAGES = ("numpy", "scipy", "scikit-learn", "pandas", "networkx", "sympy", "matplotlib", "torch",
+                      "transformers", "datasets")
+IMPORT_NAMES = {"scikit-learn": "sklearn"}
+DOCSTRING_QUERY_WORDS = range(4, 41)      # shorter ones name nothing, longer ones are no question
+DOCSTRING_PASSAGE_WORDS = range(10, 151)  # a longer one is cut: a passage, not a page
+
+
+def load_pairs(experiment):
+    """The cleaned pairs of the experiment's DATASET, and what cleaning did to them (a Counter).
+
+    Raises ExperimentError when the source cannot be read or has too few pairs to split.
+    """
+    readers = {"msmarco": _read_hub, "docstrings": _read_docstrings}
+    raw = readers[experiment.dataset]() if experiment.dataset in readers else _read_local(experiment.dataset)
+    pairs, counts = clean(raw)
+    if experiment.max_pairs and len(pairs) > experiment.max_pairs:
+        chosen = np.random.default_rng(experiment.seed).choice(len(pairs), experiment.max_pairs, replace=False)
+        counts["queries left out by MAX_PAIRS"] = len(pairs) - len(chosen)
+        pairs = [pairs[index] for index in np.sort(chosen)]
+    counts["queries kept"] = len(pairs)
+    counts["passages kept"] = len({passage_id(text) for pair in pairs for text in pair["pos"]})
+    return pairs, counts
+
+
+def normalise(text):
+    """The form in which two texts count as the same: Unicode NFKC, case folded, white space folded."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def passage_id(text):
+    """An id that depends on nothing but the normalised text, so that it is the same in every file and every run."""
+    return "p" + hashlib.sha256(normalise(text).encode()).hexdigest()[:16]
+
+
+def query_id(text):
+    """The id of a query whose source gives none."""
+    return "q" + hashlib.sha256(normalise(text).encode()).hexdigest()[:16]
+
+
+def clean(raw):
+    """Merge and drop until each query and each passage is there once.
+
+    `raw` yields (query, positives, id or None). Empty texts are dropped, and a passage that is nothing but its query;
+    rows of the same query are merged, and all their positives kept; of equal passages the first spelling stays.
+    Returns the pairs and a Counter of what happened.
+    """
+    counts = Counter()
+    spelling = {}   # passage id -> text as first seen
+    merged = {}     # normalised query -> pair
+    owner = {}      # query id -> normalised query
+    for query, positives, given_id in raw:
+        counts["rows read"] += 1
+        query, key = query.strip(), normalise(query)
+        if not key:
+            counts["rows dropped: empty query"] += 1
+            continue
+        texts = {}
+        for text in positives:
+            if not normalise(text):
+                counts["positives dropped: empty"] += 1
+            elif normalise(text) == key:
+                counts["positives dropped: same as the query"] += 1
+            else:
+                identity = passage_id(text)
+                counts["passages met again"] += identity in spelling
+                texts[identity] = spelling.setdefault(identity, text.strip())
+        if not texts:
+            counts["rows dropped: no positive left"] += 1
+            continue
+        if key in merged:
+            counts["rows merged: same query"] += 1
+        else:
+            identity = str(given_id) if given_id is not None else query_id(query)
+            if owner.setdefault(identity, key) != key:
+                raise ExperimentError(f"the id {identity!r} names two queries: {owner[identity]!r} and {key!r}; "
+                                      "make the ids distinct or leave them out")
+            merged[key] = {"id": identity, "query": query, "pos": {}}
+        merged[key]["pos"] |= texts
+    pairs = [{**pair, "pos": list(pair["pos"].values())} for pair in merged.values()]
+    counts["queries with several positives"] = sum(len(pair["pos"]) > 1 for pair in pairs)
+    return pairs, counts
+
+
+def _read_local(path):
+    """Rows of a JSONL file of {"query", "pos": [..]} with an optional "id" that has no white space."""
+    for number, row in enumerate(read_jsonl(path, required=("query", "pos"), made_by="you: set DATASET to your pairs"), start=1):
+        positives, identity = row["pos"], row.get("id")
+        if not isinstance(row["query"], str):
+            raise ExperimentError(f"{path}, row {number}: 'query' must be a text")
+        if not isinstance(positives, list) or not all(isinstance(text, str) for text in positives):
+            raise ExperimentError(f"{path}, row {number}: 'pos' must be a list of texts")
+        if identity is not None and len(str(identity).split()) != 1:
+            raise ExperimentError(f"{path}, row {number}: the id {identity!r} must be one word, as TREC files want it")
+        yield row["query"], positives, identity
+
+
+def _read_hub():
+    """Rows of the MS MARCO pairs on the model hub."""
+    import datasets
+    try:
+        rows = datasets.load_dataset(HUB_DATASET, split=HUB_SPLIT)
+    except (OSError, ValueError, ConnectionError) as error:
+        raise ExperimentError(f"cannot load {HUB_DATASET} from the hub ({_first_line(error)}); check the network, set HF_ENDPOINT to a "
+                              "mirror, or choose DATASET=docstrings or DATASET=your_pairs.jsonl") from None
+    missing = {"query", "positive"} - set(rows.column_names)
+    if missing:
+        raise ExperimentError(f"{HUB_DATASET} has no column {missing.pop()!r}; it has {', '.join(rows.column_names)}")
+    for row in rows:
+        yield row["query"], row["positive"], None
+
+
+def _first_line(error):
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _read_docstrings():
+    """Rows of the public docstrings of the pinned packages: the first paragraph asks for the rest.
+
+    The sources are parsed, not imported. A name or a file with a leading underscore is private, tests are left out.
+    """
+    for package in tqdm(DOCSTRING_PACKAGES, desc="reading docstrings", unit="package"):
+        name = IMPORT_NAMES.get(package, package)
+        try:
+            importlib.metadata.version(package)
+            folder = Path(importlib.util.find_spec(name).submodule_search_locations[0])
+        except (importlib.metadata.PackageNotFoundError, AttributeError):
+            raise ExperimentError(f"the package {package} is not installed, and DATASET=docstrings reads it: "
+                                  "pip install -r requirements.txt") from None
+        for file in sorted(folder.rglob("*.py")):
+            parts = file.relative_to(folder).with_suffix("").parts
+            if any(part.startswith("_") and part != "__init__" or part in ("tests", "testing", "conftest") for part in parts):
+                continue
+            try:
+                with warnings.catch_warnings(action="ignore"):  # other people's escape sequences
+                    tree = ast.parse(file.read_text(encoding="utf-8"))
+            except (SyntaxError, UnicodeDecodeError):  # a package may carry files for other interpreters
+                continue
+            for docstring in _public_docstrings(tree):
+                yield from _as_pair(docstring)
+
+
+def _public_docstrings(node):
+    """Docstrings of a module's public classes and functions, methods included, in order."""
+    for child in node.body:
+        if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and not child.name.startswith("_"):
+            docstring = ast.get_docstring(child)
+            if docstring:
+                yield docstring
+            if isinstance(child, ast.ClassDef):
+                yield from _public_docstrings(child)
+
+
+def _as_pair(docstring):
+    """The pair of one docstring, unless a side is too short or too long to be one."""
+    query, _, passage = inspect.cleandoc(docstring).partition("\n\n")
+    query, words = " ".join(query.split()), passage.split()
+    if len(query.split()) in DOCSTRING_QUERY_WORDS and len(words) >= DOCSTRING_PASSAGE_WORDS.start:
+        yield query, [" ".join(words[:DOCSTRING_PASSAGE_WORDS.stop - 1])], None

@@ -1,0 +1,171 @@
+"""The files between the stages: what FlagEmbedding trains on, what the evaluation reads, and the audit that no test item leaked.
+
+In DATA_DIR:
+
+    dataset.json            the settings that made the files beside it
+    pairs.jsonl             every cleaned pair, with its part: train, dev or test
+    training_neg_N.json     train queries with their positives and N negatives each
+    dev_dataset.json        dev queries with their positives
+    eval_dataset.json       test queries with their positives
+    corpus.jsonl            every passage, of all parts, by id
+    qrels.trec              the test queries' judgements
+"""
+
+import json
+import os
+from dataclasses import dataclass
+
+import pandas as pd
+
+from embedding_finetune import trec
+from embedding_finetune.files import ExperimentError, read_jsonl, write_json, write_jsonl
+from embedding_finetune.negatives import sample_random
+from embedding_finetune.pairs import passage_id
+
+NEGATIVES = (10, 50)
+DATA_SETTINGS = ("DATASET", "MAX_PAIRS", "TEST_FRACTION", "DEV_FRACTION", "SEED", "QUERY_INSTRUCTION")
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """What the evaluation needs: queries (id -> text), corpus (id -> text) and qrels (query id -> passage id -> 1)."""
+
+    queries: dict
+    corpus: dict
+    qrels: dict
+
+    __test__ = False  # no test case, whatever its name says
+
+
+def write_pairs(experiment, pairs, parts):
+    """Write pairs.jsonl and dataset.json.
+
+    Raises ExperimentError when DATA_DIR holds files that were made with other settings, unless OVERWRITE=1 allows it:
+    models trained on them could not be evaluated any more.
+    """
+    made_with = _made_with(experiment)
+    if made_with not in (None, _data_settings(experiment)) and os.environ.get("OVERWRITE") != "1":
+        raise ExperimentError(f"{experiment.data_dir} holds the data of other settings ({_difference(experiment, made_with)}); "
+                              "choose another DATA_DIR, or set OVERWRITE=1 to replace them")
+    write_jsonl(experiment.data_dir / "pairs.jsonl", ({**pair, "part": part} for pair, part in zip(pairs, parts)))
+    write_json(experiment.data_dir / "dataset.json", _data_settings(experiment))
+
+
+def read_pairs(experiment):
+    """Read pairs.jsonl back: a list of pairs and a list of their parts. Raises ExperimentError when the settings differ."""
+    made_with = _made_with(experiment)
+    if made_with not in (None, _data_settings(experiment)):
+        raise ExperimentError(f"{experiment.data_dir} was made with other settings ({_difference(experiment, made_with)}): "
+                              "run build_train_dataset.ipynb again, or set the settings back")
+    rows = read_jsonl(experiment.data_dir / "pairs.jsonl", required=("id", "query", "pos", "part"),
+                      made_by="build_train_dataset.ipynb")
+    parts = [row.pop("part") for row in rows]
+    return rows, parts
+
+
+def write_training_file(experiment, pairs, parts, number):
+    """Write training_neg_N.json, N = `number` random negatives a query out of the train part's passages; returns its rows."""
+    train = of_part(pairs, parts, "train")
+    pool = {passage_id(text): text for pair in train for text in pair["pos"]}
+    texts, position = list(pool.values()), {identity: index for index, identity in enumerate(pool)}
+    positives = [[position[passage_id(text)] for text in pair["pos"]] for pair in train]
+    drawn = sample_random(positives, len(texts), number, seed=[experiment.seed, number])
+    rows = [{"query": pair["query"], "pos": pair["pos"], "neg": [texts[index] for index in row], "id": pair["id"],
+             "prompt": experiment.query_instruction} for pair, row in zip(train, drawn)]
+    write_jsonl(training_path(experiment, f"neg{number}"), rows)
+    return rows
+
+
+def training_path(experiment, label):
+    """The training file of a fine-tuned model, e.g. training_neg_10.json of `neg10`."""
+    return experiment.data_dir / f"training_{label.replace('neg', 'neg_')}.json"
+
+
+def read_training_file(path):
+    """The rows of a training file. Raises ExperimentError naming file and row when it cannot be trained on."""
+    rows = read_jsonl(path, required=("query", "pos", "neg"), made_by="build_train_dataset.ipynb")
+    for number, row in enumerate(rows, start=1):
+        for side in ("pos", "neg"):
+            if not isinstance(row[side], list) or not row[side] or not all(isinstance(text, str) for text in row[side]):
+                raise ExperimentError(f"{path}, row {number}: {side!r} must be a list of at least one text; "
+                                      "run build_train_dataset.ipynb again")
+    return rows
+
+
+def write_eval_files(experiment, pairs, parts):
+    """Write dev_dataset.json, eval_dataset.json, corpus.jsonl and qrels.trec."""
+    for name, part in (("dev_dataset.json", "dev"), ("eval_dataset.json", "test")):
+        write_jsonl(experiment.data_dir / name, ({"query": pair["query"], "pos": pair["pos"], "id": pair["id"],
+                                                  "prompt": experiment.query_instruction} for pair in of_part(pairs, parts, part)))
+    corpus = {passage_id(text): text for pair in pairs for text in pair["pos"]}
+    write_jsonl(experiment.data_dir / "corpus.jsonl", ({"id": identity, "text": corpus[identity]} for identity in sorted(corpus)))
+    trec.write_qrels(experiment.data_dir / "qrels.trec", {pair["id"]: {passage_id(text): 1 for text in pair["pos"]}
+                                                          for pair in of_part(pairs, parts, "test")})
+
+
+def read_test_set(experiment):
+    """The TestSet that build_eval_dataset.ipynb wrote. Raises ExperimentError when files are missing or do not fit together."""
+    read_pairs(experiment)
+    made_by = "build_eval_dataset.ipynb"
+    rows = read_jsonl(experiment.data_dir / "eval_dataset.json", required=("query", "id"), made_by=made_by)
+    passages = read_jsonl(experiment.data_dir / "corpus.jsonl", required=("id", "text"), made_by=made_by)
+    test_set = TestSet(queries={row["id"]: row["query"] for row in rows},
+                       corpus={row["id"]: row["text"] for row in passages},
+                       qrels=trec.read_qrels(experiment.data_dir / "qrels.trec"))
+    judged = {passage for passages in test_set.qrels.values() for passage in passages}
+    if set(test_set.queries) != set(test_set.qrels) or not judged <= set(test_set.corpus):
+        raise ExperimentError(f"eval_dataset.json, qrels.trec and corpus.jsonl in {experiment.data_dir} do not belong together: "
+                              f"run {made_by} again")
+    return test_set
+
+
+def of_part(pairs, parts, part):
+    """The pairs of one part."""
+    return [pair for pair, where in zip(pairs, parts) if where == part]
+
+
+def audit(experiment):
+    """Look for test and dev items in the training files as they are on disk; returns a table of how many were found.
+
+    Texts are compared as they count as the same (by passage_id). Raises ExperimentError when anything leaked.
+    """
+    held_out = {part: read_jsonl(experiment.data_dir / name, made_by="build_eval_dataset.ipynb")
+                for part, name in (("dev", "dev_dataset.json"), ("test", "eval_dataset.json"))}
+    found = []
+    for number in NEGATIVES:
+        path = training_path(experiment, f"neg{number}")
+        rows = read_training_file(path)
+        queries = _identities(row["query"] for row in rows)
+        positives = _identities(text for row in rows for text in row["pos"])
+        negatives = _identities(text for row in rows for text in row["neg"])
+        own = sum(len(_identities(row["pos"]) & _identities(row["neg"])) for row in rows)
+        repeated = sum(len(row["neg"]) - len(_identities(row["neg"])) for row in rows)
+        for part, others in held_out.items():
+            other_queries = _identities(row["query"] for row in others)
+            other_positives = _identities(text for row in others for text in row["pos"])
+            found.append({"file": path.name, "against": part, "queries": len(queries & other_queries),
+                          "positives": len(positives & other_positives), "negatives": len(negatives & other_positives),
+                          "own positives as negatives": own, "repeated negatives": repeated})
+    table = pd.DataFrame(found).set_index(["file", "against"])
+    if table.to_numpy().any():
+        raise ExperimentError(f"the training files in {experiment.data_dir} are not clean, a count above 0 is a leak: "
+                              + json.dumps(found) + "; run both build notebooks again")
+    return table
+
+
+def _identities(texts):
+    return {passage_id(text) for text in texts}
+
+
+def _data_settings(experiment):
+    return {name: value for name, value in experiment.as_dict().items() if name in DATA_SETTINGS}
+
+
+def _made_with(experiment):
+    path = experiment.data_dir / "dataset.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _difference(experiment, made_with):
+    settings = _data_settings(experiment)
+    return ", ".join(f"{name}={made_with.get(name)}, now {settings[name]}" for name in settings if made_with.get(name) != settings[name])

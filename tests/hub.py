@@ -1,0 +1,137 @@
+"""A model hub on the loopback interface, as far as `from_pretrained` and `load_dataset` ask for one.
+
+Programs reach it through the variables of `hub_environment`, unmodified: what works with it works with a mirror that
+is named in HF_ENDPOINT. `fill_hub_cache` is the other way to do without a hub: the cache that a download would leave.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+FILE = re.compile(r"/(?P<kind>datasets/)?(?P<name>.+?)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+TREE = re.compile(r"/api/(?P<kind>models|datasets)/(?P<name>.+?)/tree/(?P<revision>[^/]+)/?(?P<path>.*)")
+INFO = re.compile(r"/api/(?P<kind>models|datasets)/(?P<name>.+?)(/revision/(?P<revision>[^/]+))?")
+
+
+def commit_id(folder):
+    """40 hex digits that change with any name or byte of the files in `folder`."""
+    digest = hashlib.sha1()
+    for path in _files(folder):
+        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _files(folder):
+    return sorted(path for path in Path(folder).rglob("*") if path.is_file())
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        """Answer a request for a file, a folder's listing or a repository's description; HEAD, too."""
+        self.server.requests.append(f"{self.command} {self.path}")
+        url = unquote(urlsplit(self.path).path)
+        match = FILE.fullmatch(url) or TREE.fullmatch(url) or INFO.fullmatch(url)
+        if self.server.status != 200 or match is None:
+            return self.answer(self.server.status if self.server.status != 200 else 404)
+        kind = "datasets" if (match["kind"] or "models").startswith("datasets") else "models"
+        folder = self.server.repositories.get(kind, {}).get(match["name"])
+        if folder is None:
+            return self.answer(404, error="RepoNotFound")
+        commit = commit_id(folder)
+        if (match["revision"] or "main") not in ("main", commit):
+            return self.answer(404, error="RevisionNotFound")
+        if match.re is INFO:
+            siblings = [{"rfilename": str(path.relative_to(folder))} for path in _files(folder)]
+            return self.answer_json({"id": match["name"], "sha": commit, "siblings": siblings})
+        path = Path(folder, match["path"])
+        if match.re is TREE and path.is_dir():
+            return self.answer_json([self.entry(child, folder) for child in sorted(path.iterdir())])
+        if match.re is FILE and path.is_file():
+            return self.answer_file(path.read_bytes(), commit)
+        self.answer(404, error="EntryNotFound")
+
+    do_HEAD = do_GET
+
+    def entry(self, path, folder):
+        size = path.stat().st_size if path.is_file() else 0
+        return {"type": "file" if path.is_file() else "directory", "path": str(path.relative_to(folder)), "size": size,
+                "oid": hashlib.sha1(str(path).encode()).hexdigest()}
+
+    def answer_json(self, value):
+        self.answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def answer_file(self, content, commit):
+        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if part is None:
+            return self.answer(200, content, headers)
+        first, last = int(part[1]), min(int(part[2] or len(content)), len(content) - 1)
+        headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+        self.answer(206, content[first:last + 1], headers)
+
+    def answer(self, status, content=b"", headers=(), error=None):
+        self.send_response(status)
+        for name, value in dict(headers).items():
+            self.send_header(name, value)
+        if error:
+            self.send_header("X-Error-Code", error)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, *_):
+        """Keep the tests' output quiet; `endpoint.requests` has them all."""
+
+
+class Endpoint(str):
+    """The address of a running hub; `requests` lists what was asked of it, as "METHOD PATH"."""
+
+    requests = ()
+
+
+@contextlib.contextmanager
+def hub(repositories, status=200):
+    """Serve `{"models": {NAME: folder}, "datasets": {NAME: folder}}` at a free port of 127.0.0.1; yields the Endpoint.
+
+    With a `status` other than 200 every answer is that error, as from a hub that is down.
+    """
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server.daemon_threads = True
+    server.repositories, server.status, server.requests = repositories, status, []
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    endpoint = Endpoint(f"http://127.0.0.1:{server.server_port}")
+    endpoint.requests = server.requests
+    try:
+        yield endpoint
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def hub_environment(endpoint, hf_home, **others):
+    """The environment in which a fresh process sees only the hub at `endpoint` and the caches below `hf_home`."""
+    inherited = {name: value for name, value in os.environ.items()
+                 if not name.startswith(("HF_", "HUGGING", "TRANSFORMERS_")) and not name.lower().endswith("_proxy")}
+    return inherited | {"HF_ENDPOINT": str(endpoint), "HF_HOME": str(hf_home), "HF_HUB_DISABLE_XET": "1"} | others
+
+
+def fill_hub_cache(hf_home, models):
+    """Lay `{NAME: folder}` out below `hf_home` as downloads of these models would; HF_HUB_OFFLINE=1 finds them there."""
+    for name, folder in models.items():
+        commit = commit_id(folder)
+        repository = Path(hf_home, "hub", "models--" + name.replace("/", "--"))
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / "main").write_text(commit)
+        shutil.copytree(folder, repository / "snapshots" / commit, dirs_exist_ok=True)

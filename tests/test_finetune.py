@@ -1,0 +1,75 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from embedding_finetune import finetune
+from embedding_finetune.files import ExperimentError, write_jsonl
+from embedding_finetune.training_files import training_path
+
+ROW = {"query": "a", "pos": ["x"], "neg": ["y"]}
+
+
+@pytest.fixture
+def ready(experiment):
+    write_jsonl(training_path(experiment, "neg10"), [ROW])
+    return experiment
+
+
+def trained(experiment):
+    folder = experiment.output_dir / "neg10.partial"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    return finetune.finish(experiment, "neg10")
+
+
+def test_preparing_names_base_model_and_precision(ready):
+    assert finetune.prepare(ready, "neg10") == (ready.base_model, "--use_cpu" if not torch.cuda.is_available() else finetune.precision())
+
+
+def test_a_finished_model_is_not_written_over(ready, monkeypatch):
+    folder = trained(ready)
+    with pytest.raises(ExperimentError, match="holds a finished model; OVERWRITE=1 moves it aside"):
+        finetune.prepare(ready, "neg10")
+    monkeypatch.setenv("OVERWRITE", "1")
+    finetune.prepare(ready, "neg10")
+    aside = [path for path in ready.output_dir.iterdir() if path.name.startswith("neg10.")]
+    assert not folder.exists() and len(aside) == 1 and (aside[0] / "training.json").exists()
+
+
+def test_what_cannot_be_trained_is_refused_before_the_old_model_moves(ready, monkeypatch):
+    folder = trained(ready)
+    monkeypatch.setenv("OVERWRITE", "1")
+    write_jsonl(training_path(ready, "neg10"), [{**ROW, "neg": []}])
+    with pytest.raises(ExperimentError, match="row 1: 'neg' must be"):
+        finetune.prepare(ready, "neg10")
+    write_jsonl(training_path(ready, "neg10"), [ROW])
+    with pytest.raises(ExperimentError, match="is 600, but .* has only 512 positions"):
+        finetune.prepare(dataclasses.replace(ready, passage_max_len=600), "neg10")
+    assert folder.exists()
+
+
+def test_a_training_that_left_no_model_is_not_finished(ready):
+    with pytest.raises(ExperimentError, match="neg10.partial holds no model"):
+        finetune.finish(ready, "neg10")
+
+
+def test_a_model_is_current_as_long_as_file_and_settings_are(ready):
+    trained(ready)
+    assert finetune.is_current(ready, "neg10") and not finetune.is_current(ready, "neg50")
+    assert not finetune.is_current(dataclasses.replace(ready, epochs=2.0), "neg10")
+    write_jsonl(training_path(ready, "neg10"), [ROW, ROW])
+    assert not finetune.is_current(ready, "neg10")
+
+
+def test_only_a_model_of_this_split_is_evaluated(ready):
+    finetune.check_trained(ready, "raw")
+    with pytest.raises(ExperimentError, match="neg10 holds no finished model: run `bash finetune_neg10.sh` first"):
+        finetune.check_trained(ready, "neg10")
+    folder = trained(ready)
+    finetune.check_trained(ready, "neg10")
+    write_jsonl(training_path(ready, "neg10"), [ROW, ROW])
+    with pytest.raises(ExperimentError, match="was trained from another training_neg_10.json, which may hold today's test queries"):
+        finetune.check_trained(ready, "neg10")
+    assert json.loads((folder / "training.json").read_text())["settings"]["SEED"] == 42
