@@ -4,6 +4,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 export TOKENIZERS_PARALLELISM := false
+export DISABLE_SAFETENSORS_CONVERSION := 1
 
 .PHONY: help install demo run test clean
 

@@ -3,6 +3,7 @@
 One module is one stage of the data's way, and each imports only modules above it in this list:
 
     files           reading and writing without half-written files; the one error type
+    hub             one question to the model hub before anything is loaded from it
     experiment      every setting, from a profile and the environment
     pairs           (query, positives) from the hub, from docstrings or from a local file
     split           leak-free train / dev / test split

@@ -5,6 +5,7 @@ import torch
 from FlagEmbedding.inference.embedder.encoder_only.base import BaseEmbedder
 
 from embedding_finetune.files import ExperimentError
+from embedding_finetune.hub import cannot_load, check_hub
 
 
 class Embedder:
@@ -19,6 +20,7 @@ class Embedder:
         # On a CPU a large batch only pads more and leaves the caches; 256 halves the speed of 32.
         self.batch_size = batch_size or (256 if on_gpu else 32)
         self.use = use
+        check_hub(use.name)
         try:
             self._model = BaseEmbedder(
                 use.name, pooling_method=use.pooling, normalize_embeddings=True, use_fp16=on_gpu,
@@ -42,9 +44,3 @@ class Embedder:
             raise ExperimentError(f"{self.use.name} gives vectors that are not finite: its weights are broken, train it again")
         return vectors
 
-
-def cannot_load(name, error):
-    """The ExperimentError for a model that did not load."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return ExperimentError(f"cannot load the model {name} ({reason}); check its name and the network, set HF_ENDPOINT to a "
-                           "mirror of the hub, or name a local folder or `bundled`")

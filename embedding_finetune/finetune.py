@@ -12,9 +12,9 @@ import time
 import torch
 import transformers
 
-from embedding_finetune.embedder import cannot_load
 from embedding_finetune.experiment import Experiment
 from embedding_finetune.files import ExperimentError, run_command_line, sha256, write_json
+from embedding_finetune.hub import cannot_load, check_hub
 from embedding_finetune.training_files import read_training_file, training_path
 
 TRAINING_SETTINGS = ("BASE_MODEL", "BASE_POOLING", "QUERY_INSTRUCTION", "TRAIN_GROUP_SIZE", "BATCH_SIZE", "LEARNING_RATE", "EPOCHS",
@@ -32,6 +32,7 @@ def prepare(experiment, label):
     if finished.exists() and os.environ.get("OVERWRITE") != "1":
         raise ExperimentError(f"{finished} holds a finished model; OVERWRITE=1 moves it aside and trains anew")
     base = experiment.model("raw").name
+    check_hub(base)
     try:
         config = transformers.AutoConfig.from_pretrained(base)
     except (OSError, ValueError) as error:

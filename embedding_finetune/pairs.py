@@ -14,9 +14,11 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from huggingface_hub.utils import httpx
 from tqdm.auto import tqdm
 
 from embedding_finetune.files import ExperimentError, read_jsonl
+from embedding_finetune.hub import cannot_load, check_hub
 
 HUB_DATASET, HUB_SPLIT = "namespace-Pt/msmarco", "dev"
 
@@ -119,21 +121,17 @@ def _read_local(path):
 
 def _read_hub():
     """Rows of the MS MARCO pairs on the model hub."""
-    import datasets
+    import datasets  # takes seconds to import, and only this needs it
+    check_hub(HUB_DATASET, "dataset")
     try:
         rows = datasets.load_dataset(HUB_DATASET, split=HUB_SPLIT)
-    except (OSError, ValueError, ConnectionError) as error:
-        raise ExperimentError(f"cannot load {HUB_DATASET} from the hub ({_first_line(error)}); check the network, set HF_ENDPOINT to a "
-                              "mirror, or choose DATASET=docstrings or DATASET=your_pairs.jsonl") from None
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        raise cannot_load(HUB_DATASET, error) from None
     missing = {"query", "positive"} - set(rows.column_names)
     if missing:
         raise ExperimentError(f"{HUB_DATASET} has no column {missing.pop()!r}; it has {', '.join(rows.column_names)}")
     for row in rows:
         yield row["query"], row["positive"], None
-
-
-def _first_line(error):
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _read_docstrings():

@@ -85,7 +85,8 @@ def plot_cosines(test_set, query_vectors, passage_vectors, seed, number=2000):
     """Histograms of two kinds of cosine: a query and its positive, and two random passages."""
     position = {passage: index for index, passage in enumerate(test_set.corpus)}
     positives = [position[next(iter(judged))] for judged in (test_set.qrels[query] for query in test_set.queries)]
-    first, second = np.random.default_rng(seed).choice(len(passage_vectors), size=(2, number))
+    first = np.random.default_rng(seed).permutation(len(passage_vectors))[:number]
+    second = np.roll(first, 1)
     kinds = {"query and positive": (query_vectors * passage_vectors[positives]).sum(axis=1),
              "two random passages": (passage_vectors[first] * passage_vectors[second]).sum(axis=1)}
     figure, axis = plt.subplots(figsize=(7, 2.6), layout="constrained")

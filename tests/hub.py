@@ -40,51 +40,47 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.requests.append(f"{self.command} {self.path}")
         url = unquote(urlsplit(self.path).path)
         match = FILE.fullmatch(url) or TREE.fullmatch(url) or INFO.fullmatch(url)
-        if self.server.status != 200 or match is None:
-            return self.answer(self.server.status if self.server.status != 200 else 404)
-        kind = "datasets" if (match["kind"] or "models").startswith("datasets") else "models"
+        if self.server.status != 200:
+            return self.answer(self.server.status)
+        if match is None:
+            return self.answer(404)
+        kind = "datasets" if (match["kind"] or "").startswith("datasets") else "models"
         folder = self.server.repositories.get(kind, {}).get(match["name"])
         if folder is None:
-            return self.answer(404, error="RepoNotFound")
+            return self.answer(404, {"X-Error-Code": "RepoNotFound"})
         commit = commit_id(folder)
         if (match["revision"] or "main") not in ("main", commit):
-            return self.answer(404, error="RevisionNotFound")
+            return self.answer(404, {"X-Error-Code": "RevisionNotFound"})
         if match.re is INFO:
             siblings = [{"rfilename": str(path.relative_to(folder))} for path in _files(folder)]
             return self.answer_json({"id": match["name"], "sha": commit, "siblings": siblings})
         path = Path(folder, match["path"])
         if match.re is TREE and path.is_dir():
-            return self.answer_json([self.entry(child, folder) for child in sorted(path.iterdir())])
+            return self.answer_json([{"type": "directory" if child.is_dir() else "file", "oid": commit,
+                                      "path": str(child.relative_to(folder)), "size": child.stat().st_size}
+                                     for child in sorted(path.iterdir())])
         if match.re is FILE and path.is_file():
             return self.answer_file(path.read_bytes(), commit)
-        self.answer(404, error="EntryNotFound")
+        self.answer(404, {"X-Error-Code": "EntryNotFound"})
 
     do_HEAD = do_GET
 
-    def entry(self, path, folder):
-        size = path.stat().st_size if path.is_file() else 0
-        return {"type": "file" if path.is_file() else "directory", "path": str(path.relative_to(folder)), "size": size,
-                "oid": hashlib.sha1(str(path).encode()).hexdigest()}
-
     def answer_json(self, value):
-        self.answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+        self.answer(200, {"Content-Type": "application/json"}, json.dumps(value).encode())
 
     def answer_file(self, content, commit):
-        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": commit}
         part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if part is None:
-            return self.answer(200, content, headers)
+            return self.answer(200, headers, content)
         first, last = int(part[1]), min(int(part[2] or len(content)), len(content) - 1)
         headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-        self.answer(206, content[first:last + 1], headers)
+        self.answer(206, headers, content[first:last + 1])
 
-    def answer(self, status, content=b"", headers=(), error=None):
+    def answer(self, status, headers={}, content=b""):
         self.send_response(status)
-        for name, value in dict(headers).items():
+        for name, value in (headers | {"Content-Length": str(len(content))}).items():
             self.send_header(name, value)
-        if error:
-            self.send_header("X-Error-Code", error)
-        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
@@ -128,7 +124,7 @@ def hub_environment(endpoint, hf_home, **others):
 
 
 def fill_hub_cache(hf_home, models):
-    """Lay `{NAME: folder}` out below `hf_home` as downloads of these models would; HF_HUB_OFFLINE=1 finds them there."""
+    """Lay `{NAME: folder}` out below `hf_home` as downloads of them would; HF_HUB_OFFLINE=1 finds them there."""
     for name, folder in models.items():
         commit = commit_id(folder)
         repository = Path(hf_home, "hub", "models--" + name.replace("/", "--"))

@@ -70,10 +70,11 @@ def tiny_texts(pairs):
 
 
 def _count_words(texts, size=1000):
-    """The `size` most frequent words that occur more than once, with their counts, and all characters, sorted."""
+    """The `size` most frequent words that occur more than once, with their counts; all characters, sorted."""
     counts = collections.Counter(word for text in texts for word in re.findall(r"\w+", text))
-    words = sorted(((word, count) for word, count in counts.items() if count > 1), key=lambda entry: (-entry[1], entry[0]))
-    return dict(words[:size]), sorted(set(string.printable).union(*texts) - set(string.whitespace))
+    frequent = sorted((word for word in counts if counts[word] > 1), key=lambda word: (-counts[word], word))[:size]
+    characters = set(string.printable).union(*texts) - set(string.whitespace)
+    return {word: counts[word] for word in frequent}, sorted(characters)
 
 
 SIZES = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
@@ -85,7 +86,7 @@ def tiny_bert(folder, texts, seed=1):
     Laid out like `bert-base-uncased`: lower case, [PAD] is token 0, the weights are in `model.safetensors`. Words
     that occur twice in `texts` are one token, the others are spelt.
     """
-    words, characters = _count_words(text.lower() for text in texts)
+    words, characters = _count_words([text.lower() for text in texts])
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *("##" + c for c in characters), *words]
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = BertTokenizer(vocab=vocabulary, do_lower_case=True, model_max_length=512)
@@ -102,11 +103,10 @@ def tiny_xlmr(folder, texts, seed=2):
     Tokens 0 to 3 are <s>, <pad>, </s>, <unk>; positions count from 2, hence 514 of them for texts of 512 tokens.
     Like that model on the hub the folder has its weights as `pytorch_model.bin` and not as safetensors.
     """
-    texts = list(texts)
     words, characters = _count_words(texts)
     total = sum(words.values())
     scores = {"<s>": 0.0, "<pad>": 0.0, "</s>": 0.0, "<unk>": 0.0}
-    scores |= {"▁" + word: math.log(count / total) for word, count in words.items()}  # log probabilities, as unigrams have
+    scores |= {"▁" + word: math.log(count / total) for word, count in words.items()}
     scores |= {piece: -20.0 for piece in ["▁", *characters]}
     scores["<mask>"] = 0.0
     tokenizer = XLMRobertaTokenizer(vocab=list(scores.items()), model_max_length=512)
@@ -120,7 +120,7 @@ def tiny_xlmr(folder, texts, seed=2):
 
 
 def tiny_msmarco(folder, pairs):
-    """Save `pairs` laid out like the hub data set `namespace-Pt/msmarco`: split `dev`, columns `query` and `positive`."""
+    """Save `pairs` laid out like the data set `namespace-Pt/msmarco`: split `dev`, columns `query` and `positive`."""
     table = {"query": [pair["query"] for pair in pairs], "positive": [pair["pos"] for pair in pairs]}
     return _hub_data_set(folder, "dev", table)
 

@@ -1,0 +1,40 @@
+"""The model hub: asked first, by one quick request instead of minutes of retries, and named when it fails."""
+
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, is_offline_mode
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import httpx
+
+from embedding_finetune.files import ExperimentError
+
+
+def check_hub(name, kind="model", timeout=10):
+    """Ask the hub once whether it has the repository `name`; `kind` is "model" or "dataset", `timeout` in seconds.
+
+    A hub that does not answer keeps `from_pretrained` and `load_dataset` retrying for minutes, even for models that
+    are in the cache; no setting shortens that. Local folders and the offline mode need no hub: nothing is asked.
+    Raises ExperimentError when the hub does not have `name` or does not answer.
+    """
+    if Path(name).is_dir() or is_offline_mode():
+        return
+    hub = constants.ENDPOINT
+    try:
+        HfApi(endpoint=hub).repo_info(name, repo_type=kind, timeout=timeout)
+    except HFValidationError:
+        raise ExperimentError(f"{name} is neither a folder nor a name that the hub could have; "
+                              "give an existing folder or NAMESPACE/NAME") from None
+    except RepositoryNotFoundError:
+        raise ExperimentError(f"the hub at {hub} has no {kind} {name} that you may read; check the spelling, "
+                              "set HF_TOKEN for a private one, or name a local folder") from None
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExperimentError(f"the hub at {hub} does not answer for the {kind} {name} ({reason}); set HF_ENDPOINT to "
+                              "a mirror, or HF_HUB_OFFLINE=1 to use what an earlier run has downloaded") from None
+
+
+def cannot_load(name, error):
+    """The ExperimentError for a model or data set that did not load."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ExperimentError(f"cannot load {name} ({reason}); check its name, set HF_ENDPOINT to a mirror if the hub is out of reach, "
+                           "or name a local folder")

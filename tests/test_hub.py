@@ -1,0 +1,224 @@
+"""Names on the hub load through HF_ENDPOINT and from a filled cache, and a hub that fails is named in one line."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+import torch
+from hub import commit_id, fill_hub_cache, hub, hub_environment
+from huggingface_hub import snapshot_download
+from tiny import tiny_bert, tiny_msmarco, tiny_msmarco_corpus, tiny_pairs, tiny_texts, tiny_xlmr
+from transformers import AutoModel, AutoTokenizer
+
+from embedding_finetune.files import ExperimentError
+from embedding_finetune.hub import check_hub
+
+BASE, REFERENCE = "bert-base-uncased", "BAAI/bge-m3"
+TEXT = "when does the otter of Jukalom hunt"
+
+# What a user's program does, word for word; each outcome is a value or the name of an exception, and the time it took.
+PROGRAM = f"""
+import json, time
+from datasets import load_dataset
+from FlagEmbedding.inference.embedder.encoder_only.base import BaseEmbedder
+from transformers import AutoModel, AutoTokenizer
+
+def base():
+    tokens = AutoTokenizer.from_pretrained("{BASE}")("{TEXT}", return_tensors="pt")
+    return AutoModel.from_pretrained("{BASE}")(**tokens).last_hidden_state[0, 0].tolist()
+
+calls = {{
+    "base": base,
+    "reference": lambda: BaseEmbedder("{REFERENCE}", devices="cpu", use_fp16=False).encode(["{TEXT}"])[0].tolist(),
+    "pairs": lambda: load_dataset("namespace-Pt/msmarco", split="dev").to_dict(),
+    "corpus": lambda: load_dataset("namespace-Pt/msmarco-corpus", split="train").to_dict(),
+    "no such model": lambda: AutoModel.from_pretrained("nobody/nothing"),
+    "no such data set": lambda: load_dataset("nobody/nothing", split="dev"),
+    "no such split": lambda: load_dataset("namespace-Pt/msmarco", split="train"),
+}}
+for name, call in calls.items():
+    start = time.time()
+    try:
+        outcome = {{"value": call()}}
+    except Exception as error:
+        outcome = {{"error": type(error).__name__}}
+    print("OUTCOME", json.dumps([name, outcome | {{"seconds": time.time() - start}}]))
+"""
+
+
+def run_program(environment):
+    result = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True,
+                            timeout=300)
+    assert result.returncode == 0, result.stderr
+    return dict(json.loads(line.split(" ", 1)[1]) for line in result.stdout.splitlines() if line.startswith("OUTCOME "))
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return tiny_pairs(30)
+
+
+@pytest.fixture(scope="module")
+def repositories(pairs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub")
+    texts = tiny_texts(pairs)
+    return {
+        "models": {BASE: tiny_bert(folder / "base", texts), REFERENCE: tiny_xlmr(folder / "reference", texts)},
+        "datasets": {"namespace-Pt/msmarco": tiny_msmarco(folder / "pairs", pairs),
+                     "namespace-Pt/msmarco-corpus": tiny_msmarco_corpus(folder / "corpus", pairs)},
+    }
+
+
+@pytest.fixture(scope="module")
+def vectors(repositories):
+    """The CLS vectors of TEXT by the models' own folders, the reference's normalised, as BaseEmbedder does."""
+    found = {}
+    for label, name in (("base", BASE), ("reference", REFERENCE)):
+        folder = repositories["models"][name]
+        with torch.inference_mode():
+            tokens = AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt")
+            found[label] = AutoModel.from_pretrained(folder)(**tokens).last_hidden_state[0, 0]
+    found["reference"] = torch.nn.functional.normalize(found["reference"], dim=0)
+    return {label: vector.tolist() for label, vector in found.items()}
+
+
+@pytest.fixture
+def refused():
+    """An address that refuses connections: taken, but nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def test_names_load_through_the_endpoint(repositories, pairs, vectors, tmp_path):
+    with hub(repositories) as endpoint:
+        outcomes = run_program(hub_environment(endpoint, tmp_path))
+    assert outcomes["base"]["value"] == pytest.approx(vectors["base"], abs=1e-5)
+    assert outcomes["reference"]["value"] == pytest.approx(vectors["reference"], abs=1e-5)
+    assert outcomes["pairs"]["value"] == {"query": [p["query"] for p in pairs], "positive": [p["pos"] for p in pairs]}
+    assert set(outcomes["corpus"]["value"]["content"]) == {text for pair in pairs for text in pair["pos"]}
+    assert outcomes["no such model"]["error"] == "OSError"
+    assert outcomes["no such data set"]["error"] == "DatasetNotFoundError"
+    assert outcomes["no such split"]["error"] == "ValueError"
+    asked = {request.split("/resolve/")[0] for request in endpoint.requests if "/resolve/" in request}
+    assert {f"GET /{BASE}", f"GET /{REFERENCE}", "GET /datasets/namespace-Pt/msmarco"} <= asked
+
+
+def test_a_filled_cache_works_offline(repositories, vectors, refused, tmp_path):
+    fill_hub_cache(tmp_path, repositories["models"])
+    outcomes = run_program(hub_environment(refused, tmp_path, HF_HUB_OFFLINE="1"))
+    assert outcomes["base"]["value"] == pytest.approx(vectors["base"], abs=1e-5)
+    assert outcomes["reference"]["value"] == pytest.approx(vectors["reference"], abs=1e-5)
+    assert outcomes["no such model"]["error"] == "OSError"
+    assert outcomes["pairs"]["error"] == outcomes["no such data set"]["error"] == "ConnectionError"
+    assert max(outcomes[name]["seconds"] for name in ("no such model", "pairs", "no such data set")) < 5
+
+
+def test_the_filled_cache_is_what_a_download_leaves(repositories, tmp_path):
+    fill_hub_cache(tmp_path / "filled", repositories["models"])
+    with hub(repositories) as endpoint:
+        for name in (BASE, REFERENCE):
+            snapshot_download(name, endpoint=endpoint, cache_dir=tmp_path / "downloaded" / "hub")
+
+    def contents(hf_home):
+        return {path.relative_to(hf_home): path.read_bytes() for pattern in ("hub/*/refs/*", "hub/*/snapshots/**/*")
+                for path in hf_home.glob(pattern) if path.is_file()}
+
+    assert len(contents(tmp_path / "filled")) == 10  # for each model: refs/main, configuration, weights, tokenizer (2)
+    assert contents(tmp_path / "filled") == contents(tmp_path / "downloaded")
+
+
+def test_the_hub_serves_parts_of_files_and_knows_its_revisions(repositories):
+    folder = repositories["models"][BASE]
+    content = (folder / "config.json").read_bytes()
+    with hub(repositories) as endpoint:
+        address = f"{endpoint}/{BASE}/resolve/{commit_id(folder)}/config.json"
+        with urllib.request.urlopen(urllib.request.Request(address, headers={"Range": "bytes=3-9"})) as answer:
+            assert (answer.status, answer.read()) == (206, content[3:10])
+            assert answer.headers["Content-Range"] == f"bytes 3-9/{len(content)}"
+        for wrong, code in (("0" * 40 + "/config.json", "RevisionNotFound"), ("main/config.yaml", "EntryNotFound")):
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                urllib.request.urlopen(f"{endpoint}/{BASE}/resolve/{wrong}")
+            assert (caught.value.code, caught.value.headers["X-Error-Code"]) == (404, code)
+
+
+def check(monkeypatch, endpoint, *arguments, **options):
+    """`check_hub` against `endpoint`: the one line it complains with, and the seconds it took."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", str(endpoint))
+    start = time.time()
+    with pytest.raises(ExperimentError) as caught:
+        check_hub(*arguments, **options)
+    assert "\n" not in str(caught.value) and str(endpoint) in str(caught.value)
+    return str(caught.value), time.time() - start
+
+
+def test_what_the_hub_has_passes_the_check(repositories, monkeypatch):
+    with hub(repositories) as endpoint:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+        check_hub(BASE)
+        check_hub("namespace-Pt/msmarco", "dataset")
+        for name, kind in (("nobody/nothing", "model"), (BASE, "dataset"), ("namespace-Pt/msmarco", "model")):
+            message, _ = check(monkeypatch, endpoint, name, kind)
+            assert f"has no {kind} {name}" in message
+
+
+def test_a_name_that_cannot_be_is_said_to_be_neither_folder_nor_name():
+    with pytest.raises(ExperimentError, match="output/neg10/missing is neither a folder nor a name"):
+        check_hub("output/neg10/missing")
+
+
+def test_a_hub_that_does_not_answer_is_named_at_once(repositories, refused, monkeypatch):
+    message, seconds = check(monkeypatch, refused, BASE)
+    assert "does not answer" in message and "Connection refused" in message and seconds < 5
+    with hub(repositories, status=503) as endpoint:
+        message, seconds = check(monkeypatch, endpoint, "namespace-Pt/msmarco", "dataset")
+        assert "does not answer" in message and "503" in message and seconds < 5
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, then says nothing
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        message, seconds = check(monkeypatch, endpoint, BASE, timeout=1)
+        assert "does not answer" in message and seconds < 5
+
+
+def test_no_hub_is_asked_for_a_folder_or_offline(repositories, refused, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", refused)
+    check_hub(str(repositories["models"][BASE]))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    check_hub(BASE)
+
+
+LOADING = """
+import json
+from embedding_finetune.embedder import Embedder
+from embedding_finetune.experiment import Experiment
+from embedding_finetune.files import run_command_line
+from embedding_finetune.pairs import load_pairs
+
+def main():
+    experiment = Experiment.load("msmarco")
+    pairs, counts = load_pairs(experiment)
+    print("queries", len(pairs), counts["rows read"])
+    for label in ("raw", "reference"):
+        print(label, experiment.model(label).name, Embedder(experiment.model(label)).encode_queries([pairs[0]["query"]]).shape)
+
+run_command_line(main)
+"""
+
+
+def test_the_tutorials_experiment_loads_from_the_hub(repositories, pairs, tmp_path):
+    """The package's own loading, under the very settings of profiles/msmarco.env."""
+    with hub(repositories) as endpoint:
+        done = subprocess.run([sys.executable, "-c", LOADING], env=hub_environment(endpoint, tmp_path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    distinct = len({pair["query"] for pair in pairs})
+    assert done.stdout.splitlines() == [f"queries {distinct} 30", "raw bert-base-uncased (1, 64)", "reference BAAI/bge-m3 (1, 64)"]
+
+
+def test_without_a_hub_the_experiment_stops_with_one_line(refused, tmp_path):
+    done = subprocess.run([sys.executable, "-c", LOADING], env=hub_environment(refused, tmp_path), capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "does not answer for the dataset namespace-Pt/msmarco" in done.stderr and "HF_ENDPOINT" in done.stderr
