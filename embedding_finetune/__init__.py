@@ -13,6 +13,8 @@ One module is one stage of the data's way, and each imports only modules above i
     embedder        a model turned into vectors
     index           faiss and BM25 behind one ranking
     metrics         recall, MRR, nDCG from a run and judgements
+    significance    which differences between models are real
     report          tables, plots, comparison
+    explore         a page to look at every query under every model
     run             all of it, in order
 """

@@ -27,7 +27,7 @@ DOCSTRING_PACKAGES = ("numpy", "scipy", "scikit-learn", "pandas", "networkx", "s
                       "transformers", "datasets")
 IMPORT_NAMES = {"scikit-learn": "sklearn"}
 DOCSTRING_QUERY_WORDS = range(4, 41)      # shorter ones name nothing, longer ones are no question
-DOCSTRING_PASSAGE_WORDS = range(10, 151)  # a longer one is cut: a passage, not a page
+DOCSTRING_PASSAGE_WORDS = range(10, 65)   # a longer one is cut: a passage, not a page
 
 
 def load_pairs(experiment):

@@ -9,6 +9,7 @@ import pandas as pd
 
 from embedding_finetune import metrics, trec
 from embedding_finetune.files import ExperimentError, atomic_write, write_json
+from embedding_finetune.significance import ALPHA, add_significance, comparison_table, pairs_table
 
 ORDER = ("bm25", "raw", "neg10", "neg50", "reference")
 FINE_TUNED = ("neg10", "neg50")
@@ -43,18 +44,32 @@ def load_results(experiment, test_set):
     return sorted(results, key=lambda result: (place.get(result["label"], len(ORDER) - 1.5), result["label"]))
 
 
-def compare(experiment, results):
-    """Write results/comparison.json, .md and .png; returns the comparison as a table."""
+def compare(experiment, test_set):
+    """Compare everything measured so far: write results/comparison.json, .md and .png, and return the comparison's rows.
+
+    A row is a result with `ci95` and `against` (see significance.add_significance), computed from the run files.
+    """
+    results = load_results(experiment, test_set)
+    frames = {result["label"]: metrics.per_query(test_set.qrels, _read_run(experiment, test_set, result["label"])) for result in results}
+    rows = add_significance(results, frames, seed=experiment.seed)
     folder = experiment.output_dir / "results"
-    table = as_table(results)
-    write_json(folder / "comparison.json", results)
+    write_json(folder / "comparison.json", rows)
     with atomic_write(folder / "comparison.md") as file:
-        file.write(f"{table.to_markdown(floatfmt='.3f')}\n\n{conclusion(results)}\n")
-    figure = plot(results)
+        file.write(f"{comparison_table(rows).to_markdown()}\n\n{pairs_table(rows).to_markdown(index=False)}\n\n{conclusion(rows)}\n")
+    figure = plot(rows)
     with atomic_write(folder / "comparison.png", "wb") as file:
         figure.savefig(file, dpi=120)
     plt.close(figure)
-    return table
+    return rows
+
+
+def _read_run(experiment, test_set, label):
+    path = experiment.output_dir / "runs" / f"{label}.trec"
+    run = trec.read_run(path)
+    if set(run) != set(test_set.queries):
+        raise ExperimentError(f"{path} ranks other queries than {experiment.data_dir} has: evaluate {label} again, or delete "
+                              f"its result in {experiment.output_dir / 'results'}")
+    return run
 
 
 def as_table(results):
@@ -62,22 +77,28 @@ def as_table(results):
     return pd.DataFrame({result["label"]: result["metrics"] for result in results}).T.rename_axis("model")
 
 
-def plot(results):
-    """Recall@1, MRR@10 and recall@10 of every model, as dots on one scale; the best of each is filled."""
-    table = as_table(results)[["recall@1", "mrr@10", "recall@10"]]
-    figure, axes = plt.subplots(1, 3, figsize=(10, 0.45 * len(table) + 1.2), sharey=True, layout="constrained")
-    rows = np.arange(len(table))[::-1]
-    for axis, name in zip(axes, table):
-        values = table[name].to_numpy()
-        colours = ["#d1662b" if label in FINE_TUNED else "#5b6b7a" for label in table.index]
-        axis.hlines(rows, 0, values, color="#d5dade", linewidth=2, zorder=1)
-        axis.scatter(values, rows, color=colours, s=45, zorder=2)
-        for row, value in zip(rows, values):
-            axis.annotate(f"{value:.3f}", (value, row), xytext=(7, 0), textcoords="offset points", va="center", fontsize=9,
-                          fontweight="bold" if value == values.max() else "normal")
-        axis.set(title=name, xlim=(0, 1.15), xticks=[0, 0.5, 1], yticks=rows, yticklabels=table.index, ylim=(-0.6, len(table) - 0.4))
+def plot(rows):
+    """Recall@1, MRR@10 and recall@10 of every model with their 95 % intervals; fine-tuned models in orange, the best in bold."""
+    names = ("recall@1", "mrr@10", "recall@10")
+    figure, axes = plt.subplots(1, len(names), figsize=(10, 0.45 * len(rows) + 1.2), sharey=True, layout="constrained")
+    heights = np.arange(len(rows))[::-1]
+    for axis, name in zip(axes, names):
+        values = np.array([row["metrics"][name] for row in rows])
+        for row, value, height in zip(rows, values, heights):
+            colour = "#d1662b" if row["label"] in FINE_TUNED else "#5b6b7a"
+            axis.plot(row["ci95"][name], [height, height], color=colour, linewidth=3, alpha=0.35, solid_capstyle="butt")
+            axis.scatter(value, height, color=colour, s=40, zorder=2)
+            axis.annotate(f"{value:.3f}", (row["ci95"][name][1], height), xytext=(6, 0), textcoords="offset points", va="center",
+                          fontsize=9, fontweight="bold" if value == values.max() else "normal")
+        low, high = (end([row["ci95"][name][side] for row in rows]) for side, end in ((0, min), (1, max)))
+        margin = 0.05 * (high - low) + 0.005
+        axis.set(title=name, xlim=(low - margin, high + 5 * margin), yticks=heights, yticklabels=[row["label"] for row in rows])
+        axis.set_ylim(-0.6, len(rows) - 0.4)
         axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.grid(axis="x", color="#e6e9ec")
+        axis.set_axisbelow(True)
         axis.tick_params(left=False)
+    figure.supxlabel("dot: mean over the test queries; bar: 95 % bootstrap interval", fontsize=8)
     return figure
 
 
@@ -98,30 +119,31 @@ def plot_cosines(test_set, query_vectors, passage_vectors, seed, number=2000):
     plt.show()
 
 
-def conclusion(results):
-    """Two sentences: what fine-tuning bought, and how that stands against BM25 and the reference.
-
-    Computed from recall@1. A difference below two standard errors of a share among so many queries is called noise.
-    """
-    recall = {result["label"]: result["metrics"]["recall@1"] for result in results}
-    tuned = {label: recall[label] for label in FINE_TUNED if label in recall}
-    if "raw" not in recall or not tuned:
+def conclusion(rows):
+    """Two sentences, computed from recall@1: what fine-tuning bought, and how that stands against BM25 and the reference."""
+    by_label = {row["label"]: row for row in rows}
+    tuned = [by_label[label] for label in FINE_TUNED if label in by_label]
+    if "raw" not in by_label or not tuned:
         return "The raw model and a fine-tuned one have to be evaluated before there is anything to conclude."
-    best = max(tuned, key=tuned.get)
-    noise = 2 * np.sqrt(2 * tuned[best] * (1 - tuned[best]) / results[0]["queries"])
+    best = max(tuned, key=_recall)
 
     def against(label):
-        difference = tuned[best] - recall[label]
-        if abs(difference) < noise:
-            return f"level with {label} ({recall[label]:.3f}, a difference within the noise of {noise:.3f})"
-        return f"{abs(difference):.3f} {'above' if difference > 0 else 'below'} {label} ({recall[label]:.3f})"
+        pair = best["against"][label]["recall@1"]
+        low, high = pair["ci95"]
+        seen = f"({_recall(by_label[label]):.3f}; difference {pair['difference']:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}])"
+        if pair["p_value"] >= ALPHA:
+            return f"not distinguishable from {label} {seen}"
+        return f"{'better' if pair['difference'] > 0 else 'worse'} than {label} {seen}"
 
-    change = tuned[best] - recall["raw"]
-    first = (f"Fine-tuning {'raised' if change > 0 else 'lowered'} recall@1 from {recall['raw']:.3f} (raw) to "
-             + " and ".join(f"{value:.3f} ({label})" for label, value in tuned.items()) + ".")
-    rivals = [label for label in ("bm25", "reference") if label in recall]
-    second = f"The better one, {best}, is " + " and ".join(map(against, rivals)) + "." if rivals else "No rival is measured yet."
+    rivals = [label for label in ("bm25", "reference") if label in by_label]
+    first = (f"Fine-tuning took recall@1 from {_recall(by_label['raw']):.3f} (raw) to "
+             + " and ".join(f"{_recall(row):.3f} ({row['label']})" for row in tuned) + f": {best['label']} is {against('raw')}.")
+    second = f"It is {' and '.join(map(against, rivals))}." if rivals else "No rival is measured yet."
     return f"{first} {second}"
+
+
+def _recall(row):
+    return row["metrics"]["recall@1"]
 
 
 def examples(test_set, run, *, right, number=3):

@@ -12,20 +12,24 @@ RIGHT = {"q1": {"a": 0.9, "b": 0.1}, "q2": {"b": 0.9, "a": 0.1}}
 HALF = {"q1": {"a": 0.9, "b": 0.1}, "q2": {"a": 0.9, "b": 0.1}}
 
 
-def result(label, recall, queries=1000):
-    return {"label": label, "queries": queries, "metrics": {"recall@1": recall, "mrr@10": recall, "recall@10": recall}}
+def row(label, recall, **against):
+    """A row of a comparison with what the conclusion reads; `against` gives (difference, p) by label."""
+    pairs = {other: {"recall@1": {"difference": difference, "ci95": [difference - 0.02, difference + 0.02], "p_value": p}}
+             for other, (difference, p) in against.items()}
+    return {"label": label, "metrics": {"recall@1": recall}, "against": pairs}
 
 
 def test_results_are_written_and_compared(experiment):
     for label, run in (("neg10", RIGHT), ("raw", HALF), ("bm25", HALF)):
         report.save_result(experiment, TEST_SET, label, run, model=f"model of {label}", used={"pooling": "cls"})
-    results = report.load_results(experiment, TEST_SET)
-    table = report.compare(experiment, results)
-    assert list(table.index) == ["bm25", "raw", "neg10"] and table["recall@1"].to_list() == [0.5, 0.5, 1] and table["mrr@10"].to_list() == [0.75, 0.75, 1]
+    rows = report.compare(experiment, TEST_SET)
+    assert [(each["label"], each["metrics"]["recall@1"], each["metrics"]["mrr@10"]) for each in rows] == [
+        ("bm25", 0.5, 0.75), ("raw", 0.5, 0.75), ("neg10", 1, 1)]
+    assert rows[2]["ci95"]["recall@1"] == [1, 1] and rows[0]["ci95"]["recall@1"] == [0, 1]
+    assert rows[2]["against"]["raw"]["recall@1"]["difference"] == 0.5 and rows[1]["against"]["bm25"]["recall@1"]["p_value"] == 1
     folder = experiment.output_dir / "results"
-    written = json.loads((folder / "comparison.json").read_text())
-    assert [row["label"] for row in written] == ["bm25", "raw", "neg10"] and written[0]["settings"]["SEED"] == 42
-    assert "| neg10   |      1.000 |" in (folder / "comparison.md").read_text()
+    assert json.loads((folder / "comparison.json").read_text()) == rows and rows[0]["settings"]["SEED"] == 42
+    assert "1.000 [1.000, 1.000]" in (folder / "comparison.md").read_text()
     assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -33,15 +37,20 @@ def test_results_of_another_test_set_are_refused(experiment):
     report.save_result(experiment, TEST_SET, "raw", HALF, model="m", used={})
     smaller = dataclasses.replace(TEST_SET, queries={"q1": "first"})
     with pytest.raises(ExperimentError, match="raw.json was measured on another test set"):
-        report.load_results(experiment, smaller)
+        report.compare(experiment, smaller)
+    other = dataclasses.replace(TEST_SET, queries={"q1": "first", "q3": "third"}, qrels={"q1": {"a": 1}, "q3": {"b": 1}})
+    with pytest.raises(ExperimentError, match="raw.trec ranks other queries"):
+        report.compare(experiment, other)
 
 
 def test_the_conclusion_follows_the_numbers():
-    text = report.conclusion([result("bm25", 0.8), result("raw", 0.3), result("neg10", 0.7), result("neg50", 0.71), result("reference", 0.7)])
-    assert text == ("Fine-tuning raised recall@1 from 0.300 (raw) to 0.700 (neg10) and 0.710 (neg50). The better one, neg50, is 0.090 below bm25 "
-                    "(0.800) and level with reference (0.700, a difference within the noise of 0.041).")
-    assert "lowered recall@1 from 0.500 (raw) to 0.400 (neg10)" in report.conclusion([result("raw", 0.5), result("neg10", 0.4)])
-    assert "have to be evaluated" in report.conclusion([result("bm25", 0.8), result("raw", 0.3)])
+    best = row("neg50", 0.71, raw=(0.41, 0.001), bm25=(-0.09, 0.001), reference=(0.01, 0.6))
+    text = report.conclusion([row("bm25", 0.8), row("raw", 0.3), row("neg10", 0.7), best, row("reference", 0.7)])
+    assert text == ("Fine-tuning took recall@1 from 0.300 (raw) to 0.700 (neg10) and 0.710 (neg50): neg50 is better than raw (0.300; difference "
+                    "+0.410, 95 % interval [+0.390, +0.430]). It is worse than bm25 (0.800; difference -0.090, 95 % interval [-0.110, -0.070]) and "
+                    "not distinguishable from reference (0.700; difference +0.010, 95 % interval [-0.010, +0.030]).")
+    assert "neg10 is worse than raw" in report.conclusion([row("raw", 0.5), row("neg10", 0.4, raw=(-0.1, 0.01))])
+    assert "have to be evaluated" in report.conclusion([row("bm25", 0.8), row("raw", 0.3)])
 
 
 def test_examples_show_right_and_wrong_hits():

@@ -1,0 +1,210 @@
+"""A page to look at: where one model beats another, and the queries behind it.
+
+`write_report` turns the runs, the judgements and the comparison into OUTPUT_DIR/report.html, one file that needs no
+network; `exemplary_cases` gives a notebook a few of the queries that one model answers and another does not.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from embedding_finetune import trec
+from embedding_finetune.files import ExperimentError, atomic_write, read_jsonl
+
+DEPTH = 100  # ranks that are looked at; runs are at least this deep (or as deep as the corpus)
+SHOWN = 5  # passages of each model on the page
+PASSAGE_CHARACTERS = 1000  # longer passages are cut on the page, and say so
+CURVE_POINTS = 300  # a longer training curve is averaged down to about as many points
+NEAR_DUPLICATE = 0.8  # containment of word 5-grams from which a passage counts as a near-duplicate
+ROW_FIELDS = ("label", "model", "dataset", "metrics", "ci95", "against", "note")  # of comparison.json, for the page
+TEMPLATE = Path(__file__).with_name("explore.html")
+
+
+@dataclass
+class Evidence:
+    """Runs and judgements as arrays; queries and passages are numbered in the order of the test set."""
+
+    rows: list  # of comparison.json, one a model
+    query_ids: list
+    queries: list
+    passages: list
+    judged: np.ndarray  # (judgements, 2): number of a query and of a passage that answers it
+    rankings: dict  # label -> (queries, DEPTH) numbers of passages, -1 past the end of a short run
+
+    @property
+    def labels(self):
+        return [row["label"] for row in self.rows]
+
+    def positives(self):
+        """For each query the numbers of its positives."""
+        found = [[] for _ in self.queries]
+        for query, passage in self.judged.tolist():
+            found[query].append(passage)
+        return found
+
+    def judged_ranks(self, label):
+        """Rank of each judged passage in a run, DEPTH + 1 when it is not among the first DEPTH."""
+        hits = self.rankings[label][self.judged[:, 0]] == self.judged[:, 1:]
+        return np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, DEPTH + 1)
+
+    def first_ranks(self):
+        """Frame (queries x labels) with the rank of the first positive, DEPTH + 1 when it is deeper or absent."""
+        ranks = pd.DataFrame({label: self.judged_ranks(label) for label in self.labels})
+        return ranks.groupby(self.judged[:, 0]).min()
+
+    def recall_curve(self, label):
+        """Recall@k for k = 1 .. DEPTH: the found share of each query's positives, averaged over queries."""
+        share = 1 / np.bincount(self.judged[:, 0])[self.judged[:, 0]]
+        found = np.bincount(self.judged_ranks(label), weights=share, minlength=DEPTH + 2)[1:DEPTH + 1]
+        return found.cumsum() / len(self.queries)
+
+
+def load(test_set, output_dir):
+    """The evidence in OUTPUT_DIR/results/comparison.json and OUTPUT_DIR/runs about a TestSet (queries, corpus, qrels).
+
+    Raises ExperimentError when a file is missing, or when a run does not belong to this test set.
+    """
+    path = Path(output_dir) / "results" / "comparison.json"
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExperimentError(f"{path} cannot be read ({error}): it is made by the evaluation notebooks") from None
+    number = {passage: index for index, passage in enumerate(test_set.corpus)}
+    judged = np.array([(index, number[passage]) for index, query in enumerate(test_set.queries)
+                       for passage, relevance in test_set.qrels[query].items() if relevance > 0])
+    rankings = {}
+    for row in rows:
+        path = Path(output_dir) / "runs" / f"{row['label']}.trec"
+        run = trec.read_run(path)
+        try:
+            tops = [[number[passage] for passage in islice(run[query], DEPTH)] for query in test_set.queries]
+        except KeyError as error:
+            raise ExperimentError(f"{path} does not belong to this test set ({error} is in only one of them); run the "
+                                  "evaluation notebook of that model again") from None
+        rankings[row["label"]] = np.array([top + [-1] * (DEPTH - len(top)) for top in tops], np.int32)
+    return Evidence(rows, list(test_set.queries), [_clean(text) for text in test_set.queries.values()],
+                    [_clean(text) for text in test_set.corpus.values()], judged, rankings)
+
+
+def _clean(text):
+    """Half a surrogate pair, left by a broken encoding, has no UTF-8 form: show it as a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def word_grams(text, size=5):
+    """Set of the runs of `size` words of a text, lower-cased and without punctuation; a shorter text is one run."""
+    words = re.findall(r"\w+", text.lower())
+    return {" ".join(words[start:start + size]) for start in range(max(1, len(words) - size + 1))}
+
+
+def containment(grams, others):
+    """Share of the smaller set that lies in the other (Broder 1997): 1 when one text is an excerpt of the other."""
+    return len(grams & others) / min(len(grams), len(others))
+
+
+def near_duplicates(evidence):
+    """For each query the shown passages that are no positives but near-duplicates of one (so perhaps unlabelled)."""
+    grams = {}
+    shown = np.concatenate([ranking[:, :SHOWN] for ranking in evidence.rankings.values()], axis=1)
+
+    def of(passage):
+        if passage not in grams:
+            grams[passage] = word_grams(evidence.passages[passage])
+        return grams[passage]
+
+    return [[passage for passage in np.unique(row[row >= 0]).tolist() if passage not in positives
+             and any(containment(of(passage), of(positive)) >= NEAR_DUPLICATE for positive in positives)]
+            for row, positives in zip(shown, evidence.positives())]
+
+
+def favourites(evidence):
+    """For each query the passage that more than half of the models (of at least two) put first, or -1."""
+    first = np.stack([ranking[:, 0] for ranking in evidence.rankings.values()], axis=1)
+    votes = (first[:, :, None] == first[:, None, :]).sum(axis=2)
+    best = np.take_along_axis(first, votes.argmax(axis=1)[:, None], axis=1)[:, 0]
+    return np.where(votes.max(axis=1) * 2 > max(2, first.shape[1]), best, -1)
+
+
+def doubtful_errors(evidence, near, liked):
+    """Frame (label; errors, near_duplicate, favourite): first places that hold no positive, and how many of these look
+    like a passage that nobody labelled: a near-duplicate of a positive, or the first choice of most models.
+
+    The second sign is weak: models that share training data or words share mistakes. Both only say where to look.
+    """
+    positives, table = evidence.positives(), {}
+    for label, ranking in evidence.rankings.items():
+        errors = [(query, first) for query, first in enumerate(ranking[:, 0].tolist()) if first not in positives[query]]
+        table[label] = {"errors": len(errors), "near_duplicate": sum(first in near[query] for query, first in errors),
+                        "favourite": sum(first == liked[query] for query, first in errors)}
+    return pd.DataFrame(table).T
+
+
+def exemplary_cases(evidence, right, wrong, count=5):
+    """The queries whose positive `right` puts first and `wrong` ranks deepest, as a frame for a notebook."""
+    ranks, positives = evidence.first_ranks(), evidence.positives()
+    cases = ranks[(ranks[right] == 1) & (ranks[wrong] > 1)]
+    cases = cases.sort_values(wrong, ascending=False, kind="stable").head(count)
+    return pd.DataFrame([{
+        "query": evidence.queries[query],
+        f"first of {right} (a positive)": evidence.passages[evidence.rankings[right][query, 0]],
+        f"first of {wrong}": evidence.passages[evidence.rankings[wrong][query, 0]],
+        f"positive under {wrong}": f"rank {rank}" if rank <= DEPTH else f"not among the first {DEPTH}",
+    } for query, rank in cases[wrong].items()])
+
+
+def training_curves(output_dir, labels):
+    """Loss and dev metrics by step, of the models with a training log: label -> {"loss": [[step, value], ..], ..}."""
+    curves = {}
+    for label in labels:
+        log = Path(output_dir) / label / "training_log.jsonl"
+        if log.exists():
+            table = pd.DataFrame(read_jsonl(log, required=("step",), made_by="the fine-tuning scripts"))
+            for name in set(table) & {"loss", "recall@10", "mrr@10"}:
+                points = table[["step", name]].dropna()
+                points = points.groupby(np.arange(len(points)) // -(-len(points) // CURVE_POINTS)).mean()
+                curves.setdefault(label, {})[name] = points.round(5).to_numpy().tolist()
+    return curves
+
+
+def page_data(evidence, curves):
+    """Everything the page shows, as one JSON-able dict; passages that no list shows are left out."""
+    near, liked, positives = near_duplicates(evidence), favourites(evidence), evidence.positives()
+    ranks, tops = evidence.first_ranks(), {label: ranking[:, :SHOWN] for label, ranking in evidence.rankings.items()}
+    used = np.unique(np.concatenate([evidence.judged[:, 1], *(top[top >= 0] for top in tops.values())]))
+    number = np.full(len(evidence.passages) + 1, -1)  # the last entry serves the -1 of a short run
+    number[used] = np.arange(len(used))
+    return {
+        "rows": [{name: row[name] for name in ROW_FIELDS if name in row} for row in evidence.rows],
+        "labels": evidence.labels, "depth": DEPTH, "shown": SHOWN, "corpus": len(evidence.passages),
+        "ids": evidence.query_ids, "queries": evidence.queries,
+        "passages": [text if len(text) <= PASSAGE_CHARACTERS else text[:PASSAGE_CHARACTERS] + " … (cut)"
+                     for text in (evidence.passages[passage] for passage in used)],
+        "positives": [number[row].tolist() for row in positives], "near": [number[row].tolist() for row in near],
+        "favourites": number[liked].tolist(),
+        "ranks": {label: ranks[label].tolist() for label in ranks},
+        "top": {label: number[top].ravel().tolist() for label, top in tops.items()},
+        "recall": {label: evidence.recall_curve(label).round(5).tolist() for label in evidence.labels},
+        "doubts": doubtful_errors(evidence, near, liked).to_dict("index"), "training": curves,
+    }
+
+
+def render(data):
+    """The page, in UTF-8 bytes, for what `page_data` returned."""
+    data = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    data = data.replace("<", "\\u003c")  # no text can close the script element it is stored in
+    page = TEMPLATE.read_text(encoding="utf-8").replace("__DATA__", data)
+    return page.encode("utf-8")
+
+
+def write_report(test_set, output_dir):
+    """Write OUTPUT_DIR/report.html about a TestSet from the runs, results and training logs; returns its path."""
+    evidence, path = load(test_set, output_dir), Path(output_dir) / "report.html"
+    page = render(page_data(evidence, training_curves(output_dir, evidence.labels)))
+    with atomic_write(path, "wb") as file:
+        file.write(page)
+    return path
