@@ -9,7 +9,12 @@ One module is one stage of the data's way, and each imports only modules above i
     split           leak-free train / dev / test split
     negatives       negatives for each training query
     training_files  the files that FlagEmbedding and the evaluation read
-    finetune        what happens before and after the training itself
+    batches         what a training step draws, and how its texts are laid out
+    dropout         dropout at a tenth of its price on a CPU
+    contrastive     the loss over a batch, and GradCache
+    export          a finished model folder that three libraries read alike
+    train           the training itself
+    finetune        what happens before and after it
     embedder        a model turned into vectors
     index           faiss and BM25 behind one ranking
     metrics         recall, MRR, nDCG from a run and judgements

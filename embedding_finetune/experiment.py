@@ -58,6 +58,9 @@ class Experiment:
     temperature: float
     query_max_len: int
     passage_max_len: int
+    grad_cache_chunk: int
+    dev_steps: float
+    dev_corpus_size: int
     logging_steps: int
     encode_batch_size: int
 
@@ -100,6 +103,9 @@ class Experiment:
             (self.temperature > 0, "temperature", "must be more than 0"),
             (self.query_max_len >= 8, "query_max_len", "must be 8 tokens or more"),
             (self.passage_max_len >= 8, "passage_max_len", "must be 8 tokens or more"),
+            (self.grad_cache_chunk >= 0, "grad_cache_chunk", "must be 0 (off) or more"),
+            (self.dev_steps > 0, "dev_steps", "must be more than 0"),
+            (self.dev_corpus_size >= 0, "dev_corpus_size", "must be 0 or more"),
             (self.logging_steps >= 1, "logging_steps", "must be 1 or more"),
             (self.encode_batch_size >= 0, "encode_batch_size", "must be 0 (by device) or more"),
         ):

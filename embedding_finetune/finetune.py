@@ -1,7 +1,7 @@
 """What happens before and after the training itself, for `finetune.sh`.
 
-    python -m embedding_finetune.finetune prepare LABEL    checks everything; prints base model and precision flag, a line each
-    python -m embedding_finetune.finetune finish LABEL     makes the trained folder the finished model
+    python -m embedding_finetune.finetune prepare LABEL    checks; prints base model, precision flag and folder to train in, a line each
+    python -m embedding_finetune.finetune finish LABEL     makes that folder the finished model
 """
 
 import json
@@ -10,11 +10,11 @@ import sys
 import time
 
 import torch
-import transformers
 
 from embedding_finetune.experiment import Experiment
 from embedding_finetune.files import ExperimentError, run_command_line, sha256, write_json
-from embedding_finetune.hub import cannot_load, check_hub
+from embedding_finetune.hub import check_hub
+from embedding_finetune.train import check_lengths
 from embedding_finetune.training_files import read_training_file, training_path
 
 TRAINING_SETTINGS = ("BASE_MODEL", "BASE_POOLING", "QUERY_INSTRUCTION", "TRAIN_GROUP_SIZE", "BATCH_SIZE", "LEARNING_RATE", "EPOCHS",
@@ -22,10 +22,10 @@ TRAINING_SETTINGS = ("BASE_MODEL", "BASE_POOLING", "QUERY_INSTRUCTION", "TRAIN_G
 
 
 def prepare(experiment, label):
-    """Check all that can be checked before a model is loaded; returns base model and precision flag.
+    """Check what can be checked before a model is loaded; returns base model, precision flag and the folder to train in.
 
-    Raises ExperimentError when a finished model is in the way (OVERWRITE=1 moves it aside), the training file cannot be
-    trained on, or the base model cannot be had or is too short for the lengths.
+    Raises ExperimentError when a finished model is in the way (OVERWRITE=1 moves it aside), the training file cannot be trained on,
+    or the base model cannot be had or is too short for the lengths.
     """
     read_training_file(training_path(experiment, label))
     finished = experiment.output_dir / label
@@ -33,18 +33,18 @@ def prepare(experiment, label):
         raise ExperimentError(f"{finished} holds a finished model; OVERWRITE=1 moves it aside and trains anew")
     base = experiment.model("raw").name
     check_hub(base)
-    try:
-        config = transformers.AutoConfig.from_pretrained(base)
-    except (OSError, ValueError) as error:
-        raise cannot_load(base, error) from None
-    longest = max(experiment.query_max_len, experiment.passage_max_len)
-    if longest > config.max_position_embeddings:
-        raise ExperimentError(f"QUERY_MAX_LEN or PASSAGE_MAX_LEN is {longest}, but {base} has only {config.max_position_embeddings} positions")
+    check_lengths(base, experiment.query_max_len, experiment.passage_max_len)
     if finished.exists():
         aside = finished.with_name(f"{label}.{time.strftime('%Y%m%d-%H%M%S')}")
         finished.rename(aside)
         print(f"the old model is now {aside}", file=sys.stderr)
-    return base, precision()
+    return base, precision(), unfinished_folder(experiment, label)
+
+
+def unfinished_folder(experiment, label):
+    """Where a model is trained until it is complete."""
+    own = os.environ.get("TRAINER", "embedding_finetune") == "embedding_finetune"
+    return experiment.output_dir / f"{label}.{'' if own else 'flagembedding.'}partial"
 
 
 def precision():
@@ -56,8 +56,8 @@ def precision():
 
 def finish(experiment, label):
     """Record what the model was trained from and give the folder its name; returns the finished folder."""
-    trained, finished = experiment.output_dir / f"{label}.partial", experiment.output_dir / label
-    if not (trained / "config.json").exists():
+    trained, finished = unfinished_folder(experiment, label), experiment.output_dir / label
+    if not (trained / "model.safetensors").exists():
         raise ExperimentError(f"{trained} holds no model: the training did not finish, its messages are above")
     write_json(trained / "training.json", _record(experiment, label))
     trained.rename(finished)

@@ -3,8 +3,9 @@
 #
 #     bash embedding_finetune/finetune.sh LABEL
 #
-# Settings come from profiles/$PROFILE.env and the environment. GPUS=2 trains on two. The model appears in OUTPUT_DIR/LABEL
-# when it is complete; until then it is OUTPUT_DIR/LABEL.partial. OVERWRITE=1 moves a finished model aside.
+# Settings come from profiles/$PROFILE.env and the environment. The model appears in OUTPUT_DIR/LABEL when it is complete; until then
+# OUTPUT_DIR/LABEL.partial holds its checkpoints, and the same command continues from the last one. OVERWRITE=1 moves a finished
+# model aside. GPUS=2 trains on two. TRAINER=flagembedding runs FlagEmbedding's own trainer, which cannot be continued.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 label=$1
@@ -13,7 +14,7 @@ settings=$(python -m embedding_finetune.experiment --export)
 eval "$settings"
 echo "fine-tuning $label: profile $PROFILE, data $DATA_DIR, output $OUTPUT_DIR; checking the training file and the base model"
 prepared=$(python -m embedding_finetune.finetune prepare "$label")
-{ read -r base_model; read -r precision; } <<< "$prepared"
+{ read -r base_model; read -r precision; read -r unfinished; } <<< "$prepared"
 
 flags=(
     # model
@@ -37,17 +38,43 @@ flags=(
     --num_train_epochs "$EPOCHS"
     --warmup_steps "$WARMUP_RATIO"                    # below 1 it is a share of all steps
     --seed "$SEED"
-    $precision True
+    "$precision" True
     # output
-    --output_dir "$OUTPUT_DIR/$label.partial"
-    --save_strategy no
+    --output_dir "$unfinished"
+    --save_strategy steps
+    --save_steps 0.2                                  # a share of all steps: five checkpoints to continue from
     --logging_steps "$LOGGING_STEPS"
-    --disable_tqdm True
     --report_to none
 )
+if [ "${GPUS:-1}" -gt 1 ]; then
+    flags+=(--negatives_cross_device True)            # every query meets the passages of all GPUs
+fi
+
+case "${TRAINER:-embedding_finetune}" in
+    embedding_finetune)
+        module=embedding_finetune.train
+        flags+=(
+            --dev_data "$DATA_DIR/dev_dataset.json"
+            --dev_corpus "$DATA_DIR/corpus.jsonl"
+            --dev_corpus_size "$DEV_CORPUS_SIZE"
+            --dev_steps "$DEV_STEPS"                  # below 1 it is a share of all steps
+            --grad_cache_chunk "$GRAD_CACHE_CHUNK"
+        ) ;;
+    flagembedding)
+        module=FlagEmbedding.finetune.embedder.encoder_only.base
+        flags+=(--save_strategy no --disable_tqdm True)   # the later of two equal flags counts
+        rm -rf "$unfinished" ;;                       # it cannot continue what is there
+    *)
+        echo "error: TRAINER=$TRAINER is unknown: embedding_finetune or flagembedding" >&2
+        exit 1 ;;
+esac
 
 # Without the signals named, torchrun would handle SIGHUP itself and die with its terminal in spite of nohup.
 python -m torch.distributed.run --standalone --nproc_per_node "${GPUS:-1}" --signals-to-handle SIGTERM,SIGINT,SIGQUIT \
-    -m FlagEmbedding.finetune.embedder.encoder_only.base "${flags[@]}"
+    -m "$module" "${flags[@]}"
 
+if [ "$module" != embedding_finetune.train ]; then
+    python -m embedding_finetune.export "$unfinished" --pooling "$BASE_POOLING" --query_instruction "$QUERY_INSTRUCTION" \
+        --query_max_length "$QUERY_MAX_LEN" --passage_max_length "$PASSAGE_MAX_LEN"
+fi
 python -m embedding_finetune.finetune finish "$label"

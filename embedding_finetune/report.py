@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from embedding_finetune import metrics, trec
-from embedding_finetune.files import ExperimentError, atomic_write, write_json
+from embedding_finetune.export import write_metrics
+from embedding_finetune.files import ExperimentError, atomic_write, read_jsonl, write_json
 from embedding_finetune.significance import ALPHA, add_significance, comparison_table, pairs_table
 
 ORDER = ("bm25", "raw", "neg10", "neg50", "reference")
@@ -16,11 +17,13 @@ FINE_TUNED = ("neg10", "neg50")
 
 
 def save_result(experiment, test_set, label, run, *, model, used):
-    """Write runs/LABEL.trec and results/LABEL.json; returns the metrics per query.
+    """Write runs/LABEL.trec and results/LABEL.json, and the metrics into a fine-tuned model's card; returns the metrics per query.
 
     `model` names what ranked; `used` (dict) says how: pooling, instruction, lengths.
     """
     table = metrics.per_query(test_set.qrels, run)
+    if (experiment.output_dir / label / "README.md").exists():
+        write_metrics(experiment.output_dir / label, metrics.mean(table))
     trec.write_run(experiment.output_dir / "runs" / f"{label}.trec", run, label)
     write_json(experiment.output_dir / "results" / f"{label}.json", {
         "label": label, "model": model, "dataset": experiment.dataset, "queries": len(test_set.queries),
@@ -100,6 +103,24 @@ def plot(rows):
         axis.tick_params(left=False)
     figure.supxlabel("dot: mean over the test queries; bar: 95 % bootstrap interval", fontsize=8)
     return figure
+
+
+def plot_training(experiment, label):
+    """Loss, learning rate and dev metrics by step, from training_log.jsonl; a line of text for a model that was not trained here."""
+    path = experiment.output_dir / label / "training_log.jsonl"
+    if not path.exists():
+        print(f"{label} was not trained here: no curve")
+        return
+    log = pd.DataFrame(read_jsonl(path)).set_index("step")
+    figure, axes = plt.subplots(1, 3, figsize=(10, 2.6), layout="constrained")
+    for axis, names in zip(axes, (["loss"], ["learning_rate"], ["recall@10", "mrr@10"])):
+        for name, colour in zip([name for name in names if name in log], ("#d1662b", "#5b6b7a")):
+            log[name].dropna().plot(ax=axis, color=colour, marker="o", markersize=3, label=name)
+        axis.set(title=" and ".join(names) + (" on dev" if "mrr@10" in names else ""), xlabel="step")
+        axis.spines[["top", "right"]].set_visible(False)
+    if "mrr@10" in log:
+        axes[2].legend(frameon=False)
+    plt.show()
 
 
 def plot_cosines(test_set, query_vectors, passage_vectors, seed, number=2000):

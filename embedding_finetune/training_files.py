@@ -81,14 +81,21 @@ def training_path(experiment, label):
     return experiment.data_dir / f"training_{label.replace('neg', 'neg_')}.json"
 
 
-def read_training_file(path):
-    """The rows of a training file. Raises ExperimentError naming file and row when it cannot be trained on."""
+def read_training_file(path, teacher=False):
+    """The rows of a training file; with `teacher`, each text of `pos` and `neg` must have its score.
+
+    Raises ExperimentError naming file and row when it cannot be trained on.
+    """
     rows = read_jsonl(path, required=("query", "pos", "neg"), made_by="build_train_dataset.ipynb")
     for number, row in enumerate(rows, start=1):
         for side in ("pos", "neg"):
-            if not isinstance(row[side], list) or not row[side] or not all(isinstance(text, str) for text in row[side]):
+            texts, scores = row[side], row.get(f"{side}_scores")
+            if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
                 raise ExperimentError(f"{path}, row {number}: {side!r} must be a list of at least one text; "
                                       "run build_train_dataset.ipynb again")
+            if teacher and not (isinstance(scores, list) and len(scores) == len(texts)
+                                and all(isinstance(score, int | float) for score in scores)):
+                raise ExperimentError(f"{path}, row {number}: a teacher needs '{side}_scores', one number for each text of {side!r}")
     return rows
 
 

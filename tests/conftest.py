@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny import tiny_bert, tiny_pairs, tiny_texts  # noqa: E402
+from tiny_training import passages, trainable_bert, training_rows, write_rows  # noqa: E402
 
 from embedding_finetune.experiment import Experiment  # noqa: E402
 
@@ -31,3 +32,17 @@ def experiment(tiny_settings, tmp_path, monkeypatch):
     for name, value in {**tiny_settings, "DATA_DIR": str(tmp_path / "data"), "OUTPUT_DIR": str(tmp_path / "output")}.items():
         monkeypatch.setenv(name, value)
     return Experiment.load()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A folder with the models `bert` and `bert_dropout`, and `train.json`, `train_scores.json`, `dev.json`, `corpus.jsonl`."""
+    folder = tmp_path_factory.mktemp("training")
+    trainable_bert(folder / "bert")
+    trainable_bert(folder / "bert_dropout", dropout=0.1)
+    rows = training_rows()
+    write_rows(folder / "train.json", rows)
+    write_rows(folder / "train_scores.json", training_rows(scores=True))
+    write_rows(folder / "dev.json", [{key: row[key] for key in ("query", "pos", "prompt", "id")} for row in rows[:20]])
+    write_rows(folder / "corpus.jsonl", [{"id": str(number), "text": text} for number, text in enumerate(passages(200))])
+    return folder

@@ -20,12 +20,15 @@ def ready(experiment):
 def trained(experiment):
     folder = experiment.output_dir / "neg10.partial"
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_text("weights")
     return finetune.finish(experiment, "neg10")
 
 
-def test_preparing_names_base_model_and_precision(ready):
-    assert finetune.prepare(ready, "neg10") == (ready.base_model, "--use_cpu" if not torch.cuda.is_available() else finetune.precision())
+def test_preparing_names_base_model_precision_and_folder(ready, monkeypatch):
+    flag = "--use_cpu" if not torch.cuda.is_available() else finetune.precision()
+    assert finetune.prepare(ready, "neg10") == (ready.base_model, flag, ready.output_dir / "neg10.partial")
+    monkeypatch.setenv("TRAINER", "flagembedding")  # never mixes its files with checkpoints to be continued
+    assert finetune.prepare(ready, "neg10")[2] == ready.output_dir / "neg10.flagembedding.partial"
 
 
 def test_a_finished_model_is_not_written_over(ready, monkeypatch):
@@ -45,7 +48,7 @@ def test_what_cannot_be_trained_is_refused_before_the_old_model_moves(ready, mon
     with pytest.raises(ExperimentError, match="row 1: 'neg' must be"):
         finetune.prepare(ready, "neg10")
     write_jsonl(training_path(ready, "neg10"), [ROW])
-    with pytest.raises(ExperimentError, match="is 600, but .* has only 512 positions"):
+    with pytest.raises(ExperimentError, match="passage_max_len is 600, but .* has only 512 positions"):
         finetune.prepare(dataclasses.replace(ready, passage_max_len=600), "neg10")
     assert folder.exists()
 

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from embedding_finetune import report
-from embedding_finetune.files import ExperimentError
+from embedding_finetune.files import ExperimentError, write_jsonl
 from embedding_finetune.training_files import TestSet
 
 TEST_SET = TestSet(queries={"q1": "first", "q2": "second"}, corpus={"a": "passage a", "b": "passage b"}, qrels={"q1": {"a": 1}, "q2": {"b": 1}})
@@ -57,3 +57,16 @@ def test_examples_show_right_and_wrong_hits():
     right, wrong = (report.examples(TEST_SET, HALF, right=right) for right in (True, False))
     assert right["query"].to_list() == ["first"] and right["first hit"].to_list() == ["passage a"]
     assert wrong.iloc[0].to_dict() == {"query": "second", "first hit": "passage a", "positive": "passage b", "rank of positive": "2"}
+
+
+def test_the_training_curve_is_drawn_where_there_is_one(experiment, monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr(report.plt, "show", lambda: shown.append(report.plt.gcf()))
+    report.plot_training(experiment, "raw")
+    assert "raw was not trained here" in capsys.readouterr().out and not shown
+    write_jsonl(experiment.output_dir / "neg10" / "training_log.jsonl",
+                [{"step": 0, "mrr@10": 0.1, "recall@10": 0.2}, {"step": 5, "loss": 1.5, "learning_rate": 1e-5}, {"step": 10, "loss": 1.0, "learning_rate": 0.0}])
+    report.plot_training(experiment, "neg10")
+    loss, rate, dev = shown[0].axes
+    assert loss.lines[0].get_xydata().tolist() == [[5, 1.5], [10, 1.0]] and rate.lines[0].get_ydata().tolist() == [1e-5, 0]
+    assert [line.get_label() for line in dev.lines] == ["recall@10", "mrr@10"]

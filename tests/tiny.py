@@ -80,10 +80,10 @@ def _count_words(texts, size=1000):
 SIZES = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
 
 
-def tiny_bert(folder, texts, seed=1):
+def tiny_bert(folder, texts, seed=1, **changes):
     """Save a BertModel of random weights (hidden 64, 2 layers, texts of up to 512 tokens) with a WordPiece tokenizer.
 
-    Laid out like `bert-base-uncased`: lower case, [PAD] is token 0, the weights are in `model.safetensors`. Words
+    `changes` go to its BertConfig. Laid out like `bert-base-uncased`: lower case, [PAD] is token 0, the weights are in `model.safetensors`. Words
     that occur twice in `texts` are one token, the others are spelt.
     """
     words, characters = _count_words([text.lower() for text in texts])
@@ -91,7 +91,7 @@ def tiny_bert(folder, texts, seed=1):
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = BertTokenizer(vocab=vocabulary, do_lower_case=True, model_max_length=512)
     torch.manual_seed(seed)
-    model = BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **SIZES))
+    model = BertModel(BertConfig(**{"vocab_size": len(tokenizer), "max_position_embeddings": 512, **SIZES, **changes}))
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     return Path(folder)

@@ -1,0 +1,40 @@
+"""A tiny training set and the models that train on it, for tests that need speed and no meaning."""
+
+import json
+import random
+
+from tiny import tiny_bert
+
+TOPICS = "river moon copper violin harbour glacier pepper engine orchard lantern falcon marble".split()
+VERBS = "feeds cools carries mirrors shelters breaks colours follows".split()
+
+
+def passages(count, seed=0):
+    """`count` distinct sentences of 4 to 40 words."""
+    draw = random.Random(seed)
+    return [f"{number} " + " ".join(draw.choice(TOPICS + VERBS) for _ in range(draw.randint(3, 39))) for number in range(count)]
+
+
+def trainable_bert(folder, dropout=0.0):
+    """A random two-layer BERT that knows the words of `passages`, with 128 positions."""
+    return tiny_bert(folder, passages(300), hidden_size=32, num_attention_heads=4, intermediate_size=64, max_position_embeddings=128,
+                     initializer_range=0.1, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+
+
+def training_rows(count=60, negatives=6, seed=1, scores=False):
+    """Rows of the training file; every third has two positives."""
+    draw, texts = random.Random(seed), passages(200)
+    rows = []
+    for number in range(count):
+        positives = [texts[number]] + [texts[number + 100]] * (number % 3 == 0)
+        row = {"query": " ".join(texts[number].split()[1:4]), "pos": positives, "prompt": "find: ", "id": str(number),
+               "neg": draw.sample([text for text in texts if text not in positives], negatives)}
+        if scores:
+            row |= {"pos_scores": [draw.random() for _ in positives], "neg_scores": [draw.random() for _ in row["neg"]]}
+        rows.append(row)
+    return rows
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
