@@ -17,6 +17,7 @@ import numpy as np
 from huggingface_hub.utils import httpx
 from tqdm.auto import tqdm
 
+from embedding_finetune.experiment import ROOT
 from embedding_finetune.files import ExperimentError, read_jsonl
 from embedding_finetune.hub import cannot_load, check_hub
 
@@ -36,8 +37,11 @@ def load_pairs(experiment):
     Raises ExperimentError when the source cannot be read or has too few pairs to split.
     """
     readers = {"msmarco": _read_hub, "docstrings": _read_docstrings}
-    raw = readers[experiment.dataset]() if experiment.dataset in readers else _read_local(experiment.dataset)
-    pairs, counts = clean(raw)
+    local = ROOT / experiment.dataset
+    if experiment.dataset not in readers and not local.is_file():
+        raise ExperimentError(f"DATASET={experiment.dataset} is neither msmarco nor docstrings nor an existing file: name a JSONL of "
+                              '{"query", "pos": [..]}')
+    pairs, counts = clean(readers[experiment.dataset]() if experiment.dataset in readers else _read_local(local))
     if experiment.max_pairs and len(pairs) > experiment.max_pairs:
         chosen = np.random.default_rng(experiment.seed).choice(len(pairs), experiment.max_pairs, replace=False)
         counts["queries left out by MAX_PAIRS"] = len(pairs) - len(chosen)
@@ -108,7 +112,7 @@ def clean(raw):
 
 def _read_local(path):
     """Rows of a JSONL file of {"query", "pos": [..]} with an optional "id" that has no white space."""
-    for number, row in enumerate(read_jsonl(path, required=("query", "pos"), made_by="you: set DATASET to your pairs"), start=1):
+    for number, row in enumerate(read_jsonl(path, required=("query", "pos"), made_by="you"), start=1):
         positives, identity = row["pos"], row.get("id")
         if not isinstance(row["query"], str):
             raise ExperimentError(f"{path}, row {number}: 'query' must be a text")

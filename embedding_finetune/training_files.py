@@ -112,17 +112,30 @@ def write_eval_files(experiment, pairs, parts):
 
 def read_test_set(experiment):
     """The TestSet that build_eval_dataset.ipynb wrote. Raises ExperimentError when files are missing or do not fit together."""
+    queries, corpus = _read_queries_and_corpus(experiment, "eval_dataset.json")
+    return _checked(experiment, TestSet({row["id"]: row["query"] for row in queries}, corpus,
+                                        trec.read_qrels(experiment.data_dir / "qrels.trec")))
+
+
+def read_dev_set(experiment):
+    """The dev queries on the same corpus, for choosing what must not be chosen on test queries; raises as read_test_set does."""
+    queries, corpus = _read_queries_and_corpus(experiment, "dev_dataset.json")
+    return _checked(experiment, TestSet({row["id"]: row["query"] for row in queries}, corpus,
+                                        {row["id"]: {passage_id(text): 1 for text in row["pos"]} for row in queries}))
+
+
+def _read_queries_and_corpus(experiment, name):
     read_pairs(experiment)
     made_by = "build_eval_dataset.ipynb"
-    rows = read_jsonl(experiment.data_dir / "eval_dataset.json", required=("query", "id"), made_by=made_by)
-    passages = read_jsonl(experiment.data_dir / "corpus.jsonl", required=("id", "text"), made_by=made_by)
-    test_set = TestSet(queries={row["id"]: row["query"] for row in rows},
-                       corpus={row["id"]: row["text"] for row in passages},
-                       qrels=trec.read_qrels(experiment.data_dir / "qrels.trec"))
+    return (read_jsonl(experiment.data_dir / name, required=("query", "pos", "id"), made_by=made_by),
+            {row["id"]: row["text"] for row in read_jsonl(experiment.data_dir / "corpus.jsonl", required=("id", "text"), made_by=made_by)})
+
+
+def _checked(experiment, test_set):
     judged = {passage for passages in test_set.qrels.values() for passage in passages}
     if set(test_set.queries) != set(test_set.qrels) or not judged <= set(test_set.corpus):
-        raise ExperimentError(f"eval_dataset.json, qrels.trec and corpus.jsonl in {experiment.data_dir} do not belong together: "
-                              f"run {made_by} again")
+        raise ExperimentError(f"queries, judgements and corpus in {experiment.data_dir} do not belong together: "
+                              "run build_eval_dataset.ipynb again")
     return test_set
 
 

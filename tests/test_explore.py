@@ -25,7 +25,8 @@ PASSAGES = {  # p2 is p1 in other clothes, p7 shares words with p5, p3 is the se
     "p5": "a completely unrelated passage about the orbits of the moons of the planet jupiter",
     "p6": NASTY,
     "p7": "a completely unrelated passage about the orbits of other things" + " and so on" * 150}
-QUERIES = {"q1": "capital of france", "q2": "how is bread made", "q3": "moons of jupiter", "q4": f"nasty {NASTY}", "q5": "too hard"}
+QUERIES = {"q1": "capital of france", "q2": "how is bread made", "q3": "moons of jupiter", "q4": f"nasty {NASTY}",
+           "q5": "too hard"}
 JUDGED = {"q1": {"p1", "p3"}, "q2": {"p4"}, "q3": {"p5"}, "q4": {"p6"}, "q5": {"p3"}}
 RUNS = {"bm25": {"q1": "p2 p1 p4 p3", "q2": "p4 p1", "q3": "p4 p3 p5 p7", "q4": "p1 p2", "q5": "p1 p2"},
         "tuned": {"q1": "p1 p3 p2", "q2": "p5 p4", "q3": "p5 p1", "q4": "p6 p1", "q5": "p1"},
@@ -95,7 +96,7 @@ def test_doubtful_errors_by_hand(folders):
     evidence = explore.load(*folders)
     near, liked = explore.near_duplicates(evidence), explore.favourites(evidence)
     assert near == [[2], [], [], [], []]  # p2 for p1; p7 has 4 of the 10 word 5-grams of p5
-    assert liked.tolist() == [2, 5, 4, 1, 1]  # p2 (bm25, raw), p5 (tuned, raw), p4 (bm25, raw), p1 (bm25, raw), p1 (all)
+    assert liked.tolist() == [2, 5, 4, 1, 1]  # p2, p4, p1 by bm25 and raw, p5 by tuned and raw, p1 by all
     assert explore.doubtful_errors(evidence, near, liked).loc["bm25"].tolist() == [4, 1, 4]  # all but q2
     assert explore.doubtful_errors(evidence, near, liked).loc["tuned"].tolist() == [2, 0, 2]  # q2 and q5
     evidence.rankings = {label: evidence.rankings[label] for label in ("bm25", "tuned")}
@@ -299,7 +300,7 @@ def test_seven_thousand_queries_and_eight_models(tmp_path, open_page):
     start = time.perf_counter()
     page = open_page(path)
     page.wait_for_selector("tr.row")
-    assert time.perf_counter() - start < 10
+    assert time.perf_counter() - start < 20  # half a second on two idle cores
     milliseconds = page.evaluate("""() => {
         const start = performance.now(), node = document.querySelector('#conditions select');
         node.value = 'wrong';
@@ -313,5 +314,5 @@ def test_seven_thousand_queries_and_eight_models(tmp_path, open_page):
     ranks = evidence.first_ranks()
     wrong = np.flatnonzero(ranks[page.locator("#conditions select").first.get_attribute("data-label")] > 1)
     expected = sum("w1" in f"{evidence.queries[query]} {query}" for query in wrong)
-    assert page.locator("#count").inner_text() == f"{expected:,} of 7,000 queries" and milliseconds < 1500
+    assert page.locator("#count").inner_text() == f"{expected:,} of 7,000 queries" and milliseconds < 3000
     assert page.locator("tr.row").count() == 50  # one page of the table, whatever was found

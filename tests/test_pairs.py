@@ -53,6 +53,14 @@ def test_broken_local_rows_are_named(tmp_path, row, message):
         load_pairs(local(tmp_path, {"query": "b", "pos": ["y"]}, row))
 
 
+def test_a_data_set_that_is_none_is_refused(tmp_path):
+    with pytest.raises(ExperimentError, match="DATASET=docstring is neither msmarco nor docstrings nor an existing file"):
+        load_pairs(dataclasses.replace(Experiment.load("demo"), dataset="docstring"))
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ExperimentError, match="empty.jsonl is empty"):
+        load_pairs(dataclasses.replace(Experiment.load("demo"), dataset=str(tmp_path / "empty.jsonl")))
+
+
 def test_max_pairs_takes_a_seeded_sample_in_the_files_order(tmp_path):
     rows = [{"query": f"query {number}", "pos": [f"passage {number}"], "id": number} for number in range(100)]
     first, counts = load_pairs(local(tmp_path, *rows, max_pairs=10, seed=1))

@@ -106,7 +106,7 @@ def test_the_log_is_lines(finished):
 
 
 @pytest.mark.parametrize("changes, notebook, message", [
-    ({"DATASET": "nowhere.jsonl"}, "build_train_dataset.ipynb", "nowhere.jsonl does not exist"),
+    ({"DATASET": "nowhere.jsonl"}, "build_train_dataset.ipynb", "DATASET=nowhere.jsonl is neither"),
     ({"DATA_DIR": "{empty}"}, "build_eval_dataset.ipynb", "pairs.jsonl does not exist: it is made by build_train_dataset.ipynb"),
     ({"OUTPUT_DIR": "{empty}"}, "eval_train_neg10.ipynb", "run `bash finetune_neg10.sh` first"),
     ({"EPOCHS": "0"}, "eval_raw_bert.ipynb", "EPOCHS=0.0 is impossible"),

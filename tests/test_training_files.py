@@ -7,7 +7,7 @@ from embedding_finetune import training_files
 from embedding_finetune.files import ExperimentError, read_jsonl, write_jsonl
 from embedding_finetune.pairs import load_pairs, passage_id
 from embedding_finetune.split import split
-from embedding_finetune.training_files import (audit, of_part, read_pairs, read_test_set, read_training_file, training_path, write_eval_files,
+from embedding_finetune.training_files import (audit, of_part, read_dev_set, read_pairs, read_test_set, read_training_file, training_path, write_eval_files,
                                                write_pairs, write_training_file)
 
 
@@ -43,6 +43,14 @@ def test_the_test_set_is_the_test_part_and_the_corpus_everything(data):
     assert list(test_set.corpus) == sorted(test_set.corpus)
     assert test_set.qrels == {pair["id"]: {passage_id(text): 1 for text in pair["pos"]} for pair in of_part(pairs, parts, "test")}
     assert any(len(judged) > 1 for judged in test_set.qrels.values()), "a query with two positives must be in the test part"
+
+
+def test_the_dev_set_is_the_dev_part_on_the_same_corpus(data):
+    pairs, parts = read_pairs(data)
+    dev_set = read_dev_set(data)
+    assert dev_set.queries == {pair["id"]: pair["query"] for pair in of_part(pairs, parts, "dev")}
+    assert dev_set.corpus == read_test_set(data).corpus and not set(dev_set.queries) & set(read_test_set(data).queries)
+    assert dev_set.qrels == {pair["id"]: {passage_id(text): 1 for text in pair["pos"]} for pair in of_part(pairs, parts, "dev")}
 
 
 def test_the_same_settings_give_the_same_bytes(data):
