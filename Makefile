@@ -6,7 +6,7 @@ export PYTHONPATH := $(CURDIR)
 export TOKENIZERS_PARALLELISM := false
 export DISABLE_SAFETENSORS_CONVERSION := 1
 
-.PHONY: help install demo run test clean
+.PHONY: help install demo run test bench-train clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ run: install  ## the whole experiment under PROFILE (default msmarco): data, fin
 
 test: install  ## the tests
 	python -m pytest tests
+
+bench-train: install  ## training speed and memory, side by side with FlagEmbedding and sentence-transformers (PAIRS=file.jsonl)
+	python benchmarks/bench_train.py
 
 clean:  ## remove caches and logs; models, data, results and .venv stay
 	rm -rf .pytest_cache finetune_*.log

@@ -14,11 +14,12 @@ from tqdm.auto import tqdm
 DEPTH = 100  # recall@100 needs no more
 
 
-def dense_run(query_ids, query_vectors, passage_ids, passage_vectors, depth=DEPTH):
-    """Rank passages by inner product, exactly (faiss IndexFlatIP).
+def dense_run(test_set, query_vectors, passage_vectors, depth=DEPTH):
+    """Rank the corpus of a TestSet for its queries by inner product, exactly (faiss IndexFlatIP).
 
-    Vectors are float32 of shape (queries, dimensions) and (passages, dimensions).
+    Vectors are float32 of shape (queries, dimensions) and (passages, dimensions), in the order of the test set.
     """
+    query_ids, passage_ids = list(test_set.queries), list(test_set.corpus)
     index = faiss.IndexFlatIP(passage_vectors.shape[1])
     index.add(passage_vectors)
     depth = min(depth, index.ntotal)
@@ -32,11 +33,12 @@ def dense_run(query_ids, query_vectors, passage_ids, passage_vectors, depth=DEPT
     return _as_run(query_ids, passage_ids, np.take_along_axis(scores, order, 1), np.take_along_axis(positions, order, 1))
 
 
-def bm25_run(query_ids, queries, passage_ids, passages, depth=DEPTH):
-    """Rank passages by BM25 (Robertson et al.; bm25s in Lucene's variant, k1 1.5, b 0.75; English stems, no stop words)."""
+def bm25_run(test_set, depth=DEPTH):
+    """Rank the corpus of a TestSet for its queries by BM25 (bm25s in Lucene's variant, k1 1.5, b 0.75; English stems, no stop words)."""
+    query_ids, passage_ids = list(test_set.queries), list(test_set.corpus)
     stemmer = Stemmer.Stemmer("english")
     tokens = [bm25s.tokenize(list(texts), stopwords="en", stemmer=stemmer, return_ids=False, show_progress=False)
-              for texts in (passages, queries)]
+              for texts in (test_set.corpus.values(), test_set.queries.values())]
     index = bm25s.BM25()
     index.index(tokens[0], show_progress=False)
     depth = min(depth, len(passage_ids))

@@ -172,10 +172,13 @@ def comparison_table(rows, metrics=("recall@1", "recall@10", "mrr@10"), digits=3
                         index=[f"{letter[row['label']]}  {row['label']}" for row in ranked])
 
 
-def pairs_table(rows, metric="recall@1", digits=3):
-    """One line per pair of models, the better one first: difference, interval, p-value, wins/ties/losses, verdict."""
+def pairs_table(rows, metric="recall@1", digits=3, of=None):
+    """One line per pair of models (of the pairs with the model `of`), the better one first: difference, interval, p-value,
+    wins/ties/losses, verdict."""
     lines = []
     for one, other in combinations(rows, 2):
+        if of not in (None, one["label"], other["label"]):
+            continue
         if one["metrics"][metric] < other["metrics"][metric]:
             one, other = other, one
         pair = one["against"][other["label"]][metric]

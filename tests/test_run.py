@@ -5,8 +5,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import nbformat
 import pytest
@@ -43,7 +45,9 @@ def test_every_step_leaves_its_files(finished):
         assert (experiment.data_dir / name).stat().st_size
     labels = ("bm25", "raw", "neg10", "neg50", "reference")
     comparison = json.loads((experiment.output_dir / "results" / "comparison.json").read_text())
-    assert [row["label"] for row in comparison] == list(labels)
+    hybrids = {f"hybrid_{kind}{label}" for kind in ("", "rrf_") for label in labels[1:]}
+    assert [row["label"] for row in comparison if row["label"] not in hybrids] == list(labels)
+    assert hybrids == {row["label"] for row in comparison} - set(labels)
     for name in ("comparison.md", "comparison.png", *(f"{label}.json" for label in labels)):
         assert (experiment.output_dir / "results" / name).stat().st_size
     assert sorted(path.name for path in (experiment.output_dir / "notebooks").iterdir()) == sorted(s for s in STEPS if s.endswith(".ipynb"))
@@ -84,11 +88,25 @@ def test_running_again_keeps_models_and_gives_the_same(finished, tiny_settings):
     assert model.stat().st_mtime_ns == before[model][1]
 
 
-def test_a_training_repeated_gives_the_same_weights(finished, tiny_settings, tmp_path):
+def test_a_training_survives_its_terminal_and_gives_the_same_weights(finished, tiny_settings, tmp_path):
+    """What closing a terminal does is a SIGHUP to everything started in it; nohup must be enough against it."""
+    with open(tmp_path / "log", "w") as log:
+        training = subprocess.Popen(["nohup", "bash", "finetune_neg10.sh"], cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
+                                    env={**os.environ, **tiny_settings, "OUTPUT_DIR": str(tmp_path)})
+        deadline = time.monotonic() + 120
+        while "step 0/" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.killpg(training.pid, signal.SIGHUP)
+        assert training.wait(timeout=120) == 0, (tmp_path / "log").read_text()
     experiment, _ = finished
-    done = call("bash", "finetune_neg10.sh", **{**tiny_settings, "OUTPUT_DIR": str(tmp_path)})
-    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "log").read_text().splitlines()[-1] == f"finished: {tmp_path / 'neg10'}"
     assert (tmp_path / "neg10" / "model.safetensors").read_bytes() == (experiment.output_dir / "neg10" / "model.safetensors").read_bytes()
+
+
+def test_flagembeddings_own_trainer_gives_a_model_that_is_evaluated_alike(finished, tiny_settings, tmp_path):
+    done = call("bash", "finetune_neg10.sh", TRAINER="flagembedding", **{**tiny_settings, "OUTPUT_DIR": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert {"training.json", "model.safetensors", "modules.json", "1_Pooling"} <= {path.name for path in (tmp_path / "neg10").iterdir()}
 
 
 def test_a_finished_model_is_refused_and_stays(finished, tiny_settings):

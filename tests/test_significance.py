@@ -138,6 +138,7 @@ def test_tables_say_what_is_distinguishable():
     pairs = pairs_table(rows).set_index("pair")
     assert pairs["verdict"].to_dict() == {"bm25 - raw": "bm25 is better", "tuned - raw": "tuned is better",
                                           "tuned - bm25": "not distinguishable"}
+    assert list(pairs_table(rows, of="raw")["pair"]) == ["bm25 - raw", "tuned - raw"]
     assert pairs.loc["tuned - bm25"].tolist()[:4] == ["+0.010", "[-0.010, +0.030]", "0.2000", "30 / 950 / 20"]
 
 
