@@ -59,6 +59,7 @@ def finish(experiment, label):
     trained, finished = unfinished_folder(experiment, label), experiment.output_dir / label
     if not (trained / "model.safetensors").exists():
         raise ExperimentError(f"{trained} holds no model: the training did not finish, its messages are above")
+    (trained / ".lock").unlink(missing_ok=True)
     write_json(trained / "training.json", _record(experiment, label))
     trained.rename(finished)
     return finished

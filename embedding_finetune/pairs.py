@@ -24,8 +24,7 @@ from embedding_finetune.hub import cannot_load, check_hub
 HUB_DATASET, HUB_SPLIT = "namespace-Pt/msmarco", "dev"
 
 # Pinned in requirements.txt, so that everybody reads the same docstrings.
-DOCSTRING_PACKAGES = ("numpy", "scipy", "scikit-learn", "pandas", "networkx", "sympy", "matplotlib", "torch",
-                      "transformers", "datasets")
+DOCSTRING_PACKAGES = ("numpy", "scipy", "scikit-learn", "pandas", "networkx", "sympy", "matplotlib", "torch", "datasets")
 IMPORT_NAMES = {"scikit-learn": "sklearn"}
 DOCSTRING_QUERY_WORDS = range(4, 41)      # shorter ones name nothing, longer ones are no question
 DOCSTRING_PASSAGE_WORDS = range(10, 65)   # a longer one is cut: a passage, not a page

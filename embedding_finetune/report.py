@@ -44,7 +44,7 @@ def load_results(experiment, test_set):
                                   "evaluate that model again, or delete the file")
         results.append(result)
     place = {label: index for index, label in enumerate(ORDER)}
-    return sorted(results, key=lambda result: (place.get(result["label"], len(ORDER) - 1.5), result["label"]))
+    return sorted(results, key=lambda result: (place.get(result["label"], len(ORDER)), result["label"]))
 
 
 def compare(experiment, test_set):
