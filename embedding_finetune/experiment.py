@@ -8,6 +8,7 @@ import dataclasses
 import importlib.metadata
 import math
 import os
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class ModelUse:
     """A model and how it is used: the same weights with another pooling or instruction are another retriever."""
 
     label: str
+    title: str              # as the settings name it
     name: str               # hub name or folder
     pooling: str            # "cls" or "mean"
     query_instruction: str  # put before each query, "" for none
@@ -40,6 +42,9 @@ class Experiment:
     max_pairs: int
     test_fraction: float
     dev_fraction: float
+    distractors: str
+    max_distractors: int
+    eval_sets: str
     data_dir: Path
     output_dir: Path
     seed: int
@@ -50,6 +55,7 @@ class Experiment:
     reference_pooling: str
     reference_instruction: str
     reference_max_len: int
+    extra_models: str
     train_group_size: int
     batch_size: int
     learning_rate: float
@@ -89,12 +95,15 @@ class Experiment:
         for holds, name, demand in (
             (self.dataset, "dataset", "must be msmarco, docstrings or the path of a JSONL file"),
             (self.max_pairs >= 0, "max_pairs", "must be 0 (all) or more"),
+            (self.max_distractors >= 1, "max_distractors", "must be 1 or more"),
             (0 < self.test_fraction < 1, "test_fraction", "must lie between 0 and 1"),
             (0 < self.dev_fraction < 1, "dev_fraction", "must lie between 0 and 1"),
             (0 <= self.seed < 2**32, "seed", "must lie between 0 and 2**32 - 1"),
             (self.base_pooling in ("cls", "mean"), "base_pooling", "must be cls or mean"),
             (self.reference_pooling in ("cls", "mean"), "reference_pooling", "must be cls or mean"),
             (self.reference_max_len >= 8, "reference_max_len", "must be 8 tokens or more"),
+            (all(re.fullmatch(r"\w+=[^,\s]+,(cls|mean)", model) for model in self.extra_models.split()), "extra_models",
+             "must list label=model,pooling with pooling cls or mean"),
             (self.train_group_size >= 2, "train_group_size", "must be 2 or more: 1 positive and at least 1 negative"),
             (self.batch_size >= 1, "batch_size", "must be 1 or more"),
             (0 < self.learning_rate < 1, "learning_rate", "must lie between 0 and 1"),
@@ -113,12 +122,21 @@ class Experiment:
                 raise ExperimentError(f"{name.upper()}={getattr(self, name)} is impossible: it {demand}")
 
     def model(self, label):
-        """How the model of a label is used: `raw`, `reference`, or the name of a fine-tuned model's folder."""
-        if label == "reference":
-            return ModelUse(label, model_path(self.reference_model), self.reference_pooling, self.reference_instruction,
-                            self.reference_max_len, self.reference_max_len)
-        name = model_path(self.base_model) if label == "raw" else str(self.output_dir / label)
-        return ModelUse(label, name, self.base_pooling, self.query_instruction, self.query_max_len, self.passage_max_len)
+        """How the model of a label is used: `raw`, `reference`, a label of EXTRA_MODELS, or the name of a fine-tuned model's folder.
+
+        Ready-made models take no instruction but REFERENCE_INSTRUCTION, and texts of REFERENCE_MAX_LEN tokens.
+        """
+        ready_made = {"reference": (self.reference_model, self.reference_pooling)} | self.extras()
+        if label in ready_made:
+            name, pooling = ready_made[label]
+            return ModelUse(label, name, model_path(name), pooling, self.reference_instruction, self.reference_max_len, self.reference_max_len)
+        folder = self.output_dir / label
+        title, name = (self.base_model, model_path(self.base_model)) if label == "raw" else (_plain(folder), str(folder))
+        return ModelUse(label, title, name, self.base_pooling, self.query_instruction, self.query_max_len, self.passage_max_len)
+
+    def extras(self):
+        """EXTRA_MODELS as a dict of label -> (model, pooling)."""
+        return {label: tuple(use.rsplit(",", 1)) for label, use in (model.split("=", 1) for model in self.extra_models.split())}
 
     def as_dict(self):
         """The settings by their names in profile and environment, folders as they were given."""

@@ -22,6 +22,7 @@ from embedding_finetune.files import ExperimentError, read_jsonl
 from embedding_finetune.hub import cannot_load, check_hub
 
 HUB_DATASET, HUB_SPLIT = "namespace-Pt/msmarco", "dev"
+HUB_CORPUS = "namespace-Pt/msmarco-corpus"
 
 # Pinned in requirements.txt, so that everybody reads the same docstrings.
 DOCSTRING_PACKAGES = ("numpy", "scipy", "scikit-learn", "pandas", "networkx", "sympy", "matplotlib", "torch", "datasets")
@@ -48,6 +49,20 @@ def load_pairs(experiment):
     counts["queries kept"] = len(pairs)
     counts["passages kept"] = len({passage_id(text) for pair in pairs for text in pair["pos"]})
     return pairs, counts
+
+
+def load_distractors(experiment, known):
+    """Texts of the experiment's DISTRACTORS by passage id: a seeded sample of those whose id is not in `known`; {} if there are none."""
+    if not experiment.distractors:
+        return {}
+    if experiment.distractors == "msmarco-corpus":
+        texts = _load_from_hub(HUB_CORPUS, "train", "content")["content"]
+    else:
+        texts = (row["text"] for row in read_jsonl(ROOT / experiment.distractors, required=("text",), made_by="you"))
+    found = {passage_id(text): text.strip() for text in texts if normalise(text)}
+    ids = sorted(set(found) - set(known))
+    drawn = np.random.default_rng(experiment.seed).permutation(len(ids))[:experiment.max_distractors]
+    return {ids[index]: found[ids[index]] for index in np.sort(drawn)}
 
 
 def normalise(text):
@@ -124,17 +139,22 @@ def _read_local(path):
 
 def _read_hub():
     """Rows of the MS MARCO pairs on the model hub."""
-    import datasets  # takes seconds to import, and only this needs it
-    check_hub(HUB_DATASET, "dataset")
-    try:
-        rows = datasets.load_dataset(HUB_DATASET, split=HUB_SPLIT)
-    except (OSError, ValueError, httpx.HTTPError) as error:
-        raise cannot_load(HUB_DATASET, error) from None
-    missing = {"query", "positive"} - set(rows.column_names)
-    if missing:
-        raise ExperimentError(f"{HUB_DATASET} has no column {missing.pop()!r}; it has {', '.join(rows.column_names)}")
-    for row in rows:
+    for row in _load_from_hub(HUB_DATASET, HUB_SPLIT, "query", "positive"):
         yield row["query"], row["positive"], None
+
+
+def _load_from_hub(name, split, *columns):
+    """A data set of the hub that has these columns. Raises ExperimentError in one line when it cannot be had."""
+    import datasets  # takes seconds to import, and only this needs it
+    check_hub(name, "dataset")
+    try:
+        rows = datasets.load_dataset(name, split=split)
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        raise cannot_load(name, error) from None
+    missing = set(columns) - set(rows.column_names)
+    if missing:
+        raise ExperimentError(f"{name} has no column {missing.pop()!r}; it has {', '.join(rows.column_names)}")
+    return rows
 
 
 def _read_docstrings():

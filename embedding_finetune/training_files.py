@@ -7,7 +7,7 @@ In DATA_DIR:
     training_neg_N.json     train queries with their positives and N negatives each
     dev_dataset.json        dev queries with their positives
     eval_dataset.json       test queries with their positives
-    corpus.jsonl            every passage, of all parts, by id
+    corpus.jsonl            every passage, of all parts, and the distractors, by id
     qrels.trec              the test queries' judgements
 """
 
@@ -18,12 +18,14 @@ from dataclasses import dataclass
 import pandas as pd
 
 from embedding_finetune import trec
+from embedding_finetune.experiment import ROOT
 from embedding_finetune.files import ExperimentError, read_jsonl, write_json, write_jsonl
 from embedding_finetune.negatives import sample_random
-from embedding_finetune.pairs import passage_id
+from embedding_finetune.pairs import load_distractors, passage_id
 
 NEGATIVES = (10, 50)
-DATA_SETTINGS = ("DATASET", "MAX_PAIRS", "TEST_FRACTION", "DEV_FRACTION", "SEED", "QUERY_INSTRUCTION")
+DATA_SETTINGS = ("DATASET", "MAX_PAIRS", "TEST_FRACTION", "DEV_FRACTION", "SEED", "QUERY_INSTRUCTION",
+                 "DISTRACTORS", "MAX_DISTRACTORS")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,20 @@ class TestSet:
     qrels: dict
 
     __test__ = False  # no test case, whatever its name says
+
+    def subsets(self, steps=5):
+        """Corpora of growing size with the same queries: from the positives alone to the whole, in `steps` equal steps.
+
+        Yields (TestSet, positions of its passages in the whole corpus). Passages are added in the order of their ids, which are hashes:
+        a random order that is the same for every model.
+        """
+        judged = {passage for passages in self.qrels.values() for passage in passages}
+        ids = list(self.corpus)
+        others = sorted(set(ids) - judged)
+        for step in range(steps):
+            kept = judged | set(others[:round(len(others) * step / (steps - 1))])
+            positions = [index for index, passage in enumerate(ids) if passage in kept]
+            yield TestSet(self.queries, {ids[index]: self.corpus[ids[index]] for index in positions}, self.qrels), positions
 
 
 def write_pairs(experiment, pairs, parts):
@@ -100,11 +116,12 @@ def read_training_file(path, teacher=False):
 
 
 def write_eval_files(experiment, pairs, parts):
-    """Write dev_dataset.json, eval_dataset.json, corpus.jsonl and qrels.trec."""
+    """Write dev_dataset.json, eval_dataset.json, corpus.jsonl (every passage, and the DISTRACTORS) and qrels.trec."""
     for name, part in (("dev_dataset.json", "dev"), ("eval_dataset.json", "test")):
         write_jsonl(experiment.data_dir / name, ({"query": pair["query"], "pos": pair["pos"], "id": pair["id"],
                                                   "prompt": experiment.query_instruction} for pair in of_part(pairs, parts, part)))
     corpus = {passage_id(text): text for pair in pairs for text in pair["pos"]}
+    corpus |= load_distractors(experiment, known=corpus)
     write_jsonl(experiment.data_dir / "corpus.jsonl", ({"id": identity, "text": corpus[identity]} for identity in sorted(corpus)))
     trec.write_qrels(experiment.data_dir / "qrels.trec", {pair["id"]: {passage_id(text): 1 for text in pair["pos"]}
                                                           for pair in of_part(pairs, parts, "test")})
@@ -137,6 +154,31 @@ def _checked(experiment, test_set):
         raise ExperimentError(f"queries, judgements and corpus in {experiment.data_dir} do not belong together: "
                               "run build_eval_dataset.ipynb again")
     return test_set
+
+
+def read_beir(folder):
+    """The TestSet of a folder in BEIR's layout: corpus.jsonl, queries.jsonl (`_id`, `text`, perhaps `title`), qrels/test.tsv.
+
+    Raises ExperimentError when a file is missing or broken. (Thakur et al., "BEIR", NeurIPS 2021 Datasets and Benchmarks.)
+    """
+    folder = ROOT / folder
+    texts = {name: {str(row["_id"]): f"{row.get('title', '')} {row['text']}".strip() for row in
+                    read_jsonl(folder / f"{name}.jsonl", required=("_id", "text"), made_by="whoever made this BEIR set")}
+             for name in ("queries", "corpus")}
+    qrels = {}
+    path = folder / "qrels" / "test.tsv"
+    if not path.is_file():
+        raise ExperimentError(f"{path} does not exist: EVAL_SETS wants folders in BEIR's layout")
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[1:], start=2):
+        try:
+            query, passage, relevance = line.split("\t")
+            if int(relevance) > 0:
+                qrels.setdefault(query, {})[passage] = 1
+        except ValueError:
+            raise ExperimentError(f"{path}, line {number}: expected query-id, corpus-id and score, separated by tabs") from None
+    if not qrels.keys() <= texts["queries"].keys() or not {p for judged in qrels.values() for p in judged} <= texts["corpus"].keys():
+        raise ExperimentError(f"{path} judges queries or passages that {folder} does not have")
+    return TestSet({query: texts["queries"][query] for query in qrels}, texts["corpus"], qrels)
 
 
 def of_part(pairs, parts, part):

@@ -74,7 +74,8 @@ def test_every_model_is_used_as_it_was_trained(monkeypatch):
     experiment = Experiment.load("demo")
     raw, tuned, reference = map(experiment.model, ("raw", "neg10", "reference"))
     assert raw.name == reference.name and (raw.pooling, reference.pooling) == ("cls", "mean")
-    assert tuned == dataclasses.replace(raw, label="neg10", name=str(ROOT / "output/demo/neg10"))
+    assert tuned == dataclasses.replace(raw, label="neg10", title="output/demo/neg10", name=str(ROOT / "output/demo/neg10"))
+    assert raw.title == reference.title == "bundled"
     assert reference.query_instruction == "" and raw.query_instruction.startswith("Represent")
 
 
