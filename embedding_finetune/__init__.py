@@ -14,10 +14,12 @@ One module is one stage of the data's way, and each imports only modules above i
     contrastive     the loss over a batch, and GradCache
     export          a finished model folder that three libraries read alike
     train           the training itself
+    launch          torchrun without its traceback
     finetune        what happens before and after it
     embedder        a model turned into vectors
     index           faiss and BM25 behind one ranking
     metrics         recall, MRR, nDCG from a run and judgements
+    hybrid          BM25 and a model together
     significance    which differences between models are real
     report          tables, plots, comparison
     explore         a page to look at every query under every model

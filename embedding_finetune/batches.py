@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from FlagEmbedding.abc.finetune.embedder import AbsEmbedderCollator, AbsEmbedderTrainDataset
 
-# What one call of the encoder costs beside its tokens, in tokens (measured: benchmarks/bench_train.py).
+# What one call of the encoder costs beside its tokens, in tokens: estimates, not measurements.
 CALL_COST = {"cpu": 24, "cuda": 2048}
 
 

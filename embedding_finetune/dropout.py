@@ -1,11 +1,9 @@
-"""Dropout on the CPU at a tenth of its price: the same probabilities, other random numbers.
+"""Dropout on the CPU with cheaper masks: the same probabilities (to 16 bits), other random numbers.
 
 PyTorch draws a mask on one thread at some 7 ns an element, and dropout inside scaled_dot_product_attention falls back to a
 slow path besides. Here 16 random bits an element come from numpy's SFC64 generator (0.4 ns), seeded from PyTorch's
 generator at each call, so that seeds, checkpoints and replays work as ever.
 """
-
-import ctypes
 
 import numpy as np
 import torch
@@ -60,16 +58,8 @@ def use_fast_dropout(model):
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:
-                setattr(parent, name, FastDropout(child.p))
+                setattr(parent, name, FastDropout(child.p).train(child.training))
     if model.config._attn_implementation == "sdpa":
         AttentionInterface.register("fast_dropout", attention_with_fast_dropout)
         AttentionMaskInterface.register("fast_dropout", eager_mask)
         model.set_attn_implementation("fast_dropout")
-
-
-def keep_freed_memory():
-    """Let glibc keep what is freed for the next step, rather than return it and fetch new pages from the kernel each time."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no allocation of its own mapping, which would be unmapped when freed
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: keep the top of the heap

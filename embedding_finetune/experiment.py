@@ -17,6 +17,12 @@ from pathlib import Path
 from embedding_finetune.files import ExperimentError, run_command_line
 
 ROOT = Path(__file__).resolve().parent.parent
+# What models have seen in training, where it is published: who met MS MARCO before is no stranger to it.
+SEEN = {
+    "bert-base-uncased": "pre-trained on Wikipedia and BookCorpus, never for retrieval (Devlin et al. 2019)",
+    "BAAI/bge-m3": "trained for retrieval on MS MARCO's training part among many sets (Chen et al. 2024, arXiv 2402.03216)",
+    "bundled": "trained on 1.17 billion pairs, among them MS MARCO's training part and code search with docstrings (its model card)",
+}
 PACKAGES = ("FlagEmbedding", "torch", "transformers", "datasets", "faiss-cpu", "numpy", "pandas")
 
 
@@ -31,6 +37,7 @@ class ModelUse:
     query_instruction: str  # put before each query, "" for none
     query_max_len: int      # tokens
     passage_max_len: int    # tokens
+    seen: str               # in training, where it is known
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class Experiment:
     data_dir: Path
     output_dir: Path
     seed: int
+    seeds: int
     base_model: str
     base_pooling: str
     query_instruction: str
@@ -99,6 +107,7 @@ class Experiment:
             (0 < self.test_fraction < 1, "test_fraction", "must lie between 0 and 1"),
             (0 < self.dev_fraction < 1, "dev_fraction", "must lie between 0 and 1"),
             (0 <= self.seed < 2**32, "seed", "must lie between 0 and 2**32 - 1"),
+            (self.seeds >= 1, "seeds", "must be 1 or more"),
             (self.base_pooling in ("cls", "mean"), "base_pooling", "must be cls or mean"),
             (self.reference_pooling in ("cls", "mean"), "reference_pooling", "must be cls or mean"),
             (self.reference_max_len >= 8, "reference_max_len", "must be 8 tokens or more"),
@@ -129,10 +138,12 @@ class Experiment:
         ready_made = {"reference": (self.reference_model, self.reference_pooling)} | self.extras()
         if label in ready_made:
             name, pooling = ready_made[label]
-            return ModelUse(label, name, model_path(name), pooling, self.reference_instruction, self.reference_max_len, self.reference_max_len)
+            return ModelUse(label, name, model_path(name), pooling, self.reference_instruction, self.reference_max_len, self.reference_max_len,
+                            SEEN.get(name, "unknown"))
         folder = self.output_dir / label
         title, name = (self.base_model, model_path(self.base_model)) if label == "raw" else (_plain(folder), str(folder))
-        return ModelUse(label, title, name, self.base_pooling, self.query_instruction, self.query_max_len, self.passage_max_len)
+        seen = SEEN.get(self.base_model, "unknown") + ("" if label == "raw" else "; fine-tuned on this data set's training part")
+        return ModelUse(label, title, name, self.base_pooling, self.query_instruction, self.query_max_len, self.passage_max_len, seen)
 
     def extras(self):
         """EXTRA_MODELS as a dict of label -> (model, pooling)."""

@@ -30,3 +30,12 @@ def first_positive_rank(qrels, run):
     ranks = {query: next((rank for rank, passage in enumerate(run.get(query, ()), start=1) if passage in judged), None)
              for query, judged in qrels.items()}
     return pd.Series(ranks, dtype="float64", name="rank")
+
+
+def by_corpus_size(test_set, rank):
+    """Metrics while the corpus grows from the positives alone to the whole: rows with `passages` and the measures.
+
+    `rank(subset, positions)` gives the run on a subset (see TestSet.subsets).
+    """
+    return [{"passages": len(subset.corpus), **mean(per_query(subset.qrels, rank(subset, positions)))}
+            for subset, positions in test_set.subsets()]

@@ -16,10 +16,11 @@ ORDER = ("bm25", "raw", "neg10", "neg50", "reference")
 FINE_TUNED = ("neg10", "neg50")
 
 
-def save_result(experiment, test_set, label, run, *, model, used):
+def save_result(experiment, test_set, label, run, *, model, used, **more):
     """Write runs/LABEL.trec and results/LABEL.json, and the metrics into a fine-tuned model's card; returns the metrics per query.
 
-    `model` names what ranked; `used` (dict) says how: pooling, instruction, lengths.
+    `model` names what ranked; `used` (dict) says how: pooling, instruction, lengths. `more` enters the result as it is:
+    `by_corpus_size` (see metrics), `eval_sets` (name -> metrics).
     """
     table = metrics.per_query(test_set.qrels, run)
     if (experiment.output_dir / label / "README.md").exists():
@@ -27,7 +28,7 @@ def save_result(experiment, test_set, label, run, *, model, used):
     trec.write_run(experiment.output_dir / "runs" / f"{label}.trec", run, label)
     write_json(experiment.output_dir / "results" / f"{label}.json", {
         "label": label, "model": model, "dataset": experiment.dataset, "queries": len(test_set.queries),
-        "corpus": len(test_set.corpus), "metrics": metrics.mean(table), "used": used, "settings": experiment.as_dict(),
+        "corpus": len(test_set.corpus), "metrics": metrics.mean(table), "used": used, **more, "note": used.get("seen", ""), "settings": experiment.as_dict(),
         "finished": time.strftime("%Y-%m-%d %H:%M:%S")})
     return table
 
@@ -103,6 +104,40 @@ def plot(rows):
         axis.tick_params(left=False)
     figure.supxlabel("dot: mean over the test queries; bar: 95 % bootstrap interval", fontsize=8)
     return figure
+
+
+def plot_by_corpus_size(rows):
+    """Recall@1 against the number of passages, for every model that was measured so."""
+    figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    for row in rows:
+        if "by_corpus_size" in row:
+            table = pd.DataFrame(row["by_corpus_size"])
+            axis.plot(table["passages"], table["recall@1"], marker="o", markersize=3, label=row["label"])
+    axis.set(xlabel="passages in the corpus", ylabel="recall@1")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def seeds_table(rows, metric="recall@1"):
+    """Mean and spread (standard deviation) over the seeds of each fine-tuned model, beside the 95 % interval of its first seed.
+
+    The interval speaks of other queries, the spread of other seeds: a difference should outlast both.
+    """
+    table = {}
+    for row in rows:
+        label = row["label"]
+        values = [other["metrics"][metric] for other in rows if other["label"].partition("_seed")[0] == label]
+        if len(values) > 1:
+            table[label] = {"seeds": len(values), "mean": np.mean(values), "spread": np.std(values, ddof=1),
+                            "interval of one": "[{:.3f}, {:.3f}]".format(*row["ci95"][metric])}
+    return pd.DataFrame.from_dict(table, orient="index", columns=["seeds", "mean", "spread", "interval of one"]).rename_axis(metric)
+
+
+def eval_sets_table(rows, metric="recall@1"):
+    """One row a model, one column a test set: the experiment's own first, then those of EVAL_SETS."""
+    return pd.DataFrame({row["label"]: {"own": row["metrics"][metric], **{name: metrics[metric] for name, metrics in row["eval_sets"].items()}}
+                         for row in rows if "eval_sets" in row}).T.rename_axis(metric)
 
 
 def plot_training(experiment, label):

@@ -20,38 +20,57 @@ from embedding_finetune.experiment import ROOT, Experiment
 from embedding_finetune.files import ExperimentError, atomic_write, run_command_line
 from embedding_finetune.finetune import is_current
 
-STEPS = ("build_train_dataset.ipynb", "build_eval_dataset.ipynb", "finetune_neg10.sh", "finetune_neg50.sh",
-         "eval_raw_bert.ipynb", "eval_train_neg10.ipynb", "eval_train_neg50.ipynb", "eval_bge_m3.ipynb")
+FINE_TUNED = ("neg10", "neg50")
+
+
+def plan(experiment):
+    """The steps as pairs: a notebook or script, and the label it runs for where that is not its own.
+
+    SEEDS repeats the fine-tunings, EXTRA_MODELS adds evaluations; the last notebook comes last, because it sees all results.
+    """
+    repeats = [f"{label}_seed{experiment.seed + number}" for label in FINE_TUNED for number in range(1, experiment.seeds)]
+    return [("build_train_dataset.ipynb", None), ("build_eval_dataset.ipynb", None),
+            *((f"finetune_{label}.sh", None) for label in FINE_TUNED),
+            *(("embedding_finetune/finetune.sh", label) for label in repeats),
+            ("eval_raw_bert.ipynb", None), ("eval_train_neg10.ipynb", None), ("eval_train_neg50.ipynb", None),
+            *(("eval_train_neg10.ipynb", label) for label in repeats),
+            *(("eval_bge_m3.ipynb", label) for label in experiment.extras()),
+            ("eval_bge_m3.ipynb", None)]
 
 
 def run(experiment):
-    """Run STEPS; a model that these settings and files have already trained is kept. Raises ExperimentError at the first failure."""
-    for number, step in enumerate(STEPS, start=1):
+    """Run the plan; a model that these settings and files have already trained is kept. Raises ExperimentError at the first failure."""
+    steps = plan(experiment)
+    for number, (step, label) in enumerate(steps, start=1):
         started = time.monotonic()
-        _say(f"\n[{number}/{len(STEPS)}] {step}")
+        title = f"[{number}/{len(steps)}] {step}" + (f" for {label}" if label else "")
+        _say(f"\n{title}")
         if step.endswith(".ipynb"):
-            run_notebook(ROOT / step, experiment.output_dir / "notebooks")
+            run_notebook(ROOT / step, experiment.output_dir / "notebooks", label)
         else:
-            run_script(experiment, step)
-        _say(f"[{number}/{len(STEPS)}] {step}: done in {time.monotonic() - started:.0f} s")
+            run_script(experiment, step, label or re.fullmatch(r"finetune_(\w+)\.sh", step)[1])
+        _say(f"{title}: done in {time.monotonic() - started:.0f} s")
 
 
-def run_script(experiment, script):
-    """Run a fine-tuning script unless its model is there already."""
-    label = re.fullmatch(r"finetune_(\w+)\.sh", script)[1]
+def run_script(experiment, script, label):
+    """Run the fine-tuning script of a label unless its model is there already."""
     if is_current(experiment, label) and os.environ.get("OVERWRITE") != "1":
         _say(f"{experiment.output_dir / label} is trained with these settings and this file already: kept (OVERWRITE=1 trains it anew)")
-    elif subprocess.run(["bash", ROOT / script], check=False).returncode:
+    elif subprocess.run(["bash", ROOT / script, label], check=False).returncode:
         raise ExperimentError(f"{script} failed, its own messages are above")
 
 
-def run_notebook(path, folder):
-    """Execute a notebook top to bottom and keep the executed copy in `folder`.
+def run_notebook(path, folder, label=None):
+    """Execute a notebook top to bottom and keep the executed copy in `folder`; an evaluation may be run for another `label`.
 
     A heading of the notebook is printed when its cells begin to run. If a cell fails, the copy is kept as NAME.failed.ipynb.
     """
     notebook = nbformat.read(path, as_version=4)
-    headings = _headings(notebook)
+    headings, copy = _headings(notebook), folder / path.name
+    if label:
+        parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+        parameters.source += f'\nLABEL = "{label}"'
+        copy = folder / f"eval_{label}.ipynb"
 
     def announce(cell, cell_index):
         if cell_index in headings:
@@ -59,7 +78,6 @@ def run_notebook(path, folder):
 
     client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}},
                             coalesce_streams=True, on_cell_execute=announce, config=Config(KernelManager={"transport": "ipc"}))
-    copy = folder / path.name
     try:
         client.execute()
     except CellExecutionError as error:

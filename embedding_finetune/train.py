@@ -35,7 +35,7 @@ from safetensors import SafetensorError
 
 from embedding_finetune.batches import CALL_COST, Collator, DrawingSampler, TrainingSet, sub_batches
 from embedding_finetune.contrastive import ContrastiveModel, grad_cache_step
-from embedding_finetune.dropout import keep_freed_memory, use_fast_dropout
+from embedding_finetune.dropout import use_fast_dropout
 from embedding_finetune.export import export
 from embedding_finetune.files import ExperimentError, read_jsonl, run_command_line, sha256, write_json
 from embedding_finetune.hub import cannot_load
@@ -409,7 +409,6 @@ class Runner(EncoderOnlyEmbedderRunner):
             sentence_pooling_method=args.sentence_pooling_method, normalize_embeddings=args.normalize_embeddings,
             mask_false_negatives=args.mask_false_negatives)
         if args.fast_dropout and args.device.type == "cpu":
-            keep_freed_memory()
             use_fast_dropout(model.model)
         return tokenizer, model
 
@@ -521,6 +520,7 @@ def train(arguments):
         return
     check(model_args, data_args, training_args)
     with alone_in(output):
+        shutil.rmtree(output / ".checkpoint.partial", ignore_errors=True)
         Runner(model_args, data_args, training_args).run()
 
 
@@ -528,7 +528,11 @@ def main():
     try:
         train(sys.argv[1:])
     except OSError as error:
-        raise ExperimentError(f"{_one_line(error)}") from error
+        raise ExperimentError(_one_line(error)) from error
+    except Exception:
+        if RANK:  # most likely rank 0 has failed: let it speak, torchrun then ends this process
+            time.sleep(5)
+        raise
 
 
 if __name__ == "__main__":

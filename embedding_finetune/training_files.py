@@ -93,8 +93,8 @@ def write_training_file(experiment, pairs, parts, number):
 
 
 def training_path(experiment, label):
-    """The training file of a fine-tuned model, e.g. training_neg_10.json of `neg10`."""
-    return experiment.data_dir / f"training_{label.replace('neg', 'neg_')}.json"
+    """The training file of a fine-tuned model: training_neg_10.json of `neg10`, and of its repetition `neg10_seed43`."""
+    return experiment.data_dir / f"training_{label.partition('_seed')[0].replace('neg', 'neg_')}.json"
 
 
 def read_training_file(path, teacher=False):

@@ -48,6 +48,7 @@ def test_the_argument_wins_over_the_environment(monkeypatch):
     ("TRAIN_GROUP_SIZE", "1", "TRAIN_GROUP_SIZE=1 is impossible"),
     ("BASE_POOLING", "max", "BASE_POOLING=max is impossible: it must be cls or mean"),
     ("DATASET", "", "DATASET= is impossible"),
+    ("EXTRA_MODELS", "mean=bundled", "EXTRA_MODELS=mean=bundled is impossible: it must list label=model,pooling"),
     ("PROFILE", "tutorial", "there is no profile 'tutorial': PROFILE must be one of demo, msmarco"),
 ])
 def test_impossible_values_are_refused_by_name(monkeypatch, name, value, message):
@@ -74,9 +75,18 @@ def test_every_model_is_used_as_it_was_trained(monkeypatch):
     experiment = Experiment.load("demo")
     raw, tuned, reference = map(experiment.model, ("raw", "neg10", "reference"))
     assert raw.name == reference.name and (raw.pooling, reference.pooling) == ("cls", "mean")
-    assert tuned == dataclasses.replace(raw, label="neg10", title="output/demo/neg10", name=str(ROOT / "output/demo/neg10"))
+    assert tuned == dataclasses.replace(raw, label="neg10", title="output/demo/neg10", name=str(ROOT / "output/demo/neg10"),
+                                        seen=f"{raw.seen}; fine-tuned on this data set's training part")
+    assert "MS MARCO" in raw.seen and Experiment.load("msmarco").model("reference").seen.startswith("trained for retrieval on MS MARCO")
     assert raw.title == reference.title == "bundled"
     assert reference.query_instruction == "" and raw.query_instruction.startswith("Represent")
+
+
+def test_extra_models_are_used_like_the_reference(monkeypatch):
+    monkeypatch.setenv("EXTRA_MODELS", "mean=bundled,mean e5=intfloat/e5-base,mean")
+    experiment = Experiment.load("demo")
+    assert experiment.model("mean") == dataclasses.replace(experiment.model("reference"), label="mean")
+    assert (experiment.model("e5").name, experiment.model("e5").pooling, experiment.model("e5").seen) == ("intfloat/e5-base", "mean", "unknown")
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path, monkeypatch):

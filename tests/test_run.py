@@ -16,8 +16,9 @@ import pytrec_eval
 
 from embedding_finetune import trec
 from embedding_finetune.experiment import ROOT, Experiment
-from embedding_finetune.run import STEPS
+from embedding_finetune.run import plan
 
+STEPS = [step for step, _ in plan(Experiment.load("demo"))]
 EVALUATIONS = [step for step in STEPS if step.startswith("eval_")]
 
 
@@ -78,7 +79,7 @@ def test_running_again_keeps_models_and_gives_the_same(finished, tiny_settings):
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files if path.is_file()}
     for notebook in ("build_train_dataset.ipynb", "build_eval_dataset.ipynb", "eval_train_neg10.ipynb"):
         code = ("import sys; from embedding_finetune.run import *; "
-                "run_notebook(ROOT / sys.argv[1], Experiment.load().output_dir / 'notebooks'); run_script(Experiment.load(), 'finetune_neg10.sh')")
+                "run_notebook(ROOT / sys.argv[1], Experiment.load().output_dir / 'notebooks'); run_script(Experiment.load(), 'finetune_neg10.sh', 'neg10')")
         again = call(sys.executable, "-c", code, notebook, **tiny_settings)
         assert again.returncode == 0 and "neg10 is trained with these settings and this file already: kept" in again.stdout, again.stderr
     assert {path: path.read_bytes() for path in before} == {path: content for path, (content, _) in before.items()}
@@ -152,6 +153,14 @@ def test_a_broken_training_file_stops_the_script_before_any_model(finished, tiny
     stopped = call("bash", "finetune_neg10.sh", **{**tiny_settings, "DATA_DIR": str(tmp_path / "data"), "OUTPUT_DIR": str(tmp_path / "out")})
     assert stopped.returncode != 0 and message in stopped.stderr and "Traceback" not in stopped.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_plan_repeats_seeds_and_adds_models(experiment):
+    steps = plan(dataclasses.replace(experiment, seeds=3, extra_models="mean=bundled,mean other=some/model,cls"))
+    assert [label for step, label in steps if step == "embedding_finetune/finetune.sh"] == [
+        "neg10_seed43", "neg10_seed44", "neg50_seed43", "neg50_seed44"]
+    assert [label for step, label in steps if step.startswith("eval_")] == [
+        None, None, None, "neg10_seed43", "neg10_seed44", "neg50_seed43", "neg50_seed44", "mean", "other", None]
 
 
 def test_the_evaluation_notebooks_differ_in_one_cell():
