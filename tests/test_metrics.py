@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from embedding_finetune.metrics import first_positive_rank, mean, per_query
+from embedding_finetune.metrics import by_corpus_size, first_positive_rank, mean, per_query
+from embedding_finetune.training_files import TestSet
 
 QRELS = {"q1": {"a": 1, "b": 1}, "q2": {"c": 1}, "q3": {"d": 1}, "q4": {"e": 1}}
 RUN = {"q1": {"a": 0.9, "x": 0.8, "b": 0.7},                                                # ranks 1 and 3
@@ -38,3 +39,10 @@ def test_metrics_agree_with_trec_eval_on_random_runs():
 def test_rank_of_the_first_positive():
     rank = first_positive_rank(QRELS, RUN)
     assert rank[["q1", "q2", "q3"]].to_list() == [1, 11, 2] and np.isnan(rank["q4"])
+
+
+def test_metrics_by_corpus_size():
+    """The run on each subset puts the passages in the order of their ids: `c` sinks as passages before it are added."""
+    test_set = TestSet({"q": ""}, dict.fromkeys("abc", ""), {"q": {"c": 1}})
+    rows = by_corpus_size(test_set, lambda subset, positions: {"q": {passage: 1 / (1 + place) for place, passage in zip(positions, subset.corpus)}})
+    assert [(row["passages"], row["mrr@10"]) for row in rows] == [(1, 1), (1, 1), (2, 0.5), (3, pytest.approx(1 / 3)), (3, pytest.approx(1 / 3))]

@@ -70,3 +70,24 @@ def test_the_training_curve_is_drawn_where_there_is_one(experiment, monkeypatch,
     loss, rate, dev = shown[0].axes
     assert loss.lines[0].get_xydata().tolist() == [[5, 1.5], [10, 1.0]] and rate.lines[0].get_ydata().tolist() == [1e-5, 0]
     assert [line.get_label() for line in dev.lines] == ["recall@10", "mrr@10"]
+
+
+def test_seeds_are_summed_up_beside_the_interval_of_one():
+    def repeated(label, value):
+        return {"label": label, "metrics": {"recall@1": value}, "ci95": {"recall@1": [value - 0.1, value + 0.1]}}
+
+    table = report.seeds_table([repeated("raw", 0.3), repeated("neg10", 0.5), repeated("neg10_seed43", 0.6), repeated("neg10_seed44", 0.7)])
+    assert list(table.index) == ["neg10"] and table.loc["neg10", "seeds"] == 3
+    assert table.loc["neg10", "mean"] == pytest.approx(0.6) and table.loc["neg10", "spread"] == pytest.approx(0.1)
+    assert table.loc["neg10", "interval of one"] == "[0.400, 0.600]"
+
+
+def test_other_test_sets_stand_beside_the_own_one():
+    rows = [{"label": "bm25", "metrics": {"recall@1": 0.5}, "eval_sets": {"far": {"recall@1": 0.4}}}, {"label": "hybrid", "metrics": {"recall@1": 0.6}}]
+    assert report.eval_sets_table(rows).to_dict("index") == {"bm25": {"own": 0.5, "far": 0.4}}
+
+
+def test_the_plot_by_corpus_size_has_a_line_for_each_model_measured_so():
+    rows = [{"label": "bm25", "by_corpus_size": [{"passages": 10, "recall@1": 0.9}, {"passages": 20, "recall@1": 0.8}]}, {"label": "hybrid"}]
+    lines = report.plot_by_corpus_size(rows).axes[0].lines
+    assert [line.get_xydata().tolist() for line in lines] == [[[10, 0.9], [20, 0.8]]]

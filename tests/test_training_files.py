@@ -7,8 +7,8 @@ from embedding_finetune import training_files
 from embedding_finetune.files import ExperimentError, read_jsonl, write_jsonl
 from embedding_finetune.pairs import load_pairs, passage_id
 from embedding_finetune.split import split
-from embedding_finetune.training_files import (audit, of_part, read_dev_set, read_pairs, read_test_set, read_training_file, training_path, write_eval_files,
-                                               write_pairs, write_training_file)
+from embedding_finetune.training_files import (TestSet, audit, of_part, read_beir, read_dev_set, read_pairs, read_test_set, read_training_file,
+                                               training_path, write_eval_files, write_pairs, write_training_file)
 
 
 @pytest.fixture
@@ -112,6 +112,49 @@ def test_files_that_do_not_belong_together_are_refused(data):
     write_jsonl(data.data_dir / "corpus.jsonl", [row for row in rows if row["id"] != judged])
     with pytest.raises(ExperimentError, match="do not belong together: run build_eval_dataset.ipynb again"):
         read_test_set(data)
+
+
+def test_the_corpus_grows_from_the_positives_to_everything():
+    whole = TestSet({"q": "query"}, {f"p{number}": f"passage {number}" for number in range(9)}, {"q": {"p8": 1}})
+    subsets = list(whole.subsets(steps=3))
+    assert [list(subset.corpus) for subset, _ in subsets] == [["p8"], ["p0", "p1", "p2", "p3", "p8"], list(whole.corpus)]
+    assert [positions for _, positions in subsets][1] == [0, 1, 2, 3, 8] and all(subset.qrels == whole.qrels for subset, _ in subsets)
+
+
+def test_distractors_enter_the_corpus_and_nothing_else(data, tmp_path):
+    """Passages that are there already are no distractors; of the others a sample is taken."""
+    known = read_test_set(data)
+    rows = [{"text": text.upper()} for text in known.corpus.values()] + [{"text": f"distractor {number}"} for number in range(50)]
+    write_jsonl(tmp_path / "more.jsonl", rows)
+    experiment = dataclasses.replace(data, distractors=str(tmp_path / "more.jsonl"), max_distractors=20, data_dir=tmp_path / "other")
+    pairs, parts = read_pairs(data)
+    write_pairs(experiment, pairs, parts)
+    write_eval_files(experiment, pairs, parts)
+    harder = read_test_set(experiment)
+    added = {passage: text for passage, text in harder.corpus.items() if passage not in known.corpus}
+    assert len(added) == 20 and all(text.startswith("distractor ") and passage_id(text) == passage for passage, text in added.items())
+    assert harder.qrels == known.qrels and known.corpus.items() <= harder.corpus.items()
+
+
+def beir(folder, qrels="query-id\tcorpus-id\tscore\n1\tb\t1\n1\ta\t0\n"):
+    write_jsonl(folder / "corpus.jsonl", [{"_id": "a", "title": "A", "text": "first"}, {"_id": "b", "text": "second"}])
+    write_jsonl(folder / "queries.jsonl", [{"_id": 1, "text": "which?"}, {"_id": 2, "text": "not judged"}])
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "test.tsv").write_text(qrels)
+    return str(folder)
+
+
+def test_a_set_in_beirs_layout_is_read(tmp_path):
+    assert read_beir(beir(tmp_path)) == TestSet({"1": "which?"}, {"a": "A first", "b": "second"}, {"1": {"b": 1}})
+
+
+@pytest.mark.parametrize("qrels, message", [
+    ("head\n1 b 1\n", "test.tsv, line 2: expected query-id, corpus-id and score"),
+    ("head\n1\tz\t1\n", "judges queries or passages that .* does not have"),
+])
+def test_a_broken_beir_set_is_named(tmp_path, qrels, message):
+    with pytest.raises(ExperimentError, match=message):
+        read_beir(beir(tmp_path, qrels))
 
 
 def test_missing_files_say_who_makes_them(experiment):
