@@ -10,7 +10,7 @@ One module is one stage of the data's way, and each imports only modules above i
     negatives       negatives for each training query
     training_files  the files that FlagEmbedding and the evaluation read
     batches         what a training step draws, and how its texts are laid out
-    dropout         dropout at a tenth of its price on a CPU
+    cpu             linear layers and dropout by quicker ways on a CPU
     contrastive     the loss over a batch, and GradCache
     export          a finished model folder that three libraries read alike
     train           the training itself

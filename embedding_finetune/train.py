@@ -35,7 +35,7 @@ from safetensors import SafetensorError
 
 from embedding_finetune.batches import CALL_COST, Collator, DrawingSampler, TrainingSet, sub_batches
 from embedding_finetune.contrastive import ContrastiveModel, grad_cache_step
-from embedding_finetune.dropout import use_fast_dropout
+from embedding_finetune.cpu import use_fast_dropout, use_fast_linear
 from embedding_finetune.export import export
 from embedding_finetune.files import ExperimentError, read_jsonl, run_command_line, sha256, write_json
 from embedding_finetune.hub import cannot_load
@@ -50,7 +50,7 @@ RUN_SETTINGS = (
     "query_instruction_for_retrieval query_instruction_format passage_instruction_for_retrieval passage_instruction_format "
     "knowledge_distillation kd_loss_type use_mrl mrl_dims shuffle_ratio mask_false_negatives negatives_cross_device seed data_seed "
     "per_device_train_batch_size gradient_accumulation_steps dataloader_drop_last learning_rate lr_scheduler_type warmup_steps "
-    "weight_decay max_grad_norm num_train_epochs max_steps optim bf16 fp16 grad_cache_chunk fast_dropout dev_steps dev_corpus_size"
+    "weight_decay max_grad_norm num_train_epochs max_steps optim bf16 fp16 grad_cache_chunk fast_cpu dev_steps dev_corpus_size"
 ).split()
 
 
@@ -75,7 +75,7 @@ class TrainArguments(EncoderOnlyEmbedderTrainingArguments):
     grad_cache_chunk: int = field(default=0, metadata={"help": "Train in the memory of so many texts, whatever the batch (GradCache)."})
     mask_false_negatives: bool = field(default=True, metadata={"help": "Never count a positive of a query as its negative."})
     dev_steps: float = field(default=0.2, metadata={"help": "Steps between dev evaluations; below 1 a share of all steps."})
-    fast_dropout: bool = field(default=True, metadata={"help": "On CPU, draw dropout masks with a faster generator."})
+    fast_cpu: bool = field(default=True, metadata={"help": "On a CPU, linear layers and dropout by quicker ways (see cpu.py)."})
 
 
 def parse(arguments):
@@ -408,8 +408,9 @@ class Runner(EncoderOnlyEmbedderRunner):
             kd_loss_type=args.kd_loss_type, use_mrl=args.use_mrl, mrl_dims=args.mrl_dims,
             sentence_pooling_method=args.sentence_pooling_method, normalize_embeddings=args.normalize_embeddings,
             mask_false_negatives=args.mask_false_negatives)
-        if args.fast_dropout and args.device.type == "cpu":
+        if args.fast_cpu and args.device.type == "cpu":
             use_fast_dropout(model.model)
+            use_fast_linear(model.model)
         return tokenizer, model
 
     def load_train_dataset(self):
