@@ -6,7 +6,7 @@ export PYTHONPATH := $(CURDIR)
 export TOKENIZERS_PARALLELISM := false
 export DISABLE_SAFETENSORS_CONVERSION := 1
 
-.PHONY: help install demo run test bench-train clean
+.PHONY: help install demo run test bench-train bench-encode bench-search clean clean-cache
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -29,6 +29,15 @@ test: install  ## the tests
 
 bench-train: install  ## training speed and memory, side by side with FlagEmbedding and sentence-transformers (PAIRS=file.jsonl)
 	python benchmarks/bench_train.py
+
+bench-encode: install  ## encoding speed, side by side with FlagEmbedding and sentence-transformers (PAIRS=file.jsonl)
+	python benchmarks/bench_encode.py
+
+bench-search: install  ## search in 1 million vectors, side by side with the bare product of matrices
+	python benchmarks/bench_search.py
+
+clean-cache: install  ## remove the stored vectors of PROFILE; the next evaluation encodes all texts anew
+	settings=$$(python -m embedding_finetune.experiment --export) && eval "$$settings" && rm -rf "$${OUTPUT_DIR:?}/cache"
 
 clean:  ## remove caches and logs; models, data, results and .venv stay
 	rm -rf .pytest_cache finetune_*.log

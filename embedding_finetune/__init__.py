@@ -16,6 +16,7 @@ One module is one stage of the data's way, and each imports only modules above i
     train           the training itself
     launch          torchrun without its traceback
     finetune        what happens before and after it
+    vector_cache    vectors on disk, found by what they were made of
     embedder        a model turned into vectors
     index           faiss and BM25 behind one ranking
     metrics         recall, MRR, nDCG from a run and judgements

@@ -37,7 +37,7 @@ class ModelUse:
     query_instruction: str  # put before each query, "" for none
     query_max_len: int      # tokens
     passage_max_len: int    # tokens
-    seen: str               # in training, where it is known
+    seen: str = "unknown"   # in training, where it is published
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, is_offline_mode
+from huggingface_hub import HfApi, constants, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import httpx
 
-from embedding_finetune.files import ExperimentError
+from embedding_finetune.files import ExperimentError, sha256
+
+MODEL_FILES = (".json", ".txt", ".model", ".safetensors", ".bin")  # configuration, vocabulary, weights
 
 
 def check_hub(name, kind="model", timeout=10):
@@ -14,13 +16,14 @@ def check_hub(name, kind="model", timeout=10):
 
     A hub that does not answer keeps `from_pretrained` and `load_dataset` retrying for minutes, even for models that
     are in the cache; no setting shortens that. Local folders and the offline mode need no hub: nothing is asked.
+    Returns the commit that is the latest there, or None if nothing was asked.
     Raises ExperimentError when the hub does not have `name` or does not answer.
     """
     if Path(name).is_dir() or is_offline_mode():
-        return
+        return None
     hub = constants.ENDPOINT
     try:
-        HfApi(endpoint=hub).repo_info(name, repo_type=kind, timeout=timeout)
+        return HfApi(endpoint=hub).repo_info(name, repo_type=kind, timeout=timeout).sha
     except HFValidationError:
         raise ExperimentError(f"{name} is neither a folder nor a name that the hub could have; "
                               "give an existing folder or NAMESPACE/NAME") from None
@@ -31,6 +34,23 @@ def check_hub(name, kind="model", timeout=10):
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExperimentError(f"the hub at {hub} does not answer for the {kind} {name} ({reason}); set HF_ENDPOINT to "
                               "a mirror, or HF_HUB_OFFLINE=1 to use what an earlier run has downloaded") from None
+
+
+def model_content(name):
+    """What would be loaded as model `name`: the SHA-256 of each file in its folder, or the commit of its repository.
+
+    Raises ExperimentError when the hub does not have it, does not answer, or is offline and nothing was downloaded before.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.suffix in MODEL_FILES}
+    commit = check_hub(name)
+    if commit is None:
+        config = try_to_load_from_cache(name, "config.json")  # .../snapshots/COMMIT/config.json
+        if not isinstance(config, str):
+            raise cannot_load(name, OSError("the hub is offline, and this model was not downloaded before"))
+        commit = Path(config).parent.name
+    return commit
 
 
 def cannot_load(name, error):

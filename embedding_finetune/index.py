@@ -22,15 +22,18 @@ def dense_run(test_set, query_vectors, passage_vectors, depth=DEPTH):
     query_ids, passage_ids = list(test_set.queries), list(test_set.corpus)
     index = faiss.IndexFlatIP(passage_vectors.shape[1])
     index.add(passage_vectors)
-    depth = min(depth, index.ntotal)
-    reach = min(depth + 1, index.ntotal)
-    while True:  # until every passage that ties with the last one wanted is in reach
-        scores, positions = index.search(query_vectors, reach)
-        if reach == index.ntotal or (scores[:, -1] < scores[:, depth - 1]).all():
-            break
-        reach = min(2 * reach, index.ntotal)
-    order = np.lexsort((_alphabetical_rank(passage_ids)[positions], -scores), axis=-1)[:, :depth]
-    return _as_run(query_ids, passage_ids, np.take_along_axis(scores, order, 1), np.take_along_axis(positions, order, 1))
+    depth = min(depth, len(passage_ids))
+    rank_of_id = _alphabetical_rank(passage_ids)
+    scores, positions = np.empty((len(query_ids), depth), np.float32), np.empty((len(query_ids), depth), np.int64)
+    rows, reach = np.arange(len(query_ids)), depth + 1
+    while len(rows):  # all queries first; then those where a passage out of reach may tie with the last one wanted
+        reach = min(reach, len(passage_ids))
+        found, where = index.search(query_vectors[rows], reach)
+        order = np.lexsort((rank_of_id[where], -found), axis=-1)[:, :depth]
+        scores[rows], positions[rows] = np.take_along_axis(found, order, 1), np.take_along_axis(where, order, 1)
+        rows = rows[(found[:, -1] == found[:, depth - 1]) & (reach < len(passage_ids))]
+        reach *= 2
+    return _as_run(query_ids, passage_ids, scores, positions)
 
 
 def bm25_run(test_set, depth=DEPTH):

@@ -1,5 +1,6 @@
 import math
 
+import faiss
 import numpy as np
 
 from embedding_finetune.index import bm25_run, dense_run
@@ -32,6 +33,22 @@ def test_equal_scores_are_ordered_by_id_even_across_the_cut():
     ids = [f"p{number:02d}" for number in np.random.default_rng(0).permutation(40)]
     run = dense_run(named(["q"], ids), np.ones((1, 2), np.float32), np.ones((40, 2), np.float32), depth=5)
     assert list(run["q"]) == ["p00", "p01", "p02", "p03", "p04"]
+
+
+def test_only_queries_with_a_tie_at_the_cut_are_searched_again(monkeypatch):
+    """Among thousands of queries one ties by chance; the others need not pay for it."""
+    searched = []
+
+    class Counted(faiss.IndexFlatIP):
+        def search(self, queries, *args, **settings):
+            searched.append(len(queries))
+            return super().search(queries, *args, **settings)
+
+    monkeypatch.setattr("faiss.IndexFlatIP", Counted)
+    passages = np.array([[1, 1], [0.9, 1], [0.8, 1], [0.7, 1], [0.6, 1], [0.5, 1]], np.float32)
+    run = dense_run(named(["a", "b"], "fedcba"), np.array([[1, 0], [0, 1]], np.float32), passages, depth=2)
+    assert list(run["a"]) == ["f", "e"] and list(run["b"]) == ["a", "b"]
+    assert searched == [2, 1]
 
 
 def test_other_tools_see_ties_in_the_same_order():
