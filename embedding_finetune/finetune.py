@@ -11,12 +11,9 @@ import shutil
 import sys
 import time
 
-import torch
-
 from embedding_finetune.experiment import Experiment
 from embedding_finetune.files import ExperimentError, run_command_line, sha256, write_json
-from embedding_finetune.hub import check_hub
-from embedding_finetune.train import check_lengths
+from embedding_finetune.hub import check_hub, check_lengths
 from embedding_finetune.training_files import read_training_file, training_path
 
 RECORD = "training.json"
@@ -65,6 +62,7 @@ def _own_trainer():
 
 def precision():
     """The flag for the arithmetic this machine is good at."""
+    import torch  # takes seconds to import, and only this needs it
     if not torch.cuda.is_available():
         return "--use_cpu"
     return "--bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "--fp16"

@@ -1,5 +1,6 @@
 """The model hub: asked first, by one quick request instead of minutes of retries, and named when it fails."""
 
+import sys
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, is_offline_mode, try_to_load_from_cache
@@ -51,6 +52,24 @@ def model_content(name):
             raise cannot_load(name, OSError("the hub is offline, and this model was not downloaded before"))
         commit = Path(config).parent.name
     return commit
+
+
+def check_lengths(name, query_max_len, passage_max_len, **loading):
+    """Raise ExperimentError when a length (in tokens) is over the positions of the model, or its configuration cannot be had.
+
+    `loading` goes to `AutoConfig.from_pretrained`.
+    """
+    import transformers  # takes seconds to import, and only this needs it
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, **loading)
+    except (OSError, ValueError) as error:
+        raise cannot_load(name, error) from None
+    positions = getattr(config, "max_position_embeddings", None) or sys.maxsize
+    if "roberta" in config.model_type or config.model_type in ("camembert", "mpnet"):  # they count from pad_token_id + 1
+        positions -= config.pad_token_id + 1
+    for side, length in (("query_max_len", query_max_len), ("passage_max_len", passage_max_len)):
+        if length > positions:
+            raise ExperimentError(f"{side} is {length}, but {name} has only {positions} positions")
 
 
 def cannot_load(name, error):

@@ -38,7 +38,7 @@ from embedding_finetune.contrastive import ContrastiveModel, grad_cache_step
 from embedding_finetune.cpu import use_fast_dropout, use_fast_linear
 from embedding_finetune.export import export
 from embedding_finetune.files import ExperimentError, read_jsonl, run_command_line, sha256, write_json
-from embedding_finetune.hub import cannot_load
+from embedding_finetune.hub import check_lengths
 from embedding_finetune.training_files import read_training_file
 
 RANK = int(os.environ.get("RANK", 0))
@@ -119,23 +119,6 @@ def check(model_args, data_args, args):
         raise ExperimentError("--dev_data and --dev_corpus belong together: give both or none")
     check_lengths(model_args.config_name or model_args.model_name_or_path, cache_dir=model_args.cache_dir, token=model_args.token,
                   query_max_len=data_args.query_max_len, passage_max_len=data_args.passage_max_len)
-
-
-def check_lengths(name, query_max_len, passage_max_len, **loading):
-    """Raise ExperimentError when a length (in tokens) is over the positions of the model, or its configuration cannot be had.
-
-    `loading` goes to `AutoConfig.from_pretrained`.
-    """
-    try:
-        config = transformers.AutoConfig.from_pretrained(name, **loading)
-    except (OSError, ValueError) as error:
-        raise cannot_load(name, error) from None
-    positions = getattr(config, "max_position_embeddings", None) or sys.maxsize
-    if "roberta" in config.model_type or config.model_type in ("camembert", "mpnet"):  # they count from pad_token_id + 1
-        positions -= config.pad_token_id + 1
-    for side, length in (("query_max_len", query_max_len), ("passage_max_len", passage_max_len)):
-        if length > positions:
-            raise ExperimentError(f"{side} is {length}, but {name} has only {positions} positions")
 
 
 def _one_line(error):
