@@ -220,7 +220,7 @@ def main():
     print(f"\n{len(pairs)} pairs, batch 4, group 8, length 512, {options.threads} threads\n")
     print(f"{'trainer':60s} {'s/step':>7s} {'ours is faster by':>18s}")
     for contender, value in typical.items():
-        print(f"{NAMES[contender]:60s} {value:7.2f} {value / mean['ours']:17.2f}x")
+        print(f"{NAMES[contender]:60s} {value:7.2f} {value / typical['ours']:17.2f}x")
     print(f"\nlargest difference of the first {options.loss_steps} losses, dropout off, FlagEmbedding against ours: {difference:.1e}")
     print("\none step of 256 queries x 8 passages of 16 tokens")
     for chunk, (peak, duration) in memory.items():
