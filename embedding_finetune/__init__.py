@@ -20,6 +20,7 @@ One module is one stage of the data's way, and each imports only modules above i
     embedder        a model turned into vectors
     index           faiss and BM25 behind one ranking
     metrics         recall, MRR, nDCG from a run and judgements
+    debug           the training in one process, for a debugger
     hybrid          BM25 and a model together
     significance    which differences between models are real
     report          tables, plots, comparison

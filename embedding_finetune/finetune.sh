@@ -74,6 +74,12 @@ main() {
             exit 1 ;;
     esac
 
+    # For debug.py, which runs the training in one process: module and flags, each after a NUL.
+    if [ -n "${DEBUG:-}" ]; then
+        printf '\0%s' "$module" "${flags[@]}"
+        exit
+    fi
+
     python -m embedding_finetune.launch --standalone --nproc_per_node "${GPUS:-1}" -m "$module" "${flags[@]}"   # torchrun
 
     if [ "$module" != embedding_finetune.train ]; then

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 
 import nbformat
@@ -76,10 +77,12 @@ def run_notebook(path, folder, label=None):
         if cell_index in headings:
             _say(f"    {headings[cell_index]}")
 
-    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}},
-                            coalesce_streams=True, on_cell_execute=announce, config=Config(KernelManager={"transport": "ipc"}))
     try:
-        client.execute()
+        with tempfile.TemporaryDirectory() as sockets:  # local sockets, which only this user can listen to
+            client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}},
+                                    coalesce_streams=True, on_cell_execute=announce,
+                                    config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}))
+            client.execute()
     except CellExecutionError as error:
         copy = copy.with_suffix(".failed.ipynb")
         raise ExperimentError(f"{path.name} stopped: {error.evalue} (executed so far: {copy})") from None
