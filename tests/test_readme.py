@@ -1,0 +1,66 @@
+"""The two READMEs say the same, and what they say can be typed."""
+
+import re
+
+import pytest
+
+from embedding_finetune.experiment import ROOT, Experiment
+
+ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh.md"
+COMMANDS = ("make", "jupyter", "nohup", "tail", "source")
+
+
+def code_blocks(page):
+    """The commands of each code block, comments and alignment stripped."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return [[re.sub(r"\s+#.*", "", line).strip() for line in block.splitlines() if line.strip()] for block in blocks]
+
+
+def tables(page):
+    """Each table row as the code spans and numbers of its cells."""
+    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    cells = [re.split(r"(?<!\\)\|", row)[1:-1] for row in rows]
+    return [[sorted(re.findall(r"`[^`]*`|\d+\.\d{3}", cell)) for cell in row] for row in cells]
+
+
+def links(page):
+    return re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+
+
+def test_both_have_the_same_commands():
+    assert code_blocks(ENGLISH) == code_blocks(CHINESE) and len(code_blocks(ENGLISH)) >= 3
+
+
+def test_both_have_the_same_tables():
+    assert tables(ENGLISH) == tables(CHINESE) and len(tables(ENGLISH)) > 30
+
+
+def test_both_have_the_same_links_and_headings():
+    others = {ENGLISH: CHINESE.name, CHINESE: ENGLISH.name}
+    assert [link for link in links(ENGLISH) if link != others[ENGLISH]] == [link for link in links(CHINESE) if link != others[CHINESE]]
+    assert all(others[page] in links(page) for page in others)
+    levels = [re.findall(r"^#+", page.read_text(encoding="utf-8"), flags=re.MULTILINE) for page in (ENGLISH, CHINESE)]
+    assert levels[0] == levels[1]
+
+
+@pytest.mark.parametrize("line", [line for block in code_blocks(ENGLISH) for line in block if not line.startswith("#")])
+def test_commands_exist(line):
+    """Each command is one we know; what it names is a target of the Makefile, a file, or a setting."""
+    for command in re.split(r" && | & ?$", line):
+        words = command.split()
+        settings = [word.partition("=")[0] for word in words if re.match(r"[A-Z_]+=", word)]
+        assert set(settings) <= set(Experiment.load("demo").as_dict()) | {"OVERWRITE", "TRAINER"}
+        words = [word for word in words if not re.match(r"[A-Z_]+=", word)]
+        if not words:
+            continue
+        assert words[0] in COMMANDS, f"no test knows {words[0]}"
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        for script in (word for word in words if word.endswith(".sh")):
+            assert (ROOT / script).is_file()
+
+
+def test_every_script_and_notebook_is_in_the_table():
+    text = ENGLISH.read_text(encoding="utf-8")
+    for path in (*ROOT.glob("*.ipynb"), *ROOT.glob("*.sh")):
+        assert f"`{path.name}`" in text
