@@ -28,7 +28,8 @@ def save_result(experiment, test_set, label, run, *, model, used, **more):
     trec.write_run(experiment.output_dir / "runs" / f"{label}.trec", run, label)
     write_json(experiment.output_dir / "results" / f"{label}.json", {
         "label": label, "model": model, "dataset": experiment.dataset, "queries": len(test_set.queries),
-        "corpus": len(test_set.corpus), "metrics": metrics.mean(table), "used": used, **more, "note": used.get("seen", ""), "settings": experiment.as_dict(),
+        "corpus": len(test_set.corpus), "metrics": metrics.mean(table), "used": used, **more, "note": used.get("seen", ""),
+        "settings": experiment.as_dict(),
         "finished": time.strftime("%Y-%m-%d %H:%M:%S")})
     return table
 
