@@ -146,7 +146,7 @@ def doubtful_errors(evidence, near, liked):
 
 def exemplary_cases(evidence, right, wrong, count=5):
     """The queries whose positive `right` puts first and `wrong` ranks deepest, as a frame for a notebook."""
-    ranks, positives = evidence.first_ranks(), evidence.positives()
+    ranks = evidence.first_ranks()
     cases = ranks[(ranks[right] == 1) & (ranks[wrong] > 1)]
     cases = cases.sort_values(wrong, ascending=False, kind="stable").head(count)
     return pd.DataFrame([{

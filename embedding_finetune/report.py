@@ -11,9 +11,9 @@ from embedding_finetune import metrics, trec
 from embedding_finetune.export import write_metrics
 from embedding_finetune.files import ExperimentError, atomic_write, read_jsonl, write_json
 from embedding_finetune.significance import ALPHA, add_significance, comparison_table, pairs_table
+from embedding_finetune.training_files import FINE_TUNED
 
-ORDER = ("bm25", "raw", "neg10", "neg50", "reference")
-FINE_TUNED = ("neg10", "neg50")
+ORDER = ("bm25", "raw", *FINE_TUNED, "reference")
 
 
 def save_result(experiment, test_set, label, run, *, model, used, **more):

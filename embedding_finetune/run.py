@@ -20,8 +20,7 @@ from traitlets.config import Config
 from embedding_finetune.experiment import ROOT, Experiment
 from embedding_finetune.files import ExperimentError, atomic_write, run_command_line
 from embedding_finetune.finetune import is_current
-
-FINE_TUNED = ("neg10", "neg50")
+from embedding_finetune.training_files import FINE_TUNED
 
 
 def plan(experiment):

@@ -24,6 +24,7 @@ from embedding_finetune.negatives import sample_random
 from embedding_finetune.pairs import load_distractors, passage_id
 
 NEGATIVES = (10, 50)
+FINE_TUNED = tuple(f"neg{number}" for number in NEGATIVES)
 DATA_SETTINGS = ("DATASET", "MAX_PAIRS", "TEST_FRACTION", "DEV_FRACTION", "SEED", "QUERY_INSTRUCTION",
                  "DISTRACTORS", "MAX_DISTRACTORS")
 
