@@ -7,20 +7,21 @@ One module is one stage of the data's way, and each imports only modules above i
     experiment      every setting, from a profile and the environment
     pairs           (query, positives) from the hub, from docstrings or from a local file
     split           leak-free train / dev / test split
-    negatives       negatives for each training query
+    negatives       random negatives, and hard ones that a positive-aware filter has passed
     training_files  the files that FlagEmbedding and the evaluation read
-    batches         what a training step draws, and how its texts are laid out
     cpu             linear layers and dropout by quicker ways on a CPU
+    vector_cache    vectors on disk, found by what they were made of
+    embedder        a model turned into vectors
+    index           faiss and BM25 behind one ranking
+    mining          training files with mined negatives and a teacher's scores
+    batches         what a training step draws, and how its texts are laid out
     contrastive     the loss over a batch, and GradCache
     export          a finished model folder that three libraries read alike
     train           the training itself
     launch          torchrun without its traceback
     finetune        what happens before and after it
-    vector_cache    vectors on disk, found by what they were made of
-    embedder        a model turned into vectors
-    index           faiss and BM25 behind one ranking
-    metrics         recall, MRR, nDCG from a run and judgements
     debug           the training in one process, for a debugger
+    metrics         recall, MRR, nDCG from a run and judgements
     hybrid          BM25 and a model together
     significance    which differences between models are real
     report          tables, plots, comparison

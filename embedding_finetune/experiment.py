@@ -23,6 +23,7 @@ SEEN = {
     "BAAI/bge-m3": "trained for retrieval on MS MARCO's training part among many sets (Chen et al. 2024, arXiv 2402.03216)",
     "bundled": "trained on 1.17 billion pairs, among them MS MARCO's training part and code search with docstrings (its model card)",
 }
+RECIPES = ("hard", "hard_kd", "hard_round2", "hard_kd_round2")  # fine-tunings with mined negatives, beside those with random ones
 PACKAGES = ("FlagEmbedding", "torch", "transformers", "datasets", "faiss-cpu", "numpy", "pandas")
 
 
@@ -64,12 +65,21 @@ class Experiment:
     reference_instruction: str
     reference_max_len: int
     extra_models: str
+    recipes: str
+    hard_source: str
+    hard_model: str
+    hard_filter: str
+    hard_depth: int
+    hard_negatives: int
+    teacher: str
+    teacher_temperature: float
     train_group_size: int
     batch_size: int
     learning_rate: float
     epochs: float
     warmup_ratio: float
     temperature: float
+    precision: str
     query_max_len: int
     passage_max_len: int
     grad_cache_chunk: int
@@ -113,12 +123,21 @@ class Experiment:
             (self.reference_max_len >= 8, "reference_max_len", "must be 8 tokens or more"),
             (all(re.fullmatch(r"\w+=[^,\s]+,(cls|mean)", model) for model in self.extra_models.split()), "extra_models",
              "must list label=model,pooling with pooling cls or mean"),
+            (set(self.recipes.split()) <= set(RECIPES), "recipes", f"must list some of {', '.join(RECIPES)}, separated by spaces"),
+            (self.hard_source in ("bm25", "model", "both"), "hard_source", "must be bm25, model or both"),
+            (self.is_label(self.hard_model), "hard_model", "must be reference, raw or a label of EXTRA_MODELS"),
+            (_is_filter(self.hard_filter), "hard_filter", "must be like `share 0.95`, `margin 0.05`, `ranks 10 60`, or none"),
+            (self.hard_depth >= 1, "hard_depth", "must be 1 or more"),
+            (self.hard_negatives >= 1, "hard_negatives", "must be 1 or more"),
+            (self.teacher, "teacher", "must be reference, raw, a label of EXTRA_MODELS, or a reranker's name"),
+            (self.teacher_temperature > 0, "teacher_temperature", "must be more than 0"),
             (self.train_group_size >= 2, "train_group_size", "must be 2 or more: 1 positive and at least 1 negative"),
             (self.batch_size >= 1, "batch_size", "must be 1 or more"),
             (0 < self.learning_rate < 1, "learning_rate", "must lie between 0 and 1"),
             (self.epochs > 0, "epochs", "must be more than 0"),
             (0 <= self.warmup_ratio < 1, "warmup_ratio", "must be at least 0 and below 1"),
             (self.temperature > 0, "temperature", "must be more than 0"),
+            (self.precision in ("auto", "fp32", "bf16", "fp16"), "precision", "must be auto, fp32, bf16 or fp16"),
             (self.query_max_len >= 8, "query_max_len", "must be 8 tokens or more"),
             (self.passage_max_len >= 8, "passage_max_len", "must be 8 tokens or more"),
             (self.grad_cache_chunk >= 0, "grad_cache_chunk", "must be 0 (off) or more"),
@@ -144,6 +163,10 @@ class Experiment:
         title, name = (self.base_model, model_path(self.base_model)) if label == "raw" else (_plain(folder), str(folder))
         seen = SEEN.get(self.base_model, "unknown") + ("" if label == "raw" else "; fine-tuned on this data set's training part")
         return ModelUse(label, title, name, self.base_pooling, self.query_instruction, self.query_max_len, self.passage_max_len, seen)
+
+    def is_label(self, name):
+        """Whether `name` is the label of a model that needs no training here."""
+        return name in ("raw", "reference", *self.extras())
 
     def extras(self):
         """EXTRA_MODELS as a dict of label -> (model, pooling)."""
@@ -175,6 +198,17 @@ def model_path(name):
     if folder.is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ExperimentError(f"{name} is no model folder (it has no config.json); name a folder, a hub name or `bundled`")
     return name
+
+
+def _is_filter(text):
+    """Whether HARD_FILTER is one of the kinds that negatives.Filter knows, with values that make sense."""
+    kind, *values = text.split() or [""]
+    try:
+        values = [float(value) for value in values]
+    except ValueError:
+        return False
+    return (kind == "none" and not values or kind == "share" and len(values) == 1 and 0 < values[0] <= 1
+            or kind == "margin" and len(values) == 1 or kind == "ranks" and len(values) == 2 and 1 <= values[0] <= values[1])
 
 
 def _read_profile(profile):

@@ -5,7 +5,6 @@ network; `exemplary_cases` gives a notebook a few of the queries that one model 
 """
 
 import json
-import re
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,12 +14,12 @@ import pandas as pd
 
 from embedding_finetune import trec
 from embedding_finetune.files import ExperimentError, atomic_write, read_jsonl
+from embedding_finetune.pairs import near_duplicate
 
 DEPTH = 100  # ranks that are looked at; runs are at least this deep (or as deep as the corpus)
 SHOWN = 5  # passages of each model on the page
 PASSAGE_CHARACTERS = 1000  # longer passages are cut on the page, and say so
 CURVE_POINTS = 300  # a longer training curve is averaged down to about as many points
-NEAR_DUPLICATE = 0.8  # containment of word 5-grams from which a passage counts as a near-duplicate
 ROW_FIELDS = ("label", "model", "dataset", "metrics", "ci95", "against", "note")  # of comparison.json, for the page
 TEMPLATE = Path(__file__).with_name("explore.html")
 
@@ -96,29 +95,12 @@ def _clean(text):
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def word_grams(text, size=5):
-    """Set of the runs of `size` words of a text, lower-cased and without punctuation; a shorter text is one run."""
-    words = re.findall(r"\w+", text.lower())
-    return {" ".join(words[start:start + size]) for start in range(max(1, len(words) - size + 1))}
-
-
-def containment(grams, others):
-    """Share of the smaller set that lies in the other (Broder 1997): 1 when one text is an excerpt of the other."""
-    return len(grams & others) / min(len(grams), len(others))
-
-
 def near_duplicates(evidence):
     """For each query the shown passages that are no positives but near-duplicates of one (so perhaps unlabelled)."""
-    grams = {}
+    texts = evidence.passages
     shown = np.concatenate([ranking[:, :SHOWN] for ranking in evidence.rankings.values()], axis=1)
-
-    def of(passage):
-        if passage not in grams:
-            grams[passage] = word_grams(evidence.passages[passage])
-        return grams[passage]
-
     return [[passage for passage in np.unique(row[row >= 0]).tolist() if passage not in positives
-             and any(containment(of(passage), of(positive)) >= NEAR_DUPLICATE for positive in positives)]
+             and any(near_duplicate(texts[passage], texts[positive]) for positive in positives)]
             for row, positives in zip(shown, evidence.positives())]
 
 
@@ -130,12 +112,15 @@ def favourites(evidence):
     return np.where(votes.max(axis=1) * 2 > max(2, first.shape[1]), best, -1)
 
 
-def doubtful_errors(evidence, near, liked):
+def doubtful_errors(evidence, near=None, liked=None):
     """Frame (label; errors, near_duplicate, favourite): first places that hold no positive, and how many of these look
     like a passage that nobody labelled: a near-duplicate of a positive, or the first choice of most models.
 
     The second sign is weak: models that share training data or words share mistakes. Both only say where to look.
+    `near` and `liked` are what near_duplicates and favourites return, if they are at hand.
     """
+    near = near_duplicates(evidence) if near is None else near
+    liked = favourites(evidence) if liked is None else liked
     positives, table = evidence.positives(), {}
     for label, ranking in evidence.rankings.items():
         errors = [(query, first) for query, first in enumerate(ranking[:, 0].tolist()) if first not in positives[query]]

@@ -1,10 +1,11 @@
 """What happens before and after the training itself, for `finetune.sh`.
 
-    python -m embedding_finetune.finetune prepare LABEL    checks; prints base model, precision flag, folder to train in, training file
+    python -m embedding_finetune.finetune prepare LABEL    checks; prints base model, precision flags, folder to train in, training file
                                                            and seed, a line each
     python -m embedding_finetune.finetune finish LABEL     makes that folder the finished model
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,25 +15,29 @@ import time
 from embedding_finetune.experiment import Experiment
 from embedding_finetune.files import ExperimentError, run_command_line, sha256, write_json
 from embedding_finetune.hub import check_hub, check_lengths
-from embedding_finetune.training_files import read_training_file, training_path
+from embedding_finetune.training_files import MINING_SETTINGS, is_mined, read_training_file, recipe_of, training_path
 
 RECORD = "training.json"
 TRAINING_SETTINGS = ("BASE_MODEL", "BASE_POOLING", "QUERY_INSTRUCTION", "TRAIN_GROUP_SIZE", "BATCH_SIZE", "LEARNING_RATE", "EPOCHS",
-                     "WARMUP_RATIO", "TEMPERATURE", "QUERY_MAX_LEN", "PASSAGE_MAX_LEN", "SEED")
+                     "WARMUP_RATIO", "TEMPERATURE", "PRECISION", "QUERY_MAX_LEN", "PASSAGE_MAX_LEN", "SEED")
 
 
 def prepare(experiment, label):
-    """Check what can be checked before a model is loaded; returns base model, precision flag, folder to train in, training file, seed.
+    """Check what can be checked before a model is loaded; returns base model, precision flags, folder to train in, training file, seed.
 
     The seed of `neg10_seed43` is 43; without such an ending it is the experiment's.
 
     Raises ExperimentError when a finished model is in the way (OVERWRITE=1 moves it aside), the training file cannot be trained on,
     or the base model cannot be had or is too short for the lengths.
     """
-    read_training_file(training_path(experiment, label))
     finished = experiment.output_dir / label
     if finished.exists() and os.environ.get("OVERWRITE") != "1":
         raise ExperimentError(f"{finished} holds a finished model; OVERWRITE=1 moves it aside and trains anew")
+    if is_mined(label):
+        from embedding_finetune.mining import mine  # takes seconds to import, and only this needs it
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for the script
+            mine(experiment, label)
+    read_training_file(training_path(experiment, label), teacher=with_teacher(label))
     base = experiment.model("raw").name
     check_hub(base)
     check_lengths(base, experiment.query_max_len, experiment.passage_max_len)
@@ -48,7 +53,12 @@ def prepare(experiment, label):
         print(f"the old model is now {aside}", file=sys.stderr)
     write_json(unfinished / RECORD, record)
     seed = int(label.partition("_seed")[2] or experiment.seed)
-    return base, precision(), unfinished, training_path(experiment, label), seed
+    return base, precision(experiment.precision), unfinished, training_path(experiment, label), seed
+
+
+def with_teacher(label):
+    """Whether the model of this label learns from a teacher's scores, too."""
+    return "_kd" in recipe_of(label)
 
 
 def unfinished_folder(experiment, label):
@@ -60,12 +70,15 @@ def _own_trainer():
     return os.environ.get("TRAINER", "embedding_finetune") == "embedding_finetune"
 
 
-def precision():
-    """The flag for the arithmetic this machine is good at."""
+def precision(wanted="auto"):
+    """The flags for PRECISION, which `auto` takes from what this machine is good at; a CPU without AVX-512-BF16 or AMX only emulates bf16."""
     import torch  # takes seconds to import, and only this needs it
-    if not torch.cuda.is_available():
-        return "--use_cpu"
-    return "--bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "--fp16"
+    gpu = torch.cuda.is_available()
+    if wanted == "auto" and gpu:
+        wanted = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    elif wanted == "auto":
+        wanted = "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+    return " ".join(f"--{flag} True" for flag in ("use_cpu" * (not gpu), wanted.replace("fp32", "")) if flag)
 
 
 def finish(experiment, label):
@@ -81,7 +94,7 @@ def finish(experiment, label):
 def is_current(experiment, label):
     """Whether the finished model was trained from today's training file with today's settings."""
     recorded = _read_record(experiment.output_dir / label)
-    return recorded is not None and recorded == _record(experiment, label)
+    return recorded is not None and training_path(experiment, label).exists() and recorded == _record(experiment, label)
 
 
 def check_trained(experiment, label):
@@ -92,13 +105,15 @@ def check_trained(experiment, label):
     trained_from = _read_record(folder)
     if trained_from is None:
         raise ExperimentError(f"{folder} holds no finished model: run `bash {script(label)}` first")
-    if trained_from["training_file_sha256"] != sha256(training_path(experiment, label)):
+    if not training_path(experiment, label).exists() or trained_from["training_file_sha256"] != sha256(training_path(experiment, label)):
         raise ExperimentError(f"{folder} was trained from another {training_path(experiment, label).name}, which may hold today's "
                               f"test queries: run `OVERWRITE=1 bash {script(label)}`")
 
 
 def script(label):
     """What trains the model of a label."""
+    if is_mined(label):
+        return f"finetune_hard.sh {label}"
     return f"finetune_{label}.sh" if "_seed" not in label else f"embedding_finetune/finetune.sh {label}"
 
 
@@ -109,7 +124,8 @@ def _read_record(folder):
 
 def _record(experiment, label):
     """What identifies a training. It is written when the training starts: the files may have changed by the time it ends."""
-    settings = {name: value for name, value in experiment.as_dict().items() if name in TRAINING_SETTINGS}
+    counted = TRAINING_SETTINGS + MINING_SETTINGS * is_mined(label)
+    settings = {name: value for name, value in experiment.as_dict().items() if name in counted}
     return {"label": label, "training_file_sha256": sha256(training_path(experiment, label)), "settings": settings}
 
 

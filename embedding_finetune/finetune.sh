@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fine-tune BASE_MODEL on the training file of one label: the flags of every fine-tuning are in this file.
 #
-#     bash embedding_finetune/finetune.sh LABEL        neg10, neg50, or e.g. neg10_seed43 for the same with another seed
+#     bash embedding_finetune/finetune.sh LABEL        neg10, neg50, hard, hard_kd .., or e.g. neg10_seed43 for the same with another seed
 #
 # Settings come from profiles/$PROFILE.env and the environment. The model appears in OUTPUT_DIR/LABEL when it is complete; until then
 # OUTPUT_DIR/LABEL.partial holds its checkpoints, and the same command continues from the last one. OVERWRITE=1 moves a finished
@@ -16,6 +16,7 @@ main() {
     settings=$(python -m embedding_finetune.experiment --export)
     eval "$settings"
     echo "fine-tuning $label: profile $PROFILE, data $DATA_DIR, output $OUTPUT_DIR; checking the training file and the base model"
+    [ -t 2 ] || export TQDM_MININTERVAL=30                # in a log, a bar may speak twice a minute
     prepared=$(python -m embedding_finetune.finetune prepare "$label")
     { read -r base_model; read -r precision; read -r unfinished; read -r training_file; read -r seed; } <<< "$prepared"
     if [ -e "$unfinished/model.safetensors" ]; then     # stopped between the training's end and the last line of this script
@@ -44,7 +45,7 @@ main() {
         --num_train_epochs "$EPOCHS"
         --warmup_steps "$WARMUP_RATIO"                    # below 1 it is a share of all steps
         --seed "$seed"
-        "$precision" True
+        $precision                                        # some words: --use_cpu True, --bf16 True ..
         # output
         --output_dir "$unfinished"
         --save_strategy steps
@@ -52,6 +53,9 @@ main() {
         --logging_steps "$LOGGING_STEPS"
         --report_to none
     )
+    if [[ $label == *_kd* ]]; then
+        flags+=(--knowledge_distillation True --kd_loss_type kl_div)   # learn the teacher's scores, too
+    fi
     if [ "${GPUS:-1}" -gt 1 ]; then
         flags+=(--negatives_cross_device True)            # every query meets the passages of all GPUs
     fi

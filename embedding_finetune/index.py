@@ -37,23 +37,35 @@ def dense_run(test_set, query_vectors, passage_vectors, depth=DEPTH):
 
 
 def bm25_run(test_set, depth=DEPTH):
-    """Rank the corpus of a TestSet for its queries by BM25 (bm25s in Lucene's variant, k1 1.5, b 0.75; English stems, no stop words)."""
+    """Rank the corpus of a TestSet for its queries by BM25 (see bm25_search)."""
     query_ids, passage_ids = list(test_set.queries), list(test_set.corpus)
+    scores, positions = bm25_search(list(test_set.queries.values()), list(test_set.corpus.values()), depth, _alphabetical_rank(passage_ids))
+    return _as_run(query_ids, passage_ids, scores, positions)
+
+
+def bm25_search(queries, passages, depth, tie_rank=None):
+    """BM25 (bm25s in Lucene's variant, k1 1.5, b 0.75; English stems, no stop words) of texts against texts.
+
+    Returns scores (float32) and positions (int32) of the `depth` best passages, both of shape (queries, depth) or fewer columns if there are
+    fewer passages; equal scores in the order of `tie_rank`, by default of the positions. Memory grows with queries times depth.
+    """
     stemmer = Stemmer.Stemmer("english")
-    tokens = [bm25s.tokenize(list(texts), stopwords="en", stemmer=stemmer, return_ids=False, show_progress=False)
-              for texts in (test_set.corpus.values(), test_set.queries.values())]
+
+    def tokenize(texts, as_numbers):
+        return bm25s.tokenize(texts, stopwords="en", stemmer=stemmer, return_ids=as_numbers, show_progress=False)
+
     index = bm25s.BM25()
-    index.index(tokens[0], show_progress=False)
-    depth = min(depth, len(passage_ids))
-    rank_of_id = _alphabetical_rank(passage_ids)
-    scores, positions = np.empty((len(query_ids), depth), np.float32), np.empty((len(query_ids), depth), np.int64)
-    for row, words in enumerate(tqdm(tokens[1], desc="BM25", unit="query")):
-        all_scores = index.get_scores(words) if words else np.zeros(len(passage_ids), np.float32)
+    index.index(tokenize(passages, as_numbers=True), show_progress=False)
+    depth = min(depth, len(passages))
+    tie_rank = np.arange(len(passages)) if tie_rank is None else tie_rank
+    scores, positions = np.empty((len(queries), depth), np.float32), np.empty((len(queries), depth), np.int32)
+    for row, words in enumerate(tqdm(tokenize(queries, as_numbers=False), desc="BM25", unit="query")):
+        all_scores = index.get_scores(words) if words else np.zeros(len(passages), np.float32)
         last_wanted = np.partition(all_scores, -depth)[-depth]
         candidates = np.flatnonzero(all_scores >= last_wanted)
-        positions[row] = candidates[np.lexsort((rank_of_id[candidates], -all_scores[candidates]))][:depth]
+        positions[row] = candidates[np.lexsort((tie_rank[candidates], -all_scores[candidates]))][:depth]
         scores[row] = all_scores[positions[row]]
-    return _as_run(query_ids, passage_ids, scores, positions)
+    return scores, positions
 
 
 def _alphabetical_rank(ids):

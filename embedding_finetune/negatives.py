@@ -1,8 +1,20 @@
-"""Negatives for training queries."""
+"""Negatives for training queries: random ones, and mined hard ones that a positive-aware filter has passed.
 
+Everything here works on positions in the pool of training passages (0 to passages - 1), in batches of queries: memory grows with
+queries times candidates, never with queries times passages.
+"""
+
+import math
+from dataclasses import dataclass
+
+import faiss
 import numpy as np
+from tqdm.auto import tqdm
 
 from embedding_finetune.files import ExperimentError
+from embedding_finetune.pairs import near_duplicate
+
+BATCH = 2048  # queries that are searched or filtered together
 
 
 def sample_random(positives, pool_size, number, seed):
@@ -33,3 +45,111 @@ def sample_random(positives, pool_size, number, seed):
         obstacle = np.array([row[column] if column < len(row) else past_the_end for row in taken])
         chosen += chosen >= obstacle[:, None]
     return chosen
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which candidates are safe to call negative, by a model's scores beside those of the positives.
+
+    `share 0.95`: only candidates scored below 95 % of the positive's score; `margin 0.05`: only those scored lower by more than 0.05;
+    `ranks 10 60`: only those that stand from rank 10 to 60 among the candidates; `none`: all. The first two are TopK-PercPos and
+    TopK-MarginPos of NV-Retriever (Moreira et al. 2024, arXiv 2407.15831), the third is what came before them.
+    """
+
+    kind: str
+    values: tuple = ()
+
+    @classmethod
+    def parse(cls, text):
+        """The filter that a checked HARD_FILTER names."""
+        kind, *values = text.split()
+        return cls(kind, tuple(map(float, values)))
+
+    def keeps(self, scores, positive_scores):
+        """Boolean array of the shape of `scores` (queries, candidates); `positive_scores` (queries,) is that of each query's lowest positive."""
+        positive = np.asarray(positive_scores)[:, None]
+        if self.kind == "share":
+            return scores < positive - (1 - self.values[0]) * np.abs(positive)
+        if self.kind == "margin":
+            return scores < positive - self.values[0]
+        kept = np.ones(scores.shape, dtype=bool)
+        if self.kind == "ranks":
+            kept[:, :int(self.values[0]) - 1] = kept[:, int(self.values[1]):] = False
+        return kept
+
+
+def search(query_vectors, passage_vectors, depth):
+    """Positions of the `depth` nearest passages of each query by inner product, best first; int32 of shape (queries, depth).
+
+    Exact (faiss), a batch of queries at a time, without a copy of the passages.
+    """
+    depth = min(depth, len(passage_vectors))
+    found = np.empty((len(query_vectors), depth), dtype=np.int32)
+    for rows in _batches(len(query_vectors), "searching"):
+        scores, where = faiss.knn(query_vectors[rows], passage_vectors, depth, metric=faiss.METRIC_INNER_PRODUCT)
+        found[rows] = np.take_along_axis(where, np.lexsort((where, -scores), axis=-1), 1)
+    return found
+
+
+def interleave(first, second):
+    """Two lists of candidates a query in turns, each candidate once: (queries, depth) twice -> (queries, 2 * depth), -1 past the end."""
+    both = np.stack([first, second], axis=2).reshape(len(first), -1)
+    merged = np.full_like(both, -1)
+    for row, candidates in zip(merged, both):
+        _, places = np.unique(candidates, return_index=True)
+        row[:len(places)] = candidates[np.sort(places)]
+    return merged
+
+
+def screen(candidates, positives, query_vectors, passage_vectors, rule):
+    """Candidates with those set to -1 that are a positive of their query or that the Filter `rule` does not keep.
+
+    `candidates`: int array (queries, depth), best first, -1 for none; `positives`: positions for each query; the vectors, float32 of shapes (queries,
+    dimensions) and (passages, dimensions), are those of the model that filters.
+    """
+    screened = np.full_like(candidates, -1)
+    for rows in _batches(len(candidates), "filtering"):
+        some, vectors = candidates[rows], query_vectors[rows]
+        scores = np.stack([passage_vectors[found] @ vector for found, vector in zip(some, vectors)])
+        lowest = np.array([(passage_vectors[own] @ vector).min() for own, vector in zip(positives[rows], vectors)])
+        own = np.array([np.isin(found, own) for found, own in zip(some, positives[rows])])
+        screened[rows] = np.where(rule.keeps(scores, lowest) & ~own, some, -1)
+    return screened
+
+
+def choose(candidates, positives, texts, number, seed):
+    """The first `number` candidates of each query that are no near-duplicate of a positive, filled up with random passages.
+
+    `candidates` as `screen` returns them, `texts` is the pool. Returns positions, int array of shape (queries, number), and for each
+    row how many of them are mined; these come first. Random ones obey the same guard and are never a positive.
+    Raises ExperimentError when the pool is too small.
+    """
+    rng = np.random.default_rng(seed)
+    chosen, mined = np.empty((len(candidates), number), dtype=np.int64), np.empty(len(candidates), dtype=np.int64)
+    for row, (found, own) in enumerate(zip(tqdm(candidates, desc="choosing", unit="query"), positives)):
+
+        def safe(passage, own=own):
+            return passage not in own and not any(near_duplicate(texts[passage], texts[positive]) for positive in own)
+
+        picked = dict.fromkeys(_first(number, (passage for passage in found[found >= 0].tolist() if safe(passage))))
+        mined[row] = len(picked)
+        tries = 0
+        while len(picked) < number:
+            tries += 1
+            if tries > 100 * number:
+                raise ExperimentError(f"{number} negatives a query were asked for, but a query finds only {len(picked)} in the training part "
+                                      "that are no near-duplicates of its positive: ask for fewer or give more pairs (raise MAX_PAIRS)")
+            passage = int(rng.integers(len(texts)))
+            if passage not in picked and safe(passage):
+                picked[passage] = None
+        chosen[row] = list(picked)
+    return chosen, mined
+
+
+def _first(number, items):
+    return [item for _, item in zip(range(number), items)]
+
+
+def _batches(rows, what):
+    for start in tqdm(range(0, rows, BATCH), desc=what, unit="batch", total=math.ceil(rows / BATCH)):
+        yield slice(start, start + BATCH)

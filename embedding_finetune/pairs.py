@@ -4,10 +4,12 @@ A pair is a row `{"id": str, "query": str, "pos": [str, ..]}`: the query's id, i
 """
 
 import ast
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import re
 import unicodedata
 import warnings
 from collections import Counter
@@ -28,6 +30,7 @@ HUB_CORPUS = "namespace-Pt/msmarco-corpus"
 DOCSTRING_PACKAGES = ("numpy", "scipy", "scikit-learn", "pandas", "networkx", "sympy", "matplotlib", "torch", "datasets")
 IMPORT_NAMES = {"scikit-learn": "sklearn"}
 DOCSTRING_QUERY_WORDS = range(4, 41)      # shorter ones name nothing, longer ones are no question
+NEAR_DUPLICATE = 0.8  # containment of word 5-grams from which a passage counts as a near-duplicate of another
 DOCSTRING_PASSAGE_WORDS = range(10, 65)   # a longer one is cut: a passage, not a page
 
 
@@ -78,6 +81,23 @@ def passage_id(text):
 def query_id(text):
     """The id of a query whose source gives none."""
     return "q" + hashlib.sha256(normalise(text).encode()).hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=20_000)
+def word_grams(text, size=5):
+    """Set of the runs of `size` words of a text, lower-cased and without punctuation; a shorter text is one run."""
+    words = re.findall(r"\w+", text.lower())
+    return frozenset(" ".join(words[start:start + size]) for start in range(max(1, len(words) - size + 1)))
+
+
+def containment(grams, others):
+    """Share of the smaller set that lies in the other (Broder 1997): 1 when one text is an excerpt of the other."""
+    return len(grams & others) / min(len(grams), len(others))
+
+
+def near_duplicate(text, other):
+    """Whether two passages say nearly the same in the same words."""
+    return containment(word_grams(text), word_grams(other)) >= NEAR_DUPLICATE
 
 
 def clean(raw):

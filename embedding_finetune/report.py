@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 
 from embedding_finetune import metrics, trec
+from embedding_finetune.experiment import RECIPES
 from embedding_finetune.export import write_metrics
 from embedding_finetune.files import ExperimentError, atomic_write, read_jsonl, write_json
 from embedding_finetune.significance import ALPHA, add_significance, comparison_table, pairs_table
 from embedding_finetune.training_files import FINE_TUNED
 
-ORDER = ("bm25", "raw", *FINE_TUNED, "reference")
+TRAINED = (*FINE_TUNED, *RECIPES)
+ORDER = ("bm25", "raw", *TRAINED, "reference")
 
 
 def save_result(experiment, test_set, label, run, *, model, used, **more):
@@ -90,7 +92,7 @@ def plot(rows):
     for axis, name in zip(axes, names):
         values = np.array([row["metrics"][name] for row in rows])
         for row, value, height in zip(rows, values, heights):
-            colour = "#d1662b" if row["label"] in FINE_TUNED else "#5b6b7a"
+            colour = "#d1662b" if row["label"] in TRAINED else "#5b6b7a"
             axis.plot(row["ci95"][name], [height, height], color=colour, linewidth=3, alpha=0.35, solid_capstyle="butt")
             axis.scatter(value, height, color=colour, s=40, zorder=2)
             axis.annotate(f"{value:.3f}", (row["ci95"][name][1], height), xytext=(6, 0), textcoords="offset points", va="center",
@@ -179,7 +181,7 @@ def plot_cosines(test_set, query_vectors, passage_vectors, seed, number=2000):
 def conclusion(rows):
     """Two sentences, computed from recall@1: what fine-tuning bought, and how that stands against BM25 and the reference."""
     by_label = {row["label"]: row for row in rows}
-    tuned = [by_label[label] for label in FINE_TUNED if label in by_label]
+    tuned = [by_label[label] for label in TRAINED if label in by_label]
     if "raw" not in by_label or not tuned:
         return "The raw model and a fine-tuned one have to be evaluated before there is anything to conclude."
     best = max(tuned, key=_recall)

@@ -26,14 +26,17 @@ from embedding_finetune.training_files import FINE_TUNED
 def plan(experiment):
     """The steps as pairs: a notebook or script, and the label it runs for where that is not its own.
 
-    SEEDS repeats the fine-tunings, EXTRA_MODELS adds evaluations; the last notebook comes last, because it sees all results.
+    RECIPES adds fine-tunings with mined negatives, SEEDS repeats all fine-tunings, EXTRA_MODELS adds evaluations; the last notebook comes
+    last, because it sees all results.
     """
-    repeats = [f"{label}_seed{experiment.seed + number}" for label in FINE_TUNED for number in range(1, experiment.seeds)]
+    recipes = experiment.recipes.split()
+    repeats = [f"{label}_seed{experiment.seed + number}" for label in (*FINE_TUNED, *recipes) for number in range(1, experiment.seeds)]
     return [("build_train_dataset.ipynb", None), ("build_eval_dataset.ipynb", None),
             *((f"finetune_{label}.sh", None) for label in FINE_TUNED),
+            *(("finetune_hard.sh", label) for label in recipes),
             *(("embedding_finetune/finetune.sh", label) for label in repeats),
             ("eval_raw_bert.ipynb", None), ("eval_train_neg10.ipynb", None), ("eval_train_neg50.ipynb", None),
-            *(("eval_train_neg10.ipynb", label) for label in repeats),
+            *(("eval_train_hard.ipynb", label) for label in (*recipes, *repeats)),
             *(("eval_bge_m3.ipynb", label) for label in experiment.extras()),
             ("eval_bge_m3.ipynb", None)]
 

@@ -393,7 +393,8 @@ class Runner(EncoderOnlyEmbedderRunner):
             mask_false_negatives=args.mask_false_negatives)
         if args.fast_cpu and args.device.type == "cpu":
             use_fast_dropout(model.model)
-            use_fast_linear(model.model)
+            if not args.bf16:  # with it, oneDNN multiplies in bfloat16
+                use_fast_linear(model.model)
         return tokenizer, model
 
     def load_train_dataset(self):

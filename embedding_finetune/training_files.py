@@ -4,7 +4,7 @@ In DATA_DIR:
 
     dataset.json            the settings that made the files beside it
     pairs.jsonl             every cleaned pair, with its part: train, dev or test
-    training_neg_N.json     train queries with their positives and N negatives each
+    training_neg_N.json     train queries with their positives and N random negatives each; those of mined ones are in mining
     dev_dataset.json        dev queries with their positives
     eval_dataset.json       test queries with their positives
     corpus.jsonl            every passage, of all parts, and the distractors, by id
@@ -18,13 +18,16 @@ from dataclasses import dataclass
 import pandas as pd
 
 from embedding_finetune import trec
-from embedding_finetune.experiment import ROOT
+from embedding_finetune.experiment import RECIPES, ROOT
 from embedding_finetune.files import ExperimentError, read_jsonl, write_json, write_jsonl
 from embedding_finetune.negatives import sample_random
 from embedding_finetune.pairs import load_distractors, passage_id
 
 NEGATIVES = (10, 50)
 FINE_TUNED = tuple(f"neg{number}" for number in NEGATIVES)
+MINING_SETTINGS = ("HARD_SOURCE", "HARD_MODEL", "HARD_FILTER", "HARD_DEPTH", "HARD_NEGATIVES", "TEACHER", "TEACHER_TEMPERATURE", "SEED",
+                   "QUERY_INSTRUCTION", "BASE_MODEL", "BASE_POOLING", "REFERENCE_MODEL", "REFERENCE_POOLING", "REFERENCE_INSTRUCTION",
+                   "REFERENCE_MAX_LEN", "QUERY_MAX_LEN", "PASSAGE_MAX_LEN", "EXTRA_MODELS")
 DATA_SETTINGS = ("DATASET", "MAX_PAIRS", "TEST_FRACTION", "DEV_FRACTION", "SEED", "QUERY_INSTRUCTION",
                  "DISTRACTORS", "MAX_DISTRACTORS")
 
@@ -83,9 +86,7 @@ def read_pairs(experiment):
 def write_training_file(experiment, pairs, parts, number):
     """Write training_neg_N.json, N = `number` random negatives a query out of the train part's passages; returns its rows."""
     train = of_part(pairs, parts, "train")
-    pool = {passage_id(text): text for pair in train for text in pair["pos"]}
-    texts, position = list(pool.values()), {identity: index for index, identity in enumerate(pool)}
-    positives = [[position[passage_id(text)] for text in pair["pos"]] for pair in train]
+    texts, positives = passage_pool(train)
     drawn = sample_random(positives, len(texts), number, seed=[experiment.seed, number])
     rows = [{"query": pair["query"], "pos": pair["pos"], "neg": [texts[index] for index in row], "id": pair["id"],
              "prompt": experiment.query_instruction} for pair, row in zip(train, drawn)]
@@ -93,9 +94,26 @@ def write_training_file(experiment, pairs, parts, number):
     return rows
 
 
+def passage_pool(train):
+    """The distinct passages of the train pairs, and for each pair the positions of its positives among them."""
+    pool = {passage_id(text): text for pair in train for text in pair["pos"]}
+    position = {identity: index for index, identity in enumerate(pool)}
+    return list(pool.values()), [[position[passage_id(text)] for text in pair["pos"]] for pair in train]
+
+
+def recipe_of(label):
+    """The recipe of a fine-tuned model: `neg10` of `neg10` and of its repetition with another seed, `neg10_seed43`."""
+    return label.partition("_seed")[0]
+
+
+def is_mined(label):
+    """Whether a fine-tuned model's negatives are mined."""
+    return recipe_of(label) in RECIPES
+
+
 def training_path(experiment, label):
-    """The training file of a fine-tuned model: training_neg_10.json of `neg10`, and of its repetition `neg10_seed43`."""
-    return experiment.data_dir / f"training_{label.partition('_seed')[0].replace('neg', 'neg_')}.json"
+    """The training file of a fine-tuned model: training_neg_10.json of `neg10`, training_hard.json of `hard`, whatever the seed."""
+    return experiment.data_dir / f"training_{recipe_of(label).replace('neg', 'neg_')}.json"
 
 
 def read_training_file(path, teacher=False):
@@ -192,27 +210,29 @@ def audit(experiment):
 
     Texts are compared as they count as the same (by passage_id). Raises ExperimentError when anything leaked.
     """
+    return pd.concat([audit_file(experiment, training_path(experiment, label)) for label in FINE_TUNED])
+
+
+def audit_file(experiment, path):
+    """The audit of one training file: its rows of `audit`'s table. Raises ExperimentError when anything leaked into it."""
     held_out = {part: read_jsonl(experiment.data_dir / name, made_by="build_eval_dataset.ipynb")
                 for part, name in (("dev", "dev_dataset.json"), ("test", "eval_dataset.json"))}
-    found = []
-    for number in NEGATIVES:
-        path = training_path(experiment, f"neg{number}")
-        rows = read_training_file(path)
-        queries = _identities(row["query"] for row in rows)
-        positives = _identities(text for row in rows for text in row["pos"])
-        negatives = _identities(text for row in rows for text in row["neg"])
-        own = sum(len(_identities(row["pos"]) & _identities(row["neg"])) for row in rows)
-        repeated = sum(len(row["neg"]) - len(_identities(row["neg"])) for row in rows)
-        for part, others in held_out.items():
-            other_queries = _identities(row["query"] for row in others)
-            other_positives = _identities(text for row in others for text in row["pos"])
-            found.append({"file": path.name, "against": part, "queries": len(queries & other_queries),
-                          "positives": len(positives & other_positives), "negatives": len(negatives & other_positives),
-                          "own positives as negatives": own, "repeated negatives": repeated})
+    rows, found = read_training_file(path), []
+    queries = _identities(row["query"] for row in rows)
+    positives = _identities(text for row in rows for text in row["pos"])
+    negatives = _identities(text for row in rows for text in row["neg"])
+    own = sum(len(_identities(row["pos"]) & _identities(row["neg"])) for row in rows)
+    repeated = sum(len(row["neg"]) - len(_identities(row["neg"])) for row in rows)
+    for part, others in held_out.items():
+        other_queries = _identities(row["query"] for row in others)
+        other_positives = _identities(text for row in others for text in row["pos"])
+        found.append({"file": path.name, "against": part, "queries": len(queries & other_queries),
+                      "positives": len(positives & other_positives), "negatives": len(negatives & other_positives),
+                      "own positives as negatives": own, "repeated negatives": repeated})
     table = pd.DataFrame(found).set_index(["file", "against"])
     if table.to_numpy().any():
-        raise ExperimentError(f"the training files in {experiment.data_dir} are not clean, a count above 0 is a leak: "
-                              + json.dumps(found) + "; run both build notebooks again")
+        raise ExperimentError(f"{path} is not clean, a count above 0 is a leak: {json.dumps(found)}; run both build "
+                              "notebooks again")
     return table
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from embedding_finetune import explore, trec
 from embedding_finetune.files import ExperimentError, write_json, write_jsonl
+from embedding_finetune.pairs import containment, word_grams
 from embedding_finetune.significance import add_significance
 
 NASTY = "</script><script>window.hacked = 1</script><!-- <b>&amp; \u2028 caf\u00e2\x80\x99 \x00 \ud800"
@@ -85,11 +86,11 @@ def test_recall_curve_agrees_with_pytrec_eval():
 
 
 def test_containment_by_hand():
-    grams = explore.word_grams("One, two three: four five six")
+    grams = word_grams("One, two three: four five six")
     assert grams == {"one two three four five", "two three four five six"}
-    assert explore.containment(grams, explore.word_grams("zero one two three four five")) == 0.5
-    assert explore.containment(grams, explore.word_grams("x one two three four five six y z")) == 1
-    assert explore.word_grams("two words") == {"two words"}
+    assert containment(grams, word_grams("zero one two three four five")) == 0.5
+    assert containment(grams, word_grams("x one two three four five six y z")) == 1
+    assert word_grams("two words") == {"two words"}
 
 
 def test_doubtful_errors_by_hand(folders):

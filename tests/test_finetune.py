@@ -25,12 +25,19 @@ def trained(experiment):
 
 
 def test_preparing_names_base_model_precision_and_folder(ready, monkeypatch):
-    flag = "--use_cpu" if not torch.cuda.is_available() else finetune.precision()
+    flag = finetune.precision()
     file = ready.data_dir / "training_neg_10.json"
     assert finetune.prepare(ready, "neg10") == (ready.base_model, flag, ready.output_dir / "neg10.partial", file, 42)
     assert finetune.prepare(ready, "neg10_seed43") == (ready.base_model, flag, ready.output_dir / "neg10_seed43.partial", file, 43)
     monkeypatch.setenv("TRAINER", "flagembedding")  # never mixes its files with checkpoints to be continued
     assert finetune.prepare(ready, "neg10")[2] == ready.output_dir / "neg10.flagembedding.partial"
+
+
+def test_the_precision_is_what_was_asked_for():
+    cpu = "" if torch.cuda.is_available() else "--use_cpu True"
+    assert finetune.precision("fp32") == cpu
+    assert finetune.precision("bf16") == f"{cpu} --bf16 True".strip()
+    assert finetune.precision("auto") in (cpu, f"{cpu} --bf16 True".strip(), "--fp16 True")
 
 
 def test_a_finished_model_is_not_written_over(ready, monkeypatch):

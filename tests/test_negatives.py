@@ -1,12 +1,17 @@
 import itertools
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from embedding_finetune.files import ExperimentError
-from embedding_finetune.negatives import sample_random
+from embedding_finetune.negatives import Filter, choose, interleave, sample_random, screen, search
+from embedding_finetune.pairs import near_duplicate
 
 
 def test_negatives_are_distinct_and_never_positives():
@@ -44,3 +49,114 @@ def test_the_tutorials_size_takes_well_under_a_second():
     started = time.perf_counter()
     sample_random([[index] for index in range(6980)], 6980, 50, seed=1)
     assert time.perf_counter() - started < 1
+
+
+def unit(rows):
+    rows = np.asarray(rows, dtype=np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_the_filters_by_hand():
+    scores, positive = np.array([[0.9, 0.77, 0.759, 0.7, 0.1]]), [0.8]
+    assert Filter.parse("share 0.95").keeps(scores, positive).tolist() == [[False, False, True, True, True]]  # below 0.76
+    assert Filter.parse("margin 0.05").keeps(scores, positive).tolist() == [[False, False, False, True, True]]  # below 0.75
+    assert Filter.parse("ranks 2 3").keeps(scores, positive).tolist() == [[False, True, True, False, False]]
+    assert Filter.parse("none").keeps(scores, positive).all()
+    assert Filter.parse("share 0.95").keeps(np.array([[-0.2, -0.22]]), [-0.2]).tolist() == [[False, True]]  # 5 % below -0.2 is -0.21
+
+
+def test_search_finds_what_a_full_sort_finds():
+    rng = np.random.default_rng(3)
+    queries, passages = unit(rng.normal(size=(3000, 8))), unit(rng.normal(size=(500, 8)))  # more queries than one batch
+    assert (search(queries, passages, 20) == np.argsort(-(queries @ passages.T), axis=1, kind="stable")[:, :20]).mean() > 0.9999
+    assert search(queries[:2], passages[:7], 20).shape == (2, 7)
+
+
+def test_equal_scores_are_found_in_the_order_of_the_pool():
+    assert search(np.ones((1, 4), np.float32), np.ones((6, 4), np.float32), 6).tolist() == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_two_sources_take_turns():
+    assert interleave(np.array([[1, 2, 3]]), np.array([[4, 1, 5]])).tolist() == [[1, 4, 2, 3, 5, -1]]
+
+
+def test_planted_false_negatives_are_rejected_and_hard_negatives_stay():
+    """For each query 5 unlabelled positives, as near to it as its positive, and 20 hard negatives, nearer than any random passage."""
+    rng, queries = np.random.default_rng(7), 300
+    centres = unit(rng.normal(size=(queries, 64)))
+
+    def around(noise, each):
+        return unit(np.repeat(centres, each, axis=0) + noise * rng.normal(size=(queries * each, 64)) / 8)
+
+    passages = np.concatenate([around(0.4, 1), around(0.4, 5), around(1.5, 20), unit(rng.normal(size=(5000, 64)))])
+    false = queries + np.arange(queries * 5).reshape(queries, 5)
+    hard = queries * 6 + np.arange(queries * 20).reshape(queries, 20)
+    positives = [[query] for query in range(queries)]
+    candidates = search(centres, passages, 100)
+    assert np.mean([np.isin(hard[query], candidates[query]).mean() for query in range(queries)]) > 0.95
+    kept = screen(candidates, positives, centres, passages, Filter.parse("share 0.95"))
+    rejected = np.mean([~np.isin(false[query], kept[query]) for query in range(queries)])
+    lost = np.mean([~np.isin(hard[query], kept[query]) for query in range(queries)])
+    assert rejected >= 0.95 and lost <= 0.2
+    unfiltered = screen(candidates, positives, centres, passages, Filter.parse("none"))
+    assert np.mean([np.isin(false[query], unfiltered[query]) for query in range(queries)]) > 0.95  # or the filter had nothing to do
+    assert not any(np.isin(own, row) for own, row in zip(positives, unfiltered))
+
+
+def test_of_several_positives_the_lowest_counts():
+    queries, passages = unit([[1, 0]]), unit([[1, 0], [1, 1], [1, 0.5], [1, 2]])
+    candidates = np.array([[2, 3]])
+    assert screen(candidates, [[0]], queries, passages, Filter.parse("share 0.95")).tolist() == [[2, 3]]
+    assert screen(candidates, [[0, 1]], queries, passages, Filter.parse("share 0.95")).tolist() == [[-1, 3]]
+
+
+WORDS = "amber birch cedar delta ember fjord grove heath islet jetty knoll ledge".split()
+POOL = [" ".join(WORDS[(number * step) % 12] for step in range(1, 9)) + f" number {number}" for number in range(40)]
+
+
+def test_no_near_duplicate_of_a_positive_is_chosen():
+    texts = [*POOL, POOL[0] + " once more"]
+    assert near_duplicate(texts[40], texts[0])
+    chosen, mined = choose(np.array([[40, 3, 5, 7]]), [[0]], texts, 3, seed=1)
+    assert chosen.tolist() == [[3, 5, 7]] and mined.tolist() == [3]
+    filled, _ = choose(np.array([[-1, -1]]), [[0]], texts, 25, seed=1)
+    assert not {0, 40} & set(filled[0].tolist())
+
+
+def test_random_passages_fill_up_what_the_filter_left_empty():
+    candidates = np.full((500, 4), -1)
+    candidates[::2, 0] = 39
+    positives = [[number % 30] for number in range(500)]
+    chosen, mined = choose(candidates, positives, POOL, 5, seed=3)
+    assert mined.tolist() == [1, 0] * 250
+    assert (chosen[::2, 0] == 39).all() and all(len(set(row)) == 5 for row in chosen.tolist())
+    assert not any(own[0] in row for own, row in zip(positives, chosen.tolist()))
+    again, _ = choose(candidates, positives, POOL, 5, seed=3)
+    other, _ = choose(candidates, positives, POOL, 5, seed=4)
+    assert (chosen == again).all() and (chosen != other).any()
+
+
+def test_a_pool_that_is_too_small_is_refused():
+    with pytest.raises(ExperimentError, match="5 negatives a query were asked for, but a query finds only 4"):
+        choose(np.array([[1]]), [[0]], POOL[:5], 5, seed=1)
+
+
+MEASURE = """
+import resource, sys
+import numpy as np
+from embedding_finetune.negatives import Filter, screen, search
+rng = np.random.default_rng(0)
+queries, passages = (rng.standard_normal((rows, 16), dtype=np.float32) for rows in (20_000, 60_000))
+positives = [[number] for number in range(20_000)]
+search(queries[:10], passages[:10], 2)  # what the libraries need for themselves
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+screen(search(queries, passages, 50), positives, queries, passages, Filter.parse("share 0.95"))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def test_memory_stays_far_below_queries_times_passages():
+    """20,000 queries against 60,000 passages: their scores would take 4,800 MB; candidates and one batch take tens."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    run = subprocess.run([sys.executable, "-c", MEASURE], env=environment, capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 300

@@ -18,8 +18,9 @@ from embedding_finetune import trec
 from embedding_finetune.experiment import ROOT, Experiment
 from embedding_finetune.run import plan
 
-STEPS = [step for step, _ in plan(Experiment.load("demo"))]
-EVALUATIONS = [step for step in STEPS if step.startswith("eval_")]
+STEPS = plan(dataclasses.replace(Experiment.load("demo"), recipes="hard_kd"))
+NOTEBOOKS = [step for step, _ in STEPS if step.endswith(".ipynb")]
+EVALUATIONS = [step for step in NOTEBOOKS if step.startswith("eval_")]
 
 
 def call(*command, **settings):
@@ -30,8 +31,8 @@ def call(*command, **settings):
 
 @pytest.fixture(scope="module")
 def finished(tiny_settings):
-    """The experiment with everything run, and what the run printed."""
-    done = call(sys.executable, "-m", "embedding_finetune.run", **tiny_settings)
+    """The experiment with everything run, one recipe of mined negatives included, and what the run printed."""
+    done = call(sys.executable, "-m", "embedding_finetune.run", **tiny_settings, RECIPES="hard_kd")
     assert done.returncode == 0, done.stdout + done.stderr
     with pytest.MonkeyPatch.context() as environment:
         for name, value in tiny_settings.items():
@@ -41,15 +42,17 @@ def finished(tiny_settings):
 
 def test_every_step_leaves_its_files(finished):
     experiment, printed = finished
-    assert [f"[{number}/8] {step}: done" in printed for number, step in enumerate(STEPS, start=1)] == [True] * 8
-    for name in ("training_neg_10.json", "training_neg_50.json", "eval_dataset.json", "corpus.jsonl", "qrels.trec"):
+    titles = [step + (f" for {label}" if label else "") for step, label in STEPS]
+    assert [f"[{number}/10] {title}: done" in printed for number, title in enumerate(titles, start=1)] == [True] * 10
+    for name in ("training_neg_10.json", "training_neg_50.json", "training_hard_kd.json", "eval_dataset.json", "corpus.jsonl", "qrels.trec"):
         assert (experiment.data_dir / name).stat().st_size
-    labels = ("bm25", "raw", "neg10", "neg50", "reference")
+    labels = ("bm25", "raw", "neg10", "neg50", "hard_kd", "reference")
     comparison = json.loads((experiment.output_dir / "results" / "comparison.json").read_text())
     assert [row["label"] for row in comparison] == [*labels, *sorted(f"hybrid_{label}" for label in labels[1:])]
     for name in ("comparison.md", "comparison.png", *(f"{label}.json" for label in labels)):
         assert (experiment.output_dir / "results" / name).stat().st_size
-    assert sorted(path.name for path in (experiment.output_dir / "notebooks").iterdir()) == sorted(s for s in STEPS if s.endswith(".ipynb"))
+    assert sorted(path.name for path in (experiment.output_dir / "notebooks").iterdir()) == sorted(
+        name.replace("train_hard", "hard_kd") for name in NOTEBOOKS)
 
 
 def test_metrics_can_be_recomputed_from_the_run_files(finished):
@@ -156,11 +159,12 @@ def test_a_broken_training_file_stops_the_script_before_any_model(finished, tiny
 
 
 def test_the_plan_repeats_seeds_and_adds_models(experiment):
-    steps = plan(dataclasses.replace(experiment, seeds=3, extra_models="mean=bundled,mean other=some/model,cls"))
-    assert [label for step, label in steps if step == "embedding_finetune/finetune.sh"] == [
-        "neg10_seed43", "neg10_seed44", "neg50_seed43", "neg50_seed44"]
+    steps = plan(dataclasses.replace(experiment, seeds=2, recipes="hard hard_round2", extra_models="mean=bundled,mean other=some/model,cls"))
+    assert [label for step, label in steps if step == "finetune_hard.sh"] == ["hard", "hard_round2"]
+    repeats = ["neg10_seed43", "neg50_seed43", "hard_seed43", "hard_round2_seed43"]
+    assert [label for step, label in steps if step == "embedding_finetune/finetune.sh"] == repeats
     assert [label for step, label in steps if step.startswith("eval_")] == [
-        None, None, None, "neg10_seed43", "neg10_seed44", "neg50_seed43", "neg50_seed44", "mean", "other", None]
+        None, None, None, "hard", "hard_round2", *repeats, "mean", "other", None]
 
 
 def test_the_evaluation_notebooks_differ_in_one_cell():
@@ -170,7 +174,7 @@ def test_the_evaluation_notebooks_differ_in_one_cell():
 
 
 def test_notebooks_are_clean_and_short():
-    for name in (step for step in STEPS if step.endswith(".ipynb")):
+    for name in NOTEBOOKS:
         notebook = nbformat.read(ROOT / name, as_version=4)
         code = [cell for cell in notebook.cells if cell.cell_type == "code"]
         assert "parameters" in code[0].metadata.tags and "PROFILE = None" in code[0].source
