@@ -75,6 +75,14 @@ def test_the_first_50_losses_equal_flagembeddings(tiny, tmp_path, losses):
     assert max(abs(ours - other) for ours, other in zip(losses, theirs, strict=True)) < 1e-5
 
 
+def test_bfloat16_on_a_cpu_changes_little(tiny, tmp_path, losses):
+    for name, changes in (("fp32", {}), ("bf16", {"bf16": True})):
+        training.train(flags(tiny, tmp_path / name, num_train_epochs=None, max_steps=12, save_strategy="no", **changes))
+    plain, rounded = losses[:12], losses[12:]
+    assert len(rounded) == 12 and plain != rounded and rounded == pytest.approx(plain, rel=0.05)
+    assert all(tensor.dtype == torch.float32 for tensor in parameters(tmp_path / "bf16").values())
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tiny, tmp_path_factory):
     """A finished training with dropout."""
