@@ -15,7 +15,7 @@ import time
 from embedding_finetune.experiment import Experiment
 from embedding_finetune.files import ExperimentError, run_command_line, sha256, write_json
 from embedding_finetune.hub import check_hub, check_lengths
-from embedding_finetune.training_files import MINING_SETTINGS, is_mined, read_training_file, recipe_of, training_path
+from embedding_finetune.training_files import is_mined, mining_settings, read_training_file, training_path, with_teacher
 
 RECORD = "training.json"
 TRAINING_SETTINGS = ("BASE_MODEL", "BASE_POOLING", "QUERY_INSTRUCTION", "TRAIN_GROUP_SIZE", "BATCH_SIZE", "LEARNING_RATE", "EPOCHS",
@@ -54,11 +54,6 @@ def prepare(experiment, label):
     write_json(unfinished / RECORD, record)
     seed = int(label.partition("_seed")[2] or experiment.seed)
     return base, precision(experiment.precision), unfinished, training_path(experiment, label), seed
-
-
-def with_teacher(label):
-    """Whether the model of this label learns from a teacher's scores, too."""
-    return "_kd" in recipe_of(label)
 
 
 def unfinished_folder(experiment, label):
@@ -124,9 +119,8 @@ def _read_record(folder):
 
 def _record(experiment, label):
     """What identifies a training. It is written when the training starts: the files may have changed by the time it ends."""
-    counted = TRAINING_SETTINGS + MINING_SETTINGS * is_mined(label)
-    settings = {name: value for name, value in experiment.as_dict().items() if name in counted}
-    return {"label": label, "training_file_sha256": sha256(training_path(experiment, label)), "settings": settings}
+    settings = {name: value for name, value in experiment.as_dict().items() if name in TRAINING_SETTINGS}
+    return {"label": label, "training_file_sha256": sha256(training_path(experiment, label)), "settings": settings | mining_settings(experiment, label)}
 
 
 def _main():

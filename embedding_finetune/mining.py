@@ -16,7 +16,8 @@ from embedding_finetune.files import ExperimentError, sha256, write_json, write_
 from embedding_finetune.hub import cannot_load, check_hub, model_content
 from embedding_finetune.index import bm25_search
 from embedding_finetune.negatives import Filter, choose, interleave, screen, search
-from embedding_finetune.training_files import MINING_SETTINGS, audit_file, of_part, passage_pool, read_pairs, recipe_of, training_path
+from embedding_finetune.training_files import (audit_file, mining_settings, of_part, passage_pool, read_pairs, recipe_of, training_path,
+                                               with_teacher)
 
 RERANKED = 256  # training rows whose texts the reranker scores together
 
@@ -31,8 +32,7 @@ def mine(experiment, label):
     recipe, path = recipe_of(label), training_path(experiment, label)
     record_path = path.with_name(f"mining_{recipe}.json")
     miner = _miner(experiment, recipe)
-    made_with = {"settings": {name: value for name, value in experiment.as_dict().items() if name in MINING_SETTINGS},
-                 "pairs": sha256(experiment.data_dir / "pairs.jsonl"), "model": model_content(miner.name)}
+    made_with = {"settings": mining_settings(experiment, label), "pairs": sha256(experiment.data_dir / "pairs.jsonl"), "model": model_content(miner.name)}
     if path.exists() and record_path.exists():
         record = json.loads(record_path.read_text(encoding="utf-8"))
         if record["made_with"] == made_with and record["sha256"] == sha256(path):
@@ -53,7 +53,7 @@ def mine(experiment, label):
     sources = _sources(chosen, mined, found)
     rows = ({"query": pair["query"], "pos": pair["pos"], "neg": [texts[index] for index in row], "id": pair["id"],
              "prompt": experiment.query_instruction} for pair, row in zip(train, chosen))
-    if "_kd" in recipe:
+    if with_teacher(label):
         rows = _with_scores(experiment, rows, train, texts, [np.concatenate(places) for places in zip(positives, chosen)])
     write_jsonl(path, rows)
     audit_file(experiment, path)

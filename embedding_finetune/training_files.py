@@ -111,6 +111,17 @@ def is_mined(label):
     return recipe_of(label) in RECIPES
 
 
+def with_teacher(label):
+    """Whether a fine-tuned model learns from a teacher's scores, too."""
+    return "_kd" in recipe_of(label)
+
+
+def mining_settings(experiment, label):
+    """The settings that the training file of a mined recipe depends on, as a dict; {} for the other recipes."""
+    return {name: value for name, value in experiment.as_dict().items()
+            if is_mined(label) and name in MINING_SETTINGS and (with_teacher(label) or not name.startswith("TEACHER"))}
+
+
 def training_path(experiment, label):
     """The training file of a fine-tuned model: training_neg_10.json of `neg10`, training_hard.json of `hard`, whatever the seed."""
     return experiment.data_dir / f"training_{recipe_of(label).replace('neg', 'neg_')}.json"
