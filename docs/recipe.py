@@ -276,7 +276,7 @@ def main():
     elif options.set == "table":
         rows = json.loads(LADDER.read_text(encoding="utf-8"))
         for name in SETS:
-            print(f"\n{name}\n\n{table([row for row in rows if row['set'] == name]).to_markdown()}")
+            print(f"\n{name}\n\n{table([row for row in rows if row['set'] == name]).to_markdown(disable_numparse=True)}")
     elif options.row not in ROWS:
         raise ExperimentError(f"there is no row {options.row!r}: one of {', '.join(ROWS)}")
     else:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 from unittest import mock
 
 import pytest
@@ -63,3 +64,15 @@ def test_the_committed_ladder_is_what_the_commands_would_run(row):
         mine, theirs = asked[key], str(row["settings"][key])
         assert mine == theirs or float(mine) == float(theirs), (key, mine, theirs)
     assert row["steps"] == int(asked.get("STEPS", recipe.STEPS))
+
+
+def test_the_readmes_table_is_the_ladder():
+    known = {f"{row['recall@1']:.3f}" for row in LADDER}
+    for row in LADDER:
+        against = row.get("against")
+        if against:
+            known |= {f"{value:+.3f}" for value in (against["difference"], *against["ci95"])}
+    table = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("|") and re.search(r"\[[+-]", line)]
+    assert len(table) >= 5
+    for number in re.findall(r"[+-]?\d\.\d{3}", "\n".join(table)):
+        assert number in known, f"{number} is not in docs/recipe.json"
