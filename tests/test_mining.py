@@ -14,7 +14,7 @@ from embedding_finetune.pairs import load_pairs, passage_id
 from embedding_finetune.split import split
 from embedding_finetune.training_files import read_training_file, training_path, write_eval_files, write_pairs
 
-SETTINGS = {"HARD_FILTER": "none", "HARD_NEGATIVES": "4", "HARD_DEPTH": "20", "TEACHER_TEMPERATURE": "0.5"}
+SETTINGS = {"HARD_SOURCE": "both", "HARD_FILTER": "none", "HARD_NEGATIVES": "4", "HARD_DEPTH": "20", "TEACHER_TEMPERATURE": "0.5"}
 
 
 def set_up(monkeypatch, **settings):
