@@ -89,13 +89,8 @@ def recipe_of(row, dev):
 
 def dev_of(name):
     """Row -> MRR@10 on the dev queries of a set's rows that are finished with the first seed."""
-    found = {}
-    for row in ROWS:
-        for path in (folder_of(name, row) / "results").glob("*.json"):
-            result = json.loads(path.read_text(encoding="utf-8"))
-            if result.get("seed") == SEED and not result["label"].startswith("hybrid_"):
-                found[row] = result["dev"]["mrr@10"]
-    return found
+    finished = {row: results_of(name, row, fused=False) for row in ROWS}
+    return {row: results[SEED]["dev"]["mrr@10"] for row, results in finished.items() if SEED in results}
 
 
 def folder_of(name, row):
@@ -104,16 +99,15 @@ def folder_of(name, row):
 
 
 def environment(name, row=None):
-    """Environment variables of a set's data, or of a row."""
+    """Environment variables of a set's data, or of a row but for the settings it changes."""
     if name == "msmarco" and not SETS[name]["DATASET"]:
         raise ExperimentError("PAIRS is not set: it must name the JSONL file of the msmarco pairs")
     folder = OUTPUT / name / "data" if row is None else folder_of(name, row)
-    values = COMMON | SETS[name] | (settings_of(row, dev_of(name)) if row else {})
-    return values | {"DATA_DIR": str(folder / "data" if row else folder), "OUTPUT_DIR": str(folder)}
+    return COMMON | SETS[name] | {"DATA_DIR": str(folder / "data" if row else folder), "OUTPUT_DIR": str(folder)}
 
 
 def load(name, row=None, **more):
-    """The Experiment of a set's data, or of a row."""
+    """The Experiment of a set's data, or of a row; `more` are settings beside those of the set."""
     os.environ.update(environment(name, row) | more)
     return Experiment.load()
 
@@ -144,11 +138,11 @@ def run_row(name, row, seed):
         while recipe_of(earlier, dev) != first_round:
             earlier = parent_of(earlier, dev)
         (folder / first_round).symlink_to(folder_of(name, earlier) / first_round)
-    experiment = load(name, row)
+    experiment = load(name, row, **settings)
     train = len(of_part(*read_pairs(experiment), "train"))
     steps = int(settings.get("STEPS", STEPS))
     epochs = str((steps - 0.5) / (train // experiment.batch_size))  # the steps are rounded up
-    experiment = load(name, row, EPOCHS=epochs)
+    experiment = load(name, row, **settings, EPOCHS=epochs)
     started = time.monotonic()
     if not (folder / label).exists() and subprocess.run(["bash", ROOT / "embedding_finetune" / "finetune.sh", label], check=False).returncode:
         raise ExperimentError(f"the fine-tuning of {row} failed, its own messages are above")

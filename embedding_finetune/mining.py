@@ -16,8 +16,8 @@ from embedding_finetune.files import ExperimentError, sha256, write_json, write_
 from embedding_finetune.hub import cannot_load, check_hub, model_content
 from embedding_finetune.index import bm25_search
 from embedding_finetune.negatives import Filter, choose, interleave, screen, search
-from embedding_finetune.training_files import (audit_file, mining_settings, of_part, passage_pool, read_pairs, recipe_of, training_path,
-                                               with_teacher)
+from embedding_finetune.training_files import (audit, mining_settings, of_part, passage_pool, read_pairs, recipe_of, training_path,
+                                               training_rows, with_teacher)
 
 RERANKED = 256  # training rows whose texts the reranker scores together
 
@@ -51,12 +51,11 @@ def mine(experiment, label):
     candidates = screen(candidates, positives, query_vectors, passage_vectors, Filter.parse(experiment.hard_filter))
     chosen, mined = choose(candidates, positives, texts, experiment.hard_negatives, seed=[experiment.seed, experiment.hard_negatives])
     sources = _sources(chosen, mined, found)
-    rows = ({"query": pair["query"], "pos": pair["pos"], "neg": [texts[index] for index in row], "id": pair["id"],
-             "prompt": experiment.query_instruction} for pair, row in zip(train, chosen))
+    rows = training_rows(experiment, train, texts, chosen)
     if with_teacher(label):
         rows = _with_scores(experiment, rows, train, texts, [np.concatenate(places) for places in zip(positives, chosen)])
     write_jsonl(path, rows)
-    audit_file(experiment, path)
+    audit(experiment, [label])
     write_json(record_path, {"made_with": made_with, "sources": sources, "sha256": sha256(path)})
     print(f"{path}: " + ", ".join(f"{share:.1%} {source}" for source, share in sources.items()), flush=True)
     return sources

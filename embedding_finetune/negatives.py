@@ -6,6 +6,7 @@ queries times candidates, never with queries times passages.
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 
 import faiss
 import numpy as np
@@ -131,7 +132,7 @@ def choose(candidates, positives, texts, number, seed):
         def safe(passage, own=own):
             return passage not in own and not any(near_duplicate(texts[passage], texts[positive]) for positive in own)
 
-        picked = dict.fromkeys(_first(number, (passage for passage in found[found >= 0].tolist() if safe(passage))))
+        picked = dict.fromkeys(islice((passage for passage in found[found >= 0].tolist() if safe(passage)), number))
         mined[row] = len(picked)
         tries = 0
         while len(picked) < number:
@@ -144,10 +145,6 @@ def choose(candidates, positives, texts, number, seed):
                 picked[passage] = None
         chosen[row] = list(picked)
     return chosen, mined
-
-
-def _first(number, items):
-    return [item for _, item in zip(range(number), items)]
 
 
 def _batches(rows, what):

@@ -30,8 +30,9 @@ HUB_CORPUS = "namespace-Pt/msmarco-corpus"
 DOCSTRING_PACKAGES = ("numpy", "scipy", "scikit-learn", "pandas", "networkx", "sympy", "matplotlib", "torch", "datasets")
 IMPORT_NAMES = {"scikit-learn": "sklearn"}
 DOCSTRING_QUERY_WORDS = range(4, 41)      # shorter ones name nothing, longer ones are no question
-NEAR_DUPLICATE = 0.8  # containment of word 5-grams from which a passage counts as a near-duplicate of another
 DOCSTRING_PASSAGE_WORDS = range(10, 65)   # a longer one is cut: a passage, not a page
+
+NEAR_DUPLICATE = 0.8  # containment of word 5-grams from which a passage counts as a near-duplicate of another
 
 
 def load_pairs(experiment):

@@ -62,7 +62,8 @@ def compare(experiment, test_set):
     folder = experiment.output_dir / "results"
     write_json(folder / "comparison.json", rows)
     with atomic_write(folder / "comparison.md") as file:
-        file.write(f"{comparison_table(rows).to_markdown(disable_numparse=True)}\n\n{pairs_table(rows).to_markdown(index=False, disable_numparse=True)}\n\n{conclusion(rows)}\n")
+        tables = comparison_table(rows).to_markdown(disable_numparse=True), pairs_table(rows).to_markdown(index=False, disable_numparse=True)
+        file.write("\n\n".join([*tables, conclusion(rows)]) + "\n")
     figure = plot(rows)
     with atomic_write(folder / "comparison.png", "wb") as file:
         figure.savefig(file, dpi=120)

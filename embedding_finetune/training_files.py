@@ -88,8 +88,7 @@ def write_training_file(experiment, pairs, parts, number):
     train = of_part(pairs, parts, "train")
     texts, positives = passage_pool(train)
     drawn = sample_random(positives, len(texts), number, seed=[experiment.seed, number])
-    rows = [{"query": pair["query"], "pos": pair["pos"], "neg": [texts[index] for index in row], "id": pair["id"],
-             "prompt": experiment.query_instruction} for pair, row in zip(train, drawn)]
+    rows = list(training_rows(experiment, train, texts, drawn))
     write_jsonl(training_path(experiment, f"neg{number}"), rows)
     return rows
 
@@ -99,6 +98,13 @@ def passage_pool(train):
     pool = {passage_id(text): text for pair in train for text in pair["pos"]}
     position = {identity: index for index, identity in enumerate(pool)}
     return list(pool.values()), [[position[passage_id(text)] for text in pair["pos"]] for pair in train]
+
+
+def training_rows(experiment, train, texts, drawn):
+    """Yield the row of each train pair, its negatives being the passages of the pool `texts` at the positions in its row of `drawn`."""
+    for pair, positions in zip(train, drawn):
+        yield {"query": pair["query"], "pos": pair["pos"], "neg": [texts[index] for index in positions], "id": pair["id"],
+               "prompt": experiment.query_instruction}
 
 
 def recipe_of(label):
@@ -216,35 +222,33 @@ def of_part(pairs, parts, part):
     return [pair for pair, where in zip(pairs, parts) if where == part]
 
 
-def audit(experiment):
-    """Look for test and dev items in the training files as they are on disk; returns a table of how many were found.
+def audit(experiment, labels=FINE_TUNED):
+    """Look for test and dev items in the training files of these labels, as they are on disk; returns a table of how many were found.
 
     Texts are compared as they count as the same (by passage_id). Raises ExperimentError when anything leaked.
     """
-    return pd.concat([audit_file(experiment, training_path(experiment, label)) for label in FINE_TUNED])
-
-
-def audit_file(experiment, path):
-    """The audit of one training file: its rows of `audit`'s table. Raises ExperimentError when anything leaked into it."""
-    held_out = {part: read_jsonl(experiment.data_dir / name, made_by="build_eval_dataset.ipynb")
-                for part, name in (("dev", "dev_dataset.json"), ("test", "eval_dataset.json"))}
-    rows, found = read_training_file(path), []
-    queries = _identities(row["query"] for row in rows)
-    positives = _identities(text for row in rows for text in row["pos"])
-    negatives = _identities(text for row in rows for text in row["neg"])
-    own = sum(len(_identities(row["pos"]) & _identities(row["neg"])) for row in rows)
-    repeated = sum(len(row["neg"]) - len(_identities(row["neg"])) for row in rows)
-    for part, others in held_out.items():
-        other_queries = _identities(row["query"] for row in others)
-        other_positives = _identities(text for row in others for text in row["pos"])
-        found.append({"file": path.name, "against": part, "queries": len(queries & other_queries),
-                      "positives": len(positives & other_positives), "negatives": len(negatives & other_positives),
-                      "own positives as negatives": own, "repeated negatives": repeated})
-    table = pd.DataFrame(found).set_index(["file", "against"])
-    if table.to_numpy().any():
-        raise ExperimentError(f"{path} is not clean, a count above 0 is a leak: {json.dumps(found)}; run both build "
-                              "notebooks again")
-    return table
+    held_out = {}
+    for part, name in (("dev", "dev_dataset.json"), ("test", "eval_dataset.json")):
+        others = read_jsonl(experiment.data_dir / name, made_by="build_eval_dataset.ipynb")
+        held_out[part] = _identities(row["query"] for row in others), _identities(text for row in others for text in row["pos"])
+    tables = []
+    for label in labels:
+        path = training_path(experiment, label)
+        rows, found = read_training_file(path), []
+        queries = _identities(row["query"] for row in rows)
+        positives = _identities(text for row in rows for text in row["pos"])
+        negatives = _identities(text for row in rows for text in row["neg"])
+        own = sum(len(_identities(row["pos"]) & _identities(row["neg"])) for row in rows)
+        repeated = sum(len(row["neg"]) - len(_identities(row["neg"])) for row in rows)
+        for part, (other_queries, other_positives) in held_out.items():
+            found.append({"file": path.name, "against": part, "queries": len(queries & other_queries),
+                          "positives": len(positives & other_positives), "negatives": len(negatives & other_positives),
+                          "own positives as negatives": own, "repeated negatives": repeated})
+        tables.append(pd.DataFrame(found).set_index(["file", "against"]))
+        if tables[-1].to_numpy().any():
+            raise ExperimentError(f"{path} is not clean, a count above 0 is a leak: {json.dumps(found)}; run both build "
+                                  "notebooks again")
+    return pd.concat(tables)
 
 
 def _identities(texts):

@@ -12,7 +12,7 @@ from embedding_finetune.files import ExperimentError, read_jsonl
 from embedding_finetune.mining import mine
 from embedding_finetune.pairs import load_pairs, passage_id
 from embedding_finetune.split import split
-from embedding_finetune.training_files import read_training_file, training_path, write_eval_files, write_pairs
+from embedding_finetune.training_files import read_pairs, read_training_file, training_path, write_eval_files, write_pairs
 
 SETTINGS = {"HARD_SOURCE": "both", "HARD_FILTER": "none", "HARD_NEGATIVES": "4", "HARD_DEPTH": "20", "TEACHER_TEMPERATURE": "0.5"}
 
@@ -24,14 +24,10 @@ def set_up(monkeypatch, **settings):
     experiment = Experiment.load()
     if not experiment.data_dir.exists():
         pairs, _ = load_pairs(experiment)
-        write_pairs(experiment, pairs, split(pairs, test_fraction=0.2, dev_fraction=0.1, seed=1))
-        write_eval_files(experiment, *_read(experiment))
+        parts = split(pairs, test_fraction=0.2, dev_fraction=0.1, seed=1)
+        write_pairs(experiment, pairs, parts)
+        write_eval_files(experiment, pairs, parts)
     return experiment
-
-
-def _read(experiment):
-    rows = read_jsonl(experiment.data_dir / "pairs.jsonl")
-    return rows, [row["part"] for row in rows]
 
 
 def test_rows_have_mined_negatives_and_their_sources_add_up(experiment, monkeypatch):
@@ -70,11 +66,11 @@ def test_nothing_of_the_test_and_dev_part_is_used(experiment, monkeypatch):
     experiment = set_up(monkeypatch)
     mine(experiment, "hard_kd")
     before = training_path(experiment, "hard_kd").read_bytes()
-    rows, parts = _read(experiment)
+    rows, parts = read_pairs(experiment)
     for row, part in zip(rows, parts):
         if part != "train":
             row |= {"query": "another " + row["query"], "pos": [f"quite another passage, {text}" for text in row["pos"]]}
-    write_pairs(experiment, [{key: row[key] for key in ("id", "query", "pos")} for row in rows], parts)
+    write_pairs(experiment, rows, parts)
     write_eval_files(experiment, rows, parts)
     training_path(experiment, "hard_kd").unlink()
     mine(experiment, "hard_kd")
