@@ -5,6 +5,7 @@
     python docs/recipe.py collect                                 docs/recipe.json from all rows that are finished
     python docs/recipe.py list                                    the rows, with their settings
     python docs/recipe.py table                                   docs/recipe.json as tables
+    python docs/recipe.py ceiling                                 how many test queries no row answers right, and whether the rows agree on another answer
 
 The set `docstrings` comes with the pinned packages, `msmarco` is a JSONL file that PAIRS names. Each row is an experiment of its own under profiles/demo.env
 and the settings below, in output/recipe/SET/ROW, with the data of the set; a fused row costs nothing and belongs to the row it fuses.
@@ -13,10 +14,10 @@ and the settings below, in output/recipe/SET/ROW, with the data of the set; a fu
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,7 +30,8 @@ from embedding_finetune import significance, trec  # noqa: E402
 from embedding_finetune.experiment import Experiment  # noqa: E402
 from embedding_finetune.files import ExperimentError, run_command_line, write_json  # noqa: E402
 from embedding_finetune.metrics import mean, per_query  # noqa: E402
-from embedding_finetune.training_files import of_part, read_dev_set, read_pairs, read_test_set  # noqa: E402
+from embedding_finetune.training_files import (of_part, read_dev_set, read_pairs, read_test_set, write_eval_files, write_pairs,  # noqa: E402
+                                               write_training_file)
 
 OUTPUT = ROOT / "output" / "recipe"
 LADDER = ROOT / "docs" / "recipe.json"
@@ -40,6 +42,7 @@ SETS = {
     "docstrings": {"DATASET": "docstrings", "MAX_PAIRS": "6000"},
     "msmarco": {"DATASET": os.environ.get("PAIRS", ""), "MAX_PAIRS": "0", "PASSAGE_MAX_LEN": "128"},
 }
+BIG_BATCH = {"BATCH_SIZE": "128", "GRAD_CACHE_CHUNK": "128"}  # four times the queries a step; GradCache keeps them in the memory of 128 texts
 # Rung by rung the rows, each with the recipe it trains ("" is that of the row it changes, "_round2" its second round) and its changes.
 START = "random-10"
 RUNGS = (
@@ -50,14 +53,20 @@ RUNGS = (
      "BM25 negatives, filtered": ("hard", {"HARD_SOURCE": "bm25"}),
      "model's negatives, filtered": ("hard", {"HARD_SOURCE": "model"})},
     {"teacher": ("hard_kd", {})},
+    {"no instruction": ("", {"QUERY_INSTRUCTION": ""})},
+    {"mean pooling": ("", {"BASE_POOLING": "mean"}),
+     "mean pooling, no instruction": ("", {"BASE_POOLING": "mean", "QUERY_INSTRUCTION": ""}),
+     "mean pooling, no instruction, learning rate 2e-5": ("", {"BASE_POOLING": "mean", "QUERY_INSTRUCTION": "", "LEARNING_RATE": "2e-5"})},
     {"second round": ("_round2", {})},
-    {"four times the steps": ("", {"STEPS": "256"})},
+    {"batch 128": ("", BIG_BATCH), "batch 128, learning rate 1e-4": ("", BIG_BATCH | {"LEARNING_RATE": "1e-4"}),
+     "group 8, batch 32": ("", {"TRAIN_GROUP_SIZE": "8", "GRAD_CACHE_CHUNK": "128"})},  # as many passages, as 7 negatives a query
 )
-# Beside the ladder: questions about its first row, which nothing builds on. Mean pooling is one: it is what the base model was made for.
+# Beside the ladder: questions about its first row, which nothing builds on.
 BESIDE = {
     "random-50": ("neg50", {}),
     "group 8, batch 8": ("", {"TRAIN_GROUP_SIZE": "8", "BATCH_SIZE": "8"}),
-    "mean pooling": ("", {"BASE_POOLING": "mean"}),
+    "random-10, batch 128": ("", BIG_BATCH),
+    "random-10, mean pooling": ("", {"BASE_POOLING": "mean"}),
 }
 ROWS = {row: what for rung in (*RUNGS, BESIDE) for row, what in rung.items()}
 
@@ -130,24 +139,27 @@ def run_row(name, row, seed):
     recipe, parent, settings = recipe_of(row, dev), parent_of(row, dev), settings_of(row, dev)
     label = recipe + ("" if seed == SEED else f"_seed{seed}")
     print(f"{name}, {row}, seed {seed}: changes {parent}, trains {recipe} with {settings}", flush=True)
-    if not (folder / "data").exists():
-        shutil.copytree(base.data_dir, folder / "data", copy_function=os.link, ignore=shutil.ignore_patterns("cache", "runs", "results", "notebooks"))
+    experiment = load(name, row, **settings)
+    if not (experiment.data_dir / "qrels.trec").exists():  # the base's data, but for the instruction they are written with
+        pairs, parts = read_pairs(base)
+        write_pairs(experiment, pairs, parts)
+        for number in (10, 50):
+            write_training_file(experiment, pairs, parts, number)
+        write_eval_files(experiment, pairs, parts)
         (folder / "cache").symlink_to(base.output_dir / "cache")  # vectors are found by their content, whoever computed them
     first_round, earlier = recipe.removesuffix("_round2"), row
     if first_round != recipe and not (folder / first_round).exists():
         while recipe_of(earlier, dev) != first_round:
             earlier = parent_of(earlier, dev)
         (folder / first_round).symlink_to(folder_of(name, earlier) / first_round)
-    experiment = load(name, row, **settings)
     train = len(of_part(*read_pairs(experiment), "train"))
-    steps = int(settings.get("STEPS", STEPS))
-    epochs = str((steps - 0.5) / (train // experiment.batch_size))  # the steps are rounded up
+    epochs = str((STEPS - 0.5) / (train // experiment.batch_size))  # the steps are rounded up
     experiment = load(name, row, **settings, EPOCHS=epochs)
     started = time.monotonic()
     if not (folder / label).exists() and subprocess.run(["bash", ROOT / "embedding_finetune" / "finetune.sh", label], check=False).returncode:
         raise ExperimentError(f"the fine-tuning of {row} failed, its own messages are above")
     minutes = (time.monotonic() - started) / 60
-    evaluate(experiment, label, row=row, changes=parent, by=ROWS[row][1], seed=seed, steps=steps, minutes=round(minutes, 2))
+    evaluate(experiment, label, row=row, changes=parent, by=ROWS[row][1], seed=seed, steps=STEPS, minutes=round(minutes, 2))
 
 
 def evaluate(experiment, label, **facts):
@@ -190,7 +202,7 @@ def collect(name):
     """The rows of a set that are finished, as docs/recipe.json has them.
 
     Test metrics are means over the seeds; `dev` is that of the first seed, which decided. `against` is the paired difference to the row that this one
-    `changes` (over the seeds that both have), `baselines` that to BM25 and the reference.
+    `changes` (over the seeds that both have), `baselines` that to BM25, the reference and the first row.
     """
     experiment = load(name)
     test_set, dev, rows, frames = read_test_set(experiment), dev_of(name), [], {}
@@ -222,7 +234,8 @@ def _entry(name, label, result, frames, facts):
     if facts.get("changes"):
         entry["against"] = {"row": facts["changes"], **_paired(frames[label], frames[facts["changes"]])}
     if facts["seeds"]:
-        entry["baselines"] = {other: _paired(frames[label], frames[other]) for other in ("bm25", "reference", "hybrid_reference")}
+        entry["baselines"] = {other: _paired(frames[label], frames[other]) for other in ("bm25", "reference", "hybrid_reference", START)
+                              if other != label}
     return entry
 
 
@@ -254,17 +267,34 @@ def table(rows):
     return pd.DataFrame(map(line, rows)).set_index("row")
 
 
+def ceiling(name):
+    """One line on the test queries that no finished row ranks right at the first place, fused or not: no choice among these models gets further.
+
+    Where more than half of the rows have the same other passage first, the label is to be doubted before the models are.
+    """
+    test_set, first = read_test_set(load(name)), {}
+    for path in OUTPUT.glob(f"{name}/*/runs/*.trec"):
+        for query, ranking in trec.read_run(path).items():
+            first.setdefault(query, Counter())[max(ranking, key=ranking.get)] += 1
+    missed = [query for query in test_set.qrels if not first[query].keys() & test_set.qrels[query].keys()]
+    agreed = sum(first[query].most_common(1)[0][1] * 2 > first[query].total() for query in missed)
+    return (f"{name}: of {len(test_set.qrels)} test queries {len(missed)} are answered right by no run, so that recall@1 ends at "
+            f"{1 - len(missed) / len(test_set.qrels):.3f}; for {agreed} of them most runs agree on the same other passage")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("set", choices=(*SETS, "collect", "list", "table"))
+    parser.add_argument("set", choices=(*SETS, "collect", "list", "table", "ceiling"))
     parser.add_argument("row", nargs="?")
     parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args()
+    finished = [name for name in SETS if (OUTPUT / name / "data" / "results" / "reference.json").exists()]
     if options.set == "list":
         for row, (recipe, changes) in ROWS.items():
             print(f"{row:30} {recipe:15} {' '.join(f'{key}={value}' for key, value in changes.items())}")
+    elif options.set == "ceiling":
+        print(*map(ceiling, finished), sep="\n")
     elif options.set == "collect":
-        finished = [name for name in SETS if (OUTPUT / name / "data" / "results" / "reference.json").exists()]
         kept = [row for row in json.loads(LADDER.read_text(encoding="utf-8")) if row["set"] not in finished]
         write_json(LADDER, kept + [row for name in finished for row in collect(name)])
     elif options.set == "table":

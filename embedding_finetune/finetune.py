@@ -15,7 +15,7 @@ import time
 from embedding_finetune.experiment import Experiment
 from embedding_finetune.files import ExperimentError, run_command_line, sha256, write_json
 from embedding_finetune.hub import check_hub, check_lengths
-from embedding_finetune.training_files import is_mined, mining_settings, read_training_file, training_path, with_teacher
+from embedding_finetune.training_files import check_data_settings, is_mined, mining_settings, read_training_file, training_path, with_teacher
 
 RECORD = "training.json"
 TRAINING_SETTINGS = ("BASE_MODEL", "BASE_POOLING", "QUERY_INSTRUCTION", "TRAIN_GROUP_SIZE", "BATCH_SIZE", "LEARNING_RATE", "EPOCHS",
@@ -33,6 +33,7 @@ def prepare(experiment, label):
     finished = experiment.output_dir / label
     if finished.exists() and os.environ.get("OVERWRITE") != "1":
         raise ExperimentError(f"{finished} holds a finished model; OVERWRITE=1 moves it aside and trains anew")
+    check_data_settings(experiment)
     if is_mined(label):
         from embedding_finetune.mining import mine  # takes seconds to import, and only this needs it
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for the script

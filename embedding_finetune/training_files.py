@@ -73,10 +73,7 @@ def write_pairs(experiment, pairs, parts):
 
 def read_pairs(experiment):
     """Read pairs.jsonl back: a list of pairs and a list of their parts. Raises ExperimentError when the settings differ."""
-    made_with = _made_with(experiment)
-    if made_with not in (None, _data_settings(experiment)):
-        raise ExperimentError(f"{experiment.data_dir} was made with other settings ({_difference(experiment, made_with)}): "
-                              "run build_train_dataset.ipynb again, or set the settings back")
+    check_data_settings(experiment)
     rows = read_jsonl(experiment.data_dir / "pairs.jsonl", required=("id", "query", "pos", "part"),
                       made_by="build_train_dataset.ipynb")
     parts = [row.pop("part") for row in rows]
@@ -257,6 +254,14 @@ def _identities(texts):
 
 def _data_settings(experiment):
     return {name: value for name, value in experiment.as_dict().items() if name in DATA_SETTINGS}
+
+
+def check_data_settings(experiment):
+    """Raise ExperimentError when the files in DATA_DIR were made with other settings, such as another QUERY_INSTRUCTION."""
+    made_with = _made_with(experiment)
+    if made_with not in (None, _data_settings(experiment)):
+        raise ExperimentError(f"{experiment.data_dir} was made with other settings ({_difference(experiment, made_with)}): "
+                              "run build_train_dataset.ipynb again, or set the settings back")
 
 
 def _made_with(experiment):

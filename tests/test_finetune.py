@@ -6,7 +6,7 @@ import torch
 
 from embedding_finetune import finetune
 from embedding_finetune.files import ExperimentError, write_jsonl
-from embedding_finetune.training_files import training_path
+from embedding_finetune.training_files import training_path, write_pairs
 
 ROW = {"query": "a", "pos": ["x"], "neg": ["y"]}
 
@@ -60,6 +60,14 @@ def test_what_cannot_be_trained_is_refused_before_the_old_model_moves(ready, mon
     with pytest.raises(ExperimentError, match="passage_max_len is 600, but .* has only 512 positions"):
         finetune.prepare(dataclasses.replace(ready, passage_max_len=600), "neg10")
     assert folder.exists()
+
+
+def test_data_of_another_instruction_are_not_trained_on(ready):
+    """Queries would be trained with one instruction and evaluated with another."""
+    write_pairs(ready, [{"id": "1", "query": "a", "pos": ["x"]}], ["train"])
+    finetune.prepare(ready, "neg10")
+    with pytest.raises(ExperimentError, match="QUERY_INSTRUCTION=.*, now look up: "):
+        finetune.prepare(dataclasses.replace(ready, query_instruction="look up: "), "neg10")
 
 
 def test_an_interrupted_training_is_only_continued_as_it_was_begun(ready, monkeypatch):
