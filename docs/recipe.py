@@ -8,7 +8,8 @@
     python docs/recipe.py ceiling                                 how many test queries no row answers right, and whether the rows agree on another answer
 
 The set `docstrings` comes with the pinned packages, `msmarco` is a JSONL file that PAIRS names. Each row is an experiment of its own under profiles/demo.env
-and the settings below, in output/recipe/SET/ROW, with the data of the set; a fused row costs nothing and belongs to the row it fuses.
+and the settings below, in output/recipe/SET/ROW, with the data of the set; a fused row costs nothing and belongs to the row it fuses. A row builds on the
+best finished one of the rungs below it, so run them in the order of `list`.
 """
 
 import argparse
@@ -135,7 +136,10 @@ def prepare_data(name):
 
 def run_row(name, row, seed):
     """Mine, fine-tune and measure one row; the result is in results/LABEL.json of its folder, and of its fusion with BM25."""
-    base, folder, dev = prepare_data(name), folder_of(name, row), dev_of(name)
+    dev = dev_of(name)
+    if row != START and parent_of(row, dev) is None:
+        raise ExperimentError(f"{row} changes a row of the rungs below it, and none of them is finished: python docs/recipe.py {name} {START} comes first")
+    base, folder = prepare_data(name), folder_of(name, row)
     recipe, parent, settings = recipe_of(row, dev), parent_of(row, dev), settings_of(row, dev)
     label = recipe + ("" if seed == SEED else f"_seed{seed}")
     print(f"{name}, {row}, seed {seed}: changes {parent}, trains {recipe} with {settings}", flush=True)
@@ -291,7 +295,7 @@ def main():
     finished = [name for name in SETS if (OUTPUT / name / "data" / "results" / "reference.json").exists()]
     if options.set == "list":
         for row, (recipe, changes) in ROWS.items():
-            print(f"{row:30} {recipe:15} {' '.join(f'{key}={value}' for key, value in changes.items())}")
+            print(f"{row:50} {recipe:10} {' '.join(f'{key}={value}' for key, value in changes.items())}")
     elif options.set == "ceiling":
         print(*map(ceiling, finished), sep="\n")
     elif options.set == "collect":

@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 
 from embedding_finetune.experiment import ROOT
+from embedding_finetune.files import ExperimentError
 
 SPEC = importlib.util.spec_from_file_location("recipe", ROOT / "docs" / "recipe.py")
 recipe = importlib.util.module_from_spec(SPEC)
@@ -39,6 +40,11 @@ def test_a_row_is_trained_measured_and_collected(tiny_ladder):
     assert against["difference"] == pytest.approx(row["recall@1"] - rows[against["row"]]["recall@1"])
     log = recipe.folder_of("msmarco", "random-10") / "neg10" / "training_log.jsonl"
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()][-1] == 2
+
+
+def test_a_row_without_one_to_build_on_says_what_comes_first(tiny_ladder):
+    with pytest.raises(ExperimentError, match="msmarco random-10 comes first"):
+        recipe.run_row("msmarco", "second round", recipe.SEED)
 
 
 def dev_of(name):
