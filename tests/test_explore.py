@@ -234,8 +234,8 @@ def test_filter_search_sort_and_open_a_query_by_keyboard_alone(folders, open_pag
     press("ArrowLeft"), press("ArrowLeft")
     assert page.locator("#query").inner_text().startswith("nasty </script><script>window.hacked")
     press("Escape")
+    page.locator("tr.row[data-at='0']:focus").wait_for(timeout=5000)  # the row looked at last; the close event comes a moment later
     assert not page.locator("dialog").is_visible()
-    assert page.evaluate("document.activeElement.dataset.at") == "0"  # back at the row that was looked at last
     assert page.evaluate("window.hacked") is None
 
 
