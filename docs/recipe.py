@@ -68,6 +68,7 @@ BESIDE = {
     "group 8, batch 8": ("", {"TRAIN_GROUP_SIZE": "8", "BATCH_SIZE": "8"}),
     "random-10, batch 128": ("", BIG_BATCH),
     "random-10, mean pooling": ("", {"BASE_POOLING": "mean"}),
+    "model's negatives, batch 128, learning rate 1e-4": ("hard", BIG_BATCH | {"LEARNING_RATE": "1e-4", "HARD_SOURCE": "model"}),  # CLS to the end
 }
 ROWS = {row: what for rung in (*RUNGS, BESIDE) for row, what in rung.items()}
 
