@@ -1,12 +1,10 @@
-# make demo    the whole experiment in about ten minutes, without a GPU and without a model hub
+# make demo    the whole experiment in some minutes, without a GPU and without a model hub
 # make test    the tests
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
-export TOKENIZERS_PARALLELISM := false
-export DISABLE_SAFETENSORS_CONVERSION := 1
 
-.PHONY: help install demo run test bench-train bench-encode bench-search clean clean-cache
+.PHONY: help install demo run notebooks test bench-train bench-encode bench-search clean clean-cache
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -21,23 +19,27 @@ install: .venv/installed  ## make .venv and install the pinned packages into it
 demo: install  ## the whole experiment on the embedded default: PROFILE=demo make run
 	PROFILE=demo $(MAKE) --no-print-directory run
 
-run: install  ## the whole experiment under PROFILE (default msmarco): data, fine-tunings, evaluations, comparison
+run: install  ## the whole experiment under PROFILE (default msmarco)
 	python -m embedding_finetune.run
 
-test: install  ## the tests
-	python -m pytest tests
+notebooks: demo  ## run the demo and put its outputs into the notebooks
+	PROFILE=demo python -m embedding_finetune.run --notebooks
 
-bench-train: install  ## training speed and memory, side by side with FlagEmbedding and sentence-transformers (PAIRS=file.jsonl)
+test: install  ## the tests
+	python -m pytest tests -n 2 --dist loadfile
+
+bench-train: install  ## training speed and memory beside FlagEmbedding and sentence-transformers (PAIRS=file.jsonl)
 	python benchmarks/bench_train.py
 
-bench-encode: install  ## encoding speed, side by side with FlagEmbedding and sentence-transformers (PAIRS=file.jsonl)
+bench-encode: install  ## encoding speed beside FlagEmbedding and sentence-transformers (PAIRS=file.jsonl)
 	python benchmarks/bench_encode.py
 
 bench-search: install  ## search in 1 million vectors, side by side with the bare product of matrices
 	python benchmarks/bench_search.py
 
 clean-cache: install  ## remove the stored vectors of PROFILE; the next evaluation encodes all texts anew
-	settings=$$(python -m embedding_finetune.experiment --export) && eval "$$settings" && rm -rf "$${OUTPUT_DIR:?}/cache"
+	folder=$$(python -c 'from embedding_finetune.settings import Settings; print(Settings.load().output_dir)') \
+		&& rm -rf "$${folder:?}/cache"
 
 clean:  ## remove caches and logs; models, data, results and .venv stay
 	rm -rf .pytest_cache finetune_*.log

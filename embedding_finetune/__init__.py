@@ -1,30 +1,60 @@
 """From a raw BERT to an embedding model, and an honest measure of what that bought.
 
-One module is one stage of the data's way, and each imports only modules above it in this list:
+One module is one stage of the data's way; each imports only from modules above it in this list:
 
-    files           reading and writing without half-written files; the one error type
-    hub             one question to the model hub before anything is loaded from it
-    experiment      every setting, from a profile and the environment
-    pairs           (query, positives) from the hub, from docstrings or from a local file
-    split           leak-free train / dev / test split
-    negatives       random negatives, and hard ones that a positive-aware filter has passed
-    training_files  the files that FlagEmbedding and the evaluation read
-    cpu             linear layers and dropout by quicker ways on a CPU
-    vector_cache    vectors on disk, found by what they were made of
-    embedder        a model turned into vectors
-    index           faiss and BM25 behind one ranking
-    mining          training files with mined negatives and a teacher's scores
-    batches         what a training step draws, and how its texts are laid out
-    contrastive     the loss over a batch, and GradCache
-    export          a finished model folder that three libraries read alike
-    train           the training itself
-    launch          torchrun without its traceback
-    finetune        what happens before and after it
-    debug           the training in one process, for a debugger
-    metrics         recall, MRR, nDCG from a run and judgements
-    hybrid          BM25 and a model together
-    significance    which differences between models are real
-    report          tables, plots, comparison
-    explore         a page to look at every query under every model
-    run             all of it, in order
+    files        reading and writing without half-written files; the one error type
+    settings     every setting, in one table
+    recipes      the fine-tunings that there are, from profiles/recipes.toml
+    hub          one question to the model hub before anything is loaded from it
+
+    data/texts         when two texts are the same, or nearly
+    data/collection    queries, corpus, judgements and parts, in memory and on disk
+    data/sources       pairs from the hub, from docstrings or from a file: one reader each
+    data/split         leak-free train / dev / test split
+    data/negatives     random negatives, and the filter of mined ones
+
+    retrieval/cpu          linear layers and dropout by quicker ways on a CPU
+    retrieval/vectors      vectors on disk, found by what they were made of
+    retrieval/model_use    how a model is used, read from the model
+    retrieval/encoder      a model turned into vectors
+    retrieval/runs         runs and judgements in TREC's formats
+    retrieval/retrievers   dense, BM25 and fused: from queries to a run
+
+    training/audit         nothing of the test part is in a training file
+    training/rows          training files, made anew only when something changed
+    training/mining        hard negatives and a teacher's scores
+    training/batches       what a training step draws, and how its texts are laid out
+    training/loss          the loss over a batch, and GradCache
+    training/dev           the look at the dev set while the training goes on
+    training/checkpoints   checkpoints that are whole or absent
+    training/log           the log of a training
+    training/trainer       the training loop
+    training/export        a finished model folder that three libraries read alike
+    training/train         one training, as told by flags
+    training/records       what a finished model was trained from
+
+    evaluation/metrics        recall, MRR, nDCG from a run and judgements
+    evaluation/significance   which differences between models are real
+    evaluation/results        what was measured, and the planned comparison of it
+    evaluation/figures        tables, plots and sentences for the reader
+    evaluation/page           a page to look at every query under every model
+
+    finetune     one fine-tuning from its recipe to the finished model
+    run          all of it, in order
 """
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+
+_needed = ("torch", "transformers", "FlagEmbedding", "faiss")
+_missing = [name for name in _needed if importlib.util.find_spec(name) is None]
+if _missing:
+    _python = Path(__file__).resolve().parent.parent / ".venv" / "bin" / "python"
+    _advice = f"run it with {_python}" if _python.exists() else "run `make install` first"
+    _message = f"error: {sys.executable} has no package {_missing[0]}: {_advice}, or `source .venv/bin/activate`"
+    raise SystemExit(_message) if sys.argv[0] == "-m" else ImportError(_message)

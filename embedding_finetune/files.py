@@ -1,4 +1,4 @@
-"""Reading and writing JSON lines: broken input is named by file and line, nothing is left half-written."""
+"""Reading and writing: broken input is named by file and line, nothing is left half-written."""
 
 import contextlib
 import hashlib
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 
-class ExperimentError(Exception):
+class UserError(Exception):
     """Something the user can mend: one line that says what is wrong, where, and what to do."""
 
     def _render_traceback_(self):
@@ -17,18 +17,28 @@ class ExperimentError(Exception):
 
 
 def run_command_line(main):
-    """Call `main()`; turn an ExperimentError into one line on standard error and exit status 1."""
+    """Call `main()`; turn an UserError into one line on standard error and exit status 1."""
     try:
         main()
-    except ExperimentError as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
+
+
+def one_line(error):
+    """The message of an exception on one line, or its type where it has none."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def may_overwrite():
+    """Whether OVERWRITE=1 allows what is finished to be replaced."""
+    return os.environ.get("OVERWRITE") == "1"
 
 
 @contextlib.contextmanager
 def atomic_write(path, mode="w"):
     """Open a file beside `path` for writing and rename it to `path` once it is complete.
 
-    Raises ExperimentError when the disk is full or not writable; `path` then is as it was before.
+    Raises UserError when the disk is full or not writable; `path` then is as it was before.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -40,52 +50,64 @@ def atomic_write(path, mode="w"):
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        raise ExperimentError(f"cannot write {path}: {error.strerror or error}; free some space or choose another "
-                              "folder; the earlier content, if any, is untouched") from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}; free some space or choose another "
+                        "folder; the earlier content, if any, is untouched") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def read_lines(path, made_by):
+    """Yield (number, line) of a UTF-8 text file; raises UserError when it is missing or not such a file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            yield from enumerate(file, start=1)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: it is made by {made_by}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
 def read_jsonl(path, *, required=(), made_by="the build notebooks"):
     """Read a file of JSON objects, one a line (blank lines are skipped).
 
     `required` names the keys each row must have; `made_by` says who writes the file, for the error message.
-    Raises ExperimentError naming file and line when the file is missing, empty or broken.
+    Raises UserError naming file and line when the file is missing, empty or broken.
     """
-    path = Path(path)
     rows = []
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ExperimentError(f"{path}, line {number}: not valid JSON ({error.msg}); mend or remove it") from None
-                if not isinstance(row, dict):
-                    raise ExperimentError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
-                missing = [key for key in required if key not in row]
-                if missing:
-                    raise ExperimentError(f"{path}, line {number}: no {missing[0]!r}; each row needs {', '.join(required)}")
-                rows.append(row)
-    except FileNotFoundError:
-        raise ExperimentError(f"{path} does not exist: it is made by {made_by}") from None
-    except UnicodeDecodeError as error:
-        raise ExperimentError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise ExperimentError(f"cannot read {path}: {error.strerror}") from None
+    for number, line in read_lines(path, made_by):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}: not valid JSON ({getattr(error, 'msg', 'too deep')}); mend or "
+                            "remove it") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
+        missing = [key for key in required if key not in row]
+        if missing:
+            raise UserError(f"{path}, line {number}: no {missing[0]!r}; each row needs {', '.join(required)}")
+        rows.append(row)
     if not rows:
-        raise ExperimentError(f"{path} is empty: it is made by {made_by}")
+        raise UserError(f"{path} is empty: it is made by {made_by}")
     return rows
 
 
 def write_jsonl(path, rows):
     """Write one JSON object a line, atomically."""
     with atomic_write(path) as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def read_json(path):
+    """The JSON value of a file, or None where there is no such file, or no JSON in it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def write_json(path, value):
@@ -98,3 +120,11 @@ def sha256(path):
     """SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_hash(*values):
+    """SHA-256 of JSON values, in hex: what two makings must have in common to be the same."""
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(json.dumps(value, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,139 +1,187 @@
-"""What happens before and after the training itself, for `finetune.sh`.
+"""One fine-tuning from its recipe to the finished model: what the finetune_*.sh scripts run.
 
-    python -m embedding_finetune.finetune prepare LABEL    checks; prints base model, precision flags, folder to train in, training file
-                                                           and seed, a line each
-    python -m embedding_finetune.finetune finish LABEL     makes that folder the finished model
+    python -m embedding_finetune.finetune LABEL                  any recipe of RECIPE_FILE
+    python -m pdb -m embedding_finetune.finetune LABEL --one-process    without torchrun, for a debugger
+                                                                        (docs/debugging.md)
+
+The model appears in OUTPUT_DIR/LABEL when it is complete; until then OUTPUT_DIR/LABEL.partial holds its checkpoints,
+and the same command continues from the last one. OVERWRITE=1 moves a finished model aside. GPUS=2 trains on two.
 """
 
-import contextlib
-import json
+import logging
 import os
+import runpy
 import shutil
+import signal
 import sys
 import time
 
-from embedding_finetune.experiment import Experiment
-from embedding_finetune.files import ExperimentError, run_command_line, sha256, write_json
+if not sys.stderr.isatty():  # in a log, a bar may speak twice a minute; tqdm reads it when it is imported
+    os.environ.setdefault("TQDM_MININTERVAL", "30")
+
+import torch
+import transformers
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main as torchrun
+
+from embedding_finetune.data.collection import read_data
+from embedding_finetune.files import UserError, may_overwrite, run_command_line, write_json
 from embedding_finetune.hub import check_hub, check_lengths
-from embedding_finetune.training_files import check_data_settings, is_mined, mining_settings, read_training_file, training_path, with_teacher
+from embedding_finetune.recipes import find_recipe
+from embedding_finetune.retrieval.model_use import base_use
+from embedding_finetune.settings import TABLE, Settings, plain
+from embedding_finetune.training.export import complete
+from embedding_finetune.training.log import duration
+from embedding_finetune.training.records import RECORD, read_record, record_of
+from embedding_finetune.training.rows import make_training_file, read_training_file, training_path, write_with_prompt
 
-RECORD = "training.json"
-TRAINING_SETTINGS = ("BASE_MODEL", "BASE_POOLING", "QUERY_INSTRUCTION", "TRAIN_GROUP_SIZE", "BATCH_SIZE", "LEARNING_RATE", "EPOCHS",
-                     "WARMUP_RATIO", "TEMPERATURE", "PRECISION", "QUERY_MAX_LEN", "PASSAGE_MAX_LEN", "SEED")
+MODULES = {"embedding_finetune": "embedding_finetune.training.train",
+           "flagembedding": "FlagEmbedding.finetune.embedder.encoder_only.base"}
+OURS = ("grad_cache_chunk", "dev_steps", "dev_corpus_size")  # flags that FlagEmbedding's trainer does not know
+WITH_PROMPT = "train_data.json"  # the training file as FlagEmbedding's trainer wants it
 
 
-def prepare(experiment, label):
-    """Check what can be checked before a model is loaded; returns base model, precision flags, folder to train in, training file, seed.
+def prepare(settings, recipe):
+    """Check what can be checked before a model is loaded, and make the training file; returns (settings with the
+    recipe's, folder).
 
-    The seed of `neg10_seed43` is 43; without such an ending it is the experiment's.
-
-    Raises ExperimentError when a finished model is in the way (OVERWRITE=1 moves it aside), the training file cannot be trained on,
-    or the base model cannot be had or is too short for the lengths.
+    The folder is where the model is trained until it is complete. Raises UserError when a finished model is in
+    the way (OVERWRITE=1 moves it aside), when an interrupted training was another one, when the training file cannot
+    be made, or when the base model cannot be had or is too short for the lengths.
     """
-    finished = experiment.output_dir / label
-    if finished.exists() and os.environ.get("OVERWRITE") != "1":
-        raise ExperimentError(f"{finished} holds a finished model; OVERWRITE=1 moves it aside and trains anew")
-    check_data_settings(experiment)
-    if is_mined(label):
-        from embedding_finetune.mining import mine  # takes seconds to import, and only this needs it
-        with contextlib.redirect_stdout(sys.stderr):  # standard output is for the script
-            mine(experiment, label)
-    read_training_file(training_path(experiment, label), teacher=with_teacher(label))
-    base = experiment.model("raw").name
-    check_hub(base)
-    check_lengths(base, experiment.query_max_len, experiment.passage_max_len)
-    unfinished, record = unfinished_folder(experiment, label), _record(experiment, label)
-    if not _own_trainer():
+    tuned, finished = settings.changed(recipe.settings), settings.output_dir / recipe.label
+    unfinished = settings.output_dir / f"{recipe.label}.{'flagembedding.' * (tuned.trainer == 'flagembedding')}partial"
+    if finished.exists() and not may_overwrite():
+        raise UserError(f"{plain(finished)} holds a finished model; OVERWRITE=1 moves it aside and trains anew")
+    use, collection = base_use(tuned), read_data(settings)
+    check_hub(use.name)
+    check_lengths(use.name, tuned.query_max_len, tuned.passage_max_len)
+    miner = None
+    if recipe.negatives == "mined" or recipe.teacher:
+        from embedding_finetune.training.mining import Miner  # only this needs it
+        miner = Miner(settings, recipe)
+    sources = make_training_file(settings, recipe, collection, miner)
+    shares = ", ".join(f"{share:.1%} {name}" for name, share in sources.items())
+    print(f"{plain(training_path(settings, recipe))}: negatives {shares}", flush=True)
+    record = record_of(settings, recipe)
+    if tuned.trainer == "flagembedding":
         shutil.rmtree(unfinished, ignore_errors=True)  # FlagEmbedding's trainer cannot continue what is there
-    elif _read_record(unfinished) not in (None, record):
-        raise ExperimentError(f"{unfinished} holds an interrupted training with other settings or another training file: "
-                              "set them back to continue it, or remove the folder")
+    elif read_record(unfinished) not in (None, record):
+        raise UserError(f"{plain(unfinished)} holds an interrupted training with other settings or another training "
+                        "file: set them back to continue it, or remove the folder")
     if finished.exists():
-        aside = finished.with_name(f"{label}.{time.strftime('%Y%m%d-%H%M%S')}")
+        aside = finished.with_name(f"{recipe.label}.{time.strftime('%Y%m%d-%H%M%S')}")
         finished.rename(aside)
-        print(f"the old model is now {aside}", file=sys.stderr)
+        print(f"the old model is now {plain(aside)}")
     write_json(unfinished / RECORD, record)
-    seed = int(label.partition("_seed")[2] or experiment.seed)
-    return base, precision(experiment.precision), unfinished, training_path(experiment, label), seed
+    return tuned, unfinished
 
 
-def unfinished_folder(experiment, label):
-    """Where a model is trained until it is complete."""
-    return experiment.output_dir / f"{label}.{'' if _own_trainer() else 'flagembedding.'}partial"
-
-
-def _own_trainer():
-    return os.environ.get("TRAINER", "embedding_finetune") == "embedding_finetune"
+def flags_of(settings, recipe, tuned, output):
+    """The flags of a training: those of the table of settings, and what follows from model, recipe and machine."""
+    use, ours = base_use(tuned), tuned.trainer == "embedding_finetune"
+    flags = {
+        "model_name_or_path": use.name, "sentence_pooling_method": use.pooling, "normalize_embeddings": use.normalize,
+        "train_data": training_path(settings, recipe) if ours else output / WITH_PROMPT,
+        "cache_path": settings.output_dir / ".cache",
+        "query_instruction_for_retrieval": use.query_prompt or None, "query_instruction_format": "{}{}",
+        "passage_instruction_for_retrieval": use.passage_prompt or None, "passage_instruction_format": "{}{}",
+        **{row.metadata["flag"]: getattr(tuned, row.name) for row in TABLE.values()
+           if row.metadata["flag"] and (ours or row.metadata["flag"] not in OURS)},
+        "dataloader_drop_last": True, "seed": tuned.seed, **precision(tuned.precision), "output_dir": output,
+        **({"save_strategy": "steps", "save_steps": 0.2, "dev_data": settings.data_dir} if ours  # five checkpoints
+           else {"save_strategy": "no", "disable_tqdm": True}), "report_to": "none",
+        **({"knowledge_distillation": True, "kd_loss_type": "kl_div"} if recipe.teacher else {}),
+        **({"negatives_cross_device": True} if tuned.gpus > 1 else {}),
+    }
+    return [word for name, value in flags.items() if value is not None for word in (f"--{name}", str(value))]
 
 
 def precision(wanted="auto"):
-    """The flags for PRECISION, which `auto` takes from what this machine is good at; a CPU without AVX-512-BF16 or AMX only emulates bf16."""
-    import torch  # takes seconds to import, and only this needs it
+    """The flags for PRECISION; `auto` takes what is quick here: most CPUs only emulate bf16."""
     gpu = torch.cuda.is_available()
     if wanted == "auto" and gpu:
         wanted = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     elif wanted == "auto":
         wanted = "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
-    return " ".join(f"--{flag} True" for flag in ("use_cpu" * (not gpu), wanted.replace("fp32", "")) if flag)
+    return ({} if gpu else {"use_cpu": True}) | ({} if wanted == "fp32" else {wanted: True})
 
 
-def finish(experiment, label):
-    """Give a folder that was trained to the end its name, with the record of what it was trained from; returns the finished folder."""
-    trained, finished = unfinished_folder(experiment, label), experiment.output_dir / label
-    if not (trained / "model.safetensors").exists():
-        raise ExperimentError(f"{trained} holds no model: the training did not finish, its messages are above")
-    (trained / ".lock").unlink(missing_ok=True)
-    trained.rename(finished)
-    return finished
+def launch(settings, module, flags, one_process=False):
+    """Run the training under torchrun, or in this process. Raises UserError when it was stopped or killed.
+
+    torchrun takes SIGHUP for a reason to end even where nohup has it ignored; here it does not.
+    """
+    if one_process:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # else one process would split each batch over all GPUs
+        sys.argv = [module, *flags]
+        return runpy.run_module(module, run_name="__main__", alter_sys=True)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    signals = [name for name in ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP")
+               if signal.getsignal(signal.Signals[name]) != signal.SIG_IGN]
+    again = "begins it anew" if settings.trainer == "flagembedding" else "continues it"
+    try:
+        torchrun(["--signals-to-handle", ",".join(signals), "--standalone", "--nproc_per_node", str(settings.gpus),
+                  "-m", module, *flags])
+    except SignalException as error:
+        raise UserError(f"stopped by {signal.Signals(error.sigval).name}; the same command {again}") from None
+    except ChildFailedError as error:  # the process itself has said in one line what is wrong, unless it was killed
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            sys.exit(1)
+        hint = " (perhaps for want of memory: GRAD_CACHE_CHUNK)" if failure.exitcode == -9 else ""
+        raise UserError(f"training process {rank} was killed by signal {-failure.exitcode}{hint}; the same command "
+                        f"{again}") from None
 
 
-def is_current(experiment, label):
-    """Whether the finished model was trained from today's training file with today's settings."""
-    recorded = _read_record(experiment.output_dir / label)
-    return recorded is not None and training_path(experiment, label).exists() and recorded == _record(experiment, label)
+def estimate(tuned, path):
+    """Seconds that a training takes on this CPU, roughly: 6 operations a weight and token, at a product's speed."""
+    name, rows = base_use(tuned).name, read_training_file(path)
+    config, tokenizer = transformers.AutoConfig.from_pretrained(name), transformers.AutoTokenizer.from_pretrained(name)
+    texts = [row["pos"][0] for row in rows[:200]]
+    tokens = tokenizer(texts, truncation=True, max_length=tuned.passage_max_len)["input_ids"]
+    tokens = tuned.epochs * len(rows) * tuned.train_group_size * sum(map(len, tokens)) / len(texts)
+    one, other, began = torch.rand(512, config.hidden_size), torch.rand(config.hidden_size, 2048), time.monotonic()
+    for _ in range(10):
+        one @ other
+    operations_a_second = 10 * 2 * one.numel() * 2048 / (time.monotonic() - began)
+    return tokens * 6 * 12 * config.num_hidden_layers * config.hidden_size**2 / operations_a_second
 
 
-def check_trained(experiment, label):
-    """Raise ExperimentError unless the model of this label can be evaluated: trained, and not from another split's file."""
-    if label in ("raw", "reference", *experiment.extras()):
-        return
-    folder = experiment.output_dir / label
-    trained_from = _read_record(folder)
-    if trained_from is None:
-        raise ExperimentError(f"{folder} holds no finished model: run `bash {script(label)}` first")
-    if not training_path(experiment, label).exists() or trained_from["training_file_sha256"] != sha256(training_path(experiment, label)):
-        raise ExperimentError(f"{folder} was trained from another {training_path(experiment, label).name}, which may hold today's "
-                              f"test queries: run `OVERWRITE=1 bash {script(label)}`")
+def finetune(settings, label, one_process=False):
+    """Train the model of a recipe to its end; returns the finished folder. raises as `prepare` and `launch`."""
+    recipe = find_recipe(settings, label)
+    print(f"fine-tuning {label} ({recipe.about}): profile {settings.profile}, data {plain(settings.data_dir)}, output "
+          f"{plain(settings.output_dir)}", flush=True)
+    tuned, unfinished = prepare(settings, recipe)
+    if not (unfinished / "model.safetensors").exists():  # else it was stopped between the training's end and here
+        module, flags = MODULES[tuned.trainer], flags_of(settings, recipe, tuned, unfinished)
+        print(f"{module}\n    " + " ".join(flags).replace(" --", "\n    --"), flush=True)
+        if not torch.cuda.is_available():
+            seconds = estimate(tuned, training_path(settings, recipe))
+            print(f"no GPU here: on this CPU the training takes roughly {duration(seconds)}"
+                  f"{'' if settings.profile == 'demo' else '; PROFILE=demo takes minutes'}", flush=True)
+        if tuned.trainer == "flagembedding":
+            rows = read_training_file(training_path(settings, recipe), teacher=bool(recipe.teacher))
+            write_with_prompt(unfinished / WITH_PROMPT, rows, base_use(tuned).query_prompt)
+        launch(tuned, module, flags, one_process)
+        if tuned.trainer == "flagembedding":
+            complete(unfinished, base_use(tuned))
+            (unfinished / WITH_PROMPT).unlink()
+    if not (unfinished / "model.safetensors").exists():
+        raise UserError(f"{plain(unfinished)} holds no model: the training did not finish, its messages are above")
+    (unfinished / ".lock").unlink(missing_ok=True)
+    return unfinished.rename(settings.output_dir / label)
 
 
-def script(label):
-    """What trains the model of a label."""
-    if is_mined(label):
-        return f"finetune_hard.sh {label}"
-    return f"finetune_{label}.sh" if "_seed" not in label else f"embedding_finetune/finetune.sh {label}"
-
-
-def _read_record(folder):
-    path = folder / RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def _record(experiment, label):
-    """What identifies a training. It is written when the training starts: the files may have changed by the time it ends."""
-    settings = {name: value for name, value in experiment.as_dict().items() if name in TRAINING_SETTINGS}
-    return {"label": label, "training_file_sha256": sha256(training_path(experiment, label)), "settings": settings | mining_settings(experiment, label)}
-
-
-def _main():
-    command, label = sys.argv[1:]
-    experiment = Experiment.load()
-    if command == "prepare":
-        print(*prepare(experiment, label), sep="\n")
-    elif command == "finish":
-        print(f"finished: {finish(experiment, label)}")
-    else:
-        raise ExperimentError(f"unknown command {command!r}: prepare or finish")
+def main():
+    one_process = "--one-process" in sys.argv
+    labels = [word for word in sys.argv[1:] if word != "--one-process"]
+    if len(labels) != 1:
+        raise UserError("give one label of a recipe, e.g. `python -m embedding_finetune.finetune neg10`")
+    print(f"finished: {plain(finetune(Settings.load(), labels[0], one_process))}")
 
 
 if __name__ == "__main__":
-    run_command_line(_main)
+    run_command_line(main)

@@ -3,11 +3,16 @@
 import sys
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, is_offline_mode, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub import HfApi, constants, hf_hub_download, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.utils import httpx
 
-from embedding_finetune.files import ExperimentError, sha256
+from embedding_finetune.files import UserError, one_line, read_json, sha256
 
 MODEL_FILES = (".json", ".txt", ".model", ".safetensors", ".bin")  # configuration, vocabulary, weights
 
@@ -18,7 +23,7 @@ def check_hub(name, kind="model", timeout=10):
     A hub that does not answer keeps `from_pretrained` and `load_dataset` retrying for minutes, even for models that
     are in the cache; no setting shortens that. Local folders and the offline mode need no hub: nothing is asked.
     Returns the commit that is the latest there, or None if nothing was asked.
-    Raises ExperimentError when the hub does not have `name` or does not answer.
+    Raises UserError when the hub does not have `name` or does not answer.
     """
     if Path(name).is_dir() or is_offline_mode():
         return None
@@ -26,21 +31,21 @@ def check_hub(name, kind="model", timeout=10):
     try:
         return HfApi(endpoint=hub).repo_info(name, repo_type=kind, timeout=timeout).sha
     except HFValidationError:
-        raise ExperimentError(f"{name} is neither a folder nor a name that the hub could have; "
-                              "give an existing folder or NAMESPACE/NAME") from None
+        raise UserError(f"{name} is neither a folder nor a name that the hub could have; "
+                        "give an existing folder or NAMESPACE/NAME") from None
     except RepositoryNotFoundError:
-        raise ExperimentError(f"the hub at {hub} has no {kind} {name} that you may read; check the spelling, "
-                              "set HF_TOKEN for a private one, or name a local folder") from None
+        raise UserError(f"the hub at {hub} has no {kind} {name} that you may read; check the spelling, "
+                        "set HF_TOKEN for a private one, or name a local folder") from None
     except (OSError, ValueError, httpx.HTTPError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExperimentError(f"the hub at {hub} does not answer for the {kind} {name} ({reason}); set HF_ENDPOINT to "
-                              "a mirror, or HF_HUB_OFFLINE=1 to use what an earlier run has downloaded") from None
+        raise UserError(f"the hub at {hub} does not answer for the {kind} {name} ({one_line(error)}); set HF_ENDPOINT "
+                        "to a mirror, or HF_HUB_OFFLINE=1 to use what an earlier run has downloaded") from None
 
 
 def model_content(name):
     """What would be loaded as model `name`: the SHA-256 of each file in its folder, or the commit of its repository.
 
-    Raises ExperimentError when the hub does not have it, does not answer, or is offline and nothing was downloaded before.
+    Raises UserError when the hub does not have it, does not answer, or is offline and nothing was downloaded
+    before.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -54,8 +59,27 @@ def model_content(name):
     return commit
 
 
-def check_lengths(name, query_max_len, passage_max_len, **loading):
-    """Raise ExperimentError when a length (in tokens) is over the positions of the model, or its configuration cannot be had.
+def read_model_file(name, path):
+    """The JSON value in a file of the model `name` (a folder or a repository), {} where it has no such file.
+
+    Raises UserError when the file cannot be had, or is broken: that it is not there is an answer of its own.
+    """
+    try:
+        found = Path(name) / path if Path(name).is_dir() else Path(hf_hub_download(name, path))
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError) and not is_offline_mode():
+            raise cannot_load(name, error) from None
+        return {}
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        raise cannot_load(name, error) from None
+    value = read_json(found) if found.exists() else {}
+    if value is None:
+        raise UserError(f"{name} has a {path} that is not JSON: mend or remove it")
+    return value
+
+
+def positions_of(name, **loading):
+    """How many tokens the model `name` can read; raises UserError when its configuration cannot be had.
 
     `loading` goes to `AutoConfig.from_pretrained`.
     """
@@ -65,15 +89,20 @@ def check_lengths(name, query_max_len, passage_max_len, **loading):
     except (OSError, ValueError) as error:
         raise cannot_load(name, error) from None
     positions = getattr(config, "max_position_embeddings", None) or sys.maxsize
-    if "roberta" in config.model_type or config.model_type in ("camembert", "mpnet"):  # they count from pad_token_id + 1
+    if "roberta" in config.model_type or config.model_type in ("camembert", "mpnet"):  # counted from pad_token_id + 1
         positions -= config.pad_token_id + 1
+    return positions
+
+
+def check_lengths(name, query_max_len, passage_max_len, **loading):
+    """Raise UserError when a length (in tokens) is over the model's positions, or its configuration cannot be had."""
+    positions = positions_of(name, **loading)
     for side, length in (("query_max_len", query_max_len), ("passage_max_len", passage_max_len)):
         if length > positions:
-            raise ExperimentError(f"{side} is {length}, but {name} has only {positions} positions")
+            raise UserError(f"{side} is {length}, but {name} has only {positions} positions")
 
 
 def cannot_load(name, error):
-    """The ExperimentError for a model or data set that did not load."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return ExperimentError(f"cannot load {name} ({reason}); check its name, set HF_ENDPOINT to a mirror if the hub is out of reach, "
-                           "or name a local folder")
+    """The UserError for a model or data set that did not load."""
+    return UserError(f"cannot load {name} ({one_line(error)}); check its name, set HF_ENDPOINT to a mirror if the hub "
+                     "is out of reach, or name a local folder")

@@ -1,11 +1,13 @@
 """The whole experiment in one go: every notebook and script in the order in which a person would run them.
 
-    python -m embedding_finetune.run    (what `make run` calls)
+    python -m embedding_finetune.run                what `make run` calls
+    python -m embedding_finetune.run --notebooks    what `make notebooks` calls: put the outputs of the last run into
+                                                    the notebooks
 
 Executed copies of the notebooks go to OUTPUT_DIR/notebooks; the notebooks themselves stay as they are.
 """
 
-import os
+import hashlib
 import re
 import subprocess
 import sys
@@ -17,56 +19,63 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from traitlets.config import Config
 
-from embedding_finetune.experiment import ROOT, Experiment
-from embedding_finetune.files import ExperimentError, atomic_write, run_command_line
-from embedding_finetune.finetune import is_current
-from embedding_finetune.training_files import FINE_TUNED
+from embedding_finetune.files import UserError, atomic_write, may_overwrite, run_command_line
+from embedding_finetune.recipes import find_recipe, trained_labels
+from embedding_finetune.retrieval.model_use import ready_made
+from embedding_finetune.settings import ROOT, Settings, plain
+from embedding_finetune.training.records import is_current, script_of
+
+# Other fine-tuned models take eval_train_hard.ipynb, other ready-made ones eval_bge_m3.ipynb.
+NOTEBOOK_OF = {"raw": "eval_raw_bert.ipynb", "neg10": "eval_train_neg10.ipynb", "neg50": "eval_train_neg50.ipynb",
+               "reference": "eval_bge_m3.ipynb"}
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def plan(experiment):
+def plan(settings):
     """The steps as pairs: a notebook or script, and the label it runs for where that is not its own.
 
-    RECIPES adds fine-tunings with mined negatives, SEEDS repeats all fine-tunings, EXTRA_MODELS adds evaluations; the last notebook comes
-    last, because it sees all results.
+    RECIPES adds fine-tunings, SEEDS repeats all fine-tunings, EXTRA_MODELS adds evaluations; the comparison comes last.
     """
-    recipes = experiment.recipes.split()
-    repeats = [f"{label}_seed{experiment.seed + number}" for label in (*FINE_TUNED, *recipes) for number in range(1, experiment.seeds)]
+    trained, others = trained_labels(settings), [label for label in ready_made(settings) if label not in NOTEBOOK_OF]
+    evaluated = ["raw", *trained, *others, "reference"]
+    default = dict.fromkeys(trained, "eval_train_hard.ipynb") | dict.fromkeys(others, "eval_bge_m3.ipynb")
     return [("build_train_dataset.ipynb", None), ("build_eval_dataset.ipynb", None),
-            *((f"finetune_{label}.sh", None) for label in FINE_TUNED),
-            *(("finetune_hard.sh", label) for label in recipes),
-            *(("embedding_finetune/finetune.sh", label) for label in repeats),
-            ("eval_raw_bert.ipynb", None), ("eval_train_neg10.ipynb", None), ("eval_train_neg50.ipynb", None),
-            *(("eval_train_hard.ipynb", label) for label in (*recipes, *repeats)),
-            *(("eval_bge_m3.ipynb", label) for label in experiment.extras()),
-            ("eval_bge_m3.ipynb", None)]
+            *((script_of(label).split()[0], label) for label in trained),
+            *((NOTEBOOK_OF.get(label, default.get(label)), None if label in NOTEBOOK_OF else label)
+              for label in evaluated),
+            ("compare.ipynb", None)]
 
 
-def run(experiment):
-    """Run the plan; a model that these settings and files have already trained is kept. Raises ExperimentError at the first failure."""
-    steps = plan(experiment)
+def run(settings):
+    """Run the plan; a model that is already trained with these settings and files is kept. Raises UserError."""
+    steps, folder = plan(settings), settings.output_dir / "notebooks"
     for number, (step, label) in enumerate(steps, start=1):
         started = time.monotonic()
-        title = f"[{number}/{len(steps)}] {step}" + (f" for {label}" if label else "")
+        title = f"[{number}/{len(steps)}] {step}" + (f" for {label}" if label and f"_{label}." not in step else "")
         _say(f"\n{title}")
         if step.endswith(".ipynb"):
-            run_notebook(ROOT / step, experiment.output_dir / "notebooks", label)
+            run_notebook(ROOT / step, folder, label)
         else:
-            run_script(experiment, step, label or re.fullmatch(r"finetune_(\w+)\.sh", step)[1])
+            run_script(settings, step, label)
         _say(f"{title}: done in {time.monotonic() - started:.0f} s")
 
 
-def run_script(experiment, script, label):
+def run_script(settings, script, label):
     """Run the fine-tuning script of a label unless its model is there already."""
-    if is_current(experiment, label) and os.environ.get("OVERWRITE") != "1":
-        _say(f"{experiment.output_dir / label} is trained with these settings and this file already: kept (OVERWRITE=1 trains it anew)")
+    if is_current(settings, find_recipe(settings, label)) and not may_overwrite():
+        _say(f"{plain(settings.output_dir / label)} is trained with these settings and this file already: kept "
+             "(OVERWRITE=1 trains it anew)")
     elif subprocess.run(["bash", ROOT / script, label], check=False).returncode:
-        raise ExperimentError(f"{script} failed, its own messages are above")
+        raise UserError(f"{script} failed, its own messages are above")
 
 
 def run_notebook(path, folder, label=None):
-    """Execute a notebook top to bottom and keep the executed copy in `folder`; an evaluation may be run for another `label`.
+    """Execute a notebook top to bottom and keep the executed copy in `folder`; an evaluation may be run for another
+    `label`.
 
-    A heading of the notebook is printed when its cells begin to run. If a cell fails, the copy is kept as NAME.failed.ipynb.
+    A heading of the notebook is printed when its cells begin to run. If a cell fails, the copy is kept as
+    NAME.failed.ipynb.
     """
     notebook = nbformat.read(path, as_version=4)
     headings, copy = _headings(notebook), folder / path.name
@@ -81,13 +90,13 @@ def run_notebook(path, folder, label=None):
 
     try:
         with tempfile.TemporaryDirectory() as sockets:  # local sockets, which only this user can listen to
-            client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}},
-                                    coalesce_streams=True, on_cell_execute=announce,
+            client = NotebookClient(notebook, timeout=None, kernel_name="python3", coalesce_streams=True,
+                                    resources={"metadata": {"path": str(ROOT)}}, on_cell_execute=announce,
                                     config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}))
             client.execute()
     except CellExecutionError as error:
         copy = copy.with_suffix(".failed.ipynb")
-        raise ExperimentError(f"{path.name} stopped: {error.evalue} (executed so far: {copy})") from None
+        raise UserError(f"{path.name} stopped: {error.evalue} (executed so far: {copy})") from None
     finally:
         with atomic_write(copy) as file:
             nbformat.write(notebook, file)
@@ -108,5 +117,47 @@ def _say(text):
     print(text, flush=True)
 
 
+def keep_outputs(settings):
+    """Put the outputs of the executed copies in OUTPUT_DIR/notebooks into the notebooks themselves, without what
+    moves by itself.
+
+    A cell's metadata says of which source its outputs are, so that a test can tell outputs that are no longer true.
+    """
+    for path in sorted(ROOT.glob("*.ipynb")):
+        copy = settings.output_dir / "notebooks" / path.name
+        if not copy.exists():
+            _say(f"{path.name}: no executed copy in {plain(copy.parent)}, left as it is")
+            continue
+        notebook, executed = nbformat.read(path, as_version=4), nbformat.read(copy, as_version=4)
+        done = {cell.source: cell for cell in executed.cells if cell.cell_type == "code"}
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        if any(cell.source not in done for cell in code):
+            raise UserError(f"{copy} was executed from other cells than {path.name} has now: run `make demo` again")
+        for number, cell in enumerate(code, start=1):
+            cell.outputs = [output for output in done[cell.source].outputs if output.get("name") != "stderr"
+                            and WIDGET not in output.get("data", {})]  # progress bars
+            cell.execution_count = number
+            for output in cell.outputs:
+                if "execution_count" in output:
+                    output["execution_count"] = number
+            cell.metadata["outputs_of"] = source_hash(cell.source)
+        with atomic_write(path) as file:
+            nbformat.write(notebook, file)
+        _say(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
+
+
+def source_hash(source):
+    """What tells a cell's source from another."""
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def main():
+    settings = Settings.load()
+    if sys.argv[1:] == ["--notebooks"]:
+        keep_outputs(settings)
+    else:
+        run(settings)
+
+
 if __name__ == "__main__":
-    run_command_line(lambda: run(Experiment.load(*sys.argv[1:])))
+    run_command_line(main)

@@ -1,9 +1,23 @@
+import os
 import subprocess
 import sys
 
 import pytest
 
-from embedding_finetune.files import ExperimentError, atomic_write, read_jsonl, sha256, write_jsonl
+from embedding_finetune.files import (
+    UserError,
+    atomic_write,
+    content_hash,
+    may_overwrite,
+    one_line,
+    read_json,
+    read_jsonl,
+    run_command_line,
+    sha256,
+    write_json,
+    write_jsonl,
+)
+from embedding_finetune.settings import ROOT
 
 
 def test_rows_come_back_as_written(tmp_path):
@@ -21,15 +35,15 @@ def test_rows_come_back_as_written(tmp_path):
 def test_broken_rows_are_named_by_file_and_line(tmp_path, content, message):
     path = tmp_path / "rows.jsonl"
     path.write_text(content)
-    with pytest.raises(ExperimentError, match=message):
+    with pytest.raises(UserError, match=message):
         read_jsonl(path, required=("query",))
 
 
 def test_missing_and_undecodable_files_are_named(tmp_path):
-    with pytest.raises(ExperimentError, match="none.jsonl does not exist: it is made by the cook"):
+    with pytest.raises(UserError, match="none.jsonl does not exist: it is made by the cook"):
         read_jsonl(tmp_path / "none.jsonl", made_by="the cook")
     (tmp_path / "latin.jsonl").write_bytes(b'{"a": "\xe9"}')
-    with pytest.raises(ExperimentError, match="latin.jsonl is not UTF-8"):
+    with pytest.raises(UserError, match="latin.jsonl is not UTF-8"):
         read_jsonl(tmp_path / "latin.jsonl")
 
 
@@ -45,11 +59,55 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_a_write_beyond_what_the_system_allows_keeps_the_old_file(tmp_path):
     """A limit on file sizes stands in for a full disk: the system refuses in the middle of the write."""
     (tmp_path / "rows.jsonl").write_text("old")
-    code = ("import resource, sys; from embedding_finetune.files import *; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)); "
+    code = ("import resource, sys; from embedding_finetune.files import *; "
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)); "
             "run_command_line(lambda: write_jsonl(sys.argv[1], [{'text': 'x' * 1000}] * 100))")
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "rows.jsonl")], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "rows.jsonl")], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 1 and done.stderr.startswith("error: cannot write") and done.stderr.count("\n") == 1
-    assert [entry.name for entry in tmp_path.iterdir()] == ["rows.jsonl"] and (tmp_path / "rows.jsonl").read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["rows.jsonl"]
+    assert (tmp_path / "rows.jsonl").read_text() == "old"
+
+
+def test_a_json_file_that_is_none_reads_as_nothing(tmp_path):
+    write_json(tmp_path / "new" / "value.json", {"größer": [1, None]})
+    assert read_json(tmp_path / "new" / "value.json") == {"größer": [1, None]}
+    assert read_json(tmp_path / "none.json") is read_json(tmp_path) is None
+    for content in (b"{", b"", b"\xff"):
+        (tmp_path / "broken.json").write_bytes(content)
+        assert read_json(tmp_path / "broken.json") is None
+
+
+def test_a_row_that_is_nested_too_deeply_is_named(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+    with pytest.raises(UserError, match="line 1: not valid JSON .too deep.; mend or remove it"):
+        read_jsonl(tmp_path / "rows.jsonl")
+
+
+def test_a_hash_of_content_depends_on_values_and_their_order_alone():
+    assert content_hash({"a": 1, "b": 2}) == content_hash({"b": 2, "a": 1}) != content_hash({"a": 1, "b": 3})
+    assert content_hash("a", "b") != content_hash("b", "a") != content_hash("ba") != content_hash(["b", "a"])
+    assert len(content_hash(None, "\ud800")) == 64
+
+
+def test_an_error_of_the_user_is_one_line_and_nothing_else_is_caught(capsys):
+    def fail(error):
+        raise error
+
+    with pytest.raises(SystemExit, match="^error: mend this$"):
+        run_command_line(lambda: fail(UserError("mend this")))
+    with pytest.raises(KeyError):
+        run_command_line(lambda: fail(KeyError("a bug")))
+    assert one_line(ValueError("two\n  lines")) == "two lines" and one_line(OSError()) == "OSError"
+    assert UserError("mend this")._render_traceback_() == ["error: mend this"]
+
+
+def test_only_1_allows_to_overwrite(monkeypatch):
+    for value, allowed in (("1", True), ("0", False), ("", False)):
+        monkeypatch.setenv("OVERWRITE", value)
+        assert may_overwrite() is allowed
+    monkeypatch.delenv("OVERWRITE")
+    assert not may_overwrite()
 
 
 def test_sha256_of_a_known_text(tmp_path):

@@ -1,119 +1,359 @@
-import dataclasses
-import json
+"""From a recipe to the finished model: what is checked first, what is said, and what a killed process leaves behind."""
 
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
 import pytest
 import torch
+from FlagEmbedding.abc.finetune.embedder import AbsEmbedderTrainDataset
+from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from transformers import AutoTokenizer
 
-from embedding_finetune import finetune
-from embedding_finetune.files import ExperimentError, write_jsonl
-from embedding_finetune.training_files import training_path, write_pairs
+from embedding_finetune import finetune as finetuning
+from embedding_finetune.files import UserError, read_jsonl, run_command_line, write_jsonl
+from embedding_finetune.recipes import find_recipe
+from embedding_finetune.retrieval.model_use import base_use, use_of
+from embedding_finetune.settings import ROOT, TABLE, Settings
+from embedding_finetune.training.checkpoints import complete_checkpoints
+from embedding_finetune.training.log import read_log
+from embedding_finetune.training.records import RECORD, is_current, read_record
 
-ROW = {"query": "a", "pos": ["x"], "neg": ["y"]}
+NEG10 = "training_neg_10.json"
+
+
+def prepare(settings, label="neg10"):
+    return finetuning.prepare(settings, find_recipe(settings, label))
+
+
+def flags(settings, label="neg10"):
+    """Flag -> value."""
+    recipe = find_recipe(settings, label)
+    words = finetuning.flags_of(settings, recipe, settings.changed(recipe.settings), settings.output_dir / "partial")
+    return dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2], strict=True))
 
 
 @pytest.fixture
-def ready(experiment):
-    write_jsonl(training_path(experiment, "neg10"), [ROW])
-    return experiment
+def untrained(monkeypatch):
+    """A training that takes no time: the weights are there at once. Lists what was launched."""
+    launched = []
+
+    def launch(settings, module, flags, one_process):
+        launched.append((module, flags))
+        output = Path(flags[flags.index("--output_dir") + 1])
+        (output / "model.safetensors").write_text("weights")
+
+    monkeypatch.setattr(finetuning, "launch", launch)
+    return launched
 
 
-def trained(experiment):
-    """The finished folder of a training that took no time."""
-    _, _, folder, *_ = finetune.prepare(experiment, "neg10")
-    (folder / "model.safetensors").write_text("weights")
-    return finetune.finish(experiment, "neg10")
+# -- before the training --
+
+def test_the_flags_are_those_of_the_table_and_of_model_recipe_and_machine(built):
+    given, use = flags(built), base_use(built)
+    of_table = {row.metadata["flag"]: str(getattr(built, row.name)) for row in TABLE.values() if row.metadata["flag"]}
+    assert {"learning_rate", "grad_cache_chunk", "dev_steps", "dev_corpus_size", "logging_steps"} <= of_table.keys()
+    assert of_table.items() <= given.items()
+    assert given["model_name_or_path"] == built.base_model and given["sentence_pooling_method"] == "cls"
+    assert given["query_instruction_for_retrieval"] == use.query_prompt == built.query_instruction
+    assert given["train_data"] == str(built.data_dir / NEG10) and given["dev_data"] == str(built.data_dir)
+    assert given["seed"] == "42" and not {"negatives_cross_device", "knowledge_distillation"} & given.keys()
+    assert "passage_instruction_for_retrieval" not in given
 
 
-def test_preparing_names_base_model_precision_and_folder(ready, monkeypatch):
-    flag = finetune.precision()
-    file = ready.data_dir / "training_neg_10.json"
-    assert finetune.prepare(ready, "neg10") == (ready.base_model, flag, ready.output_dir / "neg10.partial", file, 42)
-    assert finetune.prepare(ready, "neg10_seed43") == (ready.base_model, flag, ready.output_dir / "neg10_seed43.partial", file, 43)
-    monkeypatch.setenv("TRAINER", "flagembedding")  # never mixes its files with checkpoints to be continued
-    assert finetune.prepare(ready, "neg10")[2] == ready.output_dir / "neg10.flagembedding.partial"
+def test_what_a_setting_asks_for_becomes_a_flag(built):
+    changed = dataclasses.replace(built, passage_instruction="text: ", query_instruction="", gpus=2, seeds=2)
+    given = flags(changed, "neg10_seed43")
+    assert given["seed"] == "43" and given["negatives_cross_device"] == "True"
+    assert given["passage_instruction_for_retrieval"] == "text: " and "query_instruction_for_retrieval" not in given
+    taught = flags(built, "hard_kd")
+    assert (taught["knowledge_distillation"], taught["kd_loss_type"]) == ("True", "kl_div")
+    theirs = flags(dataclasses.replace(built, trainer="flagembedding"))
+    assert theirs["save_strategy"] == "no" and not {"grad_cache_chunk", "dev_steps", "dev_data"} & theirs.keys()
 
 
-def test_the_precision_is_what_was_asked_for():
-    cpu = "" if torch.cuda.is_available() else "--use_cpu True"
-    assert finetune.precision("fp32") == cpu
-    assert finetune.precision("bf16") == f"{cpu} --bf16 True".strip()
-    assert finetune.precision("auto") in (cpu, f"{cpu} --bf16 True".strip(), "--fp16 True")
+def test_the_precision_is_what_was_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert finetuning.precision("fp32") == {"use_cpu": True}
+    assert finetuning.precision("bf16") == {"use_cpu": True, "bf16": True}
+    for has, found in ((False, {"use_cpu": True}), (True, {"use_cpu": True, "bf16": True})):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert finetuning.precision("auto") == found
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for has, found in ((True, {"bf16": True}), (False, {"fp16": True})):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
+        assert finetuning.precision("auto") == found
 
 
-def test_a_finished_model_is_not_written_over(ready, monkeypatch):
-    folder = trained(ready)
-    with pytest.raises(ExperimentError, match="holds a finished model; OVERWRITE=1 moves it aside"):
-        finetune.prepare(ready, "neg10")
+def test_a_finished_model_is_moved_aside_only_when_told_so(built, untrained, monkeypatch, capsys):
+    folder = finetuning.finetune(built, "neg10")
+    assert folder == built.output_dir / "neg10" and (folder / RECORD).exists()
+    with pytest.raises(UserError, match="neg10 holds a finished model; OVERWRITE=1 moves it aside and trains anew"):
+        finetuning.finetune(built, "neg10")
+    assert len(untrained) == 1
+    (folder / "model.safetensors").write_text("old weights")
     monkeypatch.setenv("OVERWRITE", "1")
-    finetune.prepare(ready, "neg10")
-    aside = [path for path in ready.output_dir.iterdir() if path.name.startswith("neg10.2")]
-    assert not folder.exists() and len(aside) == 1 and (aside[0] / "training.json").exists()
+    finetuning.finetune(built, "neg10")
+    [aside] = [path for path in built.output_dir.iterdir() if path.name.startswith("neg10.2")]
+    assert (aside / "model.safetensors").read_text() == "old weights" and len(untrained) == 2
+    assert (folder / "model.safetensors").read_text() == "weights"
+    assert f"the old model is now {aside}\n" in capsys.readouterr().out
 
 
-def test_what_cannot_be_trained_is_refused_before_the_old_model_moves(ready, monkeypatch):
-    folder = trained(ready)
+def test_what_cannot_be_trained_is_refused_before_the_old_model_moves(built, untrained, monkeypatch):
+    folder = finetuning.finetune(built, "neg10")
     monkeypatch.setenv("OVERWRITE", "1")
-    write_jsonl(training_path(ready, "neg10"), [{**ROW, "neg": []}])
-    with pytest.raises(ExperimentError, match="row 1: 'neg' must be"):
-        finetune.prepare(ready, "neg10")
-    write_jsonl(training_path(ready, "neg10"), [ROW])
-    with pytest.raises(ExperimentError, match="passage_max_len is 600, but .* has only 512 positions"):
-        finetune.prepare(dataclasses.replace(ready, passage_max_len=600), "neg10")
-    assert folder.exists()
+    with pytest.raises(UserError, match="passage_max_len is 600, but .* has only 512 positions"):
+        prepare(dataclasses.replace(built, passage_max_len=600))
+    with pytest.raises(UserError, match="was made with other settings"):
+        prepare(dataclasses.replace(built, seed=7))
+    with pytest.raises(UserError, match="is no model folder"):
+        prepare(dataclasses.replace(built, base_model="/no/model"))
+    assert folder.exists() and len(untrained) == 1
 
 
-def test_data_of_another_instruction_are_not_trained_on(ready):
-    """Queries would be trained with one instruction and evaluated with another."""
-    write_pairs(ready, [{"id": "1", "query": "a", "pos": ["x"]}], ["train"])
-    finetune.prepare(ready, "neg10")
-    with pytest.raises(ExperimentError, match="QUERY_INSTRUCTION=.*, now look up: "):
-        finetune.prepare(dataclasses.replace(ready, query_instruction="look up: "), "neg10")
+def test_an_interrupted_training_is_only_continued_as_it_was_begun(built, tmp_path):
+    _, folder = prepare(built)
+    assert folder == built.output_dir / "neg10.partial"
+    for same in ({"grad_cache_chunk": 8}, {"logging_steps": 1}):
+        prepare(dataclasses.replace(built, **same))
+    (tmp_path / "recipes.toml").write_text(f'[neg10]\nnumber = 12\nfile = "{NEG10}"\n')
+    for other in ({"batch_size": 8}, {"epochs": 2.0}, {"gpus": 2}, {"dev_steps": 0.5},
+                  {"recipe_file": tmp_path / "recipes.toml"}):
+        with pytest.raises(UserError, match="neg10.partial holds an interrupted training with other settings or "
+                                            "another training file"):
+            prepare(dataclasses.replace(built, **other))
+    prepare(built)  # the training file that the other recipe has replaced is made again
 
 
-def test_an_interrupted_training_is_only_continued_as_it_was_begun(ready, monkeypatch):
-    _, _, folder, *_ = finetune.prepare(ready, "neg10")
-    finetune.prepare(ready, "neg10")
-    with pytest.raises(ExperimentError, match="neg10.partial holds an interrupted training with other settings"):
-        finetune.prepare(dataclasses.replace(ready, epochs=2.0), "neg10")
-    write_jsonl(training_path(ready, "neg10"), [ROW, ROW])
-    with pytest.raises(ExperimentError, match="or another training file"):
-        finetune.prepare(ready, "neg10")
-    monkeypatch.setenv("TRAINER", "flagembedding")
-    finetune.prepare(ready, "neg10")
-    assert (folder / "training.json").exists()
+def test_flagembeddings_trainer_has_a_folder_of_its_own_and_begins_anew(built):
+    _, ours = prepare(built)
+    settings = dataclasses.replace(built, trainer="flagembedding")
+    _, folder = prepare(settings)
+    assert folder == built.output_dir / "neg10.flagembedding.partial" and (ours / RECORD).exists()
+    (folder / "half a model").touch()
+    prepare(dataclasses.replace(settings, epochs=2.0))
+    assert not (folder / "half a model").exists()
 
 
-def test_data_that_changed_during_the_training_makes_the_model_stale(ready):
-    _, _, folder, *_ = finetune.prepare(ready, "neg10")
-    (folder / "model.safetensors").write_text("weights")
-    write_jsonl(training_path(ready, "neg10"), [ROW, ROW])
-    finetune.finish(ready, "neg10")
-    with pytest.raises(ExperimentError, match="was trained from another training_neg_10.json"):
-        finetune.check_trained(ready, "neg10")
+def test_data_that_changed_during_the_training_makes_the_model_stale(built, untrained, monkeypatch):
+    launch = finetuning.launch
+
+    def change_and_launch(*args):
+        rows = read_jsonl(built.data_dir / NEG10)
+        write_jsonl(built.data_dir / NEG10, rows[1:])
+        launch(*args)
+
+    monkeypatch.setattr(finetuning, "launch", change_and_launch)
+    finetuning.finetune(built, "neg10")
+    assert not is_current(built, find_recipe(built, "neg10"))
 
 
-def test_a_training_that_left_no_model_is_not_finished(ready):
-    with pytest.raises(ExperimentError, match="neg10.partial holds no model"):
-        finetune.finish(ready, "neg10")
+def test_a_training_that_left_no_model_is_not_finished(built, monkeypatch):
+    monkeypatch.setattr(finetuning, "launch", lambda *args: None)
+    with pytest.raises(UserError, match="neg10.partial holds no model: the training did not finish"):
+        finetuning.finetune(built, "neg10")
+    assert not (built.output_dir / "neg10").exists()
 
 
-def test_a_model_is_current_as_long_as_file_and_settings_are(ready):
-    trained(ready)
-    assert finetune.is_current(ready, "neg10") and not finetune.is_current(ready, "neg50")
-    assert not finetune.is_current(dataclasses.replace(ready, epochs=2.0), "neg10")
-    write_jsonl(training_path(ready, "neg10"), [ROW, ROW])
-    assert not finetune.is_current(ready, "neg10")
+def test_a_model_that_only_lacks_its_name_is_not_trained_again(built, untrained):
+    _, unfinished = prepare(built)
+    (unfinished / "model.safetensors").write_text("done")
+    (unfinished / ".lock").touch()
+    folder = finetuning.finetune(built, "neg10")
+    assert (folder / "model.safetensors").read_text() == "done" and not untrained
+    assert not unfinished.exists() and not (folder / ".lock").exists()
 
 
-def test_only_a_model_of_this_split_is_evaluated(ready):
-    finetune.check_trained(ready, "raw")
-    with pytest.raises(ExperimentError, match="neg10 holds no finished model: run `bash finetune_neg10.sh` first"):
-        finetune.check_trained(ready, "neg10")
-    with pytest.raises(ExperimentError, match="run `bash embedding_finetune/finetune.sh neg10_seed43` first"):
-        finetune.check_trained(ready, "neg10_seed43")
-    folder = trained(ready)
-    finetune.check_trained(ready, "neg10")
-    write_jsonl(training_path(ready, "neg10"), [ROW, ROW])
-    with pytest.raises(ExperimentError, match="was trained from another training_neg_10.json, which may hold today's test queries"):
-        finetune.check_trained(ready, "neg10")
-    assert json.loads((folder / "training.json").read_text())["settings"]["SEED"] == 42
+def test_the_log_begins_with_recipe_file_flags_and_the_time_it_takes(built, untrained, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    finetuning.finetune(built, "neg10")
+    output = capsys.readouterr().out
+    assert output.startswith("fine-tuning neg10 (10 random negatives a query): profile demo, data ")
+    assert f"{built.data_dir / NEG10}: negatives 100.0% random\n" in output
+    [(module, words)] = untrained
+    assert f"{module}\n" in output
+    for name, value in zip(words[::2], words[1::2]):
+        assert f"    {name} {value}\n" in output
+    assert "no GPU here: on this CPU the training takes roughly 0 min " in output and "PROFILE=demo" not in output
+    finetuning.finetune(dataclasses.replace(built, profile="msmarco"), "neg50")
+    assert "; PROFILE=demo takes minutes\n" in capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(finetuning, "precision", lambda wanted: {})
+    shutil.rmtree(built.output_dir / "neg10")
+    finetuning.finetune(built, "neg10")
+    assert "no GPU" not in capsys.readouterr().out
+
+
+def test_the_estimate_by_hand(built, monkeypatch):
+    """10 products of 512 x 64 by 64 x 2048 in 2 seconds; 6 operations for each of 12 x 64 x 64 weights in 2 layers."""
+    ticks = iter([0.0, 2.0])
+    monkeypatch.setattr(finetuning.time, "monotonic", lambda: next(ticks))
+    rows, tokenizer = read_jsonl(built.data_dir / NEG10), AutoTokenizer.from_pretrained(built.base_model)
+    assert len(rows) < 200
+    lengths = [min(built.passage_max_len, len(tokenizer(row["pos"][0])["input_ids"])) for row in rows]
+    tokens = built.epochs * built.train_group_size * sum(lengths)
+    expected = tokens * 6 * 2 * 12 * 64 * 64 / (10 * 2 * 512 * 64 * 2048 / 2.0)
+    assert finetuning.estimate(built, built.data_dir / NEG10) == pytest.approx(expected)
+
+
+# -- what goes wrong is one line and exit status 1 --
+
+@pytest.mark.parametrize("words, message", [
+    (["neg11"], "there is no recipe 'neg11' in .*: it has neg10, neg50, hard"),
+    ([], "give one label of a recipe"), (["neg10", "neg50"], "give one label of a recipe"),
+    (["hard_round2"], "hard_round2 mines with the model hard, which is not in"),
+])
+def test_what_goes_wrong_is_one_line(built, monkeypatch, words, message):
+    monkeypatch.setattr(sys, "argv", ["finetune", *words])
+    with pytest.raises(SystemExit, match=f"error: {message}") as stopped:  # a text: Python prints it and exits with 1
+        run_command_line(finetuning.main)
+    assert "\n" not in stopped.value.code
+
+
+def test_missing_data_are_one_line(settings, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["finetune", "neg10"])
+    with pytest.raises(SystemExit, match="dataset.json does not exist: it is made by build_train_dataset.ipynb"):
+        run_command_line(finetuning.main)
+
+
+@pytest.mark.parametrize("ignored", [[], [signal.SIGHUP], [signal.SIGHUP, signal.SIGINT]])
+def test_the_training_ends_with_its_terminal_unless_nohup_has_it_ignore_that(built, monkeypatch, ignored):
+    words = []
+    monkeypatch.setattr(finetuning, "torchrun", words.extend)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
+    try:
+        finetuning.launch(built, "module", ["--flag"])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    handled = words[words.index("--signals-to-handle") + 1].split(",")
+    assert set(handled) == {"SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP"} - {number.name for number in ignored}
+    assert words[-3:] == ["-m", "module", "--flag"] and words[words.index("--nproc_per_node") + 1] == "1"
+
+
+@pytest.mark.parametrize("exit_code, trainer, said", [
+    (-signal.SIGKILL, "embedding_finetune", "training process 1 was killed by signal 9 (perhaps for want of memory: "
+                                            "GRAD_CACHE_CHUNK); the same command continues it"),
+    (-signal.SIGSEGV, "flagembedding", "training process 1 was killed by signal 11; the same command begins it anew"),
+    (1, "embedding_finetune", None),  # the process has said what is wrong
+    ("SIGINT", "embedding_finetune", "stopped by SIGINT; the same command continues it"),
+])
+def test_what_ended_the_training_is_said_in_one_line(built, monkeypatch, exit_code, trainer, said):
+    def torchrun(words):
+        if isinstance(exit_code, str):
+            raise SignalException("got a signal", signal.Signals[exit_code])
+        raise ChildFailedError("module", {1: ProcessFailure(0, 1234, exit_code, "")})
+
+    monkeypatch.setattr(finetuning, "torchrun", torchrun)
+    with pytest.raises(UserError if said else SystemExit) as stopped:
+        finetuning.launch(dataclasses.replace(built, trainer=trainer), "module", [])
+    assert str(stopped.value) == (said or "1")
+
+
+@pytest.mark.parametrize("script, words, label", [
+    ("finetune_neg10.sh", [], "neg10"), ("finetune_neg50.sh", [], "neg50"), ("finetune_hard.sh", [], "hard"),
+    ("finetune_hard.sh", ["hard_kd"], "hard_kd")])
+@pytest.mark.parametrize("environment", [True, False])
+def test_the_scripts_take_the_environment_that_is_there(tmp_path, script, words, label, environment):
+    """Started from anywhere, without an active environment: .venv if it is there, else the python3 in force."""
+    folder, other = tmp_path / "the repository", tmp_path / "bin"
+    folder.mkdir()
+    shutil.copy(ROOT / script, folder)
+    for python in [folder / ".venv" / "bin"] * environment + [other]:
+        python.mkdir(parents=True)
+        (python / "python3").write_text(f'#!/bin/sh\necho "{python}" "$PWD" "$@"\nexit 3\n')
+        (python / "python3").chmod(0o755)
+    run = subprocess.run(["bash", folder / script, *words], cwd=tmp_path, env={"PATH": f"{other}:/usr/bin:/bin"},
+                         capture_output=True, text=True)
+    python = folder / ".venv" / "bin" if environment else other
+    assert run.stdout == f"{python} {folder} -m embedding_finetune.finetune {label}\n", run.stderr
+    assert run.returncode == 3
+
+
+# -- whole trainings --
+
+def check_finished(settings, folder, pooling="cls"):
+    """Weights that have moved, and a folder that says how they are used."""
+    base, trained = (load_file(Path(model) / "model.safetensors")["embeddings.word_embeddings.weight"]
+                     for model in (settings.base_model, folder))
+    assert (base - trained).abs().max() > 1e-3
+    use, wanted = use_of(settings, folder.name), base_use(settings)
+    names = ("pooling", "query_prompt", "passage_prompt", "query_max_len", "passage_max_len", "normalize")
+    assert [getattr(use, name) for name in names] == [getattr(wanted, name) for name in names]
+    assert use.pooling == pooling
+    assert not [path.name for path in folder.iterdir() if path.name.startswith((".", "checkpoint"))]
+    assert read_record(folder)["settings"]["TRAINER"] == settings.trainer
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    """What `--one-process` changes in the process is set back."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
+
+
+def test_flagembeddings_own_trainer_leads_to_a_complete_folder(built, one_process, monkeypatch):
+    """Also when the instruction has changed since the training file was made."""
+    queries, original = [], AbsEmbedderTrainDataset.__getitem__
+    monkeypatch.setattr(AbsEmbedderTrainDataset, "__getitem__",
+                        lambda self, item: queries.append(original(self, item)) or queries[-1])
+    settings = dataclasses.replace(built, trainer="flagembedding", base_pooling="mean", query_instruction="look up: ",
+                                   passage_instruction="text: ")
+    folder = finetuning.finetune(settings, "neg10", one_process=True)
+    check_finished(settings, folder, "mean")
+    assert queries and all(query.startswith(("look up: when ", "look up: where ")) for query, *_ in queries)
+
+
+def test_a_killed_training_is_one_line_and_can_be_continued(built, one_process, monkeypatch, capsys):
+    """Under torchrun, as the scripts run it, killed after its first checkpoint.
+
+    While it trains, a second one in the same folder is refused. It may be continued in other sub-batches, but not in
+    other batches.
+    """
+    monkeypatch.setenv("EPOCHS", "2")
+    settings, unfinished = Settings.load(), built.output_dir / "neg10.partial"
+    with subprocess.Popen(["bash", ROOT / "finetune_neg10.sh"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as process:
+        while "step 10/36" not in (line := process.stdout.readline()):
+            assert line, process.stderr.read()
+        [worker] = [child for child in psutil.Process(process.pid).children(recursive=True)
+                    if "embedding_finetune.training.train" in child.cmdline()]
+        worker.suspend()  # it must not finish meanwhile
+        try:
+            with pytest.raises(SystemExit, match="error: another training .process .* is writing to .*neg10.partial"):
+                finetuning.finetune(settings, "neg10", one_process=True)
+        finally:
+            worker.kill()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert [line for line in errors.splitlines() if "it/s]" not in line] == [
+        "error: training process 0 was killed by signal 9 (perhaps for want of memory: GRAD_CACHE_CHUNK); the same "
+        "command continues it"]
+    step = int(complete_checkpoints(unfinished)[0].name.rpartition("-")[2])
+    with pytest.raises(UserError, match="holds an interrupted training with other settings"):
+        finetuning.finetune(dataclasses.replace(settings, batch_size=2), "neg10")
+    finetuning.finetune(dataclasses.replace(settings, grad_cache_chunk=3, logging_steps=1), "neg10", one_process=True)
+    assert f"continuing from {unfinished}/checkpoint-{step}\n" in capsys.readouterr().out
+    check_finished(settings, built.output_dir / "neg10")
+    steps = [row["step"] for row in read_log(built.output_dir / "neg10") if "loss" in row]
+    assert steps == [*range(2, step + 1, 2), *range(step + 1, 37)]
+    assert is_current(settings, find_recipe(settings, "neg10"))
+
+
+def test_a_debugger_stops_inside_the_loss(built):
+    """What docs/debugging.md shows, typed into pdb."""
+    page = (ROOT / "docs" / "debugging.md").read_text(encoding="utf-8")
+    typed = [line.removeprefix("(Pdb) ") for line in page.splitlines() if line.startswith("(Pdb) ")]
+    run = subprocess.run([sys.executable, "-m", "pdb", "-m", "embedding_finetune.finetune", "neg10", "--one-process"],
+                         input="\n".join([*typed, "q", ""]), cwd=ROOT, capture_output=True, text=True)
+    queries, group = built.batch_size, built.train_group_size
+    assert f"(torch.Size([{queries}, 64]), torch.Size([{queries * group}, 64]))" in run.stdout, run.stdout + run.stderr

@@ -1,6 +1,7 @@
 """Names on the hub load through HF_ENDPOINT and from a filled cache, and a hub that fails is named in one line."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,11 +13,12 @@ import pytest
 import torch
 from hub import commit_id, fill_hub_cache, hub, hub_environment
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from tiny import tiny_bert, tiny_msmarco, tiny_msmarco_corpus, tiny_pairs, tiny_texts, tiny_xlmr
 from transformers import AutoModel, AutoTokenizer
 
-from embedding_finetune.files import ExperimentError
-from embedding_finetune.hub import check_hub
+from embedding_finetune.files import UserError
+from embedding_finetune.hub import check_hub, check_lengths, model_content, positions_of, read_model_file
 
 BASE, REFERENCE = "bert-base-uncased", "BAAI/bge-m3"
 TEXT = "when does the otter of Jukalom hunt"
@@ -151,7 +153,7 @@ def check(monkeypatch, endpoint, *arguments, **options):
     """`check_hub` against `endpoint`: the one line it complains with, and the seconds it took."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", str(endpoint))
     start = time.time()
-    with pytest.raises(ExperimentError) as caught:
+    with pytest.raises(UserError) as caught:
         check_hub(*arguments, **options)
     assert "\n" not in str(caught.value) and str(endpoint) in str(caught.value)
     return str(caught.value), time.time() - start
@@ -168,7 +170,7 @@ def test_what_the_hub_has_passes_the_check(repositories, monkeypatch):
 
 
 def test_a_name_that_cannot_be_is_said_to_be_neither_folder_nor_name():
-    with pytest.raises(ExperimentError, match="output/neg10/missing is neither a folder nor a name"):
+    with pytest.raises(UserError, match="output/neg10/missing is neither a folder nor a name"):
         check_hub("output/neg10/missing")
 
 
@@ -191,19 +193,101 @@ def test_no_hub_is_asked_for_a_folder_or_offline(repositories, refused, monkeypa
     check_hub(BASE)
 
 
-LOADING = """
-import json
-from embedding_finetune.embedder import Embedder
-from embedding_finetune.experiment import Experiment
+READING = f"""
 from embedding_finetune.files import run_command_line
-from embedding_finetune.pairs import load_pairs
+from embedding_finetune.hub import read_model_file
+from embedding_finetune.retrieval.model_use import said_by_model
 
 def main():
-    experiment = Experiment.load("msmarco")
-    pairs, counts = load_pairs(experiment)
-    print("queries", len(pairs), counts["rows read"])
-    for label in ("raw", "reference"):
-        print(label, experiment.model(label).name, Embedder(experiment.model(label)).encode_queries([pairs[0]["query"]]).shape)
+    print(said_by_model("{BASE}"), read_model_file("{BASE}", "config.json")["model_type"],
+          read_model_file("{BASE}", "1_Pooling/config.json"))
+
+run_command_line(main)
+"""
+
+
+def test_a_file_that_a_model_does_not_have_is_empty(repositories, refused, tmp_path):
+    """Through the hub, from a folder, and offline from a filled cache; a hub that fails is no such answer."""
+    def run(environment):
+        return subprocess.run([sys.executable, "-c", READING], env=environment, capture_output=True, text=True)
+
+    with hub(repositories) as endpoint:
+        assert run(hub_environment(endpoint, tmp_path / "asked")).stdout == "{} bert {}\n"
+    fill_hub_cache(tmp_path / "filled", repositories["models"])
+    offline = run(hub_environment(refused, tmp_path / "filled", HF_HUB_OFFLINE="1"))
+    assert offline.stdout == "{} bert {}\n", offline.stderr
+    started = time.time()
+    failed = run(hub_environment(refused, tmp_path / "empty"))
+    assert failed.returncode == 1 and failed.stderr.splitlines()[-1].startswith(f"error: the hub at {refused} does not")
+    assert time.time() - started < 30
+    assert read_model_file(str(repositories["models"][BASE]), "modules.json") == {}
+
+
+@pytest.mark.parametrize("error", [LocalEntryNotFoundError("gone"), ConnectionError("gone"), ValueError("gone")])
+def test_a_hub_that_goes_away_in_between_does_not_pass_for_a_missing_file(monkeypatch, error):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr("embedding_finetune.hub.hf_hub_download", fail)
+    with pytest.raises(UserError, match="cannot load some/model .gone.; check its name"):
+        read_model_file("some/model", "modules.json")
+
+
+def test_a_broken_file_of_a_model_is_named(tmp_path):
+    (tmp_path / "modules.json").write_text("[")
+    with pytest.raises(UserError, match="has a modules.json that is not JSON: mend or remove it"):
+        read_model_file(str(tmp_path), "modules.json")
+
+
+def test_a_hub_model_is_known_by_its_commit(monkeypatch, tmp_path):
+    commits = iter(["1" * 40, "2" * 40])
+    monkeypatch.setattr("embedding_finetune.hub.check_hub", lambda name: next(commits))
+    assert model_content("some/model") != model_content("some/model")
+    monkeypatch.setattr("embedding_finetune.hub.check_hub", lambda name: None)  # offline
+    snapshot = tmp_path / "models--some--model" / "snapshots" / ("3" * 40) / "config.json"
+    monkeypatch.setattr("embedding_finetune.hub.try_to_load_from_cache", lambda name, file: str(snapshot))
+    assert model_content("some/model") == "3" * 40
+    monkeypatch.setattr("embedding_finetune.hub.try_to_load_from_cache", lambda name, file: None)
+    with pytest.raises(UserError, match="offline, and this model was not downloaded"):
+        model_content("some/model")
+
+
+def test_the_content_of_a_folder_are_its_files(repositories, tmp_path):
+    folder = shutil.copytree(repositories["models"][BASE], tmp_path / "model")
+    before = model_content(str(folder))
+    assert before == model_content(str(repositories["models"][BASE])) and "model.safetensors" in before
+    (folder / "README.md").write_text("no part of the model")
+    assert model_content(str(folder)) == before
+    (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
+    assert {name for name, value in model_content(str(folder)).items() if value != before[name]} == {"config.json"}
+
+
+def test_positions_are_counted_as_the_architecture_counts_them(repositories):
+    """XLM-R's begin behind the padding token's number: of 514 a text can have 512."""
+    for name in (BASE, REFERENCE):
+        assert positions_of(str(repositories["models"][name])) == 512
+    base = str(repositories["models"][BASE])
+    check_lengths(base, 512, 512)
+    with pytest.raises(UserError, match="passage_max_len is 513, but .* has only 512 positions"):
+        check_lengths(base, 512, 513)
+    with pytest.raises(UserError, match="cannot load no-such-folder/model"):
+        positions_of("no-such-folder/model", local_files_only=True)
+
+
+LOADING = """
+from embedding_finetune.data.sources import read_pairs
+from embedding_finetune.files import run_command_line
+from embedding_finetune.settings import Settings
+
+def main():
+    settings = Settings.load("msmarco")
+    collection, counts = read_pairs(settings)
+    print("queries", len(collection.queries), counts["rows read"])
+    from embedding_finetune.retrieval.encoder import Encoder  # takes seconds to import
+    from embedding_finetune.retrieval.model_use import use_of
+    for label in ("raw", "reference", "raw_mean"):
+        use = use_of(settings, label)
+        print(label, use.name, use.pooling, Encoder(use).encode_queries(list(collection.queries.values())[:1]).shape)
 
 run_command_line(main)
 """
@@ -212,13 +296,16 @@ run_command_line(main)
 def test_the_tutorials_experiment_loads_from_the_hub(repositories, pairs, tmp_path):
     """The package's own loading, under the very settings of profiles/msmarco.env."""
     with hub(repositories) as endpoint:
-        done = subprocess.run([sys.executable, "-c", LOADING], env=hub_environment(endpoint, tmp_path), capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", LOADING], env=hub_environment(endpoint, tmp_path),
+                              capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     distinct = len({pair["query"] for pair in pairs})
-    assert done.stdout.splitlines() == [f"queries {distinct} 30", "raw bert-base-uncased (1, 64)", "reference BAAI/bge-m3 (1, 64)"]
+    assert done.stdout.splitlines() == [f"queries {distinct} 30", "raw bert-base-uncased cls (1, 64)",
+                                        "reference BAAI/bge-m3 cls (1, 64)", "raw_mean bert-base-uncased mean (1, 64)"]
 
 
 def test_without_a_hub_the_experiment_stops_with_one_line(refused, tmp_path):
-    done = subprocess.run([sys.executable, "-c", LOADING], env=hub_environment(refused, tmp_path), capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", LOADING], env=hub_environment(refused, tmp_path), capture_output=True,
+                          text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "does not answer for the dataset namespace-Pt/msmarco" in done.stderr and "HF_ENDPOINT" in done.stderr

@@ -1,4 +1,4 @@
-"""The whole experiment, small: every notebook and both scripts, run as `make run` does, with a tiny random BERT."""
+"""The whole experiment, small: every notebook and script, run as `make run` does, with a tiny random BERT."""
 
 import dataclasses
 import json
@@ -13,108 +13,198 @@ import time
 import nbformat
 import pytest
 import pytrec_eval
+from tiny import tiny_pairs
 
-from embedding_finetune import trec
-from embedding_finetune.experiment import ROOT, Experiment
-from embedding_finetune.run import plan
+from embedding_finetune import run
+from embedding_finetune.data.collection import Collection, write_collection
+from embedding_finetune.files import UserError, sha256
+from embedding_finetune.finetune import finetune
+from embedding_finetune.retrieval.model_use import use_of
+from embedding_finetune.retrieval.runs import read_qrels, read_run
+from embedding_finetune.settings import ROOT, Settings
 
-STEPS = plan(dataclasses.replace(Experiment.load("demo"), recipes="hard_kd"))
-NOTEBOOKS = [step for step, _ in STEPS if step.endswith(".ipynb")]
-EVALUATIONS = [step for step in NOTEBOOKS if step.startswith("eval_")]
+TRAINED = ["neg10", "neg10_seed43", "neg50", "neg50_seed43", "hard_kd", "hard_kd_seed43"]
+MODELS = ["raw", *TRAINED, "reference", "other"]  # in the order of the story
+EVALUATED = ["raw", *TRAINED, "other", "reference"]  # in the order of the run
+MEASURED = ["bm25", *MODELS, *(f"hybrid_{label}" for label in MODELS)]
 
 
-def call(*command, **settings):
-    """Run a command as a user would, settings in the environment; returns what it printed and its exit status."""
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false", **settings},
+def call(*command, **environment):
+    """Run a command as a user would; returns what it printed and its exit status."""
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
                           capture_output=True, text=True)
 
 
+def far_set(folder):
+    """A second test set in BEIR's layout."""
+    rows = tiny_pairs(30, seed=8)[:6]
+    corpus = {f"d{number}": row["pos"][0] for number, row in enumerate(rows)}
+    qrels = {f"f{number}": {f"d{number}": 1} for number in range(len(rows))}
+    queries = {f"f{number}": row["query"] for number, row in enumerate(rows)}
+    write_collection(folder, Collection(queries, corpus, qrels, dict.fromkeys(queries, "test")))
+    return str(folder)
+
+
 @pytest.fixture(scope="module")
-def finished(tiny_settings):
-    """The experiment with everything run, one recipe of mined negatives included, and what the run printed."""
-    done = call(sys.executable, "-m", "embedding_finetune.run", **tiny_settings, RECIPES="hard_kd")
+def environment(tiny_settings, tmp_path_factory):
+    """The tiny experiment with a recipe of mined negatives, two seeds, one more model and one more test set."""
+    more = {"RECIPES": "hard_kd", "SEEDS": "2", "EXTRA_MODELS": f"other={tiny_settings['BASE_MODEL']},last_token",
+            "EVAL_SETS": far_set(tmp_path_factory.mktemp("far")), "OMP_NUM_THREADS": "1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (tiny_settings | more).items():
+            patch.setenv(name, value)
+        yield tiny_settings | more
+
+
+@pytest.fixture(scope="module")
+def finished(environment):
+    """The experiment with everything run, and what the run printed."""
+    done = call(sys.executable, "tests/whole_run.py", MPLBACKEND="agg")
     assert done.returncode == 0, done.stdout + done.stderr
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in tiny_settings.items():
-            environment.setenv(name, value)
-        return Experiment.load(), done.stdout
+    return Settings.load(), done.stdout
+
+
+def comparison(settings):
+    return json.loads((settings.output_dir / "results" / "comparison.json").read_text())
 
 
 def test_every_step_leaves_its_files(finished):
-    experiment, printed = finished
-    titles = [step + (f" for {label}" if label else "") for step, label in STEPS]
-    assert [f"[{number}/10] {title}: done" in printed for number, title in enumerate(titles, start=1)] == [True] * 10
-    for name in ("training_neg_10.json", "training_neg_50.json", "training_hard_kd.json", "eval_dataset.json", "corpus.jsonl", "qrels.trec"):
-        assert (experiment.data_dir / name).stat().st_size
-    labels = ("bm25", "raw", "neg10", "neg50", "hard_kd", "reference")
-    comparison = json.loads((experiment.output_dir / "results" / "comparison.json").read_text())
-    assert [row["label"] for row in comparison] == [*labels, *sorted(f"hybrid_{label}" for label in labels[1:])]
-    for name in ("comparison.md", "comparison.png", *(f"{label}.json" for label in labels)):
-        assert (experiment.output_dir / "results" / name).stat().st_size
-    assert sorted(path.name for path in (experiment.output_dir / "notebooks").iterdir()) == sorted(
-        name.replace("train_hard", "hard_kd") for name in NOTEBOOKS)
+    settings, printed = finished
+    titles = re.findall(r"^\[(\d+)/18\] (.*): done in", printed, re.MULTILINE)
+    assert [int(number) for number, _ in titles] == list(range(1, 19))
+    assert [title for _, title in titles] == [
+        "build_train_dataset.ipynb", "build_eval_dataset.ipynb", "finetune_neg10.sh",
+        "finetune_hard.sh for neg10_seed43", "finetune_neg50.sh", "finetune_hard.sh for neg50_seed43",
+        "finetune_hard.sh for hard_kd", "finetune_hard.sh for hard_kd_seed43", "eval_raw_bert.ipynb",
+        "eval_train_neg10.ipynb", "eval_train_hard.ipynb for neg10_seed43", "eval_train_neg50.ipynb",
+        "eval_train_hard.ipynb for neg50_seed43", "eval_train_hard.ipynb for hard_kd",
+        "eval_train_hard.ipynb for hard_kd_seed43", "eval_bge_m3.ipynb for other", "eval_bge_m3.ipynb", "compare.ipynb"]
+    data = ["corpus.jsonl", "queries.jsonl", *(f"qrels/{part}.tsv" for part in ("train", "dev", "test")),
+            "dataset.json", "eval_dataset.json", "qrels.trec", "training_neg_10.json", "training_neg_50.json",
+            "training_hard_kd.json"]
+    output = [*(f"runs/{label}.trec" for label in MEASURED), *(f"runs/dev/{label}.trec" for label in MEASURED),
+              *(f"results/{label}.json" for label in MEASURED), *(f"results/comparison.{end}" for end in ("md", "png")),
+              *(f"{label}/{name}" for label in TRAINED for name in ("model.safetensors", "modules.json", "README.md",
+                                                                   "training.json", "training_log.jsonl")),
+              "report.html"]
+    for folder, names in ((settings.data_dir, data), (settings.output_dir, output)):
+        assert [name for name in names if not (folder / name).is_file() or not (folder / name).stat().st_size] == []
+    notebooks = {f"eval_{label}.ipynb" for label in EVALUATED} - {"eval_raw.ipynb", "eval_neg10.ipynb",
+                                                                  "eval_neg50.ipynb", "eval_reference.ipynb"}
+    notebooks |= {path.name for path in ROOT.glob("*.ipynb")} - {"eval_train_hard.ipynb"}
+    assert {path.name for path in (settings.output_dir / "notebooks").iterdir()} == notebooks
+
+
+def test_the_comparison_has_everything_measured(finished):
+    settings, _ = finished
+    rows = comparison(settings)
+    labels = [row["label"] for row in rows]
+    assert isinstance(rows, list) and sorted(labels) == sorted(MEASURED) and labels[:9] == MEASURED[:9]
+    for row in rows:
+        assert set(row["ci95"]) == set(row["metrics"]) and set(row["against"]) == set(MEASURED) - {row["label"]}
+    chosen, = (row for row in rows if row["chosen"])
+    tuned = [row for row in rows if row["label"] in ("neg10", "neg50", "hard_kd")]
+    assert chosen["dev"]["mrr@10"] == max(row["dev"]["mrr@10"] for row in tuned) and chosen in tuned
+    planned = {other for other, pair in chosen["against"].items() if pair["recall@1"]["planned"]}
+    assert planned == {"bm25", "raw", "reference"} | ({"neg10"} if chosen["label"] != "neg10" else {"neg50", "hard_kd"})
+    page = (settings.output_dir / "report.html").read_text()
+    assert all(f'"{label}"' in page for label in MEASURED)
 
 
 def test_metrics_can_be_recomputed_from_the_run_files(finished):
-    experiment, _ = finished
-    qrels = trec.read_qrels(experiment.data_dir / "qrels.trec")
-    evaluator = pytrec_eval.RelevanceEvaluator(qrels, {"recall.1,10,100", "ndcg_cut.10", "recip_rank"})
-    for row in json.loads((experiment.output_dir / "results" / "comparison.json").read_text()):
-        run = trec.read_run(experiment.output_dir / "runs" / f"{row['label']}.trec")
-        assert set(run) == set(qrels) and all(len(ranking) == min(100, row["corpus"]) for ranking in run.values())
-        values = evaluator.evaluate(run).values()
-        first_ten = evaluator.evaluate({query: dict(list(ranking.items())[:10]) for query, ranking in run.items()}).values()
-        theirs = {"recall@1": [v["recall_1"] for v in values], "recall@10": [v["recall_10"] for v in values],
-                  "recall@100": [v["recall_100"] for v in values], "ndcg@10": [v["ndcg_cut_10"] for v in values],
-                  "mrr@10": [v["recip_rank"] for v in first_ten]}
-        assert row["metrics"] == pytest.approx({name: sum(column) / len(qrels) for name, column in theirs.items()})
+    settings, _ = finished
+    dev = {}
+    for line in (settings.data_dir / "qrels" / "dev.tsv").read_text().splitlines()[1:]:
+        query, passage, grade = line.split("\t")
+        dev.setdefault(query, {})[passage] = int(grade)
+    for part, folder, qrels in (("metrics", "runs", read_qrels(settings.data_dir / "qrels.trec")),
+                                ("dev", "runs/dev", dev)):
+        evaluator = pytrec_eval.RelevanceEvaluator(qrels, {"recall.1,10,100", "ndcg_cut.10", "recip_rank"})
+        for row in comparison(settings):
+            ranked = read_run(settings.output_dir / folder / f"{row['label']}.trec")
+            assert set(ranked) == set(qrels)
+            assert all(len(ranking) >= min(100, row["corpus"]) for ranking in ranked.values())
+            values = evaluator.evaluate(ranked).values()
+            first_ten = {query: dict(list(ranking.items())[:10]) for query, ranking in ranked.items()}
+            theirs = {"recall@1": [v["recall_1"] for v in values], "recall@10": [v["recall_10"] for v in values],
+                      "recall@100": [v["recall_100"] for v in values], "ndcg@10": [v["ndcg_cut_10"] for v in values],
+                      "mrr@10": [v["recip_rank"] for v in evaluator.evaluate(first_ten).values()]}
+            means = {name: sum(column) / len(qrels) for name, column in theirs.items()}
+            assert row[part] == pytest.approx(means, abs=1e-6)
+            if part == "metrics" and "by_corpus_size" in row:
+                assert row["by_corpus_size"][-1] == pytest.approx({"passages": row["corpus"], **means}, abs=1e-6)
 
 
-def test_fine_tuning_changed_the_model(finished):
-    experiment, _ = finished
-    metrics = {row["label"]: row["metrics"] for row in json.loads((experiment.output_dir / "results" / "comparison.json").read_text())}
-    assert metrics["neg10"] != metrics["raw"] and metrics["neg10"]["mrr@10"] > metrics["raw"]["mrr@10"]
+def test_recipes_and_seeds_give_models_of_their_own(finished):
+    folders = [finished[0].output_dir / label for label in TRAINED]
+    assert len({(folder / "model.safetensors").read_bytes() for folder in folders}) == len(TRAINED)
+    assert len({json.dumps(row["metrics"]) for row in comparison(finished[0]) if row["label"] in MODELS}) > 5
 
 
-def test_running_again_keeps_models_and_gives_the_same(finished, tiny_settings):
-    experiment, _ = finished
-    files = [*experiment.data_dir.iterdir(), *(experiment.output_dir / "runs").iterdir(), experiment.output_dir / "neg10" / "model.safetensors"]
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files if path.is_file()}
-    for notebook in ("build_train_dataset.ipynb", "build_eval_dataset.ipynb", "eval_train_neg10.ipynb"):
-        code = ("import sys; from embedding_finetune.run import *; "
-                "run_notebook(ROOT / sys.argv[1], Experiment.load().output_dir / 'notebooks'); run_script(Experiment.load(), 'finetune_neg10.sh', 'neg10')")
-        again = call(sys.executable, "-c", code, notebook, **tiny_settings)
-        assert again.returncode == 0 and "neg10 is trained with these settings and this file already: kept" in again.stdout, again.stderr
+def test_every_model_is_used_as_it_says(finished):
+    """The base model is evaluated with the pooling of its training, whatever the reference uses of the same weights."""
+    settings, _ = finished
+    used = {row["label"]: row["used"] for row in comparison(settings) if row["label"] in MODELS}
+    assert {label: use["pooling"] for label, use in used.items()} == dict.fromkeys(MODELS, "cls") | {
+        "reference": "mean", "other": "last_token"}
+    assert used == {label: dataclasses.asdict(use_of(settings, label)) for label in MODELS}
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def shown(settings, name):
+    """All that the outputs of an executed notebook say, as text."""
+    outputs = [output for cell in code_cells(settings.output_dir / "notebooks" / name) for output in cell.outputs]
+    return "\n".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs)
+
+
+def test_other_test_sets_and_seeds_are_shown(finished, environment):
+    settings, _ = finished
+    name, text = environment["EVAL_SETS"], shown(finished[0], "compare.ipynb")
+    rows = {row["label"]: row for row in comparison(settings)}
+    assert {label for label, row in rows.items() if row.get("eval_sets")} == {"bm25", *MODELS}
+    assert rows["bm25"]["eval_sets"][name]["recall@1"] > 0.5  # its words are the places' names
+    assert re.search(rf"own +{re.escape(name)}", text) and re.search("seeds +mean +spread", text)
+
+
+def test_running_again_keeps_models_and_data(finished, capsys):
+    """Each notebook in a kernel of its own, as `make run` does it; the models are looked at by the same `run`."""
+    settings, _ = finished
+    files = [path for folder in (settings.data_dir, settings.output_dir / "runs") for path in folder.rglob("*")
+             if path.is_file()]
+    files += [settings.output_dir / label / "model.safetensors" for label in TRAINED]
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+    compared = [row | {"finished": None} for row in comparison(settings)]
+    for notebook, label in (("build_train_dataset.ipynb", None), ("eval_train_hard.ipynb", "hard_kd"),
+                            ("compare.ipynb", None)):
+        run.run_notebook(ROOT / notebook, settings.output_dir / "notebooks", label)
+    assert [row | {"finished": None} for row in comparison(settings)] == compared
+    for script, label in run.plan(settings):
+        if script.endswith(".sh"):
+            run.run_script(settings, script, label)
+    assert capsys.readouterr().out.count(" is trained with these settings and this file already: kept") == len(TRAINED)
     assert {path: path.read_bytes() for path in before} == {path: content for path, (content, _) in before.items()}
-    model = experiment.output_dir / "neg10" / "model.safetensors"
-    assert model.stat().st_mtime_ns == before[model][1]
+    for path in (settings.output_dir / label / "model.safetensors" for label in TRAINED):
+        assert path.stat().st_mtime_ns == before[path][1]
 
 
-def test_a_training_survives_its_terminal_and_gives_the_same_weights(finished, tiny_settings, tmp_path):
-    """What closing a terminal does is a SIGHUP to everything started in it; nohup must be enough against it."""
-    with open(tmp_path / "log", "w") as log:
-        training = subprocess.Popen(["nohup", "bash", "finetune_neg10.sh"], cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
-                                    env={**os.environ, **tiny_settings, "OUTPUT_DIR": str(tmp_path)})
-        deadline = time.monotonic() + 120
-        while "step 0/" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        os.killpg(training.pid, signal.SIGHUP)
-        assert training.wait(timeout=120) == 0, (tmp_path / "log").read_text()
-    experiment, _ = finished
-    assert (tmp_path / "log").read_text().splitlines()[-1] == f"finished: {tmp_path / 'neg10'}"
-    assert (tmp_path / "neg10" / "model.safetensors").read_bytes() == (experiment.output_dir / "neg10" / "model.safetensors").read_bytes()
+def test_a_model_of_other_settings_is_trained_anew_by_the_script(finished, monkeypatch):
+    settings, _ = finished
+    calls = []
+    monkeypatch.setattr(run.subprocess, "run", lambda command, check: calls.append(command) or finished_with(0))
+    run.run_script(dataclasses.replace(settings, learning_rate=1e-4), "finetune_neg10.sh", "neg10")
+    monkeypatch.setenv("OVERWRITE", "1")
+    run.run_script(settings, "finetune_hard.sh", "hard_kd")
+    assert calls == [["bash", ROOT / "finetune_neg10.sh", "neg10"], ["bash", ROOT / "finetune_hard.sh", "hard_kd"]]
+    monkeypatch.setattr(run.subprocess, "run", lambda command, check: finished_with(1))
+    with pytest.raises(UserError, match="finetune_neg10.sh failed, its own messages are above"):
+        run.run_script(settings, "finetune_neg10.sh", "neg10")
 
 
-def test_flagembeddings_own_trainer_gives_a_model_that_is_evaluated_alike(finished, tiny_settings, tmp_path):
-    done = call("bash", "finetune_neg10.sh", TRAINER="flagembedding", **{**tiny_settings, "OUTPUT_DIR": str(tmp_path)})
-    assert done.returncode == 0, done.stderr
-    assert {"training.json", "model.safetensors", "modules.json", "1_Pooling"} <= {path.name for path in (tmp_path / "neg10").iterdir()}
-
-
-def test_a_finished_model_is_refused_and_stays(finished, tiny_settings):
-    refused = call("bash", "finetune_neg10.sh", **tiny_settings)
-    assert refused.returncode != 0 and "neg10 holds a finished model; OVERWRITE=1" in refused.stderr
-    assert (finished[0].output_dir / "neg10" / "model.safetensors").exists()
+def finished_with(status):
+    return subprocess.CompletedProcess([], status)
 
 
 def test_the_log_is_lines(finished):
@@ -125,67 +215,137 @@ def test_the_log_is_lines(finished):
     assert len(re.findall(r"loss", training)) >= 10
 
 
+def test_a_training_survives_its_terminal_and_gives_the_same_weights(finished, tmp_path):
+    """What closing a terminal does is a SIGHUP to everything started in it; nohup must be enough against it."""
+    with open(tmp_path / "log", "w") as log:
+        training = subprocess.Popen(["nohup", "bash", "finetune_neg10.sh"], cwd=ROOT, stdout=log, stderr=log,
+                                    start_new_session=True, env={**os.environ, "OUTPUT_DIR": str(tmp_path)})
+        deadline = time.monotonic() + 120
+        while "step 0/" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.killpg(training.pid, signal.SIGHUP)
+        assert training.wait(timeout=120) == 0, (tmp_path / "log").read_text()
+    weights = [folder / "neg10" / "model.safetensors" for folder in (tmp_path, finished[0].output_dir)]
+    assert (tmp_path / "log").read_text().splitlines()[-1] == f"finished: {tmp_path / 'neg10'}"
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_flagembeddings_own_trainer_gives_a_model_that_is_used_alike(finished, tmp_path):
+    done = call("bash", "finetune_neg10.sh", TRAINER="flagembedding", OUTPUT_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    theirs, ours = (use_of(dataclasses.replace(finished[0], output_dir=folder), "neg10")
+                    for folder in (tmp_path, finished[0].output_dir))
+    assert dataclasses.replace(theirs, title=ours.title, name=ours.name) == ours
+
+
+def test_a_finished_model_is_refused_and_stays(finished):
+    refused = call("bash", "finetune_neg10.sh")
+    assert refused.returncode != 0 and "neg10 holds a finished model; OVERWRITE=1" in refused.stderr
+    assert (finished[0].output_dir / "neg10" / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("changes, notebook, message", [
-    ({"DATASET": "nowhere.jsonl"}, "build_train_dataset.ipynb", "DATASET=nowhere.jsonl is neither"),
-    ({"DATA_DIR": "{empty}"}, "build_eval_dataset.ipynb", "pairs.jsonl does not exist: it is made by build_train_dataset.ipynb"),
+    ({"DATASET": "nowhere.jsonl"}, "build_train_dataset.ipynb", "DATASET=nowhere.jsonl cannot be read"),
+    ({"DATA_DIR": "{empty}"}, "build_eval_dataset.ipynb", "dataset.json does not exist: it is made by build_train"),
     ({"OUTPUT_DIR": "{empty}"}, "eval_train_neg10.ipynb", "run `bash finetune_neg10.sh` first"),
-    ({"EPOCHS": "0"}, "eval_raw_bert.ipynb", "EPOCHS=0.0 is impossible"),
+    ({"EPOCHS": "0"}, "eval_raw_bert.ipynb", "EPOCHS=0 is impossible"),
 ])
-def test_a_notebook_stops_with_one_line(finished, tiny_settings, tmp_path, changes, notebook, message):
-    settings = {**tiny_settings, **{name: value.format(empty=tmp_path / "empty") for name, value in changes.items()}}
-    code = (f"from pathlib import Path; from embedding_finetune.run import *; "
-            f"run_command_line(lambda: run_notebook(ROOT / '{notebook}', Path('{tmp_path}')))")
-    stopped = call(sys.executable, "-c", code, **settings)
-    assert stopped.returncode == 1 and message in stopped.stderr
-    assert len([line for line in stopped.stderr.splitlines() if line.startswith("error: ")]) == 1 and "Traceback" not in stopped.stderr
-    copy = nbformat.read(tmp_path / notebook.replace(".ipynb", ".failed.ipynb"), as_version=4)
-    shown = [output for cell in copy.cells if cell.cell_type == "code" for output in cell.outputs if output.output_type == "error"]
-    assert len(shown) == 1 and message in shown[0].traceback[0] and len(shown[0].traceback) == 1
+def test_a_notebook_stops_with_one_line(finished, monkeypatch, tmp_path, changes, notebook, message):
+    for name, value in changes.items():
+        monkeypatch.setenv(name, value.format(empty=tmp_path / "empty"))
+    with pytest.raises(UserError) as stopped:
+        run.run_notebook(ROOT / notebook, tmp_path)
+    text = str(stopped.value)
+    assert text.startswith(f"{notebook} stopped: ") and message in text and "\n" not in text
+    assert [path.name for path in tmp_path.glob("*.ipynb")] == [notebook.replace(".ipynb", ".failed.ipynb")]
+    errors = [output for cell in code_cells(tmp_path / notebook.replace(".ipynb", ".failed.ipynb"))
+              for output in cell.outputs if output.output_type == "error"]
+    assert len(errors) == 1 and message in errors[0].traceback[0] and len(errors[0].traceback) == 1
 
 
 @pytest.mark.parametrize("breaking, message", [
-    ("rows.pop('neg')", "line 1: no 'neg'"),
-    ("rows.update(neg=[])", "row 1: 'neg' must be a list of at least one text"),
+    (lambda row: row.pop("neg"), "line 1: no 'neg'"),
+    (lambda row: row.update(neg=[]), "row 1: 'neg' must be a list of at least one text"),
 ])
-def test_a_broken_training_file_stops_the_script_before_any_model(finished, tiny_settings, tmp_path, breaking, message):
+def test_a_broken_training_file_stops_before_any_model(finished, tmp_path, breaking, message):
     shutil.copytree(finished[0].data_dir, tmp_path / "data")
     path = tmp_path / "data" / "training_neg_10.json"
-    rows = json.loads(path.read_text().splitlines()[0])
-    exec(breaking)
-    path.write_text(json.dumps(rows) + "\n")
-    stopped = call("bash", "finetune_neg10.sh", **{**tiny_settings, "DATA_DIR": str(tmp_path / "data"), "OUTPUT_DIR": str(tmp_path / "out")})
-    assert stopped.returncode != 0 and message in stopped.stderr and "Traceback" not in stopped.stderr
+    row = json.loads(path.read_text().splitlines()[0])
+    breaking(row)
+    path.write_text(json.dumps(row) + "\n")
+    record = path.with_suffix(".made.json")  # as if it had been made so: else it would be made anew
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"sha256": sha256(path)}))
+    with pytest.raises(UserError, match=message):
+        finetune(dataclasses.replace(finished[0], data_dir=tmp_path / "data", output_dir=tmp_path / "out"), "neg10")
     assert not (tmp_path / "out").exists()
 
 
-def test_the_plan_repeats_seeds_and_adds_models(experiment):
-    steps = plan(dataclasses.replace(experiment, seeds=2, recipes="hard hard_round2", extra_models="mean=bundled,mean other=some/model,cls"))
-    assert [label for step, label in steps if step == "finetune_hard.sh"] == ["hard", "hard_round2"]
-    repeats = ["neg10_seed43", "neg50_seed43", "hard_seed43", "hard_round2_seed43"]
-    assert [label for step, label in steps if step == "embedding_finetune/finetune.sh"] == repeats
+def test_the_plan_repeats_seeds_and_adds_models(settings):
+    more = {"seeds": 2, "recipes": "hard hard_round2", "extra_models": "mean=bundled,mean other=some/model,cls"}
+    steps = run.plan(dataclasses.replace(settings, **more))
+    trained = [f"{label}{again}" for label in ("neg10", "neg50", "hard", "hard_round2") for again in ("", "_seed43")]
+    assert [label for step, label in steps if step.endswith(".sh")] == trained
+    assert {step for step, label in steps if label == "neg50_seed43"} == {"finetune_hard.sh", "eval_train_hard.ipynb"}
     assert [label for step, label in steps if step.startswith("eval_")] == [
-        None, None, None, "hard", "hard_round2", *repeats, "mean", "other", None]
+        None, None, "neg10_seed43", None, *trained[3:], "mean", "other", None]
+    assert steps[-1] == ("compare.ipynb", None)
+    with pytest.raises(UserError, match="there is no recipe 'harder'"):
+        run.plan(dataclasses.replace(settings, recipes="harder"))
 
 
-def test_the_evaluation_notebooks_differ_in_one_cell():
-    sources = [[cell.source for cell in nbformat.read(ROOT / name, as_version=4).cells] for name in EVALUATIONS]
-    assert len({len(cells) for cells in sources}) == 1
-    assert sum(len(set(cells)) > 1 for cells in zip(*sources)) == 1
+# Outputs in the notebooks themselves ----------------------------------------------------------------------------------
 
 
-def test_notebooks_are_clean_and_short():
-    for name in NOTEBOOKS:
-        notebook = nbformat.read(ROOT / name, as_version=4)
-        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-        assert "parameters" in code[0].metadata.tags and "PROFILE = None" in code[0].source
-        for cell in code:
-            assert not cell.outputs and cell.execution_count is None, f"{name} has outputs: clear them before committing"
-            assert len(cell.source.splitlines()) <= 10, f"{name}: a long cell\n{cell.source}"
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A copy of the notebooks that may be written to."""
+    for path in ROOT.glob("*.ipynb"):
+        shutil.copy(path, tmp_path)
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    return tmp_path
 
 
-def test_settings_that_differ_only_in_use_share_no_result(finished):
-    """The base model is evaluated with the pooling of its training, whatever the reference uses of the same weights."""
-    experiment, _ = finished
-    used = {label: json.loads((experiment.output_dir / "results" / f"{label}.json").read_text())["used"] for label in ("raw", "neg10", "reference")}
-    assert used["raw"]["pooling"] == used["neg10"]["pooling"] == "cls" and used["reference"]["pooling"] == "mean"
-    assert used == {label: dataclasses.asdict(experiment.model(label)) for label in used}
+def test_outputs_of_the_last_run_are_put_into_the_notebooks(finished, root, capsys):
+    before = {path.name: path.read_bytes() for path in root.glob("*.ipynb")}
+    run.keep_outputs(finished[0])
+    assert "eval_train_hard.ipynb: no executed copy in" in capsys.readouterr().out
+    assert (root / "eval_train_hard.ipynb").read_bytes() == before.pop("eval_train_hard.ipynb")
+    for name in before:
+        cells = code_cells(root / name)
+        assert [cell.source for cell in cells] == [cell.source for cell in code_cells(ROOT / name)]
+        assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+        assert all(cell.metadata["outputs_of"] == run.source_hash(cell.source) for cell in cells)
+        assert sum(bool(cell.outputs) for cell in cells) > 4
+        outputs = [output for cell in cells for output in cell.outputs]
+        assert all(output.get("name") != "stderr" and run.WIDGET not in output.get("data", {}) for output in outputs)
+        nbformat.validate(nbformat.read(root / name, as_version=4))
+    kept = {path.name: path.read_bytes() for path in root.glob("*.ipynb")}
+    run.keep_outputs(finished[0])
+    assert {path.name: path.read_bytes() for path in root.glob("*.ipynb")} == kept
+
+
+def test_progress_bars_and_warnings_are_left_out_and_other_cells_are_refused(settings, root):
+    for path in root.glob("*.ipynb"):
+        path.unlink()
+    new = nbformat.v4
+    notebook = new.new_notebook(cells=[new.new_markdown_cell("# Title"), new.new_code_cell("one"),
+                                       new.new_code_cell("two", metadata={"tags": ["x"]})])
+    nbformat.write(notebook, root / "some.ipynb")
+    bar, warning = {run.WIDGET: {}, "text/plain": "0%"}, new.new_output("stream", name="stderr", text="careful")
+    notebook.cells[1].outputs = [new.new_output("display_data", data=bar), warning,
+                                 new.new_output("stream", name="stdout", text="said"),
+                                 new.new_output("execute_result", data={"text/plain": "1"}, execution_count=7)]
+    notebook.cells[1].metadata["execution"] = {"iopub.status.busy": "2025-01-01T00:00:00Z"}
+    copies = settings.output_dir / "notebooks"
+    copies.mkdir(parents=True)
+    nbformat.write(notebook, copies / "some.ipynb")
+    run.keep_outputs(settings)
+    one, two = code_cells(root / "some.ipynb")
+    assert [output.get("text") or output["data"]["text/plain"] for output in one.outputs] == ["said", "1"]
+    assert one.outputs[1].execution_count == one.execution_count == 1 and "execution" not in one.metadata
+    assert two.outputs == [] and two.metadata["tags"] == ["x"]
+    changed = nbformat.read(root / "some.ipynb", as_version=4)
+    changed.cells[1].source = "one more"
+    nbformat.write(changed, root / "some.ipynb")
+    with pytest.raises(UserError, match="some.ipynb was executed from other cells than some.ipynb has now"):
+        run.keep_outputs(settings)

@@ -5,6 +5,7 @@ than trained; the trainers of `tokenizers` break ties by the order of a hash tab
 """
 
 import collections
+import dataclasses
 import itertools
 import math
 import random
@@ -16,6 +17,13 @@ import pyarrow
 import pyarrow.parquet
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer, XLMRobertaConfig, XLMRobertaModel, XLMRobertaTokenizer
+
+from embedding_finetune.data.collection import write_data, write_test_files
+from embedding_finetune.data.sources import read_distractors, read_pairs, source_of
+from embedding_finetune.data.split import split
+from embedding_finetune.recipes import find_recipe
+from embedding_finetune.retrieval.model_use import base_use
+from embedding_finetune.training.rows import make_training_file
 
 SYLLABLES = "ba den fo gul har ik ju ka lom mi nor pel qua rus sa tev ul vin wo zan".split()
 ANIMALS = "otter heron badger lynx falcon beaver marten crane".split()
@@ -83,8 +91,8 @@ SIZES = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, interme
 def tiny_bert(folder, texts, seed=1, **changes):
     """Save a BertModel of random weights (hidden 64, 2 layers, texts of up to 512 tokens) with a WordPiece tokenizer.
 
-    `changes` go to its BertConfig. Laid out like `bert-base-uncased`: lower case, [PAD] is token 0, the weights are in `model.safetensors`. Words
-    that occur twice in `texts` are one token, the others are spelt.
+    `changes` go to its BertConfig. Laid out like `bert-base-uncased`: lower case, [PAD] is token 0, the weights are in
+    `model.safetensors`. Words that occur twice in `texts` are one token, the others are spelt.
     """
     words, characters = _count_words([text.lower() for text in texts])
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *("##" + c for c in characters), *words]
@@ -117,6 +125,20 @@ def tiny_xlmr(folder, texts, seed=2):
     config.save_pretrained(folder)
     torch.save(XLMRobertaModel(config).state_dict(), Path(folder) / "pytorch_model.bin")
     return Path(folder)
+
+
+def build(settings, labels=("neg10", "neg50")):
+    """What the build notebooks write: the collection, the test files, the training files; returns the collection."""
+    pairs, _ = read_pairs(settings)
+    collection = split(pairs, test_fraction=settings.test_fraction, dev_fraction=settings.dev_fraction,
+                       seed=settings.seed, together=settings.near_duplicates_together)
+    corpus = collection.corpus | read_distractors(settings, known=collection.corpus)
+    collection = dataclasses.replace(collection, corpus=dict(sorted(corpus.items())))
+    write_data(settings, collection, source_of(settings))
+    write_test_files(settings, collection, base_use(settings).query_prompt)
+    for label in labels:
+        make_training_file(settings, find_recipe(settings, label), collection)
+    return collection
 
 
 def tiny_msmarco(folder, pairs):

@@ -5,6 +5,10 @@ import random
 
 from tiny import tiny_bert
 
+from embedding_finetune.data.collection import Collection, write_collection
+from embedding_finetune.retrieval.model_use import ModelUse
+from embedding_finetune.training.rows import read_training_file
+
 TOPICS = "river moon copper violin harbour glacier pepper engine orchard lantern falcon marble".split()
 VERBS = "feeds cools carries mirrors shelters breaks colours follows".split()
 
@@ -12,21 +16,23 @@ VERBS = "feeds cools carries mirrors shelters breaks colours follows".split()
 def passages(count, seed=0):
     """`count` distinct sentences of 4 to 40 words."""
     draw = random.Random(seed)
-    return [f"{number} " + " ".join(draw.choice(TOPICS + VERBS) for _ in range(draw.randint(3, 39))) for number in range(count)]
+    return [f"{number} " + " ".join(draw.choice(TOPICS + VERBS) for _ in range(draw.randint(3, 39)))
+            for number in range(count)]
 
 
 def trainable_bert(folder, dropout=0.0):
     """A random two-layer BERT that knows the words of `passages`, with 128 positions."""
-    return tiny_bert(folder, passages(300), hidden_size=32, num_attention_heads=4, intermediate_size=64, max_position_embeddings=128,
-                     initializer_range=0.1, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    return tiny_bert(folder, passages(300), hidden_size=32, num_attention_heads=4, intermediate_size=64,
+                     max_position_embeddings=128, initializer_range=0.1, hidden_dropout_prob=dropout,
+                     attention_probs_dropout_prob=dropout)
 
 
-def training_rows(count=60, negatives=6, seed=1, scores=False):
-    """Rows of the training file; every third has two positives."""
+def training_rows(count=60, negatives=6, seed=1, scores=False, second_positives=True):
+    """Rows of the training file; every third has two positives, unless told otherwise."""
     draw, texts = random.Random(seed), passages(200)
     rows = []
     for number in range(count):
-        positives = [texts[number]] + [texts[number + 100]] * (number % 3 == 0)
+        positives = [texts[number]] + [texts[number + 100]] * (second_positives and number % 3 == 0)
         row = {"query": " ".join(texts[number].split()[1:4]), "pos": positives, "prompt": "find: ", "id": str(number),
                "neg": draw.sample([text for text in texts if text not in positives], negatives)}
         if scores:
@@ -38,3 +44,30 @@ def training_rows(count=60, negatives=6, seed=1, scores=False):
 def write_rows(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
+
+
+def training_folder(folder):
+    """Fill a folder with the models `bert` and `bert_dropout`, the training files `train.json` and
+    `train_scores.json`, and the collection `data`, whose 20 dev queries are answered among 200 passages.
+    """
+    trainable_bert(folder / "bert")
+    trainable_bert(folder / "bert_dropout", dropout=0.1)
+    rows = training_rows()
+    write_rows(folder / "train.json", rows)
+    write_rows(folder / "train_scores.json", training_rows(scores=True))
+    number = {text: str(place) for place, text in enumerate(passages(200))}
+    write_collection(folder / "data", Collection(
+        {row["id"]: row["query"] for row in rows[:20]}, {place: text for text, place in number.items()},
+        {row["id"]: {number[text]: 1 for text in row["pos"]} for row in rows[:20]},
+        {row["id"]: "dev" for row in rows[:20]}))
+    return folder
+
+
+def use(**changes):
+    """How the tiny models are used: as the flags of the tests say."""
+    return ModelUse(**{"label": "", "title": "", "name": "", "pooling": "cls", "query_prompt": "find: ",
+                       "passage_prompt": "", "query_max_len": 16, "passage_max_len": 48} | changes)
+
+
+def rows_of(tiny, scores=False):
+    return read_training_file(tiny / ("train_scores.json" if scores else "train.json"), teacher=scores)

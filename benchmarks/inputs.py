@@ -1,0 +1,31 @@
+"""What the benchmarks read: rows of pairs, and the bundled model."""
+
+import ast
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def read_rows(path=None):
+    """Rows of {"query", "pos": [..]}: of a JSONL file, else of numpy's docstrings, whose first paragraph asks for the
+    rest, at its full length."""
+    from embedding_finetune.files import read_jsonl
+    if path:
+        return read_jsonl(path, required=("query", "pos"), made_by="you")
+    import numpy
+    rows = []
+    for file in sorted(Path(numpy.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                query, _, passage = (ast.get_docstring(node) or "").partition("\n\n")
+                if len(passage) > 200:
+                    rows.append({"query": " ".join(query.split()), "pos": [" ".join(passage.split())]})
+    return rows
+
+
+def bundled_model():
+    """The folder of all-MiniLM-L6-v2."""
+    from embedding_finetune.retrieval.model_use import model_path
+    return model_path("bundled")

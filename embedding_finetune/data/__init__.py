@@ -1,0 +1,1 @@
+"""From pairs in any form to a collection without a leak, and negatives out of it."""

@@ -1,0 +1,201 @@
+"""The collection: queries, corpus, judgements and parts, in memory and on disk in BEIR's layout.
+
+In a folder:
+
+    corpus.jsonl       passages: `_id` (and `id`, the same), `title` (empty), `text`
+    queries.jsonl      queries: `_id`, `text`
+    qrels/PART.tsv     judgements of a part's queries: query-id, corpus-id, score; PART is train, dev or test
+    dataset.json       (of an experiment) the settings and sources that made the files, and a hash of each
+
+Beside them, for tools that read other formats: `eval_dataset.json` and `qrels.trec`, the test part.
+(Layout: Thakur et al., "BEIR", NeurIPS 2021 Datasets and Benchmarks.)
+"""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from embedding_finetune.data.texts import tidy
+from embedding_finetune.files import (
+    UserError,
+    atomic_write,
+    content_hash,
+    may_overwrite,
+    read_json,
+    read_jsonl,
+    read_lines,
+    sha256,
+    write_json,
+    write_jsonl,
+)
+from embedding_finetune.settings import DATA
+
+PARTS = ("train", "dev", "test")
+MADE_BY = "build_train_dataset.ipynb"
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Queries and corpus by id, in their order, and what answers what.
+
+    A passage judged above 0 is a positive of the query, the grade says how good; one judged 0 is known to answer
+    nothing.
+    """
+
+    queries: dict  # id -> text
+    corpus: dict  # id -> text
+    qrels: dict  # query id -> passage id -> grade
+    parts: dict = field(default_factory=dict)  # query id -> train, dev or test
+
+    def part(self, name):
+        """The queries of one part with their judgements, and the whole corpus."""
+        return self.of_queries([query for query, part in self.parts.items() if part == name])
+
+    def of_queries(self, queries):
+        """The queries of these ids with their judgements, and the whole corpus."""
+        return replace(self, queries={query: self.queries[query] for query in queries},
+                       qrels={query: self.qrels[query] for query in queries if query in self.qrels},
+                       parts={query: self.parts[query] for query in queries if query in self.parts})
+
+    def positives(self, query):
+        """The ids of the passages that answer a query."""
+        return [passage for passage, grade in self.qrels.get(query, {}).items() if grade > 0]
+
+    def pool(self):
+        """The ids of all positives in order, each once, and for each query the positions of its own among them."""
+        pool = {passage: None for query in self.queries for passage in self.positives(query)}
+        position = {passage: index for index, passage in enumerate(pool)}
+        return list(pool), [[position[passage] for passage in self.positives(query)] for query in self.queries]
+
+    def judged(self):
+        """The ids of all passages that are judged for some query: a set."""
+        return {passage for passages in self.qrels.values() for passage in passages}
+
+    def subsets(self, steps=5):
+        """Corpora of growing size with the same queries: from the judged passages to the whole, in `steps` equal steps.
+
+        Passages are added in the order of their ids, which are hashes: a random order that is the same for every model.
+        """
+        judged = self.judged()
+        others = sorted(set(self.corpus) - judged)
+        for step in range(steps):
+            kept = judged | set(others[:round(len(others) * step / (steps - 1))])
+            yield replace(self, corpus={passage: text for passage, text in self.corpus.items() if passage in kept})
+
+    def sample(self, number, seed):
+        """A seeded sample of the queries in their order, with the passages judged for them; all of them for 0."""
+        if not number or len(self.queries) <= number:
+            return self
+        ids = list(self.queries)
+        chosen = np.sort(np.random.default_rng(seed).choice(len(ids), number, replace=False))
+        sample = self.of_queries([ids[index] for index in chosen])
+        judged = sample.judged()
+        return replace(sample, corpus={passage: text for passage, text in self.corpus.items() if passage in judged})
+
+
+def read_collection(folder, made_by="whoever made this set"):
+    """The Collection of a folder in BEIR's layout; the parts are those that have a file in qrels/.
+
+    A passage's title stands before its text. Raises UserError naming file and line when something is missing or
+    broken, or when the files do not belong together.
+    """
+    texts = {}
+    for name in ("corpus", "queries"):
+        rows = read_jsonl(folder / f"{name}.jsonl", required=("_id", "text"), made_by=made_by)
+        texts[name] = {str(row["_id"]): tidy(f"{row.get('title') or ''} {row['text'] or ''}") for row in rows}
+        if len(texts[name]) < len(rows):
+            raise UserError(f"{folder / name}.jsonl has an `_id` twice: make the ids distinct")
+    qrels, parts = {}, {}
+    for path in [folder / "qrels" / f"{part}.tsv" for part in PARTS]:
+        for number, query, passage, grade in _judgements(path, made_by) if path.is_file() else ():
+            if query not in texts["queries"] or passage not in texts["corpus"]:
+                raise UserError(f"{path}, line {number}: judges a query or passage that {folder} does not have")
+            if parts.setdefault(query, path.stem) != path.stem:
+                raise UserError(f"{path}, line {number}: query {query} is in {parts[query]}.tsv, too")
+            qrels.setdefault(query, {})[passage] = grade
+    if not qrels:
+        raise UserError(f"{folder / 'qrels'} has no judgements: it must hold test.tsv (or train.tsv, dev.tsv)")
+    return Collection(texts["queries"], texts["corpus"], qrels, parts)
+
+
+def _judgements(path, made_by):
+    """Yield (line number, query, passage, grade); a first line whose third field is no number is a header."""
+    for number, line in read_lines(path, made_by):
+        fields = line.rstrip("\r\n").split("\t")
+        try:
+            query, passage, grade = fields
+            yield number, query, passage, int(grade)
+        except ValueError:
+            if number > 1 or len(fields) != 3:
+                raise UserError(f"{path}, line {number}: expected query-id, corpus-id and score (a whole number), "
+                                "separated by tabs") from None
+
+
+def write_collection(folder, collection):
+    """Write corpus, queries and the judgements of each part in BEIR's layout."""
+    write_jsonl(folder / "corpus.jsonl", ({"_id": identity, "id": identity, "title": "", "text": text}
+                                          for identity, text in collection.corpus.items()))
+    write_jsonl(folder / "queries.jsonl", ({"_id": identity, "text": text}
+                                           for identity, text in collection.queries.items()))
+    for part in PARTS:
+        with atomic_write(folder / "qrels" / f"{part}.tsv") as file:
+            file.write("query-id\tcorpus-id\tscore\n")
+            for query, judged in collection.part(part).qrels.items():
+                file.writelines(f"{query}\t{passage}\t{grade}\n" for passage, grade in judged.items())
+
+
+def write_data(settings, collection, source):
+    """Write the experiment's collection and dataset.json; `source` says what it was read from (versions, hashes).
+
+    Raises UserError when DATA_DIR holds the data of other settings or of another source, unless OVERWRITE=1
+    allows it: models trained on them could not be evaluated any more.
+    """
+    folder, today = settings.data_dir, settings.as_dict(DATA) | source
+    made_with = read_json(folder / "dataset.json")
+    difference = _difference(made_with, today) if made_with else ""
+    if difference and not may_overwrite():
+        raise UserError(f"{folder} holds the data of other settings ({difference}); choose another DATA_DIR, or set "
+                        "OVERWRITE=1 to replace them")
+    write_collection(folder, collection)
+    write_json(folder / "dataset.json", {"made_with": today, "files": _hashes(folder)})
+
+
+def read_data(settings):
+    """The experiment's collection. Raises UserError when it is missing, was made with other settings, or changed."""
+    folder, recorded = settings.data_dir, read_json(settings.data_dir / "dataset.json")
+    if recorded is None:
+        raise UserError(f"{folder / 'dataset.json'} does not exist: it is made by {MADE_BY}")
+    difference = _difference(recorded, settings.as_dict(DATA))
+    if difference:
+        raise UserError(f"{folder} was made with other settings ({difference}): run {MADE_BY} again, or set the "
+                        "settings back")
+    if recorded["files"] != _hashes(folder):
+        raise UserError(f"the files in {folder} are not those that {MADE_BY} wrote: run it again")
+    return read_collection(folder, MADE_BY)
+
+
+def data_identity(settings):
+    """What tells one data set from another: a hash of the collection's files, as they were written."""
+    return content_hash((read_json(settings.data_dir / "dataset.json") or {}).get("files"))
+
+
+def _hashes(folder):
+    names = ["corpus.jsonl", "queries.jsonl", *(f"qrels/{part}.tsv" for part in PARTS)]
+    return {name: sha256(folder / name) for name in names if (folder / name).is_file()}
+
+
+def _difference(recorded, today):
+    made_with = recorded.get("made_with", {})  # which the first versions of this package did not write
+    return ", ".join(f"{name}={made_with.get(name)}, now {value}" for name, value in today.items()
+                     if made_with.get(name) != value)
+
+
+def write_test_files(settings, collection, query_prompt):
+    """Write eval_dataset.json (query, pos, id, prompt) and qrels.trec of the test part."""
+    test = collection.part("test")
+    write_jsonl(settings.data_dir / "eval_dataset.json", (
+        {"query": text, "pos": [test.corpus[passage] for passage in test.positives(query)], "id": query,
+         "prompt": query_prompt} for query, text in test.queries.items()))
+    with atomic_write(settings.data_dir / "qrels.trec") as file:
+        for query, judged in test.qrels.items():
+            file.writelines(f"{query} 0 {passage} {grade}\n" for passage, grade in judged.items())

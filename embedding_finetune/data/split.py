@@ -1,0 +1,56 @@
+"""A split in which nothing of the test set can be learnt: by query and by positive passage at once."""
+
+import dataclasses
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from embedding_finetune.data.collection import PARTS
+from embedding_finetune.data.texts import near_duplicates
+from embedding_finetune.files import UserError
+
+
+def split(collection, *, test_fraction, dev_fraction, seed, together=True):
+    """The collection with each query assigned to `train`, `dev` or `test`.
+
+    Queries that share a positive passage, directly or over other queries, stay together, and with `together` also
+    those whose positives say nearly the same (texts.near_duplicates): they are the connected components of the graph
+    of queries and passages. Whole components are dealt out in a seeded random order, test first, while they fit the
+    share wanted: `test_fraction` of all queries, then `dev_fraction` of the rest. Nothing has to be dropped to keep
+    the parts apart. Raises UserError when a part would be empty.
+    """
+    component = _components(collection, together)
+    sizes = np.bincount(component)
+    parts = np.full(len(sizes), "train", dtype="<U5")
+    wanted = {"test": round(test_fraction * len(component))}
+    wanted["dev"] = round(dev_fraction * (len(component) - wanted["test"]))
+    left = list(np.random.default_rng(seed).permutation(len(sizes)))
+    for part, room in wanted.items():
+        later = []
+        for index in left:
+            if sizes[index] <= room:
+                parts[index] = part
+                room -= sizes[index]
+            else:
+                later.append(index)
+        left = later
+    assigned = parts[component].tolist()
+    for part in PARTS:
+        if part not in assigned:
+            raise UserError(f"{len(component)} queries are too few, or too entangled by shared passages, for a {part} "
+                            "part: raise MAX_PAIRS, TEST_FRACTION or DEV_FRACTION, or give more pairs")
+    return dataclasses.replace(collection, parts=dict(zip(collection.queries, assigned)))
+
+
+def _components(collection, together):
+    """The connected component of each query in the graph of queries and positives, numbered from 0 without gaps."""
+    pool, positives = collection.pool()
+    queries = len(positives)
+    edges = [(query, queries + passage) for query, own in enumerate(positives) for passage in own]
+    if together:
+        edges += (queries + near_duplicates([collection.corpus[passage] for passage in pool])).tolist()
+    one, other = np.array(edges, dtype=int).reshape(-1, 2).T
+    size = queries + len(pool)
+    graph = coo_array((np.ones(len(one)), (one, other)), shape=(size, size))
+    return connected_components(graph, directed=False)[1][:queries]

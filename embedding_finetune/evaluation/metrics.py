@@ -1,0 +1,59 @@
+"""How good a run is, by the judgements: recall, MRR and nDCG as trec_eval defines them, through ir_measures."""
+
+import ir_measures
+import pandas as pd
+from ir_measures import RR, R, nDCG
+
+from embedding_finetune.retrieval.retrievers import fuse_scores
+from embedding_finetune.settings import CHOSEN_BY
+
+MEASURES = {"recall@1": R @ 1, "recall@10": R @ 10, "recall@100": R @ 100, "mrr@10": RR @ 10, "ndcg@10": nDCG @ 10}
+WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))  # of BM25, beside a cosine
+
+
+def per_query(qrels, run):
+    """Every measure for every judged query: a DataFrame with query ids as index and `recall@1` .. `ndcg@10` as columns.
+
+    recall@k: share of the query's positives (grade above 0) among its first k passages; mrr@10: 1 / rank of the first
+    positive, 0 beyond rank 10; ndcg@10: the grades found, discounted by log2(rank + 1), over the best possible. A
+    query that the run lacks counts as 0.
+    """
+    names = {measure: name for name, measure in MEASURES.items()}
+    values = {query: dict.fromkeys(MEASURES, 0.0) for query in qrels}
+    for result in ir_measures.iter_calc(list(names), qrels, run):
+        values[result.query_id][names[result.measure]] = result.value
+    return pd.DataFrame.from_dict(values, orient="index", columns=list(MEASURES))
+
+
+def mean(table):
+    """The means over queries, as plain numbers."""
+    return {name: float(value) for name, value in table.mean().items()}
+
+
+def measure(collection, run):
+    """The means over the collection's queries."""
+    return mean(per_query(collection.qrels, run))
+
+
+def first_positive_rank(collection, run):
+    """Rank of each query's first positive, 1 for the best; a Series by query id, with NaN where the run has none."""
+    def rank(query):
+        positives = set(collection.positives(query))
+        return next((rank for rank, passage in enumerate(run.get(query, ()), start=1) if passage in positives), None)
+    return pd.Series({query: rank(query) for query in collection.queries}, dtype="float64", name="rank")
+
+
+def by_corpus_size(collection, retriever):
+    """Metrics while the corpus grows from the positives alone to the whole: rows with `passages` and the measures.
+
+    The retriever ends with the whole corpus indexed.
+    """
+    return [{"passages": len(subset.corpus), **measure(subset, retriever.index(subset.corpus).search(subset.queries))}
+            for subset in collection.subsets()]
+
+
+def choose_weight(collection, bm25, dense, weights=WEIGHTS):
+    """The weight of `fuse_scores` with the best MRR@10, the smallest of equals: for dev queries, never for test."""
+    def value(weight):
+        return round(measure(collection, fuse_scores(bm25, dense, weight))[CHOSEN_BY], 9), -weight
+    return max(weights, key=value)

@@ -1,0 +1,161 @@
+"""What was measured: a run and a result for each label, and the planned comparison of all that still fits.
+
+In OUTPUT_DIR, for a label:
+
+    runs/LABEL.trec, runs/dev/LABEL.trec    its rankings of the test and of the dev queries
+    results/LABEL.json                      its metrics on both, how it was used, and the content of its model
+"""
+
+import time
+from dataclasses import asdict
+
+from embedding_finetune.data.collection import data_identity, read_collection
+from embedding_finetune.evaluation.metrics import mean, measure, per_query
+from embedding_finetune.evaluation.significance import add_significance
+from embedding_finetune.files import UserError, read_json, write_json
+from embedding_finetune.hub import model_content
+from embedding_finetune.recipes import all_recipes
+from embedding_finetune.retrieval.model_use import ready_made, use_of
+from embedding_finetune.retrieval.retrievers import DEPTH
+from embedding_finetune.retrieval.runs import padded, read_run, write_run
+from embedding_finetune.settings import CHOSEN_BY, path_of
+from embedding_finetune.training.export import write_metrics
+
+
+def save_result(settings, collection, label, runs, *, model, used=None, **more):
+    """Write the runs and results/LABEL.json, and the metrics into a fine-tuned model's card; returns the result.
+
+    `runs` has a run for "test" and for "dev"; `model` names what ranked; `used` (dict) says how: pooling, prompts,
+    lengths. `more` enters the result as it is, such as `facts` of an encoder, `by_corpus_size` (see metrics),
+    `eval_sets`.
+    """
+    runs = {part: padded(run, collection.corpus, DEPTH) for part, run in runs.items()}
+    metrics = {part: measure(collection.part(part), run) for part, run in runs.items()}
+    if (settings.output_dir / label / "README.md").exists():
+        write_metrics(settings.output_dir / label, metrics["test"])
+    for part, run in runs.items():
+        write_run(_run_path(settings, label, part), run, label)
+    result = {"label": label, "model": model, "dataset": settings.dataset, "queries": len(runs["test"]),
+              "corpus": len(collection.corpus), "metrics": metrics["test"], "dev": metrics["dev"], "used": used or {},
+              **more, "data": data_identity(settings), "settings": settings.as_dict(),
+              "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
+    write_json(settings.output_dir / "results" / f"{label}.json", result)
+    return result
+
+
+def facts(settings, encoder):
+    """What a result says of a model: its name and use, what it has seen, its content, and its recipe if it has one."""
+    use, recipe = encoder.use, all_recipes(settings).get(encoder.use.label)
+    return {"model": use.title, "used": asdict(use), "note": use.seen, "content": encoder.content,
+            **({"recipe": recipe.repeats or recipe.label, "about": recipe.about} if recipe else {})}
+
+
+def measure_elsewhere(settings, retriever):
+    """Metrics of a retriever on the test sets of EVAL_SETS by name; it is indexed on another corpus afterwards."""
+    found = {}
+    for name in settings.eval_sets.split():
+        other = read_collection(path_of(name))
+        if "test" not in other.parts.values():
+            raise UserError(f"EVAL_SETS: {name} has no qrels/test.tsv")
+        found[name] = measure(other.part("test"), retriever.index(other.corpus).search(other.part("test").queries))
+    return found
+
+
+def read_measured_run(settings, collection, label, part="test"):
+    """The run of a label as it was saved. Raises UserError when it is missing or ranks other queries."""
+    path = _run_path(settings, label, part)
+    run = read_run(path)
+    if set(run) != set(collection.part(part).queries):
+        raise UserError(f"{path} ranks other queries than {settings.data_dir} has: evaluate {label} again, or delete "
+                        f"its result in {settings.output_dir / 'results'}")
+    return run
+
+
+def _run_path(settings, label, part):
+    return settings.output_dir / "runs" / ("dev" if part == "dev" else "") / f"{label}.trec"
+
+
+def load_results(settings):
+    """The results that fit today's data and models, in the order of the story; and why others are left out, a line
+    each.
+
+    A result is left out when it was measured on other data, with another model than the label has now, or with the same
+    model used otherwise.
+    """
+    results, left_out, contents = [], [], {}
+    for path in sorted((settings.output_dir / "results").glob("*.json")):
+        if path.stem == "comparison":
+            continue
+        result = read_json(path)
+        if not isinstance(result, dict) or "metrics" not in result:
+            raise UserError(f"{path} is no result: evaluate {path.stem} again, or delete the file")
+        reason = _misfit(settings, result, contents)
+        if reason:
+            left_out.append(f"{result['label']} is left out: {reason}; evaluate it again")
+        else:
+            results.append(result)
+    order = ["bm25", "raw", *all_recipes(settings), "reference", *ready_made(settings)]
+    order = {label: place for place, label in reversed(list(enumerate(order)))}
+    return sorted(results, key=lambda result: (order.get(result["label"], len(order)), result["label"])), left_out
+
+
+def _misfit(settings, result, contents):
+    """Why a result no longer fits, or None; `contents` keeps the contents of models that were looked up before."""
+    label = result.get("hybrid_of", result["label"])
+    if result.get("data") != data_identity(settings):
+        return "it was measured on other data"
+    if result.get("content") is None:
+        return None
+    try:
+        use = use_of(settings, label)
+        if label not in contents:
+            contents[label] = model_content(use.name)
+    except UserError as error:
+        return f"its model cannot be looked at ({error})"
+    if contents[label] != result["content"]:
+        return "its model has changed since"
+    today = asdict(use)
+    changed = [name for name, value in today.items() if name not in ("label", "title", "name", "seen", "differs")
+               and result["used"].get(name) != value]
+    return f"it was measured with another {changed[0]}" if changed else None
+
+
+def chosen_by_dev(results):
+    """The fine-tuned model that is compared with the rivals: the best on dev queries; None if none was measured.
+
+    Repetitions with other seeds and fusions with BM25 do not take part.
+    """
+    tuned = [result for result in results if result.get("recipe") == result["label"]]
+    return max(tuned, key=lambda result: result["dev"][CHOSEN_BY], default=None)
+
+
+def planned_pairs(results):
+    """The comparisons that were planned, as pairs of labels: the fine-tuned model that dev chose against raw, BM25
+    and the reference, and each other recipe against neg10. They are the family that is corrected; all other pairs are
+    exploration."""
+    measured, best = {result["label"] for result in results}, chosen_by_dev(results)
+    rivals = [(best["label"], rival) for rival in ("raw", "bm25", "reference") if rival in measured] if best else []
+    others = [(result["label"], "neg10") for result in results
+              if result.get("recipe") == result["label"] != "neg10" and "neg10" in measured]
+    return rivals + others
+
+
+def compare(settings, collection):
+    """Everything measured so far: the rows of comparison.json, and why results are left out, a line each.
+
+    A row is a result with `ci95` and `against` (see significance.add_significance), computed from the run files;
+    `chosen` marks the fine-tuned model that dev chose.
+    """
+    results, left_out = load_results(settings)
+    if not results:
+        raise UserError(f"{settings.output_dir / 'results'} has no result of today's data: run an evaluation notebook")
+    test = collection.part("test")
+    frames = {}
+    for result in results:
+        run = read_measured_run(settings, collection, result["label"])
+        frame = frames[result["label"]] = per_query(test.qrels, run)
+        if any(abs(mean(frame)[name] - value) > 1e-6 for name, value in result["metrics"].items()):
+            raise UserError(f"the run and the result of {result['label']} do not belong together: evaluate it again")
+    best = chosen_by_dev(results)
+    rows = add_significance(results, frames, planned_pairs(results), seed=settings.seed)
+    return [row | {"chosen": best is not None and row["label"] == best["label"]} for row in rows], left_out

@@ -1,0 +1,131 @@
+"""Recipes: the fine-tunings that there are, each an entry of RECIPE_FILE (profiles/recipes.toml).
+
+An entry says what a model is trained on, and in which settings it differs; its name is the label of the model, of its
+training file and of its results. A new entry is all that a new fine-tuning needs.
+"""
+
+import dataclasses
+import re
+import tomllib
+from dataclasses import dataclass, field
+
+from embedding_finetune.files import UserError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One entry. `like` (in the file) takes over all of another entry but its training file."""
+
+    label: str
+    about: str = ""
+    file: str = ""  # the training file, in DATA_DIR; by default training_LABEL.json
+    negatives: str = "random"  # random ones, or mined ones
+    number: int = 10  # of negatives a query
+    candidates: list = field(default_factory=lambda: ["model"])  # of mined ones: "model", "bm25", or both in turns
+    miner: str = "reference"  # the model that searches and filters: a label of a model or of another recipe
+    filter: str = "share 0.95"  # which candidates are kept, see data.negatives.Filter
+    depth: int = 100  # candidates a query of each source
+    teacher: str = ""  # whose scores are learnt, too: a label, or the name of a reranker
+    teacher_temperature: float = 0.02  # its scores are divided by it: about 0.02 for cosines, 1 for a reranker's logits
+    settings: dict = field(default_factory=dict)  # NAME = value of the settings in which this fine-tuning differs
+    repeats: str = ""  # the label of the recipe that this one repeats with another seed
+
+    @property
+    def data(self):
+        """What the training file depends on, beside the collection and the models: a dict."""
+        parts = ["negatives", "number", *["candidates", "miner", "filter", "depth"] * (self.negatives == "mined"),
+                 *["teacher", "teacher_temperature"] * bool(self.teacher)]
+        return {name: getattr(self, name) for name in parts}
+
+
+KEYS = {spec.name: spec.type for spec in dataclasses.fields(Recipe) if spec.name not in ("label", "repeats")}
+
+
+def all_recipes(settings):
+    """Label -> Recipe, in the order of the file; with SEEDS above 1 each is followed by its repetitions.
+
+    Raises UserError naming the entry that cannot be used.
+    """
+    path = settings.recipe_file
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the recipes in {path} ({error}); see profiles/recipes.toml") from None
+    recipes = {}
+    for label in entries:
+        recipe = recipes[label] = _recipe(path, entries, label)
+        for seed in range(settings.seed + 1, settings.seed + settings.seeds):
+            again, other = f"{label}_seed{seed}", recipe.settings | {"SEED": seed}
+            recipes[again] = dataclasses.replace(recipe, label=again, repeats=label, settings=other)
+    extra, files = {model.partition("=")[0] for model in settings.extra_models.split()}, {}
+    for label, recipe in recipes.items():
+        if label in extra:
+            raise UserError(f"{path}, recipe {label!r}: EXTRA_MODELS has this label, too")
+        if files.setdefault(recipe.file, recipe.data) != recipe.data:
+            raise UserError(f"{path}, recipe {label!r}: another recipe writes other rows to {recipe.file}")
+        try:
+            settings.changed(recipe.settings)
+        except UserError as error:
+            raise UserError(f"{path}, recipe {label!r}: {error}") from None
+    return recipes
+
+
+def find_recipe(settings, label):
+    """The recipe of a label. Raises UserError listing the known ones when there is none."""
+    recipes = all_recipes(settings)
+    if label not in recipes:
+        raise UserError(f"there is no recipe {label!r} in {settings.recipe_file}: it has {', '.join(recipes)}; SEEDS=2 "
+                        "adds a repetition of each with the next seed")
+    return recipes[label]
+
+
+def trained_labels(settings):
+    """The labels that `make run` trains, in order: neg10, neg50 and RECIPES, each with its repetitions."""
+    wanted = dict.fromkeys(["neg10", "neg50", *settings.recipes.split()])
+    recipes = all_recipes(settings)
+    return [label for name in wanted if find_recipe(settings, name)
+            for label, recipe in recipes.items() if name in (label, recipe.repeats)]
+
+
+def _recipe(path, entries, label, seen=()):
+    """The entry with what it takes over from others, checked."""
+
+    def demand(holds, reason):
+        if not holds:
+            raise UserError(f"{path}, recipe {label!r}: {reason}")
+
+    demand(isinstance(entries[label], dict), "must be a table")
+    entry = dict(entries[label])
+    like = entry.pop("like", None)
+    demand(re.fullmatch(r"[\w-]+", label, re.ASCII) and label not in ("bm25", "raw", "reference"),
+           "a label has letters, digits, _ and -, and is none of bm25, raw, reference")
+    demand(like is None or isinstance(like, str) and like in entries and like not in (label, *seen),
+           f"like {like!r}: not there, or like itself")
+    for name, value in entry.items():
+        demand(name in KEYS, f"unknown key {name!r}; known are like, {', '.join(KEYS)}")
+        kind = (int, float) if KEYS[name] is float else KEYS[name]
+        demand(isinstance(value, kind) and not isinstance(value, bool), f"{name} = {value!r} has the wrong type")
+    if like is not None:
+        parent = _recipe(path, entries, like, (*seen, label))
+        inherited = {name: getattr(parent, name) for name in KEYS if name != "file"}
+        entry = inherited | entry | {"settings": parent.settings | entry.get("settings", {})}
+    recipe = Recipe(label=label, **{"file": f"training_{label}.json"} | entry)
+    demand(recipe.negatives in ("random", "mined"), "negatives must be random or mined")
+    demand(recipe.number >= 1 and recipe.depth >= 1, "number and depth must be 1 or more")
+    demand(recipe.candidates in (["model"], ["bm25"], ["model", "bm25"], ["bm25", "model"]),
+           "candidates must list model, bm25 or both")
+    demand(_is_filter(recipe.filter), "filter must be like `share 0.95`, `margin 0.05`, `ranks 10 60`, or none")
+    demand(recipe.teacher_temperature > 0, "teacher_temperature must be more than 0")
+    demand(re.fullmatch(r"training_[\w-]+\.json", recipe.file), "file must be a name like training_LABEL.json")
+    return recipe
+
+
+def _is_filter(text):
+    kind, *values = text.split() or [""]
+    try:
+        values = [float(value) for value in values]
+    except ValueError:
+        return False
+    return (kind, len(values)) in (("none", 0), ("margin", 1)) or (
+        kind == "share" and len(values) == 1 and 0 < values[0] <= 1) or (
+        kind == "ranks" and len(values) == 2 and 1 <= values[0] <= values[1])

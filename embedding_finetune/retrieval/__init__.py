@@ -1,0 +1,1 @@
+"""How a model is used, texts turned into vectors, and retrievers that turn queries into a run."""

@@ -1,0 +1,105 @@
+"""What PyTorch does on a CPU more slowly than it could: the same mathematics, by quicker ways.
+
+Linear layers: PyTorch gives float32 products to MKL, which does without AVX-512 on AMD processors; its oneDNN takes two
+thirds of the time there, and is level elsewhere.
+
+Dropout: PyTorch draws a mask on one thread at some 7 ns an element, and dropout inside scaled_dot_product_attention
+falls back to a slow path besides. Here 16 random bits an element come from numpy's SFC64 generator (0.4 ns), seeded
+from PyTorch's generator at each call, so that seeds, checkpoints and replays work as ever. The probabilities are the
+same to 16 bits. A training step takes 0.8 to 0.93 of the time it takes with PyTorch's dropout
+(docs/training_speed.md).
+"""
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, inputs, weight, bias):
+        ctx.save_for_backward(inputs, weight)
+        return _product(inputs, weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        inputs, weight = ctx.saved_tensors
+        rows = gradient.flatten(0, -2)
+        of_inputs = _product(gradient, weight.t()) if ctx.needs_input_grad[0] else None
+        of_weight = _product(rows.t(), inputs.flatten(0, -2).t()) if ctx.needs_input_grad[1] else None
+        return of_inputs, of_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
+
+
+def _product(inputs, weight, bias=None):
+    """inputs @ weight.T + bias by oneDNN."""
+    return torch.ops.mkldnn._linear_pointwise(inputs.contiguous(), weight.contiguous(), bias, "none", [], "")
+
+
+class FastLinear(nn.Linear):
+    """nn.Linear by oneDNN, in float32."""
+
+    def forward(self, inputs):
+        return _Linear.apply(inputs, self.weight, self.bias)
+
+
+def use_fast_linear(model):
+    """Turn the linear layers of a float32 model on the CPU into FastLinear, where PyTorch was built with oneDNN."""
+    if torch.backends.mkldnn.is_available():
+        for layer in model.modules():
+            if type(layer) is nn.Linear and layer.weight.dtype == torch.float32:
+                layer.__class__ = FastLinear
+
+
+def keep_mask(shape, p):
+    """A bool tensor, each element False with probability round(65536 p) / 65536; and the factor that evens it out."""
+    threshold = round(p * 65536)
+    seed = torch.randint(2**63 - 1, ()).item()
+    count = shape.numel()
+    bits = np.random.SFC64(seed).random_raw(-(-count // 4)).view(np.uint16)[:count]
+    return torch.from_numpy(bits >= threshold).view(shape), 65536 / (65536 - threshold)
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, inputs, p):
+        mask, ctx.factor = keep_mask(inputs.shape, p)
+        ctx.save_for_backward(mask)
+        return (inputs * mask).mul_(ctx.factor)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (mask,) = ctx.saved_tensors
+        return (gradient * mask).mul_(ctx.factor), None
+
+
+class FastDropout(nn.Dropout):
+    """nn.Dropout with masks from `keep_mask`."""
+
+    def forward(self, inputs):
+        return _Dropout.apply(inputs, self.p) if self.training and self.p else inputs
+
+
+def attention_with_fast_dropout(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+    """Softmax attention with dropout on its weights; without, PyTorch's fused kernel. Shapes as in transformers."""
+    if not dropout:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    weights = (query * scaling) @ key.transpose(2, 3)
+    if attention_mask is not None:
+        weights += attention_mask
+    weights = _Dropout.apply(weights.softmax(dim=-1), dropout)
+    return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+def use_fast_dropout(model):
+    """Give a transformers model on the CPU the dropout of this module, in its layers and in its attention."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Dropout:
+                setattr(parent, name, FastDropout(child.p).train(child.training))
+    if model.config._attn_implementation == "sdpa":
+        AttentionInterface.register("fast_dropout", attention_with_fast_dropout)
+        AttentionMaskInterface.register("fast_dropout", eager_mask)
+        model.set_attn_implementation("fast_dropout")

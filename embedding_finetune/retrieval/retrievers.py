@@ -1,0 +1,194 @@
+"""Retrievers: what turns queries into a run. Everything after a run knows nothing of models.
+
+`Retriever` does what all have in common; a new one is a class with `build` and `top`, and `@retriever("label")` makes
+it one that RETRIEVERS can name. Equal scores are ranked by id everywhere and moved apart by the smallest step a
+32-bit number allows: faiss promises no order among them, and every evaluation tool has one of its own.
+"""
+
+import bm25s
+import faiss
+import numpy as np
+import Stemmer
+from tqdm.auto import tqdm
+
+from embedding_finetune.files import UserError
+
+DEPTH = 100  # recall@100 needs no more
+BATCH = 2048  # queries that are searched together
+
+RETRIEVERS = {}  # label -> class, of those that need no model
+
+
+def retriever(label):
+    """Register the decorated class, so that RETRIEVERS can name it."""
+    def register(kind):
+        RETRIEVERS[label] = kind
+        return kind
+    return register
+
+
+def retriever_of(label):
+    """A retriever that needs no model, by its label. Raises UserError when there is none."""
+    if label not in RETRIEVERS:
+        raise UserError(f"RETRIEVERS={label} is unknown: it must list some of {', '.join(RETRIEVERS)}")
+    return RETRIEVERS[label]()
+
+
+class Retriever:
+    """Finds passages for queries: `index` a corpus once, then `search` it."""
+
+    about, used = "", {}  # what ranks, and how, for people
+
+    def index(self, corpus):
+        """Take in the corpus (id -> text); returns the retriever."""
+        self.ids = np.array(list(corpus), dtype=object)
+        self.tie_rank = np.empty(len(self.ids), dtype=np.int64)
+        self.tie_rank[np.argsort(self.ids)] = np.arange(len(self.ids))
+        self.build(list(corpus.values()))
+        return self
+
+    def search(self, queries, depth=DEPTH):
+        """The run of the queries (id -> text): the `depth` best passages of each, or fewer where fewer match at all.
+
+        A passage with the id of the query is the query itself (as in ArguAna or Quora) and is left out, as BEIR does.
+        """
+        if not queries:
+            return {}
+        own = {identity: position for position, identity in enumerate(self.ids) if identity in queries}
+        scores, positions = self.top(list(queries.values()), depth + bool(own))
+        run = {}
+        for query, row_scores, row in zip(queries, spread(scores), positions):
+            kept = np.flatnonzero((row >= 0) & (row != own.get(query, -1)))[:depth]
+            run[query] = dict(zip(self.ids[row[kept]].tolist(), row_scores[kept].tolist()))
+        return run
+
+    def build(self, texts):
+        """Make whatever `top` needs of the passages' texts, in the order of `self.ids`."""
+        raise NotImplementedError
+
+    def top(self, texts, depth):
+        """Scores (float32) and positions (int) of the best passages for texts, both (queries, depth or fewer columns).
+
+        Best first, equal scores in the order of `self.tie_rank`; position -1 where fewer passages match.
+        """
+        raise NotImplementedError
+
+
+def spread(scores):
+    """Descending scores along the last axis in 32 bits, equal ones moved apart by the smallest steps there are."""
+    scores = np.array(scores, np.float32)
+    for place in range(1, scores.shape[-1]):
+        below = np.nextafter(scores[..., place - 1], np.float32(-np.inf))
+        scores[..., place] = np.minimum(scores[..., place], below)
+    return scores
+
+
+class Dense(Retriever):
+    """Nearest vectors by inner product, exactly; `encoder` gives the vectors (see encoder.Encoder)."""
+
+    def __init__(self, encoder):
+        self.encoder = encoder
+        self.about = encoder.use.title
+
+    def build(self, texts):
+        self.vectors = self.encoder.encode_passages(texts)
+
+    def top(self, texts, depth):
+        return nearest(self.encoder.encode_queries(texts), self.vectors, depth, self.tie_rank)
+
+
+def nearest(query_vectors, passage_vectors, depth, tie_rank=None):
+    """Scores and positions of the `depth` nearest passages of each query by inner product, as `Retriever.top` returns
+    them.
+
+    Exact (faiss), a batch of queries at a time, without a copy of the passages: memory grows with queries times depth.
+    `tie_rank` orders equal scores, by default the position does.
+    """
+    count = len(passage_vectors)
+    tie_rank, depth = np.arange(count) if tie_rank is None else tie_rank, min(depth, count)
+    scores = np.empty((len(query_vectors), depth), np.float32)
+    positions = np.empty((len(query_vectors), depth), np.int32)
+    starts = range(0, len(query_vectors), BATCH)
+    for start in tqdm(starts, desc="searching", unit="batch", disable=len(starts) < 2):
+        rows, reach = np.arange(start, min(start + BATCH, len(query_vectors))), depth + 1
+        while len(rows):  # all queries first; then those where a passage out of reach may tie with the last one wanted
+            reach = min(reach, count)
+            found, where = faiss.knn(query_vectors[rows], passage_vectors, reach, metric=faiss.METRIC_INNER_PRODUCT)
+            order = np.lexsort((tie_rank[where], -found), axis=-1)[:, :depth]
+            scores[rows], positions[rows] = np.take_along_axis(found, order, 1), np.take_along_axis(where, order, 1)
+            rows = rows[(found[:, -1] == found[:, depth - 1]) & (reach < count)]
+            reach *= 2
+    return scores, positions
+
+
+@retriever("bm25")
+class BM25(Retriever):
+    """BM25: shared words, the rare ones weigh more (bm25s, Lucene's variant, k1 1.5, b 0.75, English stems)."""
+
+    about, used = "BM25", {"stemmer": "english", "k1": 1.5, "b": 0.75}
+
+    def build(self, texts):
+        self.bm25, self.size, words = bm25s.BM25(), len(texts), self._words(texts, as_numbers=True)
+        self.empty = not words.vocab  # bm25s cannot index nothing
+        if not self.empty:
+            self.bm25.index(words, show_progress=False)
+
+    def top(self, texts, depth):
+        depth = min(depth, self.size)
+        scores = np.zeros((len(texts), depth), np.float32)
+        positions = np.full((len(texts), depth), -1, np.int32)
+        for row, words in enumerate(tqdm(self._words(texts, as_numbers=False), desc="BM25", unit="query")):
+            found = np.zeros(self.size, np.float32) if self.empty or not words else self.bm25.get_scores(words)
+            last_wanted = max(np.partition(found, -depth)[-depth], np.nextafter(np.float32(0), np.float32(1)))
+            some = np.flatnonzero(found >= last_wanted)  # a score of 0 means that no word is shared
+            some = some[np.lexsort((self.tie_rank[some], -found[some]))][:depth]
+            positions[row, :len(some)], scores[row, :len(some)] = some, found[some]
+        return scores, positions
+
+    @staticmethod
+    def _words(texts, as_numbers):
+        stemmer = Stemmer.Stemmer("english")
+        return bm25s.tokenize(texts, stopwords="en", stemmer=stemmer, return_ids=as_numbers, show_progress=False)
+
+
+def fuse_ranks(bm25, dense, constant=60, depth=DEPTH):
+    """Reciprocal rank fusion of two runs: a passage scores the sum of 1 / (constant + rank) over the runs that have it.
+
+    Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods",
+    SIGIR 2009. BM25 scores of 0 or less (see runs.padded) say that no word is shared: they count as absent.
+    """
+    fused = {}
+    for query in dense:
+        scores = {}
+        for ranking in (_matching(bm25, query), dense[query]):
+            for rank, passage in enumerate(ranking, start=1):
+                scores[passage] = scores.get(passage, 0) + 1 / (constant + rank)
+        fused[query] = _ranked(scores, depth)
+    return fused
+
+
+def fuse_scores(bm25, dense, weight, depth=DEPTH):
+    """Cosine plus `weight` times the BM25 score over the query's best BM25 score.
+
+    A passage beyond the depth of a run gets that run's lowest score, which is as high as it can have been; in a BM25
+    run that found fewer than `depth` passages all others share no word with the query and get 0.
+    """
+    fused = {}
+    for query, cosines in dense.items():
+        words = _matching(bm25, query)
+        scale = max(words.values(), default=1)
+        lexical = {passage: weight * score / scale for passage, score in words.items()}
+        lowest = min(cosines.values(), default=0.0), min(lexical.values()) if len(lexical) >= depth else 0.0
+        fused[query] = _ranked({passage: cosines.get(passage, lowest[0]) + lexical.get(passage, lowest[1])
+                                for passage in cosines | lexical}, depth)
+    return fused
+
+
+def _matching(bm25, query):
+    return {passage: score for passage, score in bm25[query].items() if score > 0}
+
+
+def _ranked(scores, depth):
+    """By (-score, id) in 32 bits."""
+    ranking = sorted(scores.items(), key=lambda item: (-np.float32(item[1]), item[0]))[:depth]
+    return dict(zip((passage for passage, _ in ranking), spread([score for _, score in ranking]).tolist()))

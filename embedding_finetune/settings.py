@@ -1,0 +1,237 @@
+"""Every setting of an experiment, in one table: type, default, check, what it is for, and what a change of it
+invalidates.
+
+    python -m embedding_finetune.settings    shows the settings in force, and what each is for
+
+A profile, `profiles/PROFILE.env`, gives values where there is no default, or another one; a variable of the
+environment wins over the profile, and what a recipe changes (see recipes) wins over both. The flags of the training,
+the records that say whether a file or a model is still today's, and what the notebooks show, all follow from this
+table.
+"""
+
+import dataclasses
+import html
+import importlib.metadata
+import math
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedding_finetune.files import UserError, run_command_line
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA, TRAINING, EVALUATION, NOTHING = "data", "training", "evaluation", "nothing"  # what a change invalidates
+POOLINGS = ("cls", "mean", "last_token")
+CHOSEN_BY = "mrr@10"  # on dev queries: checkpoints, fusion weights, the fine-tuned model that meets its rivals
+PACKAGES = ("FlagEmbedding", "torch", "transformers", "datasets", "faiss-cpu", "numpy", "pandas")
+
+
+def setting(why, changes, default=dataclasses.MISSING, check=None, flag=None):
+    """A row of the table. `check` is (predicate, demand); `flag` is the flag of the training that it becomes."""
+    return dataclasses.field(default=default, metadata={"why": why, "changes": changes, "check": check, "flag": flag})
+
+
+def at_least(low):
+    return lambda value: value >= low, f"must be {low} or more"
+
+
+def within(low, high):
+    return lambda value: low < value < high, f"must lie between {low} and {high}"
+
+
+def one_of(*values):
+    return lambda value: value in values, f"must be one of {', '.join(values)}"
+
+
+POSITIVE = lambda value: value > 0, "must be more than 0"
+EXTRA = (lambda text: all(re.fullmatch(r"(?!(raw|reference|bm25)=)\w+=[^,\s]+(,(cls|mean|last_token))?", model)
+                          for model in text.split()),
+         "must list label=model or label=model,pooling, with new labels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of `profiles/PROFILE.env`, each overridable by the environment variable of its name in capitals."""
+
+    profile: str
+
+    dataset: str = setting("the pairs: msmarco (hub), docstrings (of installed packages), or a file", DATA)
+    data_dir: Path = setting("where the data files are", NOTHING)
+    output_dir: Path = setting("where models, runs and results are", NOTHING)
+    max_pairs: int = setting("a seeded sample of so many queries; 0 takes all", DATA, 0, at_least(0))
+    test_fraction: float = setting("of the queries", DATA, 0.2, within(0, 1))
+    dev_fraction: float = setting("of the queries that are left for training", DATA, 0.05, within(0, 1))
+    near_duplicates_together: bool = setting("passages that say nearly the same are kept in one part", DATA, True)
+    distractors: str = setting("passages that answer nothing: a JSONL of text, or msmarco-corpus (hub)", DATA, "")
+    max_distractors: int = setting("a seeded sample of so many", DATA, 100_000, at_least(1))
+    seed: int = setting("of everything that is drawn", DATA, 42, (range(2**32).__contains__, "must be 0 to 2**32 - 1"))
+
+    base_model: str = setting("what is fine-tuned: a hub name, a folder, or `bundled` (all-MiniLM-L6-v2)", TRAINING)
+    base_pooling: str = setting("auto: as the model's own files say", TRAINING, "auto", one_of("auto", *POOLINGS))
+    query_instruction: str = setting("put before each query; auto: as the model's files say", TRAINING, "auto")
+    passage_instruction: str = setting("put before each passage; auto as above", TRAINING, "auto")
+    reference_model: str = setting("the ready-made model that fine-tuning has to beat", EVALUATION)
+    reference_pooling: str = setting("as BASE_POOLING", EVALUATION, "auto", one_of("auto", *POOLINGS))
+    reference_instruction: str = setting("put before its queries; auto as above", EVALUATION, "auto")
+    reference_max_len: int = setting("tokens of a text; 0: as the model's files say", EVALUATION, 0, at_least(0))
+    extra_models: str = setting("more models to measure: label=model or label=model,pooling ..", EVALUATION, "", EXTRA)
+
+    recipe_file: Path = setting("the fine-tunings that there are", NOTHING, "profiles/recipes.toml")
+    recipes: str = setting("recipes that `make run` adds to neg10 and neg50, separated by spaces", NOTHING, "")
+    seeds: int = setting("fine-tunings with so many seeds, SEED and the next ones", NOTHING, 1, at_least(1))
+    retrievers: str = setting("retrievers without a model that are measured, separated by spaces", EVALUATION, "bm25",
+                              (lambda text: "bm25" in text.split(), "must list bm25, and perhaps others"))
+    eval_sets: str = setting("more test sets: folders in BEIR's layout, separated by spaces", EVALUATION, "")
+
+    trainer: str = setting("flagembedding takes FlagEmbedding's own, which cannot be continued", TRAINING,
+                           "embedding_finetune", one_of("embedding_finetune", "flagembedding"))
+    gpus: int = setting("training processes, one a GPU; a query meets the passages of all", TRAINING, 1, at_least(1))
+    train_group_size: int = setting("1 positive and the rest negatives, sampled anew at each step", TRAINING,
+                                    check=at_least(2), flag="train_group_size")
+    batch_size: int = setting("queries a step and process", TRAINING, check=at_least(1),
+                              flag="per_device_train_batch_size")
+    learning_rate: float = setting("the highest, after the warm-up", TRAINING, check=within(0, 1), flag="learning_rate")
+    epochs: float = setting("passes through the training queries", TRAINING, check=POSITIVE, flag="num_train_epochs")
+    warmup_ratio: float = setting("share of the steps in which the learning rate rises", TRAINING, 0.1,
+                                  (lambda share: 0 <= share < 1, "must be at least 0 and below 1"), "warmup_steps")
+    temperature: float = setting("cosines are divided by it in the loss", TRAINING, 0.02, POSITIVE, "temperature")
+    precision: str = setting("of the training; auto takes bf16 where the machine has it", TRAINING, "auto",
+                             one_of("auto", "fp32", "bf16", "fp16"))
+    query_max_len: int = setting("tokens of a query with its prompt", TRAINING, check=at_least(8), flag="query_max_len")
+    passage_max_len: int = setting("tokens of a passage", TRAINING, check=at_least(8), flag="passage_max_len")
+    grad_cache_chunk: int = setting("GradCache: train in the memory of so many texts; 0 is off", NOTHING,
+                                    0, at_least(0), "grad_cache_chunk")
+    dev_steps: float = setting("steps between looks at the dev set; below 1 a share of all", TRAINING, 0.1, POSITIVE,
+                               "dev_steps")
+    dev_corpus_size: int = setting("passages of the dev search beside the dev positives", TRAINING, 2000, at_least(0),
+                                   "dev_corpus_size")
+    logging_steps: int = setting("steps between two lines of the log", NOTHING, 10, at_least(1), "logging_steps")
+    encode_batch_size: int = setting("texts a batch in encoding; 0 chooses by device", NOTHING, 0, at_least(0))
+
+    @classmethod
+    def load(cls, profile=None):
+        """Read the settings; `profile=None` means the environment's PROFILE, or `msmarco`.
+
+        Raises UserError naming the first setting that is unknown, missing or impossible.
+        """
+        profile = profile or os.environ.get("PROFILE") or "msmarco"
+        given = _read_profile(profile)
+        unknown = [name for name in given if name not in TABLE]
+        if unknown:
+            raise UserError(f"profiles/{profile}.env: unknown setting {unknown[0]}; known are {', '.join(TABLE)}")
+        given |= {name: os.environ[name] for name in TABLE if name in os.environ}
+        for name, row in TABLE.items():
+            if name not in given and row.default is dataclasses.MISSING:
+                raise UserError(f"profiles/{profile}.env lacks {name}: {row.metadata['why']}")
+        values = {name: given.get(name, str(row.default)) for name, row in TABLE.items()}
+        return cls(profile=profile, **{name.lower(): _parse(name, text) for name, text in values.items()})
+
+    def changed(self, changes):
+        """These settings with a recipe's in their place, NAME -> value; raises as `load` does."""
+        allowed = [name for name, row in TABLE.items()
+                   if row.metadata["changes"] == TRAINING or row.metadata["flag"] or name == "SEED"]
+        for name in changes:
+            if name not in allowed:
+                raise UserError(f"a recipe cannot change {name}, only {', '.join(allowed)}")
+        return dataclasses.replace(self, **{name.lower(): _parse(name, str(value)) for name, value in changes.items()})
+
+    def as_dict(self, *levels):
+        """NAME -> value; only of settings whose change invalidates one of `levels`, if any are named."""
+        return {name: plain(getattr(self, name.lower())) for name, row in TABLE.items()
+                if not levels or row.metadata["changes"] in levels}
+
+    def show(self, *names):
+        """For a notebook: the settings of these names, with all others, the device and the versions folded away."""
+        return _Shown(self, names)
+
+
+TABLE = {row.name.upper(): row for row in dataclasses.fields(Settings) if row.name != "profile"}
+
+
+class _Shown:
+    def __init__(self, settings, names):
+        everything = {"PROFILE": settings.profile} | settings.as_dict()
+        self.chosen, self.rest = {name: everything[name] for name in ("PROFILE", *names)}, everything | _versions()
+
+    def __repr__(self):
+        return "\n".join(f"{name:26} {value}" for name, value in self.chosen.items())
+
+    def _repr_html_(self):
+        def table(rows):
+            cells = (f"<tr><td>{name}</td><td>{html.escape(str(value))}</td></tr>" for name, value in rows.items())
+            return f"<table>{''.join(cells)}</table>"
+
+        return f"{table(self.chosen)}<details><summary>all settings and versions</summary>{table(self.rest)}</details>"
+
+
+def path_of(text):
+    """The path that a setting names: below the repository, unless it says otherwise."""
+    return ROOT / Path(text).expanduser()
+
+
+def plain(value):
+    """A setting's value as it can be written down: folders below the repository without the way to it."""
+    return str(value.relative_to(ROOT) if value.is_relative_to(ROOT) else value) if isinstance(value, Path) else value
+
+
+def _versions():
+    import torch  # takes seconds to import, and only this needs it
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return {"device": device, **{package: importlib.metadata.version(package) for package in PACKAGES}}
+
+
+def _read_profile(profile):
+    path = ROOT / "profiles" / f"{profile}.env"
+    if not path.is_file():
+        known = sorted(file.stem for file in path.parent.glob("*.env"))
+        raise UserError(f"there is no profile {profile!r}: PROFILE must be one of {', '.join(known)}")
+    values = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError:
+            words = ["", ""]
+        name, equals, value = words[0].partition("=") if words else ("", "", "")
+        if words and (len(words) > 1 or not equals or name in values):
+            raise UserError(f"profiles/{profile}.env, line {number}: expected one new NAME=value (quote spaces)")
+        values |= {name: value} if words else {}
+    return values
+
+
+def _parse(name, text):
+    """The value of a setting; raises UserError when it is none, or fails its check."""
+    row = TABLE[name]
+    parse, wanted = {Path: (path_of, "a path"), str: (str, "a text"),
+                     int: (int, "a whole number"), float: (_finite, "a number"),
+                     bool: (_yes_or_no, "yes or no")}[row.type]
+    try:
+        value = parse(text)
+    except (ValueError, KeyError):
+        raise UserError(f"{name}={text!r} is not {wanted}") from None
+    holds, demand = row.metadata["check"] or (lambda value: True, "")
+    if not holds(value):
+        raise UserError(f"{name}={text} is impossible: it {demand}")
+    return value
+
+
+def _finite(text):
+    value = float(text)
+    return value if math.isfinite(value) else int("not finite")
+
+
+def _yes_or_no(text):
+    return {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}[text.lower()]
+
+
+def _main():
+    settings = Settings.load()
+    print(f"profile {settings.profile}\n")
+    for name, value in settings.as_dict().items():
+        print(f"{name:26} {value!s:30} {TABLE[name].metadata['why']}")
+    print(*(f"{name:26} {value}" for name, value in _versions().items()), sep="\n")
+
+
+if __name__ == "__main__":
+    run_command_line(_main)

@@ -1,0 +1,1 @@
+"""Training files, the training itself, and the finished model."""

@@ -1,0 +1,63 @@
+"""Checkpoints that are whole or absent, and the lock of the folder they are in."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from embedding_finetune.files import UserError, read_json, write_json
+
+MARKER = "complete.json"  # in a checkpoint's folder: the length of each of its files
+
+
+def is_complete(folder):
+    """Whether the folder carries its marker and every file the marker lists, in full length."""
+    sizes = read_json(folder / MARKER)
+    try:
+        return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, AttributeError):
+        return False
+
+
+def complete_checkpoints(output):
+    """The complete checkpoints in a folder, the one with the most steps first; others are passed over."""
+    folders = sorted(Path(output).glob("checkpoint-[0-9]*"), key=lambda folder: -int(folder.name.rpartition("-")[2]))
+    for folder in folders:
+        if not is_complete(folder):
+            print(f"passing over {folder}: it was not written to its end", file=sys.stderr)
+    return [folder for folder in folders if is_complete(folder)]
+
+
+def publish(written, folder):
+    """Give a checkpoint that was written beside its name, once its files are on the disk and its marker lists them."""
+    files = [file for file in written.rglob("*") if file.is_file()]
+    for file in files:
+        with open(file, "rb") as opened:
+            os.fsync(opened.fileno())
+    write_json(written / MARKER, {str(file.relative_to(written)): file.stat().st_size for file in files})
+    written.rename(folder)
+
+
+def remove(folder):
+    """Remove a checkpoint; its marker first, so that no half of it passes for the whole."""
+    (folder / MARKER).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def alone_in(folder):
+    """Hold the folder's lock; raises UserError when another training does. The lock ends with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise UserError(f"another training (process {file.read().strip() or 'unknown'}) is writing to {folder}: "
+                            "wait for it, end it, or choose another --output_dir") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

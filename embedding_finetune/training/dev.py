@@ -1,0 +1,45 @@
+"""The dev set: a look at recall@10 and MRR@10 while the training goes on, by which the best checkpoint is chosen."""
+
+import random
+
+import torch
+
+from embedding_finetune.training.batches import CALL_COST, sub_batches
+
+
+class DevSet:
+    """Dev queries over their positives and a seeded sample of the corpus."""
+
+    def __init__(self, collection, size, tokenizer, use, seed, device):
+        """`collection` is the dev part; `size` passages beside the positives are sampled; `use` is a ModelUse."""
+        judged, positives = collection.pool()
+        others = sorted(set(collection.corpus) - set(judged))
+        others = random.Random(seed).sample(others, min(size, len(others)))
+        self.positives, self.device = [set(own) for own in positives], device
+
+        def lay_out(prompt, texts, max_length):
+            tokens = tokenizer([prompt + text for text in texts], truncation=True, max_length=max_length)
+            return sub_batches(tokenizer, tokens["input_ids"], CALL_COST[device.type], limit=64)
+
+        self.queries = lay_out(use.query_prompt, collection.queries.values(), use.query_max_len)
+        texts = [collection.corpus[passage] for passage in judged + others]
+        self.corpus = lay_out(use.passage_prompt, texts, use.passage_max_len)
+
+    def _encode(self, model, laid_out):
+        texts, rows = laid_out
+        pooled = [model([{name: tensor.to(self.device) for name, tensor in sub.items()}]) for sub in texts]
+        vectors = torch.cat(pooled).float()[rows.to(self.device)]
+        return torch.nn.functional.normalize(vectors, dim=-1) if model.normalize else vectors
+
+    @torch.no_grad()  # not inference_mode: what the model keeps for later must be able to take part in a backward pass
+    def evaluate(self, model):
+        """{"recall@10", "mrr@10"} of a loss.ContrastiveModel, means over queries; equal scores keep their order."""
+        model.eval()
+        scores = model.score(self._encode(model, self.queries), self._encode(model, self.corpus))
+        rankings = scores.sort(dim=1, descending=True, stable=True).indices[:, :10].tolist()
+        recall = reciprocal = 0.0
+        for ranking, positives in zip(rankings, self.positives, strict=True):
+            hits = [rank for rank, passage in enumerate(ranking, start=1) if passage in positives]
+            recall += len(hits) / max(len(positives), 1)
+            reciprocal += 1 / hits[0] if hits else 0
+        return {"recall@10": recall / len(rankings), "mrr@10": reciprocal / len(rankings)}

@@ -1,0 +1,193 @@
+"""A finished model folder that FlagEmbedding, sentence-transformers and plain transformers read alike.
+
+Its sentence-transformers files say how the model is used (see retrieval.model_use): that is where the rest of this
+package reads it, too.
+"""
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+
+import torch
+import transformers
+
+from embedding_finetune.files import UserError, atomic_write, write_json
+from embedding_finetune.retrieval.encoder import pool
+
+METRICS_HEADING = "## Metrics"  # what stands below it is the evaluation's to replace
+SAMPLES = ("how far is the moon", "what is a dot product?", "The Moon circles the Earth at a distance of 384,400 km.")
+CARD = """---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+tags: [sentence-transformers, feature-extraction, dense-retrieval, FlagEmbedding]
+---
+
+# {name}
+
+An embedding model for retrieval: {pooling} pooling, {vectors}. {prompts}. Queries are cut at {query_max_len} tokens,
+passages at {passage_max_len}. FlagEmbedding, sentence-transformers and plain transformers give the same vectors (cosine
+at least 0.9999), checked when the model was written.
+
+```python
+from sentence_transformers import SentenceTransformer
+model = SentenceTransformer(PATH)                       # knows pooling, normalisation, prompts and lengths
+scores = model.encode_query(["a query"]) @ model.encode_document(["a passage"]).T
+```
+
+```python
+from FlagEmbedding import FlagModel
+model = FlagModel(PATH, pooling_method={pooling!r}, normalize_embeddings={normalize},
+                  query_instruction_for_retrieval={query_prompt!r},
+                  query_max_length={query_max_len}, passage_max_length={passage_max_len})
+scores = model.encode_queries(["a query"]) @ model.encode_corpus([{passage_prompt!r} + "a passage"]).T
+```
+
+```python
+from transformers import AutoModel, AutoTokenizer
+tokenizer, model = AutoTokenizer.from_pretrained(PATH), AutoModel.from_pretrained(PATH)
+inputs = tokenizer([{query_prompt!r} + "a query"], padding=True, truncation=True, max_length={query_max_len},
+                   return_tensors="pt")
+hidden = model(**inputs).last_hidden_state              # then {pooling} pooling, and length 1 if normalised
+```
+
+{metrics_heading}
+
+Not evaluated yet.
+
+## Dev curve
+
+{curve}
+
+## Training
+
+{settings}
+"""
+
+
+def export(model, tokenizer, folder, use, *, card=None, curve=()):
+    """Write model (transformers' PreTrainedModel) and tokenizer as a finished folder, once past the parity check.
+
+    `use` is a ModelUse; `card` (name -> value) and `curve` (rows with step, recall@10, mrr@10) go into the model card.
+    The weights are moved into `folder` last: a folder without them was never finished. Returns the lowest cosine of the
+    check; raises UserError when the three libraries disagree.
+    """
+    folder = Path(folder)
+    partial = folder / ".export.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        model.save_pretrained(partial)
+        tokenizer.padding_side = "right"  # as in training: on the left it would move the positions of a text's tokens
+        tokenizer.save_pretrained(partial)
+        _write_use(partial, model.config.hidden_size, use)
+        (partial / "README.md").write_text(_card(folder.name.split(".")[0], use, card or {}, curve), encoding="utf-8")
+        worst = check_parity(partial, use)
+        for file in sorted(partial.iterdir(), key=lambda file: file.suffix == ".safetensors"):
+            if (folder / file.name).is_dir():
+                shutil.rmtree(folder / file.name)
+            os.replace(file, folder / file.name)
+    except OSError as error:
+        raise UserError(f"cannot write the model to {folder}: {error}; free some space and run the same command "
+                        "again") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return worst
+
+
+def complete(folder, use):
+    """Make a finished folder, in place, of what FlagEmbedding's own trainer left: it does not say how it is used."""
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32)
+    return export(model, transformers.AutoTokenizer.from_pretrained(folder), folder, use)
+
+
+def write_metrics(folder, metrics):
+    """Put measured metrics (name -> value) into the model card of a finished folder, in the place of earlier ones."""
+    card = Path(folder) / "README.md"
+    before, _, after = card.read_text(encoding="utf-8").partition(METRICS_HEADING)
+    _, heading, rest = after.partition("\n## ")  # nothing follows in a card that somebody has shortened
+    table = _table("metric", "value", [(name, f"{value:.4f}") for name, value in metrics.items()])
+    with atomic_write(card) as file:
+        file.write(f"{before}{METRICS_HEADING}\n\n{table}\n{heading}{rest}")
+
+
+def _write_use(folder, dim, use):
+    """The files that sentence-transformers keeps, in the layout that every version since 2.2 reads.
+
+    The present version would write class paths that only it knows.
+    """
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", **({"2_Normalize": "Normalize"} if use.normalize else {})}
+    write_json(folder / "modules.json", [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (path, kind) in enumerate(kinds.items())])
+    lengths = {"max_seq_length": use.passage_max_len, "do_lower_case": False}
+    if use.query_max_len != use.passage_max_len:  # sentence-transformers knows it since version 6
+        lengths["query_length"] = use.query_max_len
+    write_json(folder / "sentence_bert_config.json", lengths)
+    modes = {"cls": "cls_token", "mean": "mean_tokens", "last_token": "lasttoken"}
+    write_json(folder / "1_Pooling" / "config.json", {
+        "word_embedding_dimension": dim, "include_prompt": True,
+        **{f"pooling_mode_{mode}": method == use.pooling for method, mode in modes.items()}})
+    if use.normalize:
+        (folder / "2_Normalize").mkdir()
+    write_json(folder / "config_sentence_transformers.json", {
+        "prompts": {"query": use.query_prompt, "document": use.passage_prompt}, "default_prompt_name": None,
+        "similarity_fn_name": "cosine" if use.normalize else "dot"})
+
+
+def check_parity(folder, use, texts=None):
+    """Lowest cosine between the three libraries' vectors of queries and passages; raises UserError below 0.9999.
+
+    By default some of the texts are longer than either length, so that cutting them is compared, too.
+    """
+    from FlagEmbedding import FlagModel
+    from sentence_transformers import SentenceTransformer
+
+    long = f"{SAMPLES[2]} " * (use.query_max_len // 8 + 1), f"{SAMPLES[1]} " * use.passage_max_len
+    texts = list(texts or SAMPLES + long)
+    sentence = SentenceTransformer(str(folder), device="cpu")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    encoder = transformers.AutoModel.from_pretrained(folder).eval()
+    options = {"pooling_method": use.pooling, "normalize_embeddings": use.normalize, "use_fp16": False,
+               "devices": ["cpu"], "query_instruction_for_retrieval": use.query_prompt or None,
+               "query_max_length": use.query_max_len, "passage_max_length": use.passage_max_len}
+    flag = FlagModel(str(folder), **options) if use.pooling != "last_token" else None  # it pools by cls or mean
+
+    @torch.inference_mode()
+    def plain(texts, length):
+        inputs = tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
+        return pool(encoder(**inputs).last_hidden_state, inputs["attention_mask"], use.pooling)
+
+    passages, silent, worst = [use.passage_prompt + text for text in texts], {"show_progress_bar": False}, 1.0
+    for kind, first, others in (
+            ("query", plain([use.query_prompt + text for text in texts], use.query_max_len),
+             {"sentence-transformers": sentence.encode_query(texts, **silent),
+              "FlagEmbedding": flag and flag.encode_queries(texts)}),
+            ("passage", plain(passages, use.passage_max_len),
+             {"sentence-transformers": sentence.encode_document(texts, **silent),
+              "FlagEmbedding": flag and flag.encode_corpus(passages)})):
+        for name, vectors in others.items():
+            if vectors is None:
+                continue
+            cosine = torch.cosine_similarity(first, torch.as_tensor(vectors).float(), dim=-1).min().item()
+            if not cosine >= 0.9999:
+                raise UserError(f"parity check of {folder}: {kind} vectors of transformers and {name} agree only to a "
+                                f"cosine of {cosine:.4f}; the model was not exported")
+            worst = min(worst, cosine)
+    return worst
+
+
+def _card(name, use, card, curve):
+    prompts = "; ".join(f"before each {kind} stands {prompt!r}" if prompt else f"{kind} texts carry no prompt"
+                        for kind, prompt in (("query", use.query_prompt), ("passage", use.passage_prompt)))
+    rows = [(row["step"], f"{row['recall@10']:.4f}", f"{row['mrr@10']:.4f}") for row in curve]
+    return CARD.format(
+        **dataclasses.asdict(use) | {"name": name}, prompts=prompts[0].upper() + prompts[1:],
+        metrics_heading=METRICS_HEADING,
+        vectors="vectors of length 1, compared by cosine" if use.normalize else "vectors compared by dot product",
+        curve=_table("step", "recall@10", "mrr@10", rows) if curve else "No dev set was given.",
+        settings=_table("setting", "value", list(card.items())))
+
+
+def _table(*columns_and_rows):
+    *columns, rows = columns_and_rows
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [columns, ["---"] * len(columns), *rows])

@@ -1,0 +1,128 @@
+"""Mined hard negatives, and a teacher's scores: candidates from a model, from BM25 or both, filtered by the model."""
+
+from dataclasses import asdict
+
+import numpy as np
+import torch
+import transformers
+from tqdm.auto import tqdm
+
+from embedding_finetune.data.negatives import Filter, choose, interleave, screen
+from embedding_finetune.data.texts import near_duplicates
+from embedding_finetune.files import UserError
+from embedding_finetune.hub import cannot_load, check_hub, model_content
+from embedding_finetune.recipes import all_recipes
+from embedding_finetune.retrieval.encoder import Encoder
+from embedding_finetune.retrieval.model_use import model_path, ready_made, use_of
+from embedding_finetune.retrieval.retrievers import BM25, Dense
+
+RERANKED = 64  # pairs that a reranker scores together
+
+
+class Miner:
+    """The models of a recipe: `miner`, if its negatives are mined, and the teacher, if it has one (recipes.Recipe)."""
+
+    def __init__(self, settings, recipe):
+        """Raises UserError when a model of the recipe is not there, or is not of its kind."""
+        self.settings, self.recipe = settings, recipe
+        self.use = self._use(recipe.miner) if recipe.negatives == "mined" else None
+        self.teacher = self.reranker = None
+        if recipe.teacher in (*ready_made(settings), *all_recipes(settings)):
+            self.teacher = self._use(recipe.teacher)
+        elif recipe.teacher:
+            self.reranker = model_path(recipe.teacher)
+            check_hub(self.reranker)
+
+    def _use(self, label):
+        folder = self.settings.output_dir / label
+        if label not in ready_made(self.settings) and not (folder / "config.json").is_file():
+            raise UserError(f"{self.recipe.label} mines with the model {label}, which is not in "
+                            f"{self.settings.output_dir}: run `bash finetune_hard.sh {label}` first")
+        return use_of(self.settings, label)
+
+    def content(self):
+        """What tells the models from others, for the record of the training file."""
+        uses = [use for use in (self.use, self.teacher) if use]
+        how = [{**asdict(use), "title": "", "name": ""} for use in uses]  # folders may move
+        return [how, *(model_content(use.name) for use in uses), self.reranker and model_content(self.reranker)]
+
+    def mine(self, train):
+        """Negatives of each query of a part, as (positions in its pool, share of each source).
+
+        Candidates are the part's own passages only. The filter judges them by the model's scores, near-duplicates of a
+        positive are left out, and random passages fill up.
+        """
+        recipe, (pool, positives) = self.recipe, train.pool()
+        corpus = {passage: train.corpus[passage] for passage in pool}
+        print(f"mining for {recipe.label}: {len(train.queries)} training queries, {len(pool)} training passages, model "
+              f"{self.use.title}", flush=True)
+        dense = Dense(self._encoder(self.use)).index(corpus)
+        retrievers = {"model": dense, "bm25": BM25().index(corpus) if "bm25" in recipe.candidates else None}
+        queries = list(train.queries.values())
+        found = {name: retrievers[name].top(queries, recipe.depth)[1] for name in recipe.candidates}
+        candidates = interleave(*found.values()) if len(found) == 2 else next(iter(found.values()))
+        vectors = dense.encoder.encode_queries(queries)
+        candidates = screen(candidates, positives, vectors, dense.vectors, Filter.parse(recipe.filter))
+        chosen, mined = choose(candidates, positives, near_duplicates(corpus.values()), len(pool), recipe.number,
+                               seed=[self.settings.seed, recipe.number])
+        return chosen, _sources(chosen, mined, found)
+
+    def scores(self, train, chosen):
+        """Yield for each query the teacher's scores of its positives and of the negatives at the positions in its row
+        of `chosen`, over the teacher's temperature.
+
+        FlagEmbedding turns the scores of a query into probabilities by a softmax; the temperature says how sharp. A
+        label's score is its cosine; another teacher is a cross-encoder, whose score is a logit.
+        """
+        pool, positives = train.pool()
+        score = (self._cosines if self.teacher else self._logits)(train, [train.corpus[passage] for passage in pool])
+        for query, (own, others) in enumerate(zip(positives, chosen, strict=True)):
+            scores = np.asarray(score(query, np.concatenate([own, others])), dtype=np.float64)
+            yield (scores / self.recipe.teacher_temperature).round(6).tolist()
+
+    def _encoder(self, use):
+        return Encoder(use, self.settings.encode_batch_size, cache=self.settings.output_dir / "cache")
+
+    def _cosines(self, train, texts):
+        encoder = self._encoder(self.teacher)
+        queries, passages = encoder.encode_queries(train.queries.values()), encoder.encode_passages(texts)
+        return lambda query, own: passages[own] @ queries[query]
+
+    def _logits(self, train, passages):
+        name, device = self.reranker, "cuda:0" if torch.cuda.is_available() else "cpu"
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+            model = transformers.AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            raise cannot_load(name, error) from None
+        if model.config.num_labels != 1 or "ForSequenceClassification" not in str(model.config.architectures):
+            raise UserError(f"teacher = {self.recipe.teacher!r} is no reranker that gives one score a pair; name one, "
+                            "or the label of a model (reference, raw)")
+        model.to(device).eval()
+        queries = list(train.queries.values())
+        progress = tqdm(total=len(queries), desc="teacher", unit="query")
+
+        @torch.inference_mode()
+        def score(query, own):
+            progress.update()
+            scores = []
+            for start in range(0, len(own), RERANKED):
+                texts = [passages[place] for place in own[start:start + RERANKED].tolist()]
+                batch = tokenizer([queries[query]] * len(texts), texts, padding=True, truncation=True, max_length=512,
+                                  return_tensors="pt")
+                scores += model(**batch.to(device)).logits[:, 0].tolist()
+            return scores
+
+        return score
+
+
+def _sources(chosen, mined, found):
+    """Share of the negatives by where they came from: `bm25`, `model`, `bm25 and model`, `random`."""
+    is_mined = np.arange(chosen.shape[1]) < mined[:, None]
+    by = {source: np.array([np.isin(row, own) for row, own in zip(chosen, candidates)]) & is_mined
+          for source, candidates in found.items()}
+    shares = {"random": ~is_mined}
+    if len(by) == 2:
+        shares["bm25 and model"] = by["bm25"] & by["model"]
+        by = {source: where & ~shares["bm25 and model"] for source, where in by.items()}
+    return {source: float(where.mean()) for source, where in (by | shares).items()}

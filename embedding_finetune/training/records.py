@@ -1,0 +1,64 @@
+"""What a model was trained from: written when its training starts, and held against today's settings and files."""
+
+import contextlib
+
+from embedding_finetune.data.collection import data_identity
+from embedding_finetune.files import UserError, read_json
+from embedding_finetune.recipes import all_recipes, find_recipe
+from embedding_finetune.retrieval.model_use import ready_made
+from embedding_finetune.settings import TRAINING, plain
+from embedding_finetune.training.rows import read_training_file, rows_identity, training_path
+
+RECORD = "training.json"
+
+
+def record_of(settings, recipe):
+    """What identifies a training: the settings that change which weights are kept, the recipe, its data's content."""
+    tuned = settings.changed(recipe.settings)
+    rows = read_training_file(training_path(settings, recipe), teacher=bool(recipe.teacher))
+    return {"label": recipe.label, "recipe": recipe.data, "settings": tuned.as_dict(TRAINING) | {"SEED": tuned.seed},
+            "data": data_identity(settings), "training_file": rows_identity(rows)}
+
+
+def read_record(folder):
+    """The record of a model's folder, or None."""
+    return read_json(folder / RECORD)
+
+
+def is_current(settings, recipe):
+    """Whether the finished model was trained from today's training file with today's recipe and settings."""
+    with contextlib.suppress(UserError):  # a training file that is missing or broken is about to be made anew
+        return read_record(settings.output_dir / recipe.label) == record_of(settings, recipe)
+    return False
+
+
+def check_trained(settings, label):
+    """Raise UserError unless the model of this label can be evaluated: finished, and not trained on another
+    split.
+
+    Where a recipe was trained with other settings than today's, that is printed: the model is used as it was trained.
+    """
+    if label in ready_made(settings):
+        return
+    recipe, folder = find_recipe(settings, label), settings.output_dir / label
+    recorded = read_record(folder)
+    if recorded is None:
+        raise UserError(f"{plain(folder)} holds no finished model: run `bash {script_of(label)}` first")
+    if recorded.get("data") != data_identity(settings):
+        raise UserError(f"{plain(folder)} was trained on another split, which may hold today's test queries: "
+                        f"run `OVERWRITE=1 bash {script_of(label)}`")
+    then, now = recorded["settings"] | recorded["recipe"], settings.changed(recipe.settings).as_dict(TRAINING)
+    changed = ", ".join(f"{name}={then.get(name)} (now {value})" for name, value in (now | recipe.data).items()
+                        if then.get(name) != value)
+    if changed:
+        print(f"{label} was trained with {changed}: it is used as it was trained")
+
+
+def script_of(label):
+    """What trains the model of a label."""
+    return f"finetune_{label}.sh" if label in ("neg10", "neg50") else f"finetune_hard.sh {label}"
+
+
+def trained_by_us(settings):
+    """The labels of recipes that have a finished model, in the order of the file."""
+    return [label for label in all_recipes(settings) if read_record(settings.output_dir / label)]

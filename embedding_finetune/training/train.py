@@ -1,0 +1,230 @@
+"""The training process: started by finetune.py through torchrun, as told by flags.
+
+FLAGS are those of FlagEmbedding.finetune.embedder.encoder_only.base plus the ones declared below. The output folder
+holds, while training, the checkpoints that are still needed (the last, the best by dev metric) and
+`training_log.jsonl`; in the end the model. The same command continues an interrupted run from its last complete
+checkpoint and ends with the same parameters; that it is the same is for finetune.py to see, which keeps the run's
+record in the folder.
+"""
+
+import logging
+import os
+import shutil
+import sys
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from FlagEmbedding.finetune.embedder.encoder_only.base import (
+    EncoderOnlyEmbedderDataArguments,
+    EncoderOnlyEmbedderModelArguments,
+    EncoderOnlyEmbedderTrainingArguments,
+)
+
+from embedding_finetune.data.collection import read_collection
+from embedding_finetune.files import UserError, one_line, read_json, run_command_line
+from embedding_finetune.hub import cannot_load, check_lengths
+from embedding_finetune.retrieval.cpu import use_fast_dropout, use_fast_linear
+from embedding_finetune.retrieval.model_use import ModelUse
+from embedding_finetune.settings import CHOSEN_BY
+from embedding_finetune.training.batches import CALL_COST, Collator, EpochSampler, TrainingSet
+from embedding_finetune.training.checkpoints import alone_in, complete_checkpoints, remove
+from embedding_finetune.training.dev import DevSet
+from embedding_finetune.training.export import export
+from embedding_finetune.training.log import read_log
+from embedding_finetune.training.loss import ContrastiveModel
+from embedding_finetune.training.rows import read_training_file
+from embedding_finetune.training.trainer import Trainer
+
+RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+NOT_HERE = ("same_dataset_within_batch", "shuffle_ratio", "deepspeed", "fsdp", "sub_batch_size")
+
+
+@dataclass
+class DataArguments(EncoderOnlyEmbedderDataArguments):
+    dev_data: str = field(default=None, metadata={"help": "A collection's folder; dev queries choose the checkpoint."})
+    dev_corpus_size: int = field(default=2000, metadata={"help": "Passages sampled from it beside the dev positives."})
+
+    def __post_init__(self):
+        missing = [path for path in self.train_data or ["--train_data"] if not os.path.isfile(path)]
+        if missing:
+            raise UserError(f"{missing[0]} does not exist or is no file: the build notebooks make training files")
+        super().__post_init__()
+
+
+@dataclass
+class TrainArguments(EncoderOnlyEmbedderTrainingArguments):
+    grad_cache_chunk: int = field(default=0, metadata={"help": "Train in the memory of so many texts (GradCache)."})
+    mask_false_negatives: bool = field(default=True, metadata={"help": "No positive of a query is its negative."})
+    dev_steps: float = field(default=0.2, metadata={"help": "Steps between dev evaluations; below 1 a share of all."})
+
+
+def parse(arguments):
+    """FlagEmbedding's three groups of arguments (model, data, training), extended.
+
+    Raises UserError for a flag that does not exist, does not fit, or cannot work.
+    """
+    parser = transformers.HfArgumentParser((EncoderOnlyEmbedderModelArguments, DataArguments, TrainArguments))
+
+    def refuse(message):
+        raise UserError(message)
+
+    parser.error = refuse
+    try:
+        model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"flags do not fit: {one_line(error)}") from None
+    unsupported = [name for name in NOT_HERE if getattr(data_args, name, None) or getattr(args, name, None)]
+    if unsupported:
+        refuse(f"--{unsupported[0]} is not supported by this trainer; run FlagEmbedding's own (TRAINER=flagembedding)")
+    if args.n_gpu > 1:
+        refuse(f"{args.n_gpu} GPUs in one process: start with torchrun --nproc_per_node {args.n_gpu}, or choose one by "
+               "CUDA_VISIBLE_DEVICES")
+    if args.negatives_cross_device and WORLD_SIZE == 1:
+        refuse("--negatives_cross_device needs torchrun with --nproc_per_node 2 or more")
+    if args.per_device_train_batch_size * data_args.train_group_size * WORLD_SIZE < 2:
+        refuse("one candidate per query leaves nothing to tell apart: raise --train_group_size (1) or "
+               "--per_device_train_batch_size (1)")
+    if data_args.knowledge_distillation and args.kd_loss_type == "m3_kd_loss" and args.mask_false_negatives:
+        refuse("m3_kd_loss weighs every passage of the group: give --mask_false_negatives False with it")
+    args.disable_tqdm = True
+    return model_args, data_args, args
+
+
+def use_from_flags(model_args, data_args, args):
+    """How the model is trained, and will be used. Raises UserError for a format that is no prompt before the text."""
+    prompts = []
+    for side in ("query", "passage"):
+        instruction = getattr(data_args, f"{side}_instruction_for_retrieval")
+        template = getattr(data_args, f"{side}_instruction_format")
+        before, text, after = template.format(instruction, "\0").partition("\0") if instruction else ("", "\0", "")
+        if not text or after:
+            raise UserError(f"the format {template!r} is no prompt before the text: give {{}}{{}}")
+        prompts.append(before)
+    name = model_args.model_name_or_path
+    return ModelUse("", name, name, args.sentence_pooling_method, *prompts, data_args.query_max_len,
+                    data_args.passage_max_len, args.normalize_embeddings)
+
+
+def load_model(model_args, data_args, args):
+    """Tokenizer and ContrastiveModel of the base model.
+
+    The weights are float32, however they are stored: half precision is for the products (--bf16, --fp16), not for
+    what Adam adds small steps to.
+    """
+    options = {name: getattr(model_args, name) for name in ("cache_dir", "token", "trust_remote_code")}
+    name = model_args.model_name_or_path
+    check_lengths(name, data_args.query_max_len, data_args.passage_max_len, **options)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, use_fast=model_args.use_fast_tokenizer, **options)
+        encoder = transformers.AutoModel.from_pretrained(name, dtype=torch.float32, **options)
+    except (OSError, ValueError) as error:
+        raise cannot_load(name, error) from None
+    for parameter_name, parameter in encoder.named_parameters():
+        parameter.requires_grad = not (args.fix_position_embedding and "position_embeddings" in parameter_name)
+    if args.gradient_checkpointing:
+        encoder.enable_input_require_grads()
+    if args.device.type == "cpu":
+        use_fast_dropout(encoder)
+        if not args.bf16:  # with it, oneDNN multiplies in bfloat16
+            use_fast_linear(encoder)
+    return tokenizer, ContrastiveModel(
+        encoder, pooling=args.sentence_pooling_method, normalize=args.normalize_embeddings,
+        temperature=args.temperature, mask_false_negatives=args.mask_false_negatives,
+        cross_device=args.negatives_cross_device,
+        distillation=args.kd_loss_type if data_args.knowledge_distillation else None,
+        mrl_dims=args.mrl_dims if args.use_mrl else ())
+
+
+def run(model_args, data_args, args):
+    """Train from the last complete checkpoint, or from the beginning, to the finished folder."""
+    output, use = Path(args.output_dir), use_from_flags(model_args, data_args, args)
+    rows = [row for path in data_args.train_data for row in read_training_file(path, data_args.knowledge_distillation)]
+    step = args.per_device_train_batch_size * WORLD_SIZE
+    if args.dataloader_drop_last and len(rows) < step:
+        raise UserError(f"{len(rows)} training queries are fewer than the {step} of a step: give more of them, or "
+                        "lower the batch size")
+    dev = read_collection(Path(data_args.dev_data)).part("dev") if data_args.dev_data else None
+    if dev is not None and not dev.queries:
+        raise UserError(f"{data_args.dev_data} has no dev queries: it needs qrels/dev.tsv")
+    checkpoint = next(iter(complete_checkpoints(output)), None)
+    if checkpoint:
+        say(f"continuing from {checkpoint}")
+    transformers.set_seed(args.seed)
+    tokenizer, model = load_model(model_args, data_args, args)
+    if dev is not None:
+        args.eval_strategy, args.eval_steps = transformers.IntervalStrategy.STEPS, args.dev_steps
+        args.metric_for_best_model, args.greater_is_better, args.eval_on_start = CHOSEN_BY, True, checkpoint is None
+        dev = DevSet(dev, data_args.dev_corpus_size, tokenizer, use, args.seed, args.device)
+    trainer = Trainer(
+        model=model, args=args, dev=dev, processing_class=tokenizer,
+        train_dataset=TrainingSet(rows, use, data_args.train_group_size, args.seed, data_args.knowledge_distillation),
+        sampler=EpochSampler(len(rows), args.per_device_train_batch_size,
+                             args.seed if args.data_seed is None else args.data_seed, args.dataloader_drop_last),
+        data_collator=Collator(tokenizer, use, CALL_COST[args.device.type], args.grad_cache_chunk or None,
+                               data_args.pad_to_multiple_of))
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    if RANK == 0:
+        finish(trainer, use, output)
+    trainer.accelerator.wait_for_everyone()
+
+
+def finish(trainer, use, output):
+    """Export the best model (the last one without a dev set) and remove the checkpoints."""
+    state = trainer.state
+    best = state.best_global_step or state.global_step
+    if best != state.global_step:
+        trainer._load_from_checkpoint(output / f"checkpoint-{best}")
+    curve = [row for row in read_log(output) if CHOSEN_BY in row]
+    card = {"training rows": len(trainer.train_dataset), "steps": f"{best} of {state.max_steps}",
+            **(read_json(output / "training.json") or {}).get("settings", {})}
+    export(trainer.model.encoder, trainer.processing_class, output, use, card=card, curve=curve)
+    for folder in output.glob("checkpoint-*"):
+        remove(folder)
+    before = curve[0][CHOSEN_BY] if curve and curve[0]["step"] == 0 else 0
+    if state.best_metric is not None and state.best_metric < before:
+        say(f"warning: on the dev set the best checkpoint ({CHOSEN_BY} {state.best_metric:.4f}) stays behind the base "
+            f"model ({before:.4f})")
+    say(f"finished after {state.global_step} steps, kept step {best}: the model is in {output}")
+
+
+def say(line):
+    if RANK == 0:
+        print(line, flush=True)
+
+
+def train(arguments):
+    """Run one training, as told by command-line flags. Raises UserError."""
+    logging.basicConfig(level=logging.ERROR)  # what libraries say on the way; errors still come through
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore")
+    parsed = parse(arguments)
+    output = Path(parsed[2].output_dir)
+    if RANK:  # rank 0 holds the lock; the others wait for it when the processes meet
+        return run(*parsed)
+    if (output / "model.safetensors").exists():
+        raise UserError(f"{output} already holds a finished model: choose another --output_dir or move it aside")
+    with alone_in(output):
+        shutil.rmtree(output / ".checkpoint.partial", ignore_errors=True)
+        run(*parsed)
+
+
+def main():
+    try:
+        train(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell has it; the launcher says what to do
+    except OSError as error:
+        raise UserError(one_line(error)) from error
+    except Exception:
+        if RANK:  # most likely rank 0 has failed: let it speak, torchrun then ends this process
+            time.sleep(5)
+        raise
+
+
+if __name__ == "__main__":
+    run_command_line(main)

@@ -1,0 +1,188 @@
+"""transformers' Trainer with our batches and loss: GradCache, a dev curve, whole checkpoints, a readable log."""
+
+import json
+import resource
+import shutil
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import transformers
+from safetensors import SafetensorError
+
+from embedding_finetune.files import UserError, one_line
+from embedding_finetune.settings import CHOSEN_BY
+from embedding_finetune.training.checkpoints import complete_checkpoints, is_complete, publish, remove
+from embedding_finetune.training.log import LOG_NAME, duration, read_log
+from embedding_finetune.training.loss import grad_cache_step
+
+
+class Trainer(transformers.Trainer):
+    """Trains a loss.ContrastiveModel; `sampler` gives the batches, `dev` (a DevSet or None) the curve."""
+
+    def __init__(self, *args, sampler, dev, **kwargs):
+        super().__init__(*args, eval_dataset=dev, **kwargs)
+        self.sampler, self.dev, self._staging = sampler, dev, None
+        self.remove_callback(transformers.PrinterCallback)
+        self.add_callback(Progress(self))
+
+    def get_train_dataloader(self):
+        args = self.args
+        loader = torch.utils.data.DataLoader(
+            self.train_dataset, batch_sampler=self.sampler, collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers, prefetch_factor=args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers,
+            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda")
+        return self.accelerator.prepare(loader)
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        return self._checked(model(**inputs)["loss"])
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if not self.args.grad_cache_chunk:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        accumulated = self.current_gradient_accumulation_steps
+
+        def backward(loss):
+            self.accelerator.backward(self._checked(loss) / accumulated)
+
+        return grad_cache_step(self.model, model, backward, **self._prepare_inputs(inputs)) / accumulated
+
+    def _checked(self, loss):
+        if not torch.isfinite(loss):
+            raise UserError(f"the loss became {loss.item()} at step {self.state.global_step + 1}; {self._last_good()}; "
+                            "try a lower learning rate or, with --fp16, --bf16")
+        return loss
+
+    def _last_good(self):
+        folders = complete_checkpoints(self.args.output_dir)
+        return f"{folders[0]} is the last good checkpoint" if folders else "there was no checkpoint yet"
+
+    def _as_rank_0(self, value):
+        """What rank 0 says, so that all processes decide alike."""
+        said = [value]
+        if dist.is_initialized():
+            dist.broadcast_object_list(said, src=0, device=self.args.device)
+        return said[0]
+
+    # -- dev curve --
+
+    def evaluate(self, *args, **kwargs):
+        measured = self._as_rank_0(self.dev.evaluate(self.model) if self.is_world_process_zero() else None)
+        metrics = {f"eval_{name}": value for name, value in measured.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _determine_best_metric(self, metrics, trial):
+        is_best = super()._determine_best_metric(metrics, trial)
+        if is_best:  # under every save_strategy: transformers does neither under "no"
+            self.state.best_global_step, self.control.should_save = self.state.global_step, True
+        return is_best
+
+    # -- checkpoints --
+
+    def _get_output_dir(self, trial):
+        return str(self._staging or self.args.output_dir)
+
+    def _save(self, output_dir=None, state_dict=None):
+        if self.args.should_save:
+            self.model.encoder.save_pretrained(output_dir)
+            self.processing_class.save_pretrained(output_dir)
+
+    def _save_checkpoint(self, model, trial=None):
+        """Write beside, complete with marker, then rename; remove what is neither the last nor the best."""
+        output, step, first = Path(self.args.output_dir), self.state.global_step, self.is_world_process_zero()
+        folder = output / f"checkpoint-{step}"
+        if self._as_rank_0(is_complete(folder)):
+            return
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            raise UserError(f"parameters are not finite after step {step}; {self._last_good()}; a lower rate")
+        self._staging = output / ".checkpoint.partial"
+        if first:
+            shutil.rmtree(self._staging, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if first:
+                publish(self._staging / folder.name, folder)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"cannot write {folder}: {one_line(error)}; {self._last_good()}; free some space and run "
+                            "the same command again") from error
+        finally:
+            if first:
+                shutil.rmtree(self._staging, ignore_errors=True)
+            self._staging = None
+        for old in output.glob("checkpoint-*") if first else ():
+            if old.name not in (folder.name, f"checkpoint-{self.state.best_global_step}"):
+                remove(old)
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """A checkpoint holds the encoder alone, without its wrapper's prefix."""
+        encoder = self.model.encoder
+        encoder.load_state_dict(type(encoder).from_pretrained(resume_from_checkpoint, dtype=encoder.dtype).state_dict())
+
+
+class Progress(transformers.TrainerCallback):
+    """One line a logging step on standard output and in training_log.jsonl; tells the sampler its epoch."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.path = Path(args.output_dir) / LOG_NAME
+        state.compute_steps(args, state.max_steps)  # else a checkpoint's LOGGING_STEPS would outlast the setting
+        if state.is_world_process_zero:  # forget what lies beyond the checkpoint, and a line cut short
+            rows = [row for row in read_log(args.output_dir) if state.global_step and row["step"] <= state.global_step]
+            self.path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        self.began, self.first_step = time.monotonic(), state.global_step
+        self.passages = self.seconds = 0
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.trainer.sampler.epoch = int(state.epoch)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.step_began = time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds += time.monotonic() - self.step_began
+        self.passages += (args.per_device_train_batch_size * self.trainer.train_dataset.group
+                          * args.gradient_accumulation_steps * args.world_size)
+        if state.global_step == state.max_steps and self.trainer.dev is not None:
+            control.should_evaluate = True
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or not ("loss" in logs or f"eval_{CHOSEN_BY}" in logs):
+            return
+        row = {"step": state.global_step, "epoch": round(state.epoch, 4)}
+        new, words = self._training(args, state, logs) if "loss" in logs else self._dev(state, logs)
+        print("  ".join([f"step {state.global_step}/{state.max_steps}", *words]), flush=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row | new) + "\n")
+
+    def _training(self, args, state, logs):
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        memory = torch.cuda.max_memory_allocated() if args.device.type == "cuda" else memory
+        speed = self.passages / max(self.seconds, 1e-9)
+        steps = state.global_step - self.first_step
+        left = (time.monotonic() - self.began) / max(steps, 1) * (state.max_steps - state.global_step)
+        self.passages = self.seconds = 0
+        row = {"loss": logs["loss"], "learning_rate": logs["learning_rate"], "passages_per_second": round(speed, 1),
+               "memory_gb": round(memory / 1e9, 2)}
+        return row, [f"loss {logs['loss']:.4f}", f"lr {logs['learning_rate']:.2e}", f"{speed:.0f} passages/s",
+                     f"{duration(left)} left", f"{memory / 1e9:.1f} GB"]
+
+    def _dev(self, state, logs):
+        metrics = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
+        if state.global_step == 0:
+            remark = "(before training)"
+        elif state.best_metric is None or metrics[CHOSEN_BY] > state.best_metric:
+            remark = "(best so far)"
+        else:
+            remark = f"(best: {state.best_metric:.4f} at step {state.best_global_step})"
+        return metrics, [*(f"dev {name} {value:.4f}" for name, value in metrics.items()), remark]

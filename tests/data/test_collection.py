@@ -1,0 +1,280 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import pytrec_eval
+from tiny import build
+
+from embedding_finetune.data.collection import (
+    Collection,
+    data_identity,
+    read_collection,
+    read_data,
+    write_collection,
+    write_data,
+    write_test_files,
+)
+from embedding_finetune.data.sources import read_pairs, source_of
+from embedding_finetune.data.texts import passage_id
+from embedding_finetune.evaluation.metrics import MEASURES, per_query
+from embedding_finetune.files import UserError, read_jsonl, write_json, write_jsonl
+from embedding_finetune.retrieval.runs import read_qrels
+from embedding_finetune.settings import DATA, Settings
+
+SMALL = Collection(queries={"q1": "one", "q2": "two", "q3": "three"},
+                   corpus={"a": "A", "b": "B", "c": "C", "d": "D"},
+                   qrels={"q1": {"b": 2, "a": 1, "d": 0}, "q2": {"a": 1}, "q3": {"c": 0}},
+                   parts={"q1": "train", "q2": "dev", "q3": "train"})
+
+
+def test_a_part_has_its_own_queries_and_the_whole_corpus():
+    train = SMALL.part("train")
+    assert list(train.queries) == list(train.qrels) == list(train.parts) == ["q1", "q3"]
+    assert train.corpus == SMALL.corpus
+    assert SMALL.part("test").queries == {}
+
+
+def test_positives_are_the_passages_judged_above_0():
+    assert [SMALL.positives(query) for query in SMALL.queries] == [["b", "a"], ["a"], []]
+    assert SMALL.pool() == (["b", "a"], [[0, 1], [1], []])
+    assert SMALL.judged() == {"a", "b", "c", "d"}
+
+
+def test_a_query_without_judgements_has_no_positives():
+    more = dataclasses.replace(SMALL, queries={"q0": "zero", **SMALL.queries})
+    assert more.positives("q0") == [] and more.pool()[1] == [[], [0, 1], [1], []]
+    assert "q0" not in more.of_queries(["q0", "q2"]).qrels
+
+
+def test_a_sample_keeps_the_order_and_the_judged_passages():
+    queries = {f"q{number}": f"query {number}" for number in range(50)}
+    whole = Collection(queries, {f"p{number}": "text" for number in range(60)},
+                       {f"q{number}": {f"p{number}": 1} for number in range(50)})
+    sample = whole.sample(10, seed=1)
+    assert sample == whole.sample(10, seed=1) != whole.sample(10, seed=2)
+    assert list(sample.queries) == [query for query in queries if query in sample.queries] and len(sample.queries) == 10
+    assert set(sample.corpus) == {query.replace("q", "p") for query in sample.queries} == sample.judged()
+    assert whole.sample(0, seed=1) is whole.sample(50, seed=1) is whole
+
+
+def test_the_corpus_grows_from_the_judged_passages_to_everything():
+    whole = Collection({"q": "query"}, {f"p{number}": f"passage {number}" for number in range(9)}, {"q": {"p8": 1}})
+    subsets = list(whole.subsets(steps=3))
+    assert [list(subset.corpus) for subset in subsets] == [
+        ["p8"], ["p0", "p1", "p2", "p3", "p8"], list(whole.corpus)]
+    assert all(subset.qrels == whole.qrels and subset.queries == whole.queries for subset in subsets)
+
+
+def test_a_collection_comes_back_as_written(tmp_path):
+    odd = dataclasses.replace(SMALL, corpus=SMALL.corpus | {"d": "line one\nline two\t\u2028 größer 獭 \"quoted\""})
+    write_collection(tmp_path, odd)
+    again = read_collection(tmp_path)
+    assert again == odd and list(again.corpus) == list(odd.corpus)
+    assert (tmp_path / "qrels" / "dev.tsv").read_text() == "query-id\tcorpus-id\tscore\nq2\ta\t1\n"
+    assert read_jsonl(tmp_path / "corpus.jsonl")[0] == {"_id": "a", "id": "a", "title": "", "text": "A"}
+
+
+def beir(folder, qrels="query-id\tcorpus-id\tscore\n1\tb\t1\n1\ta\t0\n"):
+    write_jsonl(folder / "corpus.jsonl", [{"_id": "a", "title": "A", "text": "first"}, {"_id": "b", "text": "second"},
+                                          {"_id": 3, "title": None, "text": None}])
+    write_jsonl(folder / "queries.jsonl", [{"_id": 1, "text": "which?"}, {"_id": 2, "text": "not judged"}])
+    (folder / "qrels").mkdir(exist_ok=True)
+    (folder / "qrels" / "test.tsv").write_text(qrels)
+    return folder
+
+
+def test_a_set_in_beirs_layout_is_read(tmp_path):
+    """Titles stand before texts, ids may be numbers, texts may be missing, and not every query need be judged."""
+    assert read_collection(beir(tmp_path)) == Collection(
+        {"1": "which?", "2": "not judged"}, {"a": "A first", "b": "second", "3": ""}, {"1": {"b": 1, "a": 0}},
+        {"1": "test"})
+    assert read_collection(tmp_path).part("test").queries == {"1": "which?"}
+
+
+@pytest.mark.parametrize("header", ["", "query-id\tcorpus-id\tscore\n", "qid\tpid\trelevance\r\n"])
+def test_no_judgement_is_lost_with_a_header_or_without(tmp_path, header):
+    judged = read_collection(beir(tmp_path, f"{header}1\ta\t2\n1\tb\t1\n2\ta\t3\n")).qrels
+    assert judged == {"1": {"a": 2, "b": 1}, "2": {"a": 3}}
+
+
+@pytest.mark.parametrize("qrels, message", [
+    ("head\n1\tb\t1\n", "test.tsv, line 1: expected query-id, corpus-id and score"),
+    ("a\tb\tc\n1 b 1\n", "test.tsv, line 2: expected query-id, corpus-id and score"),
+    ("a\tb\tc\n1\tb\t0.5\n", "test.tsv, line 2: expected .*a whole number"),
+    ("a\tb\tc\n1\tb\t1\nx\ty\tz\n", "test.tsv, line 3: expected"),
+    ("a\tb\tc\n1\tz\t1\n", "test.tsv, line 2: judges a query or passage that .* does not have"),
+    ("a\tb\tc\n9\tb\t1\n", "test.tsv, line 2: judges a query or passage that .* does not have"),
+    ("a\tb\tc\n", "qrels has no judgements"),
+])
+def test_broken_judgements_are_named(tmp_path, qrels, message):
+    with pytest.raises(UserError, match=message):
+        read_collection(beir(tmp_path, qrels))
+
+
+def test_ids_that_are_there_twice_and_parts_that_overlap_are_named(tmp_path):
+    beir(tmp_path)
+    (tmp_path / "qrels" / "dev.tsv").write_text("1\ta\t1\n")
+    with pytest.raises(UserError, match="test.tsv, line 2: query 1 is in dev.tsv, too"):
+        read_collection(tmp_path)
+    write_jsonl(tmp_path / "queries.jsonl", [{"_id": "1", "text": "a"}, {"_id": 1, "text": "b"}])
+    with pytest.raises(UserError, match="queries.jsonl has an `_id` twice"):
+        read_collection(tmp_path)
+
+
+def test_half_a_surrogate_pair_does_not_come_in(tmp_path):
+    beir(tmp_path)
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "a", "text": "half \\ud83d"}\n{"_id": "b", "text": "x"}\n')
+    assert read_collection(tmp_path).corpus["a"] == "half ?"
+
+
+def test_measures_on_graded_judgements_are_those_of_trec_eval(tmp_path):
+    """Grades 0 to 3, written, read back, and measured by pytrec_eval itself."""
+    rng = np.random.default_rng(4)
+    corpus = {f"p{number:03}": f"passage {number}" for number in range(300)}
+    queries = {f"q{number}": f"query {number}" for number in range(40)}
+
+    def some(number):
+        return rng.choice(list(corpus), number, replace=False).tolist()
+
+    qrels = {query: dict(zip(some(30), rng.integers(0, 4, 30).tolist())) for query in queries}
+    write_collection(tmp_path, Collection(queries, corpus, qrels, dict.fromkeys(queries, "test")))
+    again = read_collection(tmp_path).part("test")
+    assert again.qrels == qrels
+    run = {query: dict(zip(some(120), np.sort(rng.random(120))[::-1].tolist())) for query in queries}
+    ours = per_query(again.qrels, run)
+    best_ten = {query: dict(list(ranking.items())[:10]) for query, ranking in run.items()}
+    theirs = pytrec_eval.RelevanceEvaluator(qrels, {"recall.1,10,100", "ndcg_cut.10"}).evaluate(run)
+    first = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(best_ten)
+    for query in queries:
+        expected = {"recall@1": theirs[query]["recall_1"], "recall@10": theirs[query]["recall_10"],
+                    "recall@100": theirs[query]["recall_100"], "ndcg@10": theirs[query]["ndcg_cut_10"],
+                    "mrr@10": first[query]["recip_rank"]}
+        assert set(expected) == set(MEASURES) and ours.loc[query].to_dict() == pytest.approx(expected, abs=1e-6)
+    flat = {query: {passage: min(grade, 1) for passage, grade in judged.items()} for query, judged in qrels.items()}
+    assert abs(per_query(flat, run)["ndcg@10"] - ours["ndcg@10"]).max() > 0.01  # or the grades would mean nothing
+
+
+def test_the_parts_on_disk_are_those_that_were_made(settings):
+    collection = build(settings, labels=())
+    assert read_data(settings) == collection
+    test = collection.part("test")
+    rows = read_jsonl(settings.data_dir / "eval_dataset.json")
+    assert rows == [{"query": text, "pos": [test.corpus[passage] for passage in test.positives(query)], "id": query,
+                     "prompt": settings.query_instruction} for query, text in test.queries.items()]
+    assert read_qrels(settings.data_dir / "qrels.trec") == test.qrels
+    assert any(len(judged) > 1 for judged in test.qrels.values()), "a query with two positives must be in the test part"
+    assert list(collection.corpus) == sorted(collection.corpus)
+    assert all(passage_id(text) == passage for passage, text in collection.corpus.items())
+
+
+def test_grade_0_is_no_positive_of_the_test_files(settings):
+    write_test_files(settings, dataclasses.replace(SMALL, parts={"q1": "test"}), "find: ")
+    assert read_jsonl(settings.data_dir / "eval_dataset.json")[0]["pos"] == ["B", "A"]
+    assert read_qrels(settings.data_dir / "qrels.trec") == {"q1": {"b": 2, "a": 1, "d": 0}}
+
+
+def test_the_same_settings_give_the_same_bytes(built):
+    def contents():
+        return {path: path.read_bytes() for path in built.data_dir.rglob("*") if path.is_file()}
+
+    before, identity = contents(), data_identity(built)
+    build(built)
+    assert contents() == before and len(before) == 12 and data_identity(built) == identity
+
+
+def recorded(settings):
+    return json.loads((settings.data_dir / "dataset.json").read_text())["made_with"]
+
+
+def test_the_record_names_the_settings_of_the_data_and_the_files_hash(built):
+    made_with = recorded(built)
+    assert made_with.pop("sha256") == source_of(built)["sha256"]
+    assert made_with == built.as_dict(DATA) and "SEED" in made_with and "QUERY_INSTRUCTION" not in made_with
+
+
+def test_data_of_other_settings_is_neither_overwritten_nor_read(built, monkeypatch):
+    other, collection = dataclasses.replace(built, seed=7), read_data(built)
+    with pytest.raises(UserError, match=r"holds the data of other settings \(SEED=42, now 7\)"):
+        write_data(other, collection, source_of(other))
+    with pytest.raises(UserError, match=r"was made with other settings \(SEED=42, now 7\): run build_train"):
+        read_data(other)
+    monkeypatch.setenv("OVERWRITE", "1")
+    write_data(other, collection, source_of(other))
+    assert recorded(built)["SEED"] == 7 and read_data(other) == collection
+
+
+def test_data_of_another_source_is_not_overwritten(built, tmp_path, monkeypatch):
+    """The file has changed, under its name: models trained on the old pairs could not be evaluated any more."""
+    path = tmp_path / "pairs.jsonl"
+    rows = read_jsonl(built.dataset)
+    write_jsonl(path, rows)
+    settings = dataclasses.replace(built, dataset=str(path), data_dir=tmp_path / "other")
+    build(settings, labels=())
+    before = recorded(settings)["sha256"]
+    write_jsonl(path, rows[:-1])
+    with pytest.raises(UserError, match=rf"holds the data of other settings \(sha256={before}, now [0-9a-f]+\)"):
+        build(settings, labels=())
+    monkeypatch.setenv("OVERWRITE", "1")
+    build(settings, labels=())
+    assert recorded(settings)["sha256"] != before
+
+
+def test_changed_distractors_are_another_source(built, tmp_path):
+    path = tmp_path / "more.jsonl"
+    write_jsonl(path, [{"text": "a passage that answers nothing"}])
+    settings = dataclasses.replace(built, distractors=str(path), data_dir=tmp_path / "other")
+    build(settings, labels=())
+    write_jsonl(path, [{"text": "another passage that answers nothing"}])
+    with pytest.raises(UserError, match=r"holds the data of other settings \(distractors_sha256="):
+        build(settings, labels=())
+
+
+def test_how_a_model_is_asked_is_no_part_of_the_data(built, monkeypatch):
+    for name, value in {"QUERY_INSTRUCTION": "Say: ", "QUERY_MAX_LEN": "20", "EPOCHS": "3"}.items():
+        monkeypatch.setenv(name, value)
+    other = Settings.load()
+    assert other.query_instruction == "Say: " and read_data(other) == read_data(built)
+    write_data(other, read_data(built), source_of(other))
+    assert data_identity(other) == data_identity(built)
+
+
+def test_the_data_of_an_earlier_version_is_refused_in_one_line(built):
+    """Its dataset.json held the settings alone, without files."""
+    write_json(built.data_dir / "dataset.json", built.as_dict(DATA))
+    with pytest.raises(UserError, match="was made with other settings .*: run build_train_dataset.ipynb again"):
+        read_data(built)
+    with pytest.raises(UserError, match="holds the data of other settings"):
+        build(built)
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl", "qrels/dev.tsv"])
+def test_a_changed_file_is_noticed(built, name):
+    path = built.data_dir / name
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match="the files in .* are not those that build_train_dataset.ipynb wrote"):
+        read_data(built)
+    path.unlink()
+    with pytest.raises(UserError, match="the files in .* are not those"):
+        read_data(built)
+
+
+def test_missing_data_say_who_makes_them(settings):
+    with pytest.raises(UserError, match="dataset.json does not exist: it is made by build_train_dataset.ipynb"):
+        read_data(settings)
+
+
+def test_distractors_enter_the_corpus_and_nothing_else(built, tmp_path):
+    """Passages that are there already are no distractors; of the others a sample is taken."""
+    known = read_data(built)
+    texts = [text.upper() for text in known.corpus.values()] + [f"distractor {number}" for number in range(50)] + [" "]
+    write_jsonl(tmp_path / "more.jsonl", [{"text": text} for text in texts])
+    settings = dataclasses.replace(built, distractors=str(tmp_path / "more.jsonl"), max_distractors=20,
+                                   data_dir=tmp_path / "other")
+    harder = build(settings, labels=())
+    added = {passage: text for passage, text in harder.corpus.items() if passage not in known.corpus}
+    assert len(added) == 20 and all(text.startswith("distractor ") for text in added.values())
+    assert all(passage_id(text) == passage for passage, text in added.items())
+    assert (harder.qrels, harder.parts, harder.queries) == (known.qrels, known.parts, known.queries)
+    assert known.corpus.items() <= harder.corpus.items() and read_data(settings) == harder
+    assert read_pairs(built)[0].corpus.keys() == known.corpus.keys()

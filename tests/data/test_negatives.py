@@ -1,0 +1,180 @@
+import itertools
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from embedding_finetune.data.negatives import Filter, choose, interleave, sample_random, screen
+from embedding_finetune.data.texts import near_duplicates
+from embedding_finetune.files import UserError
+from embedding_finetune.retrieval.retrievers import nearest
+from embedding_finetune.settings import ROOT
+
+
+def test_negatives_are_distinct_and_never_positives():
+    rng = np.random.default_rng(5)
+    positives = [rng.choice(60, size=rng.integers(1, 5), replace=False).tolist() for _ in range(2000)]
+    for row, own in zip(sample_random(positives, 60, 50, seed=1), positives):
+        assert len(set(row.tolist())) == 50 and not set(row.tolist()) & set(own) and 0 <= row.min() and row.max() < 60
+
+
+def test_all_passages_but_the_positives_when_there_are_just_enough():
+    assert sorted(sample_random([[2, 0, 2]], 5, 3, seed=1)[0]) == [1, 3, 4]
+    assert sample_random([], 5, 3, seed=1).shape == (0, 3)
+
+
+def test_each_set_of_negatives_is_equally_likely():
+    drawn = sample_random([[1, 4]] * 30_000, 7, 2, seed=9)
+    counts = Counter(tuple(sorted(row)) for row in drawn.tolist())
+    possible = list(itertools.combinations([0, 2, 3, 5, 6], 2))
+    assert sorted(counts) == possible
+    deviation = sum((counts[pair] - 3000) ** 2 / 3000 for pair in possible)
+    assert deviation < 27.9  # chi-squared with 9 degrees of freedom, p = 0.001
+
+
+def test_the_seed_decides():
+    positives = [[index] for index in range(500)]
+    first = sample_random(positives, 500, 10, seed=[42, 10])
+    assert (first == sample_random(positives, 500, 10, seed=[42, 10])).all()
+    assert (first != sample_random(positives, 500, 10, seed=[43, 10])).any()
+
+
+def test_too_few_passages_are_refused():
+    with pytest.raises(UserError, match="50 negatives a query were asked for, but a query has only 49 other passages"):
+        sample_random([[0], [1]], 50, 50, seed=1)
+
+
+def test_the_tutorials_size_takes_well_under_a_second():
+    started = time.perf_counter()
+    sample_random([[index] for index in range(6980)], 6980, 50, seed=1)
+    assert time.perf_counter() - started < 1
+
+
+def unit(rows):
+    rows = np.asarray(rows, dtype=np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_the_filters_by_hand():
+    scores, positive = np.array([[0.9, 0.77, 0.759, 0.7, 0.1]]), [0.8]
+    for text, expected in (("share 0.95", [False, False, True, True, True]),    # below 0.76
+                           ("margin 0.05", [False, False, False, True, True]),  # below 0.75
+                           ("ranks 2 3", [False, True, True, False, False]), ("none", [True] * 5)):
+        assert Filter.parse(text).keeps(scores, positive).tolist() == [expected]
+    below_zero = Filter.parse("share 0.95").keeps(np.array([[-0.2, -0.22]]), [-0.2])
+    assert below_zero.tolist() == [[False, True]]  # 5 % below -0.2 is -0.21
+
+
+def test_two_sources_take_turns():
+    assert interleave(np.array([[1, 2, 3]]), np.array([[4, 1, 5]])).tolist() == [[1, 4, 2, 3, 5, -1]]
+
+
+def test_a_source_that_found_less_leaves_the_turns_to_the_other():
+    """BM25 finds only passages that share a word; the columns may differ in number, too."""
+    found = interleave(np.array([[7, -1, -1], [-1, -1, -1]]), np.array([[1, 2], [3, 4]]))
+    assert found.tolist() == [[7, 1, 2, -1, -1], [3, 4, -1, -1, -1]]
+
+
+def test_planted_false_negatives_are_rejected_and_hard_negatives_stay():
+    """For each query 5 unlabelled positives, as near to it as its positive, and 20 hard negatives, nearer than any
+    random passage.
+    """
+    rng, queries = np.random.default_rng(7), 300
+    centres = unit(rng.normal(size=(queries, 64)))
+
+    def around(noise, each):
+        return unit(np.repeat(centres, each, axis=0) + noise * rng.normal(size=(queries * each, 64)) / 8)
+
+    passages = np.concatenate([around(0.4, 1), around(0.4, 5), around(1.5, 20), unit(rng.normal(size=(5000, 64)))])
+    false = queries + np.arange(queries * 5).reshape(queries, 5)
+    hard = queries * 6 + np.arange(queries * 20).reshape(queries, 20)
+    positives = [[query] for query in range(queries)]
+    candidates = nearest(centres, passages, 100)[1]
+    assert np.mean([np.isin(hard[query], candidates[query]).mean() for query in range(queries)]) > 0.95
+    kept = screen(candidates, positives, centres, passages, Filter.parse("share 0.95"))
+    rejected = np.mean([~np.isin(false[query], kept[query]) for query in range(queries)])
+    lost = np.mean([~np.isin(hard[query], kept[query]) for query in range(queries)])
+    assert rejected >= 0.95 and lost <= 0.2
+    unfiltered = screen(candidates, positives, centres, passages, Filter.parse("none"))
+    false_found = [np.isin(false[query], unfiltered[query]) for query in range(queries)]
+    assert np.mean(false_found) > 0.95  # or the filter had nothing to do
+    assert not any(np.isin(own, row) for own, row in zip(positives, unfiltered))
+
+
+def test_of_several_positives_the_lowest_counts():
+    queries, passages = unit([[1, 0]]), unit([[1, 0], [1, 1], [1, 0.5], [1, 2]])
+    candidates = np.array([[2, 3]])
+    assert screen(candidates, [[0]], queries, passages, Filter.parse("share 0.95")).tolist() == [[2, 3]]
+    assert screen(candidates, [[0, 1]], queries, passages, Filter.parse("share 0.95")).tolist() == [[-1, 3]]
+
+
+def test_candidates_that_are_none_stay_none_whatever_the_filter():
+    """The last passage, at position -1, is the best there is: nothing may come of it."""
+    queries, passages = unit([[1, 0]]), unit([[1, 0.2], [0, 1], [1, 0.3], [1, 0]])
+    for text in ("none", "share 0.95", "margin 0.05", "ranks 1 3"):
+        assert screen(np.array([[1, -1, -1]]), [[0]], queries, passages, Filter.parse(text)).tolist() == [[1, -1, -1]]
+    assert screen(np.empty((0, 3), int), [], queries[:0], passages, Filter.parse("none")).shape == (0, 3)
+
+
+WORDS = "amber birch cedar delta ember fjord grove heath islet jetty knoll ledge".split()
+NO_PAIRS = np.empty((0, 2), dtype=int)
+POOL = [" ".join(np.random.default_rng(number).choice(WORDS, 9)) for number in range(40)]
+
+
+def test_no_near_duplicate_of_a_positive_is_chosen():
+    texts = [*POOL, POOL[0] + " once more"]
+    near = near_duplicates(texts)
+    assert near.tolist() == [[0, 40]]
+    for positive, other in ((0, 40), (40, 0)):
+        chosen, mined = choose(np.array([[other, 3, 5, 7]]), [[positive]], near, 41, 3, seed=1)
+        assert chosen.tolist() == [[3, 5, 7]] and mined.tolist() == [3]
+        filled, mined = choose(np.array([[-1, -1]]), [[positive]], near, 41, 39, seed=1)
+        assert sorted(filled[0].tolist()) == list(range(1, 40)) and mined.tolist() == [0]
+    both, _ = choose(np.array([[40, 0]]), [[5]], near, 41, 2, seed=1)
+    assert both.tolist() == [[40, 0]]  # near each other, but to no positive
+
+
+def test_random_passages_fill_up_what_the_filter_left_empty():
+    candidates = np.full((500, 4), -1)
+    candidates[::2, 0] = 39
+    positives = [[number % 30] for number in range(500)]
+    chosen, mined = choose(candidates, positives, NO_PAIRS, 40, 5, seed=3)
+    assert mined.tolist() == [1, 0] * 250
+    assert (chosen[::2, 0] == 39).all() and all(len(set(row)) == 5 for row in chosen.tolist())
+    assert not any(own[0] in row for own, row in zip(positives, chosen.tolist()))
+    again, _ = choose(candidates, positives, NO_PAIRS, 40, 5, seed=3)
+    other, _ = choose(candidates, positives, NO_PAIRS, 40, 5, seed=4)
+    assert (chosen == again).all() and (chosen != other).any()
+
+
+def test_a_pool_that_is_too_small_is_refused():
+    with pytest.raises(UserError, match="5 negatives a query were asked for, but a query finds only 4 in the"):
+        choose(np.array([[1]]), [[0]], NO_PAIRS, 5, 5, seed=1)
+    with pytest.raises(UserError, match="a query finds only 3 in the training part that are no near-duplicates"):
+        choose(np.array([[1]]), [[0]], np.array([[0, 4]]), 5, 4, seed=1)
+
+
+MEASURE = """
+import resource, sys
+import numpy as np
+from embedding_finetune.data.negatives import Filter, screen
+from embedding_finetune.retrieval.retrievers import nearest
+rng = np.random.default_rng(0)
+queries, passages = (rng.standard_normal((rows, 16), dtype=np.float32) for rows in (6_000, 60_000))
+positives = [[number] for number in range(6_000)]
+nearest(queries[:10], passages[:10], 2)  # what the libraries need for themselves
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+screen(nearest(queries, passages, 50)[1], positives, queries, passages, Filter.parse("share 0.95"))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def test_memory_stays_far_below_queries_times_passages():
+    """6,000 queries against 60,000 passages: their scores would take 1,440 MB; candidates and one batch take tens."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "-c", MEASURE], env=environment, capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 200

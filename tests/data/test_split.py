@@ -1,0 +1,108 @@
+import dataclasses
+import random
+from collections import Counter
+
+import pytest
+from tiny import tiny_pairs
+
+from embedding_finetune.data.collection import Collection
+from embedding_finetune.data.sources import Row, clean
+from embedding_finetune.data.split import split
+from embedding_finetune.data.texts import near_duplicates
+from embedding_finetune.files import UserError
+
+
+def collection_of(*positives):
+    """Query number n has the positives at place n: a list of texts."""
+    return clean(Row(f"query {number}", texts, number) for number, texts in enumerate(positives))[0]
+
+
+def parts_of(collection, **options):
+    return list(split(collection, **options).parts.values())
+
+
+def test_no_query_and_no_positive_is_in_two_parts():
+    pairs, _ = clean(Row(row["query"], row["pos"], row["id"]) for row in tiny_pairs(1000))
+    collection = split(pairs, test_fraction=0.2, dev_fraction=0.1, seed=3)
+    where = {}
+    for query, part in collection.parts.items():
+        for passage in collection.positives(query):
+            where.setdefault(passage, []).append(part)
+    assert all(len(set(found)) == 1 for found in where.values())
+    assert any(len(found) > 1 for found in where.values()), "the pairs must share passages to show anything"
+    sizes = Counter(collection.parts.values())
+    assert sizes["test"] == round(0.2 * len(pairs.queries))
+    assert sizes["dev"] == round(0.1 * (len(pairs.queries) - sizes["test"]))
+    assert list(collection.parts) == list(pairs.queries) and dataclasses.replace(collection, parts={}) == pairs
+
+
+def test_queries_that_share_passages_over_others_stay_together():
+    collection = collection_of(["a", "b"], ["b", "c"], ["c"], *([f"passage {number}"] for number in range(3, 30)))
+    for seed in range(20):
+        assert len(set(parts_of(collection, test_fraction=0.3, dev_fraction=0.3, seed=seed)[:3])) == 1
+
+
+def test_a_passage_judged_0_holds_nothing_together():
+    """It answers neither query, so it tells nothing of one to the other."""
+    queries = {f"q{number}": f"query {number}" for number in range(60)}
+    qrels = {query: {f"p{number}": 1, "nothing": 0} for number, query in enumerate(queries)}
+    corpus = {f"p{number}": f"passage {number}" for number in range(60)} | {"nothing": "answers nothing"}
+    assert set(parts_of(Collection(queries, corpus, qrels), test_fraction=0.2, dev_fraction=0.1, seed=1)) == {
+        "train", "dev", "test"}
+
+
+def with_near_duplicates():
+    """300 passages of 20 words; behind every third follows its twin with a word more, which answers another query."""
+    generator, vocabulary, positives = random.Random(1), [f"word{number}" for number in range(500)], []
+    for number in range(300):
+        text = " ".join(generator.choices(vocabulary, k=20))
+        positives += [[text]] + [[f"{text} besides"]] * (number % 3 == 0)
+    return collection_of(*positives)
+
+
+def separated(collection):
+    """How many pairs of near-duplicate positives lie in different parts."""
+    texts, part = list(collection.corpus.values()), {}
+    for query, name in collection.parts.items():
+        part |= dict.fromkeys(collection.positives(query), name)
+    parts = [part[passage] for passage in collection.corpus]
+    return sum(parts[one] != parts[other] for one, other in near_duplicates(texts))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_near_duplicates_are_kept_together(seed):
+    collection = with_near_duplicates()
+    assert len(near_duplicates(collection.corpus.values())) == 100
+    options = {"test_fraction": 0.2, "dev_fraction": 0.1, "seed": seed}
+    assert separated(split(collection, **options)) == 0
+    assert separated(split(collection, **options, together=False)) > 10
+    sizes = Counter(parts_of(collection, **options))
+    assert sizes["test"] == 80 and sizes["dev"] == 32  # of 400, and of the 320 left
+
+
+def test_near_duplicates_stay_together_over_others():
+    """The first and the last have too little in common for themselves."""
+    sentence = [f"word{number}" for number in range(16)]
+    chain = [[" ".join(sentence[start:start + 12])] for start in range(4)]
+    others = [[f"passage {number} stands alone"] for number in range(40)]
+    assert near_duplicates([text for text, in chain]).tolist() == [[0, 1], [1, 2], [2, 3]]
+    for seed in range(10):
+        parts = parts_of(collection_of(*chain, *others), test_fraction=0.3, dev_fraction=0.3, seed=seed)
+        assert len(set(parts[:4])) == 1
+
+
+def test_the_seed_decides():
+    collection = collection_of(*([f"passage {number}"] for number in range(100)))
+    first = split(collection, test_fraction=0.2, dev_fraction=0.1, seed=1)
+    assert first == split(collection, test_fraction=0.2, dev_fraction=0.1, seed=1)
+    assert first != split(collection, test_fraction=0.2, dev_fraction=0.1, seed=2)
+
+
+def test_pairs_that_cannot_be_split_are_refused():
+    options = {"test_fraction": 0.2, "dev_fraction": 0.1, "seed": 1}
+    with pytest.raises(UserError, match="5 queries are too few, or too entangled by shared passages, for a dev part"):
+        split(collection_of(*([f"passage {number}"] for number in range(5))), **options)
+    with pytest.raises(UserError, match="for a dev part|for a test part"):
+        split(collection_of(*([["the one passage"]] * 50)), **options)
+    with pytest.raises(UserError, match="0 queries are too few"):
+        split(collection_of(), **options)

@@ -1,0 +1,96 @@
+"""Metrics by hand and against trec_eval itself."""
+
+import math
+
+import numpy as np
+import pytest
+import pytrec_eval
+
+from embedding_finetune.data.collection import Collection
+from embedding_finetune.evaluation.metrics import (
+    by_corpus_size,
+    choose_weight,
+    first_positive_rank,
+    mean,
+    measure,
+    per_query,
+)
+from embedding_finetune.retrieval.retrievers import Retriever
+
+QRELS = {"q1": {"a": 1, "b": 1}, "q2": {"c": 1}, "q3": {"d": 1}, "q4": {"e": 1}}
+RUN = {"q1": {"a": 0.9, "x": 0.8, "b": 0.7},                                                # ranks 1 and 3
+       "q2": {**{f"x{number:02d}": 1 - number / 100 for number in range(10)}, "c": 0.1},    # rank 11
+       "q3": {"y": 0.5, "d": 0.4}}                                                          # rank 2; q4 is missing
+
+
+def test_metrics_by_hand():
+    table = per_query(QRELS, RUN)
+    assert table["recall@1"].to_dict() == {"q1": 0.5, "q2": 0, "q3": 0, "q4": 0}
+    assert table["recall@10"].to_dict() == {"q1": 1, "q2": 0, "q3": 1, "q4": 0}
+    assert table["recall@100"].to_dict() == {"q1": 1, "q2": 1, "q3": 1, "q4": 0}
+    assert table["mrr@10"].to_dict() == {"q1": 1, "q2": 0, "q3": 0.5, "q4": 0}
+    two_first = 1 + 1 / math.log2(3)
+    assert table["ndcg@10"].to_dict() == pytest.approx(
+        {"q1": (1 + 1 / 2) / two_first, "q2": 0, "q3": 1 / math.log2(3), "q4": 0})
+    assert mean(table)["recall@1"] == 0.125 and mean(table)["mrr@10"] == 0.375
+
+
+def test_grades_weigh_in_ndcg_and_a_grade_of_0_answers_nothing():
+    table = per_query({"q": {"good": 3, "fair": 1, "bad": 0}}, {"q": {"bad": 0.9, "fair": 0.8, "good": 0.7}})
+    found, best = 1 / math.log2(3) + 3 / math.log2(4), 3 + 1 / math.log2(3)
+    assert table.loc["q", "ndcg@10"] == pytest.approx(found / best)
+    assert table.loc["q", ["recall@1", "recall@10", "mrr@10"]].tolist() == [0, 1, 0.5]
+
+
+def test_metrics_agree_with_trec_eval_on_random_runs():
+    rng = np.random.default_rng(1)
+    passages, queries = [f"p{number}" for number in range(300)], [f"q{number}" for number in range(50)]
+    qrels = {query: dict(zip(rng.choice(passages, rng.integers(1, 5), replace=False).tolist(), [1, 0, 2, 1]))
+             for query in queries}
+    run = {query: dict(zip(rng.choice(passages, 120, replace=False).tolist(), np.sort(rng.random(120))[::-1].tolist()))
+           for query in queries}
+    theirs = pytrec_eval.RelevanceEvaluator(qrels, {"recall.1,10,100", "ndcg_cut.10"}).evaluate(run)
+    first_ten = {query: dict(list(ranking.items())[:10]) for query, ranking in run.items()}
+    reciprocal = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(first_ten)
+    names = {"recall@1": "recall_1", "recall@10": "recall_10", "recall@100": "recall_100", "ndcg@10": "ndcg_cut_10"}
+    ours = per_query(qrels, run)
+    for query in queries:
+        expected = {name: theirs[query][key] for name, key in names.items()}
+        assert ours.loc[query].to_dict() == pytest.approx(expected | {"mrr@10": reciprocal[query]["recip_rank"]})
+
+
+def test_a_run_is_ranked_by_its_scores_not_by_the_order_of_its_file():
+    assert per_query({"q": {"a": 1}}, {"q": {"b": 0.1, "a": 0.2}}).loc["q", "recall@1"] == 1
+
+
+def test_rank_of_the_first_positive():
+    collection = Collection(dict.fromkeys(QRELS, ""), {}, QRELS)
+    rank = first_positive_rank(collection, RUN)
+    assert rank[["q1", "q2", "q3"]].to_list() == [1, 11, 2] and np.isnan(rank["q4"])
+
+
+def test_metrics_by_corpus_size():
+    """The retriever puts the passages in the order of their ids: `c` sinks as passages before it are added."""
+    class Alphabetical(Retriever):
+        def build(self, texts):
+            self.size = len(texts)
+
+        def top(self, texts, depth):
+            order = np.argsort(self.ids)[None, :depth]
+            return -np.arange(order.shape[1], dtype=np.float32)[None], order
+
+    retriever = Alphabetical()
+    rows = by_corpus_size(Collection({"q": ""}, dict.fromkeys("cab", ""), {"q": {"c": 1}}), retriever)
+    assert [(row["passages"], row["mrr@10"]) for row in rows] == [
+        (1, 1), (1, 1), (2, 0.5), (3, pytest.approx(1 / 3)), (3, pytest.approx(1 / 3))]
+    assert retriever.size == 3  # it ends with the whole corpus
+
+
+def test_the_weight_is_the_best_on_the_queries_given_and_the_smallest_of_equals():
+    """BM25 knows q1, the model knows q2; only weights between answer both."""
+    bm25 = {"q1": {"x": 9.0, "y": 1.0}, "q2": {"x": 5.0, "y": 4.0}}
+    dense = {"q1": {"y": 0.6, "x": 0.5}, "q2": {"y": 0.9, "x": 0.4}}
+    both = Collection({"q1": "", "q2": ""}, {"x": "", "y": ""}, {"q1": {"x": 1}, "q2": {"y": 1}})
+    assert choose_weight(both, bm25, dense) == 0.15  # q1 needs more than 0.1 / (8 / 9) = 0.1125
+    assert choose_weight(both.of_queries(["q2"]), bm25, dense) == 0
+    assert measure(both, dense)["recall@1"] == 0.5

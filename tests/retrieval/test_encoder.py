@@ -1,0 +1,236 @@
+"""Vectors must be those of FlagEmbedding and sentence-transformers, never those of another model, use or text."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from FlagEmbedding.inference.embedder.encoder_only.base import BaseEmbedder
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from tiny import tiny_texts, tiny_xlmr
+
+from embedding_finetune.files import UserError
+from embedding_finetune.retrieval import encoder as module
+from embedding_finetune.retrieval.encoder import Encoder, batches, pool
+from embedding_finetune.retrieval.model_use import ModelUse
+
+INSTRUCTION = "Tell me: "
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_settings):
+    with open(tiny_settings["DATASET"], encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+@pytest.fixture(scope="module")
+def texts(rows):
+    """Texts of many lengths, in no order of length; the longest is truncated."""
+    passages = [text for row in rows[:40] for text in row["pos"]]
+    return [" ".join(passages[:number % 7 + 1]) if number % 3 else text[:number]
+            for number, text in enumerate(passages)]
+
+
+@pytest.fixture
+def use(tiny_settings, tmp_path):
+    """A model in a folder that the test may spoil."""
+    folder = shutil.copytree(tiny_settings["BASE_MODEL"], tmp_path / "model")
+    return ModelUse("raw", "tiny", str(folder), pooling="cls", query_prompt=INSTRUCTION, passage_prompt="",
+                    query_max_len=16, passage_max_len=48)
+
+
+@pytest.fixture
+def loadings(monkeypatch):
+    """Counts how often a model is loaded, and collects the texts that are encoded."""
+    seen = {"models": 0, "texts": []}
+    load, compute = Encoder._load, Encoder._compute
+
+    def counted_load(self):
+        seen["models"] += 1
+        load(self)
+
+    def noted_compute(self, texts, *arguments):
+        seen["texts"] += texts
+        return compute(self, texts, *arguments)
+
+    monkeypatch.setattr(Encoder, "_load", counted_load)
+    monkeypatch.setattr(Encoder, "_compute", noted_compute)
+    return seen
+
+
+def base_embedder(use):
+    return BaseEmbedder(
+        use.name, pooling_method=use.pooling, use_fp16=False, devices="cpu", query_max_length=use.query_max_len,
+        query_instruction_for_retrieval=use.query_prompt or None, passage_max_length=use.passage_max_len,
+        normalize_embeddings=use.normalize)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("architecture", ["bert", "xlmr"])
+@pytest.mark.parametrize("batch_size", [0, 3])
+def test_vectors_are_those_of_base_embedder(use, rows, texts, tmp_path, monkeypatch, pooling, architecture, batch_size):
+    """In the texts' order, prompt and truncation included, whatever the batches."""
+    monkeypatch.setitem(module.BATCH_TOKENS, "cpu", 100)
+    name = use.name if architecture == "bert" else str(tiny_xlmr(tmp_path / "xlmr", tiny_texts(rows)))
+    use = dataclasses.replace(use, name=name, pooling=pooling)
+    ours, theirs = Encoder(use, batch_size), base_embedder(use)
+    for mine, expected in ((ours.encode_queries(texts), theirs.encode_queries(texts)),
+                           (ours.encode_passages(texts), theirs.encode_corpus(texts))):
+        assert mine.dtype == np.float32 and mine.shape == (len(texts), 64)
+        np.testing.assert_allclose(mine, expected, atol=1e-5)
+    assert abs(ours.encode_queries(texts) - ours.encode_passages(texts)).max() > 1e-3
+
+
+def test_vectors_keep_their_length_where_the_use_says_so(use, texts):
+    use = dataclasses.replace(use, normalize=False)
+    vectors = Encoder(use).encode_passages(texts)
+    np.testing.assert_allclose(vectors, base_embedder(use).encode_corpus(texts), atol=1e-5)
+    assert abs(np.linalg.norm(vectors, axis=1) - 1).max() > 0.5
+
+
+@pytest.mark.parametrize("pooling, theirs", [("cls", "cls"), ("mean", "mean"), ("last_token", "lasttoken")])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_poolings_and_prompts_are_those_of_sentence_transformers(use, rows, texts, tmp_path, pooling, theirs, side):
+    """At the left only for a model that counts positions without the padding: any other is not itself there."""
+    folder = tmp_path / "model" if side == "right" else tiny_xlmr(tmp_path / "xlmr", tiny_texts(rows))
+    edit_json(folder / "tokenizer_config.json", padding_side=side)
+    use = dataclasses.replace(use, name=str(folder), pooling=pooling, passage_prompt="Passage: ", query_max_len=48)
+    transformer = Transformer(use.name, max_seq_length=48)
+    model = SentenceTransformer(modules=[transformer, Pooling(64, theirs), Normalize()], device="cpu")
+    ours = Encoder(use, batch_size=7)
+    assert ours.encode_queries(texts) == pytest.approx(model.encode(texts, prompt=use.query_prompt), abs=1e-5)
+    assert ours.encode_passages(texts) == pytest.approx(model.encode(texts, prompt=use.passage_prompt), abs=1e-5)
+
+
+def test_vectors_do_not_depend_on_the_batch_where_a_tokenizer_pads_at_the_left(use, texts, tmp_path):
+    edit_json(tmp_path / "model" / "tokenizer_config.json", padding_side="left")
+    together, alone = (Encoder(use, batch_size).encode_passages(texts) for batch_size in (50, 1))
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_padding_at_either_end_is_no_part_of_a_vector():
+    """Two texts of two and three tokens, counted by hand."""
+    hidden = torch.arange(12.0).view(2, 3, 2)  # tokens [0, 1], [2, 3], [4, 5] and [6, 7], [8, 9], [10, 11]
+    right, left = torch.tensor([[1, 1, 0], [1, 1, 1]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
+    for mask, method, expected in ((right, "cls", [[0, 1], [6, 7]]), (right, "last_token", [[2, 3], [10, 11]]),
+                                   (right, "mean", [[1, 2], [8, 9]]), (left, "cls", [[2, 3], [6, 7]]),
+                                   (left, "last_token", [[4, 5], [10, 11]]), (left, "mean", [[3, 4], [8, 9]])):
+        assert pool(hidden, mask, method).tolist() == expected
+
+
+def test_the_mean_in_half_precision_does_not_overflow():
+    hidden = torch.full((1, 512, 4), 200.0, dtype=torch.float16)  # their sum is beyond 65,504
+    assert pool(hidden, torch.ones(1, 512, dtype=torch.long), "mean").tolist() == [[200.0] * 4]
+
+
+def test_batches_are_full_but_not_overfull():
+    lengths = [3, 10, 1, 2, 10, 4, 30]
+    assert [list(rows) for rows in batches(lengths, 0, 20)] == [[6], [1, 4], [5, 0, 3, 2]]
+    assert [list(rows) for rows in batches(lengths, 3, 20)] == [[6, 1, 4], [5, 0, 3], [2]]
+
+
+def test_what_is_in_the_cache_needs_no_model(use, texts, tmp_path, loadings):
+    first = Encoder(use, cache=tmp_path / "cache")
+    vectors = first.encode_queries(texts), first.encode_passages(texts)
+    assert loadings["models"] == 1
+    again = Encoder(use, cache=tmp_path / "cache")
+    assert np.array_equal(again.encode_queries(texts), vectors[0])
+    assert np.array_equal(again.encode_passages(texts[::-1]), vectors[1][::-1])
+    assert loadings["models"] == 1
+
+
+def test_only_new_texts_are_encoded_and_equal_ones_once(use, tmp_path, loadings):
+    Encoder(use, cache=tmp_path / "cache").encode_passages(["an otter", "a heron", "an otter"])
+    grown = Encoder(use, cache=tmp_path / "cache").encode_passages(["a lynx", "a heron", "an otter."])
+    assert loadings["texts"] == ["an otter", "a heron", "a lynx", "an otter."]
+    np.testing.assert_allclose(grown, Encoder(use).encode_passages(["a lynx", "a heron", "an otter."]), atol=1e-5)
+
+
+def test_an_interrupted_encoding_resumes(use, texts, tmp_path, monkeypatch, loadings):
+    monkeypatch.setattr(module, "CHUNK", 10)
+    write = module.VectorCache.write
+
+    def write_once(cache, *args):
+        write(cache, *args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interruption, pytest.raises(KeyboardInterrupt):
+        interruption.setattr(module.VectorCache, "write", write_once)
+        Encoder(use, cache=tmp_path / "cache").encode_passages(texts)
+    Encoder(use, cache=tmp_path / "cache").encode_passages(texts)
+    assert len(loadings["texts"]) == len(set(texts))
+
+
+CHANGES = {"pooling": {"pooling": "mean"}, "prompt": {"query_prompt": "Say: "}, "normalize": {"normalize": False},
+           "lengths": {"query_max_len": 12, "passage_max_len": 24}}
+
+
+@pytest.mark.parametrize("change", [*CHANGES, "weights", "config", "tokenizer", "code", "package"])
+def test_a_changed_model_or_use_is_encoded_anew(use, texts, tmp_path, monkeypatch, change):
+    before = Encoder(use, cache=tmp_path / "cache").encode_queries(texts)
+    if change in CHANGES:
+        use = dataclasses.replace(use, **CHANGES[change])
+    elif change == "weights":
+        path = f"{use.name}/model.safetensors"
+        save_file({name: weight * 1.5 for name, weight in load_file(path).items()}, path, metadata={"format": "pt"})
+    elif change == "config":
+        edit_json(f"{use.name}/config.json", layer_norm_eps=0.5)
+    elif change == "tokenizer":
+        vocabulary = json.loads((tmp_path / "model" / "tokenizer.json").read_text())
+        ids = vocabulary["model"]["vocab"]
+        ids["in"], ids["the"] = ids["the"], ids["in"]
+        (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(vocabulary))
+    elif change == "code":
+        (tmp_path / "encoder.py").write_text("vectors = None\n")
+        monkeypatch.setattr(module, "__file__", str(tmp_path / "encoder.py"))
+    else:
+        version = module.importlib.metadata.version
+        monkeypatch.setattr("importlib.metadata.version",
+                            lambda name: "99.0" if name == "transformers" else version(name))
+    after = Encoder(use, cache=tmp_path / "cache").encode_queries(texts)
+    np.testing.assert_allclose(after, Encoder(use).encode_queries(texts), atol=1e-5)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert change in ("code", "package") or abs(after - before).max() > 1e-3
+
+
+def edit_json(path, **changes):
+    with open(path, encoding="utf-8") as file:
+        content = json.load(file)
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(content | changes, file)
+
+
+def test_a_model_exchanged_behind_our_back_is_noticed(use, texts, tmp_path):
+    """Made before the training ended, used after: the weights loaded are not those that the cache was asked for."""
+    encoder = Encoder(use, cache=tmp_path / "cache")
+    edit_json(f"{use.name}/config.json", layer_norm_eps=0.5)
+    with pytest.raises(UserError, match="has changed since this Encoder was made"):
+        encoder.encode_queries(texts)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_progress_counts_texts(use, texts, capfd):
+    Encoder(use).encode_passages(texts)
+    assert f"{len(set(texts))}/{len(set(texts))}" in capfd.readouterr().err
+
+
+def test_broken_weights_are_named_and_not_stored(use, texts, tmp_path):
+    path = f"{use.name}/model.safetensors"
+    broken = {name: torch.full_like(weight, torch.nan) for name, weight in load_file(path).items()}
+    save_file(broken, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="not finite"):
+        Encoder(use, cache=tmp_path / "cache").encode_passages(texts)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_full_gpu_says_what_to_set(use, texts, monkeypatch):
+    def fail(*arguments, **options):
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(module, "pool", fail)
+    with pytest.raises(UserError, match="set ENCODE_BATCH_SIZE"):
+        Encoder(use).encode_passages(texts)

@@ -1,0 +1,234 @@
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from tiny import tiny_bert, tiny_pairs, tiny_texts, tiny_xlmr
+from transformers import AutoModel, AutoTokenizer
+
+from embedding_finetune.files import UserError, write_json
+from embedding_finetune.retrieval.encoder import Encoder
+from embedding_finetune.retrieval.model_use import ModelUse, base_use, model_path, ready_made, said_by_model, use_of
+from embedding_finetune.settings import ROOT, Settings
+from embedding_finetune.training.export import export
+
+OTHER = {"BASE_POOLING": "cls", "QUERY_INSTRUCTION": "Other: ", "PASSAGE_INSTRUCTION": "Else: ", "QUERY_MAX_LEN": "9",
+         "PASSAGE_MAX_LEN": "11", "REFERENCE_POOLING": "cls", "REFERENCE_MAX_LEN": "13"}
+
+
+@pytest.fixture
+def model(tiny_settings, tmp_path):
+    """A raw model's folder that the test may change."""
+    return shutil.copytree(tiny_settings["BASE_MODEL"], tmp_path / "model")
+
+
+def say(folder, pooling=None, lengths=None, prompts=None, kinds=("Transformer", "Pooling", "Normalize")):
+    """Put sentence-transformers' files beside a model."""
+    paths = {"Transformer": "", "Pooling": "1_Pooling"}
+    write_json(folder / "modules.json", [
+        {"idx": number, "name": str(number), "path": paths.get(kind, f"{number}_{kind}"),
+         "type": f"sentence_transformers.models.{kind}"} for number, kind in enumerate(kinds)])
+    write_json(folder / "1_Pooling" / "config.json", pooling or {"pooling_mode_mean_tokens": True})
+    write_json(folder / "sentence_bert_config.json", lengths or {"max_seq_length": 77, "do_lower_case": False})
+    write_json(folder / "config_sentence_transformers.json", {"prompts": prompts or {}})
+
+
+@pytest.mark.parametrize("pooling, normalize, lengths", [("mean", True, (24, 40)), ("last_token", False, (32, 32))])
+def test_a_fine_tuned_model_is_used_as_it_was_trained_whatever_the_settings_say(settings, monkeypatch, pooling,
+                                                                               normalize, lengths):
+    trained = ModelUse("", "", settings.base_model, pooling, "Find: ", "Text: ", *lengths, normalize)
+    folder = settings.output_dir / "neg10"
+    export(AutoModel.from_pretrained(settings.base_model), AutoTokenizer.from_pretrained(settings.base_model), folder,
+           trained)
+    for name, value in OTHER.items():
+        monkeypatch.setenv(name, value)
+    use = use_of(Settings.load(), "neg10")
+    assert use == dataclasses.replace(trained, label="neg10", title=str(folder), name=str(folder), seen=use.seen)
+    assert use.seen == "unknown; fine-tuned on this data set's training part" and use.differs == ""
+
+
+def test_a_label_without_a_finished_model_is_refused(settings):
+    with pytest.raises(UserError, match="neg10 holds no finished model: run `bash finetune_hard.sh neg10` first"):
+        use_of(settings, "neg10")
+    (settings.output_dir / "neg10.partial").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds no finished model"):
+        use_of(settings, "neg10")
+
+
+def test_auto_reads_a_ready_made_model_from_its_own_files(settings, model):
+    say(model, prompts={"query": "query: ", "document": "passage: "},
+        lengths={"max_seq_length": 77, "query_length": 33, "do_lower_case": False})
+    settings = dataclasses.replace(settings, reference_model=str(model), reference_pooling="auto",
+                                   reference_instruction="auto", reference_max_len=0)
+    assert use_of(settings, "reference") == ModelUse(
+        "reference", str(model), str(model), "mean", "query: ", "passage: ", 33, 77, normalize=True)
+    say(model, kinds=("Transformer", "Pooling"))
+    bare = use_of(settings, "reference")
+    assert (bare.normalize, bare.query_prompt, bare.passage_prompt, bare.query_max_len) == (False, "", "", 77)
+
+
+def test_a_setting_comes_before_the_models_files_and_differs_says_so(settings, model):
+    say(model, prompts={"query": "query: "})
+    settings = dataclasses.replace(settings, reference_model=str(model), reference_pooling="cls",
+                                   reference_instruction="", reference_max_len=20)
+    use = use_of(settings, "reference")
+    assert (use.pooling, use.query_prompt, use.query_max_len, use.passage_max_len) == ("cls", "", 20, 20)
+    assert use.differs == "pooling is 'cls', where its own files say 'mean'"
+    assert use_of(dataclasses.replace(settings, reference_pooling="mean"), "reference").differs == ""
+    raw = use_of(dataclasses.replace(settings, base_model=str(model), base_pooling="last_token"), "raw")
+    assert raw.differs == "pooling is 'last_token', where its own files say 'mean'" and raw.query_max_len == 48
+
+
+def test_a_raw_model_does_not_say_how_to_pool(settings):
+    assert said_by_model(settings.base_model) == {}
+    with pytest.raises(UserError, match=f"{settings.base_model} does not say how it pools: set BASE_POOLING"):
+        base_use(dataclasses.replace(settings, base_pooling="auto"))
+    assert base_use(settings).pooling == "cls" and base_use(settings).differs == ""
+
+
+def test_what_a_model_does_not_say_has_a_default(settings, model):
+    """Without prompts none is put before a text; without lengths as many tokens as there are positions, 512 at most."""
+    settings = dataclasses.replace(settings, reference_model=str(model), reference_instruction="auto")
+    use = use_of(settings, "reference")
+    assert (use.query_prompt, use.passage_prompt, use.query_max_len, use.passage_max_len) == ("", "", 512, 512)
+    config = json.loads((model / "config.json").read_text())
+    for positions, expected in ((100, 100), (8192, 512)):
+        write_json(model / "config.json", config | {"max_position_embeddings": positions})
+        assert use_of(settings, "reference").query_max_len == expected
+
+
+def test_a_length_may_stand_in_the_tokenizers_file(settings, model):
+    """Where sentence-transformers 6 keeps it; it cannot be more than there are positions, and may be no limit."""
+    say(model, lengths={"max_seq_length": None})
+    settings = dataclasses.replace(settings, reference_model=str(model), reference_pooling="auto")
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    for written, expected in ((40, 40), (10_000, 512), (10**30, 512), (None, 512)):
+        write_json(model / "tokenizer_config.json", config | {"model_max_length": written})
+        use = use_of(settings, "reference")
+        assert (use.query_max_len, use.passage_max_len) == (expected, expected)
+    say(model, lengths={"max_seq_length": 77, "document_length": 66})
+    assert (use_of(settings, "reference").query_max_len, use_of(settings, "reference").passage_max_len) == (77, 66)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"kinds": ("Transformer", "Pooling", "Dense")}, "has a Dense layer after its encoder, which is not supported"),
+    ({"kinds": ("CLIPModel",)}, "has a CLIPModel layer"),
+    ({"pooling": {"pooling_mode_max_tokens": True}}, "pools by max_tokens, or without the prompt, which is not"),
+    ({"pooling": {"pooling_mode_cls_token": 1, "pooling_mode_mean_tokens": 1}}, "pools by cls_token and mean_tokens"),
+    ({"pooling": {"pooling_mode": "weightedmean"}}, "pools by weightedmean"),
+    ({"pooling": {"pooling_mode": ["mean", "max"]}}, "pools by mean and max"),
+    ({"pooling": {"pooling_mode": "mean", "include_prompt": False}}, "pools by mean, or without the prompt"),
+    ({"pooling": {"word_embedding_dimension": 64}}, "pools by nothing"),
+    ({"lengths": {"max_seq_length": 77, "do_lower_case": True}}, "lower-cases its input beside its tokenizer"),
+])
+def test_a_use_that_is_not_supported_is_refused_in_one_line(settings, model, change, message):
+    say(model, **change)
+    settings = dataclasses.replace(settings, reference_model=str(model), reference_pooling="auto")
+    with pytest.raises(UserError, match=message) as caught:
+        use_of(settings, "reference")
+    assert str(model) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("config, expected", [
+    ({"pooling_mode": "mean"}, "mean"), ({"pooling_mode": "cls", "include_prompt": True}, "cls"),
+    ({"pooling_mode": "lasttoken"}, "last_token"), ({"pooling_mode": ["mean"]}, "mean"),
+    ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": False}, "cls"),
+    ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
+    ({"pooling_mode_lasttoken": True}, "last_token"),
+])
+def test_poolings_of_new_and_old_versions_are_understood(model, config, expected):
+    say(model, pooling=config)
+    assert said_by_model(str(model))["pooling"] == expected
+
+
+@pytest.mark.parametrize("prompts, expected", [
+    ({"query": "q: ", "document": "d: "}, ("q: ", "d: ")), ({"query": "q: ", "passage": "p: "}, ("q: ", "p: ")),
+    ({"document": "d: ", "passage": "p: "}, (None, "d: ")), ({"query": "", "document": ""}, ("", "")),
+    ({"query": None, "other": "x"}, (None, None)), ({}, (None, None)),
+])
+def test_prompts_of_documents_have_either_name(model, prompts, expected):
+    say(model, prompts=prompts)
+    said = said_by_model(str(model))
+    assert (said.get("query_prompt"), said.get("passage_prompt")) == expected
+
+
+@pytest.mark.parametrize("pooling, ours", [("cls", "cls"), ("mean", "mean"), ("lasttoken", "last_token")])
+def test_a_model_saved_by_sentence_transformers_gives_its_vectors(settings, tmp_path, pooling, ours):
+    """Whatever files the installed version writes: what is read from them leads to the same vectors."""
+    modules = [Transformer(settings.base_model, max_seq_length=30), Pooling(64, pooling), Normalize()]
+    theirs = SentenceTransformer(modules=modules, device="cpu", prompts={"query": "ask: ", "document": "tell: "})
+    theirs.save(str(tmp_path / "saved"))
+    settings = dataclasses.replace(settings, reference_model=str(tmp_path / "saved"), reference_pooling="auto",
+                                   reference_instruction="auto")
+    use = use_of(settings, "reference")
+    assert (use.pooling, use.query_prompt, use.passage_prompt, use.query_max_len, use.normalize) == (
+        ours, "ask: ", "tell: ", 30, True)
+    texts, encoder = tiny_texts(tiny_pairs(20)), Encoder(use)
+    assert encoder.encode_queries(texts) == pytest.approx(theirs.encode_query(texts), abs=1e-5)
+    assert encoder.encode_passages(texts) == pytest.approx(theirs.encode_document(texts), abs=1e-5)
+    assert abs(encoder.encode_queries(texts) - encoder.encode_passages(texts)).max() > 1e-3
+
+
+def test_a_layer_that_sentence_transformers_saved_is_not_left_out(settings, tmp_path):
+    modules = [Transformer(settings.base_model), Pooling(64, "mean"), Dense(64, 16)]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "saved"))
+    with pytest.raises(UserError, match="has a Dense layer after its encoder"):
+        use_of(dataclasses.replace(settings, reference_model=str(tmp_path / "saved")), "reference")
+
+
+def test_a_broken_file_is_named(settings, model):
+    say(model)
+    (model / "1_Pooling" / "config.json").write_text("{")
+    with pytest.raises(UserError, match="has a 1_Pooling/config.json that is not JSON"):
+        use_of(dataclasses.replace(settings, reference_model=str(model)), "reference")
+
+
+def test_the_demo_uses_one_model_in_two_ways():
+    """all-MiniLM-L6-v2: its own files say mean, 256 tokens, length 1, no prompts; as raw model it is used otherwise."""
+    settings = Settings.load("demo")
+    raw, reference = use_of(settings, "raw"), use_of(settings, "reference")
+    assert raw.name == reference.name and raw.title == reference.title == "bundled" and raw.seen == reference.seen
+    assert (raw.pooling, raw.query_prompt[:9], raw.query_max_len, raw.passage_max_len) == ("cls", "Represent", 48, 96)
+    assert raw.differs == "pooling is 'cls', where its own files say 'mean'"
+    assert (reference.pooling, reference.query_prompt, reference.query_max_len) == ("mean", "", 256)
+    assert reference.normalize and reference.differs == "" and "MS MARCO" in raw.seen
+
+
+def test_the_tutorials_reference_has_met_ms_marco_in_training():
+    assert use_of(dataclasses.replace(Settings.load("demo"), reference_model="bundled"), "raw").seen != "unknown"
+    settings = Settings.load("msmarco")
+    assert ready_made(settings)["reference"] == ("BAAI/bge-m3", "cls", "", "auto", 512, 512)
+
+
+def test_extra_models_are_asked_like_the_reference(monkeypatch, tmp_path):
+    other = tiny_xlmr(tmp_path / "xlmr", tiny_texts(tiny_pairs(20)))
+    monkeypatch.setenv("EXTRA_MODELS", f"mean=bundled cls=bundled,cls x={other},last_token")
+    settings = Settings.load("demo")
+    reference = use_of(settings, "reference")
+    assert use_of(settings, "mean") == dataclasses.replace(reference, label="mean")
+    assert (use_of(settings, "cls").pooling, use_of(settings, "cls").query_max_len) == ("cls", reference.query_max_len)
+    assert "mean" in use_of(settings, "cls").differs
+    x = use_of(settings, "x")
+    assert (x.name, x.pooling, x.query_max_len, x.seen) == (str(other), "last_token", 512, "unknown")
+    assert list(ready_made(settings)) == ["raw", "reference", "mean", "cls", "x"]
+
+
+def test_a_folder_without_a_model_is_refused(settings, tmp_path):
+    for name in (str(tmp_path), "./no/such/folder", "output/no/such", "~/no-such-model"):
+        with pytest.raises(UserError, match="is no model folder"):
+            base_use(dataclasses.replace(settings, base_model=name))
+    assert model_path("BAAI/bge-m3") == "BAAI/bge-m3"
+    assert model_path("bundled") != "bundled" and (ROOT / model_path("bundled") / "config.json").is_file()
+
+
+def test_two_uses_of_one_model_give_two_sets_of_vectors(settings, tmp_path):
+    """The use reaches the vectors: with the pooling that its files say, and with another."""
+    model = tiny_bert(tmp_path / "model", tiny_texts(tiny_pairs(20)))
+    say(model)
+    settings = dataclasses.replace(settings, reference_model=str(model), reference_pooling="auto")
+    mean, cls = (Encoder(use_of(dataclasses.replace(settings, reference_pooling=pooling), "reference"))
+                 .encode_passages(["the otter sleeps at night"]) for pooling in ("auto", "cls"))
+    assert not np.allclose(mean, cls, atol=1e-3)

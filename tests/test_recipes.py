@@ -1,0 +1,150 @@
+import dataclasses
+import textwrap
+
+import pytest
+
+from embedding_finetune.files import UserError
+from embedding_finetune.recipes import Recipe, all_recipes, find_recipe, trained_labels
+from embedding_finetune.retrieval.model_use import ready_made
+from embedding_finetune.run import plan
+from embedding_finetune.settings import Settings
+
+
+def with_recipes(tmp_path, text, **settings):
+    """The demo's settings, with recipes of this text."""
+    path = tmp_path / "own.toml"
+    path.write_text(textwrap.dedent(text), encoding="utf-8")
+    return dataclasses.replace(Settings.load("demo"), recipe_file=path, **settings)
+
+
+def test_the_recipes_that_come_with_the_repository():
+    recipes = all_recipes(Settings.load("demo"))
+    assert list(recipes) == ["neg10", "neg50", "hard", "hard_kd", "hard_round2", "hard_kd_round2"]
+    assert recipes["neg10"].data == {"negatives": "random", "number": 10}
+    assert recipes["neg50"].data["number"] == 50 and recipes["neg10"].file == "training_neg_10.json"
+    mined = {"negatives": "mined", "number": 10, "candidates": ["model"], "miner": "reference", "filter": "share 0.95",
+             "depth": 100}
+    assert recipes["hard"].data == mined and recipes["hard"].file == "training_hard.json"
+    taught = {"teacher": "reference", "teacher_temperature": 0.02}
+    assert recipes["hard_kd"].data == mined | taught
+    assert recipes["hard_kd_round2"].data == mined | taught | {"miner": "hard_kd"}
+    assert len({recipe.about for recipe in recipes.values()}) == len({recipe.file for recipe in recipes.values()}) == 6
+
+
+def test_a_new_entry_is_found_and_run_without_an_edit_elsewhere(tmp_path):
+    settings = with_recipes(tmp_path, """
+        [neg10]
+        [neg50]
+        [mine]
+        about = "my own"
+        negatives = "mined"
+        candidates = ["bm25", "model"]
+        filter = "ranks 10 60"
+        teacher_temperature = 1
+        settings = { BATCH_SIZE = 128, LEARNING_RATE = 2e-5 }
+        """, recipes="mine")
+    recipe = find_recipe(settings, "mine")
+    assert recipe == Recipe("mine", "my own", "training_mine.json", "mined", candidates=["bm25", "model"],
+                            filter="ranks 10 60", teacher_temperature=1,
+                            settings={"BATCH_SIZE": 128, "LEARNING_RATE": 2e-5})
+    assert trained_labels(settings) == ["neg10", "neg50", "mine"]
+    steps = plan(settings)
+    assert ("finetune_hard.sh", "mine") in steps and ("eval_train_hard.ipynb", "mine") in steps
+
+
+def test_like_takes_over_all_but_the_training_file(tmp_path):
+    settings = with_recipes(tmp_path, """
+        [first]
+        about = "first"
+        negatives = "mined"
+        depth = 7
+        file = "training_one.json"
+        settings = { EPOCHS = 2, BATCH_SIZE = 8 }
+        [second]
+        like = "first"
+        about = "second"
+        settings = { EPOCHS = 3 }
+        [third]
+        like = "second"
+        depth = 9
+        """)
+    second, third = find_recipe(settings, "second"), find_recipe(settings, "third")
+    assert (second.about, second.file, second.depth) == ("second", "training_second.json", 7)
+    assert second.settings == third.settings == {"EPOCHS": 3, "BATCH_SIZE": 8}
+    assert (third.negatives, third.depth, third.file) == ("mined", 9, "training_third.json")
+
+
+def test_seeds_add_repetitions_that_share_the_training_file(tmp_path):
+    settings = with_recipes(tmp_path, "[neg10]\nsettings = { EPOCHS = 2 }\n[neg50]\n[more]", seeds=3, seed=5)
+    recipes = all_recipes(settings)
+    ends = "", "_seed6", "_seed7"
+    assert list(recipes) == [f"{label}{end}" for label in ("neg10", "neg50", "more") for end in ends]
+    first, again = recipes["neg10"], recipes["neg10_seed7"]
+    assert again == dataclasses.replace(first, label="neg10_seed7", repeats="neg10", settings={"EPOCHS": 2, "SEED": 7})
+    assert again.file == first.file and again.data == first.data and first.repeats == ""
+    assert settings.changed(again.settings).seed == 7
+    assert trained_labels(settings) == list(recipes)[:6]
+    assert trained_labels(dataclasses.replace(settings, recipes="more", seeds=1)) == ["neg10", "neg50", "more"]
+
+
+def test_an_unknown_label_is_refused_with_the_known_ones(tmp_path):
+    settings = with_recipes(tmp_path, "[neg10]\n[neg50]")
+    with pytest.raises(UserError, match="there is no recipe 'neg11' in .*own.toml: it has neg10, neg50"):
+        find_recipe(settings, "neg11")
+    with pytest.raises(UserError, match="there is no recipe 'hard'"):
+        trained_labels(dataclasses.replace(settings, recipes="hard"))
+
+
+@pytest.mark.parametrize("text, message", [
+    ("[a]\ncolour = 1", "recipe 'a': unknown key 'colour'; known are like, about, "),
+    ("[a]\nlabel = 'b'", "recipe 'a': unknown key 'label'"),
+    ("[a]\nnumber = '10'", "recipe 'a': number = '10' has the wrong type"),
+    ("[a]\nnumber = true", "recipe 'a': number = True has the wrong type"),
+    ("[a]\ncandidates = 'bm25'", "recipe 'a': candidates = 'bm25' has the wrong type"),
+    ("[a]\nsettings = 3", "recipe 'a': settings = 3 has the wrong type"),
+    ("a = 3", "recipe 'a': must be a table"),
+    ("[a]\nlike = 'a'", "recipe 'a': like 'a': not there, or like itself"),
+    ("[a]\nlike = 'b'", "recipe 'a': like 'b': not there"),
+    ("[a]\nlike = ['b']", "recipe 'a': like .'b'.: not there"),
+    ("[a]\nlike = 'b'\n[b]\nlike = 'c'\n[c]\nlike = 'a'", "recipe 'c': like 'a': not there, or like itself"),
+    ("[a]\nlike = 'b'\n[b]\nnumber = 0", "recipe 'b': number and depth must be 1 or more"),
+    ("[reference]", "recipe 'reference': a label has letters"),
+    ("['a b']", "recipe 'a b': a label has letters"),
+    ("['../a']", "recipe '../a': a label has letters"),
+    ("[extra]", "recipe 'extra': EXTRA_MODELS has this label, too"),
+    ("[a]\nnegatives = 'hard'", "recipe 'a': negatives must be random or mined"),
+    ("[a]\ncandidates = ['dense']", "recipe 'a': candidates must list model, bm25 or both"),
+    ("[a]\nteacher_temperature = 0", "recipe 'a': teacher_temperature must be more than 0"),
+    ("[a]\nfile = '../a.json'", "recipe 'a': file must be a name like training_LABEL.json"),
+    ("[a]\nfile = 'dataset.json'", "recipe 'a': file must be a name like training_LABEL.json"),
+    *((f"[a]\nfilter = '{text}'", "recipe 'a': filter must be like `share 0.95`") for text in (
+        "", "share", "share 1.5", "share 0", "margin x", "ranks 3", "ranks 9 3", "ranks 0 3", "none 1", "top 3")),
+    ("[a]\n[b]\nnumber = 5\nfile = 'training_a.json'",
+     "recipe 'b': another recipe writes other rows to training_a.json"),
+    ("[a]\nsettings = { MAX_PAIRS = 10 }", "recipe 'a': a recipe cannot change MAX_PAIRS, only "),
+    ("[a]\nsettings = { OUTPUT_DIR = 'x' }", "recipe 'a': a recipe cannot change OUTPUT_DIR"),
+    ("[a]\nsettings = { EPOCHS = 'many' }", "recipe 'a': EPOCHS='many' is not a number"),
+    ("[a]\nsettings = { BATCH_SIZE = 0 }", "recipe 'a': BATCH_SIZE=0 is impossible"),
+    ("[a\n", "cannot read the recipes in .*own.toml .*line 1"),
+    ("[a]\n[a]", "cannot read the recipes in .*own.toml .*line 2"),
+])
+def test_a_broken_recipe_is_named_by_file_and_label(tmp_path, text, message):
+    settings = with_recipes(tmp_path, text, extra_models="extra=bundled")
+    with pytest.raises(UserError, match=message) as caught:
+        all_recipes(settings)
+    assert "own.toml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_file_of_recipes_is_named(tmp_path):
+    with pytest.raises(UserError, match="cannot read the recipes in .*none.toml"):
+        all_recipes(dataclasses.replace(Settings.load("demo"), recipe_file=tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize("text", ["none", "share 0.95", "share 1", "margin 0.05", "ranks 1 1", "ranks 10 60"])
+def test_each_kind_of_filter_is_taken(tmp_path, text):
+    assert find_recipe(with_recipes(tmp_path, f"[a]\nfilter = '{text}'"), "a").filter == text
+
+
+def test_labels_do_not_clash_with_those_of_ready_made_models():
+    settings = Settings.load("msmarco")
+    assert not set(all_recipes(settings)) & set(ready_made(settings))

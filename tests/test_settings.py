@@ -1,0 +1,162 @@
+import dataclasses
+import os
+import subprocess
+import sys
+import venv
+
+import pytest
+
+from embedding_finetune import settings as module
+from embedding_finetune.files import UserError
+from embedding_finetune.finetune import OURS, flags_of
+from embedding_finetune.recipes import find_recipe
+from embedding_finetune.settings import DATA, EVALUATION, NOTHING, ROOT, TABLE, TRAINING, Settings
+from embedding_finetune.training.train import parse
+
+
+def test_the_default_is_the_tutorials_experiment():
+    settings = Settings.load()
+    assert (settings.profile, settings.dataset, settings.base_model, settings.reference_model) == (
+        "msmarco", "msmarco", "bert-base-uncased", "BAAI/bge-m3")
+    assert (settings.train_group_size, settings.batch_size, settings.learning_rate, settings.epochs) == (8, 4, 1e-5, 3)
+    assert settings.query_instruction == "Represent this sentence for searching relevant passages: "
+    assert (settings.temperature, settings.query_max_len, settings.seed) == (0.02, 512, 42)
+    assert settings.data_dir == ROOT / "ft_data"
+
+
+def test_the_environment_wins_over_the_profile_and_the_profile_over_the_default(monkeypatch):
+    monkeypatch.setenv("PROFILE", "demo")
+    assert Settings.load().max_pairs == 2000 != TABLE["MAX_PAIRS"].default
+    for name, value in (("EPOCHS", "0.5"), ("QUERY_INSTRUCTION", ""), ("NEAR_DUPLICATES_TOGETHER", "no")):
+        monkeypatch.setenv(name, value)
+    settings = Settings.load()
+    assert (settings.dataset, settings.epochs, settings.query_instruction) == ("docstrings", 0.5, "")
+    assert settings.near_duplicates_together is False
+
+
+def test_the_argument_wins_over_the_environment(monkeypatch):
+    monkeypatch.setenv("PROFILE", "msmarco")
+    assert Settings.load("demo").profile == "demo"
+
+
+@pytest.mark.parametrize("name, value, message", [
+    ("EPOCHS", "three", "EPOCHS='three' is not a number"),
+    ("EPOCHS", "nan", "EPOCHS='nan' is not a number"),
+    ("EPOCHS", "0", "EPOCHS=0 is impossible: it must be more than 0"),
+    ("BATCH_SIZE", "4.5", "BATCH_SIZE='4.5' is not a whole number"),
+    ("BATCH_SIZE", "", "BATCH_SIZE='' is not a whole number"),
+    ("NEAR_DUPLICATES_TOGETHER", "maybe", "NEAR_DUPLICATES_TOGETHER='maybe' is not yes or no"),
+    ("TEST_FRACTION", "1", "TEST_FRACTION=1 is impossible: it must lie between 0 and 1"),
+    ("TRAIN_GROUP_SIZE", "1", "TRAIN_GROUP_SIZE=1 is impossible"),
+    ("SEED", "-1", "SEED=-1 is impossible"),
+    ("SEED", str(2**32), "SEED=4294967296 is impossible"),
+    ("BASE_POOLING", "max", "BASE_POOLING=max is impossible: it must be one of auto, cls, mean, last_token"),
+    ("EXTRA_MODELS", "mean=bundled,max", "EXTRA_MODELS=.* is impossible: it must list label=model"),
+    ("EXTRA_MODELS", "bundled", "EXTRA_MODELS=bundled is impossible"),
+    ("EXTRA_MODELS", "raw=bundled", "EXTRA_MODELS=.* is impossible: .* with new labels"),
+    ("PROFILE", "tutorial", "there is no profile 'tutorial': PROFILE must be one of demo, msmarco"),
+])
+def test_impossible_values_are_refused_by_name(monkeypatch, name, value, message):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        Settings.load()
+
+
+@pytest.mark.parametrize("line, message", [
+    ("COLOUR=red", "own.env: unknown setting COLOUR"),
+    ("SEED=1", "own.env, line 2: expected one new NAME=value"),
+    ("MAX PAIRS=3", "own.env, line 2: expected one new NAME=value"),
+    ('DATASET="open', "own.env, line 2: expected one new NAME=value"),
+    ("", "own.env lacks DATASET: the pairs"),
+])
+def test_a_broken_profile_is_named_by_file_and_line(tmp_path, monkeypatch, line, message):
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "own.env").write_text(f"SEED=42  # comment\n{line}\n")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    with pytest.raises(UserError, match=message):
+        Settings.load("own")
+
+
+def test_each_row_of_the_table_says_what_it_is_for_and_what_a_change_invalidates():
+    for name, row in TABLE.items():
+        assert row.metadata["why"] and "\n" not in row.metadata["why"], name
+        assert row.metadata["changes"] in (DATA, TRAINING, EVALUATION, NOTHING), name
+        if row.default is not dataclasses.MISSING:
+            module._parse(name, str(row.default))  # a default that its own check refuses could never be taken
+    assert set(TABLE) == set(Settings.load("demo").as_dict())
+    levels = [Settings.load("demo").as_dict(level) for level in (DATA, TRAINING, EVALUATION, NOTHING)]
+    assert sum(map(len, levels)) == len(TABLE) and "QUERY_INSTRUCTION" in levels[1] and "SEED" in levels[0]
+
+
+def test_each_flag_of_the_table_is_one_that_the_trainer_knows(built, monkeypatch):
+    """With a value of its own each: a flag that two rows shared, or that went astray, would show."""
+    changed = {"TRAIN_GROUP_SIZE": 3, "BATCH_SIZE": 5, "LEARNING_RATE": 2e-4, "EPOCHS": 1.5, "WARMUP_RATIO": 0.25,
+               "TEMPERATURE": 0.07, "QUERY_MAX_LEN": 33, "PASSAGE_MAX_LEN": 77, "GRAD_CACHE_CHUNK": 9,
+               "DEV_STEPS": 0.3, "DEV_CORPUS_SIZE": 123, "LOGGING_STEPS": 7}
+    flagged = {name: row.metadata["flag"] for name, row in TABLE.items() if row.metadata["flag"]}
+    assert set(changed) == set(flagged)
+    for name, value in changed.items():
+        monkeypatch.setenv(name, str(value))
+    settings, recipe = Settings.load(), find_recipe(built, "neg10")
+    flags = flags_of(settings, recipe, settings, settings.output_dir / "x")
+    model_args, data_args, args = parse(flags)
+    for name, flag in flagged.items():
+        owner = next(group for group in (model_args, data_args, args) if hasattr(group, flag))
+        assert getattr(owner, flag) == changed[name], name
+    others = flags_of(settings, recipe, dataclasses.replace(settings, trainer="flagembedding"), settings.output_dir)
+    assert not {f"--{flag}" for flag in OURS} & set(others) and "--learning_rate" in others
+
+
+def test_a_recipe_changes_settings_of_the_training_and_no_others():
+    settings = Settings.load("demo")
+    tuned = settings.changed({"BATCH_SIZE": 128, "LEARNING_RATE": "2e-5", "SEED": 7, "GRAD_CACHE_CHUNK": 8})
+    assert (tuned.batch_size, tuned.learning_rate, tuned.seed, tuned.grad_cache_chunk) == (128, 2e-5, 7, 8)
+    assert dataclasses.replace(tuned, batch_size=32, learning_rate=5e-5, seed=42, grad_cache_chunk=0) == settings
+    for name in ("MAX_PAIRS", "TEST_FRACTION", "DATASET", "REFERENCE_MODEL", "DATA_DIR", "SEEDS", "COLOUR"):
+        with pytest.raises(UserError, match=f"a recipe cannot change {name}, only SEED, .*BATCH_SIZE"):
+            settings.changed({name: 1})
+    with pytest.raises(UserError, match="BATCH_SIZE=0 is impossible"):
+        settings.changed({"BATCH_SIZE": 0})
+
+
+def test_a_notebook_shows_what_it_asks_for_and_folds_the_rest():
+    shown = Settings.load("demo").show("SEED", "DATA_DIR")
+    assert repr(shown).splitlines() == [f"{'PROFILE':26} demo", f"{'SEED':26} 42", f"{'DATA_DIR':26} ft_data/demo"]
+    first, rest = shown._repr_html_().split("<details>")
+    assert "SEED" in first and "BATCH_SIZE" not in first and "BATCH_SIZE" in rest and "transformers" in rest
+
+
+def run(python, *arguments, **environment):
+    return subprocess.run([python, *arguments], cwd=ROOT, capture_output=True, text=True,
+                          env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **environment})
+
+
+def test_the_command_line_shows_every_setting():
+    done = run(sys.executable, "-m", "embedding_finetune.settings", PROFILE="demo", EPOCHS="7")
+    assert done.returncode == 0, done.stderr
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    assert set(TABLE) <= set(lines) and lines["EPOCHS"].split()[1] == "7.0"
+    assert all(row.metadata["why"] in lines[name] for name, row in TABLE.items())
+    broken = run(sys.executable, "-m", "embedding_finetune.settings", PROFILE="demo", EPOCHS="many")
+    assert broken.returncode == 1 and broken.stderr == "error: EPOCHS='many' is not a number\n"
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory):
+    """An interpreter that has none of the packages."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, symlinks=True)
+    return folder / "bin" / "python"
+
+
+def test_without_the_packages_one_line_says_what_to_run(bare_python):
+    done = run(bare_python, "-m", "embedding_finetune.settings")
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.startswith(f"error: {bare_python} has no package torch: ") and done.stderr.count("\n") == 1
+    assert "make install" in done.stderr or f"{ROOT}/.venv/bin/python" in done.stderr
+
+
+def test_without_the_packages_an_import_fails_with_the_same_line(bare_python):
+    done = run(bare_python, "-c", "import embedding_finetune")
+    command = run(bare_python, "-m", "embedding_finetune.settings")
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == f"ImportError: {command.stderr.strip()}"

@@ -1,0 +1,163 @@
+"""What a step draws, the order of the rows, the layout of a batch, and the plan of sub-batches against brute force."""
+
+import itertools
+import random
+from collections import Counter
+
+import pytest
+import torch
+from accelerate.data_loader import SeedableRandomSampler
+from batches_for_tests import batch_of
+from tiny_training import rows_of, use
+from transformers import AutoTokenizer
+
+from embedding_finetune.training.batches import (
+    Collator,
+    EpochSampler,
+    TrainingSet,
+    plan_sub_batches,
+    sub_batches,
+    text_key,
+)
+
+
+@pytest.fixture(scope="module")
+def rows(tiny):
+    return rows_of(tiny)
+
+
+def texts_of(batch):
+    """The token ids of each text that is laid out, without padding."""
+    return [tuple(ids[mask.bool()].tolist()) for sub in batch["texts"]
+            for ids, mask in zip(sub["input_ids"], sub["attention_mask"], strict=True)]
+
+
+def test_a_draw_is_one_positive_and_distinct_negatives_of_its_row(rows):
+    training = TrainingSet(rows, use(query_prompt="find: ", passage_prompt="text: "), group=4, seed=3)
+    for number, row in enumerate(rows):
+        item = training[2, number]
+        positive, *negatives = [text.removeprefix("text: ") for text in item["passages"]]
+        assert item["query"] == "find: " + row["query"] and all(text.startswith("text: ") for text in item["passages"])
+        assert positive in row["pos"] and len(set(negatives)) == 3 and set(negatives) <= set(row["neg"])
+        assert item["passage_keys"] == [text_key(text) for text in (positive, *negatives)]
+
+
+def test_a_row_with_too_few_negatives_repeats_some_and_leaves_none_out(rows):
+    training = TrainingSet(rows, use(), group=10, seed=3)  # 9 of 6 negatives, so none comes a third time
+    counts = Counter(place for epoch in range(40) for place in training.draw(epoch, 1)[1])
+    assert set(counts) == set(range(6))
+    assert all(max(Counter(training.draw(epoch, 1)[1]).values()) == 2 for epoch in range(40))
+
+
+def test_every_positive_and_every_negative_is_drawn_equally_often(rows):
+    training = TrainingSet(rows, use(), group=4, seed=0)
+    draws = [training.draw(epoch, 0) for epoch in range(3000)]  # row 0 has two positives and six negatives
+    positives, negatives = Counter(draw[0] for draw in draws), Counter(place for draw in draws for place in draw[1])
+    assert set(positives) == {0, 1} and set(negatives) == set(range(6))
+    assert all(abs(count - 1500) < 140 for count in (*positives.values(), *negatives.values()))  # five deviations
+
+
+def test_a_draw_depends_on_seed_epoch_and_row_alone(rows):
+    draws = [TrainingSet(rows, use(), 4, seed).draw(epoch, row) for seed, epoch, row in
+             ((1, 0, 0), (1, 0, 0), (2, 0, 0), (1, 1, 0))]
+    assert draws[0] == draws[1]
+    many = [[TrainingSet(rows, use(), 4, seed).draw(epoch, row) for row in range(60)] for seed, epoch in
+            ((1, 0), (2, 0), (1, 1))]
+    assert many[0] != many[1] and many[0] != many[2]
+    # The sum of seed and epoch says too little: epoch 1 of seed 1 is not epoch 0 of seed 2.
+    assert many[1] != many[2]
+
+
+def test_worker_processes_change_nothing(rows, tiny):
+    training = TrainingSet(rows, use(), 4, seed=1)
+    collator = Collator(AutoTokenizer.from_pretrained(tiny / "bert"), use())
+    loaders = [torch.utils.data.DataLoader(training, batch_sampler=EpochSampler(60, 7, seed=1), collate_fn=collator,
+                                           num_workers=workers) for workers in (0, 2)]
+    for alone, shared in zip(*loaders, strict=True):
+        torch.testing.assert_close(alone, shared, atol=0, rtol=0)
+
+
+def test_the_order_of_rows_is_that_of_accelerates_sampler():
+    ours = EpochSampler(20, 6, seed=9)
+    theirs = SeedableRandomSampler(range(20), generator=torch.Generator(), data_seed=9)
+    orders = []
+    for ours.epoch in range(3):
+        theirs.set_epoch(ours.epoch)
+        batches = list(ours)
+        assert [len(batch) for batch in batches] == [6, 6, 6, 2] and len(ours) == 4
+        assert [row for batch in batches for _, row in batch] == list(theirs)
+        assert {epoch for batch in batches for epoch, _ in batch} == {ours.epoch}
+        orders.append(batches)
+    assert orders[0] != orders[1]
+    ours.drop_last = True
+    assert list(ours) == orders[2][:3] and len(ours) == 3
+
+
+def test_all_positives_of_a_query_are_known_wherever_they_stand():
+    rows = [{"query": "a", "pos": ["x"], "neg": ["n"]}, {"query": "b", "pos": ["z"], "neg": ["n"]},
+            {"query": "a", "pos": ["y"], "neg": ["n"]}]
+    training = TrainingSet(rows, use(), 2, seed=0)
+    keys = [training[0, row]["positive_keys"] for row in range(3)]
+    assert set(keys[0]) == set(keys[2]) == {text_key("x"), text_key("y")} and set(keys[1]) == {text_key("z")}
+    assert {len(own) for own in keys} == {2}  # of one width, so that processes can exchange them
+
+
+def test_the_teachers_scores_are_those_of_the_drawn_texts(tiny):
+    rows = rows_of(tiny, scores=True)
+    training = TrainingSet(rows, use(), 4, seed=5, teacher=True)
+    for number, row in enumerate(rows):
+        known = dict(zip(row["pos"] + row["neg"], row["pos_scores"] + row["neg_scores"], strict=True))
+        item = training[0, number]
+        assert item["teacher_scores"] == [known[text] for text in item["passages"]]
+    assert TrainingSet(rows, use(), 4, seed=5)[0, 0]["teacher_scores"] is None
+
+
+def test_the_plan_is_the_cheapest_one():
+    draw = random.Random(0)
+    for _ in range(6):
+        lengths = sorted((draw.randint(1, 50) for _ in range(7)), reverse=True)
+        call_cost, limit = draw.choice([0, 10, 60]), draw.choice([None, 3])
+
+        def cost(sizes, lengths=lengths, call_cost=call_cost):
+            starts = [sum(sizes[:i]) for i in range(len(sizes))]
+            return sum(size * lengths[start] + call_cost for size, start in zip(sizes, starts, strict=True))
+
+        plans = [sizes for count in range(1, 8) for sizes in itertools.product(range(1, (limit or 7) + 1), repeat=count)
+                 if sum(sizes) == 7]
+        plan = plan_sub_batches(lengths, call_cost, limit)
+        assert sum(plan) == 7 and max(plan) <= (limit or 7) and cost(plan) == min(map(cost, plans))
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_each_distinct_text_is_laid_out_once_and_found_again(tiny, side):
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "bert", padding_side=side)
+    token_ids = [[2, 9, 3], [2, 8, 8, 8, 3], [2, 9, 3], [2, 7, 3]]
+    texts, rows = sub_batches(tokenizer, token_ids, call_cost=100, pad_to_multiple_of=4)
+    [sub] = texts  # calls cost more than padding here
+    assert sub["input_ids"].shape == (3, 8)
+    assert sub["attention_mask"].tolist() == [[1] * 5 + [0] * 3, [1] * 3 + [0] * 5, [1] * 3 + [0] * 5]
+    laid_out = [ids[mask.bool()].tolist() for ids, mask in zip(sub["input_ids"], sub["attention_mask"], strict=True)]
+    assert [laid_out[row] for row in rows] == token_ids
+
+
+def test_a_batch_holds_no_text_twice(tiny):
+    batch, features = batch_of(tiny)
+    texts = texts_of(batch)
+    assert len(texts) == len(set(texts)) < len(batch["rows"]) == 6 + 6 * 4
+    wanted = [tuple(ids[mask.bool()].tolist()) for side in ("queries", "passages")
+              for ids, mask in zip(features[side]["input_ids"], features[side]["attention_mask"], strict=True)]
+    assert [texts[row] for row in batch["rows"]] == wanted
+    assert batch["passage_keys"].dtype == torch.int64
+
+
+def test_queries_and_passages_are_cut_each_at_their_own_length(rows, tiny):
+    how = use(query_prompt="river moon ", query_max_len=6, passage_max_len=11)
+    training, tokenizer = TrainingSet(rows, how, 4, seed=1), AutoTokenizer.from_pretrained(tiny / "bert")
+    items = [training[0, row] for row in range(5)]
+    batch = Collator(tokenizer, how)(items)
+    texts = texts_of(batch)
+    laid_out = [texts[row] for row in batch["rows"]]
+    assert [len(text) for text in laid_out[:5]] == [6] * 5  # 2 words of the prompt, 3 of the query, [CLS] and [SEP]
+    assert max(map(len, laid_out[5:])) == 11
+    whole = tokenizer(items[0]["query"])["input_ids"]
+    assert laid_out[0] == (*whole[:5], whole[-1]) and len(whole) == 7

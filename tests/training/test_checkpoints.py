@@ -1,0 +1,77 @@
+"""A checkpoint is there whole or not at all, and a folder has one training at a time."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from embedding_finetune.files import UserError
+from embedding_finetune.training.checkpoints import MARKER, alone_in, complete_checkpoints, is_complete, publish, remove
+
+
+def published(output, step):
+    written = output / ".checkpoint.partial" / f"checkpoint-{step}"
+    (written / "deeper").mkdir(parents=True)
+    (written / "weights").write_bytes(b"1234")
+    (written / "deeper" / "state").write_bytes(b"")
+    publish(written, output / f"checkpoint-{step}")
+    return output / f"checkpoint-{step}"
+
+
+def test_what_is_published_is_complete_and_bears_its_name(tmp_path):
+    folder = published(tmp_path, 5)
+    assert is_complete(folder) and sorted(path.name for path in folder.iterdir()) == [MARKER, "deeper", "weights"]
+    assert not (tmp_path / ".checkpoint.partial" / "checkpoint-5").exists()
+
+
+@pytest.mark.parametrize("damage", [
+    lambda folder: (folder / MARKER).unlink(),
+    lambda folder: (folder / MARKER).write_text('{"weights": 4'),
+    lambda folder: (folder / MARKER).write_text("{}"),
+    lambda folder: (folder / MARKER).write_text("[1]"),
+    lambda folder: (folder / "weights").write_bytes(b"123"),
+    lambda folder: (folder / "deeper" / "state").unlink(),
+])
+def test_what_is_damaged_is_passed_over(tmp_path, capsys, damage):
+    folders = [published(tmp_path, step) for step in (5, 10, 9)]
+    assert complete_checkpoints(tmp_path) == [folders[1], folders[2], folders[0]]  # by number, not by letters
+    damage(folders[1])
+    assert complete_checkpoints(tmp_path) == [folders[2], folders[0]]
+    assert capsys.readouterr().err == f"passing over {folders[1]}: it was not written to its end\n"
+
+
+def test_what_is_removed_goes_with_its_marker_first(tmp_path, monkeypatch):
+    """A process killed in between leaves nothing that passes for a checkpoint."""
+    folder = published(tmp_path, 5)
+    monkeypatch.setattr("shutil.rmtree", lambda *args, **kwargs: None)
+    remove(folder)
+    assert (folder / "weights").exists() and not is_complete(folder)
+    monkeypatch.undo()
+    remove(folder)
+    remove(folder)
+    assert not folder.exists()
+
+
+def test_a_folder_without_checkpoints_has_none(tmp_path):
+    (tmp_path / "checkpoints.txt").write_text("")
+    assert complete_checkpoints(tmp_path) == complete_checkpoints(tmp_path / "missing") == []
+
+
+def test_only_one_process_at_a_time_is_in_a_folder(tmp_path):
+    code = ("import sys, pathlib\n"
+            "from embedding_finetune.training.checkpoints import alone_in\n"
+            "with alone_in(pathlib.Path(sys.argv[1])):\n"
+            "    print('in', flush=True)\n"
+            "    sys.stdin.read()")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path / "new"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          env=environment, text=True) as other:
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(UserError, match=f"another training .process {other.pid}. is writing to .*new: wait for it"):
+            with alone_in(tmp_path / "new"):
+                pass
+        other.kill()
+        other.wait()
+    with alone_in(tmp_path / "new"):  # the lock ended with the process
+        assert (tmp_path / "new" / ".lock").read_text() == str(os.getpid())

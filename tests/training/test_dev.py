@@ -1,0 +1,102 @@
+"""The dev curve against pytrec_eval, and that a look at it leaves the training as it was."""
+
+import random
+
+import numpy as np
+import pytest
+import pytrec_eval
+import torch
+from batches_for_tests import batch_of, load
+from sentence_transformers import SentenceTransformer
+from tiny_training import use
+from transformers import AutoModel, AutoTokenizer, BertModel
+
+from embedding_finetune.data.collection import Collection, read_collection
+from embedding_finetune.training.dev import DevSet
+from embedding_finetune.training.loss import ContrastiveModel
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def collection(tiny):
+    return read_collection(tiny / "data").part("dev")
+
+
+def dev_set(tiny, collection, size=60, seed=1, **changes):
+    return DevSet(collection, size, AutoTokenizer.from_pretrained(tiny / "bert"), use(**changes), seed, CPU)
+
+
+def test_the_values_are_pytrec_evals_over_sentence_transformers_vectors(tiny, collection):
+    """The whole corpus, so that nothing is left to a sample."""
+    measured = dev_set(tiny, collection, size=10**6, passage_prompt="text ").evaluate(load(tiny / "bert").train())
+    model = SentenceTransformer(str(tiny / "bert"), device="cpu")
+    model[1].pooling_mode = "cls"
+    queries = model.encode(["find: " + text for text in collection.queries.values()], normalize_embeddings=True)
+    passages = model.encode(["text " + text for text in collection.corpus.values()], normalize_embeddings=True)
+    best = {query: dict(sorted(zip(collection.corpus, row.tolist()), key=lambda item: -item[1])[:10])
+            for query, row in zip(collection.queries, queries @ passages.T)}
+    evaluator = pytrec_eval.RelevanceEvaluator(collection.qrels, {"recall.10", "recip_rank"})
+    expected = evaluator.evaluate(best).values()
+    assert 0 < measured["mrr@10"] < 1
+    assert measured["mrr@10"] == pytest.approx(np.mean([row["recip_rank"] for row in expected]), abs=1e-9)
+    assert measured["recall@10"] == pytest.approx(np.mean([row["recall_10"] for row in expected]), abs=1e-9)
+
+
+def test_the_sample_has_all_positives_and_is_that_of_the_seed(tiny, collection):
+    def texts(dev):
+        subs, rows = dev.corpus
+        laid_out = [tuple(ids[mask.bool()].tolist()) for sub in subs
+                    for ids, mask in zip(sub["input_ids"], sub["attention_mask"])]
+        return [laid_out[row] for row in rows]
+
+    judged, _ = collection.pool()
+    first, again, other = (texts(dev_set(tiny, collection, seed=seed)) for seed in (1, 1, 2))
+    assert first == again != other and len(first) == len(judged) + 60
+    assert first[:len(judged)] == other[:len(judged)]
+    assert len(texts(dev_set(tiny, collection, size=0))) == len(judged)
+
+
+def test_equal_scores_keep_the_order_of_the_corpus(tiny):
+    """All vectors are the same: the first positive stands first, the others where the corpus has them."""
+    corpus = {str(number): f"{number} river" for number in range(30)}
+    queries = {"a": "moon", "b": "copper"}
+    parts = dict.fromkeys(queries, "dev")
+    collection = Collection(queries, corpus, {"a": {"3": 1}, "b": {"3": 1, "7": 1, "9": 0}}, parts)
+    model = load(tiny / "bert", score=lambda one, other: torch.zeros(len(one), len(other)))
+    assert dev_set(tiny, collection).evaluate(model) == {"recall@10": 1.0, "mrr@10": 1.0}
+    behind = Collection(queries, corpus, {"a": {"3": 1}, "b": {"7": 1}}, parts)
+    assert dev_set(tiny, behind).evaluate(model) == {"recall@10": 1.0, "mrr@10": 0.75}
+    nothing = Collection(queries, corpus, {"a": {"3": 1}, "b": {"7": 0}}, parts)  # as trec_eval has it
+    assert dev_set(tiny, nothing).evaluate(model) == {"recall@10": 0.5, "mrr@10": 0.5}
+
+
+class KeepsATensor(BertModel):
+    """Makes a tensor when it is first used and uses it ever after, as rotary embeddings do."""
+
+    kept = None
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        if self.kept is None:
+            self.kept = torch.ones(output.last_hidden_state.shape[-1])
+        output.last_hidden_state = output.last_hidden_state * self.kept
+        return output
+
+
+def test_what_a_model_keeps_from_the_first_look_can_be_trained_with(tiny, collection):
+    model = ContrastiveModel(KeepsATensor.from_pretrained(tiny / "bert"))
+    dev_set(tiny, collection).evaluate(model)
+    assert model.encoder.kept is not None
+    model.train()
+    model(**batch_of(tiny)[0])["loss"].backward()  # an inference tensor "cannot be saved for backward"
+
+
+def test_a_look_computes_no_graph_and_draws_nothing(tiny, collection):
+    model = ContrastiveModel(AutoModel.from_pretrained(tiny / "bert_dropout")).train()
+    dev, state = dev_set(tiny, collection), torch.get_rng_state()
+    random.seed(4)
+    first = dev.evaluate(model)
+    assert dev.evaluate(model) == first  # without dropout
+    assert torch.equal(torch.get_rng_state(), state) and random.random() == random.Random(4).random()
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,0 +1,200 @@
+"""The loss against FlagEmbedding's and against hand-computed values; GradCache against plain gradients."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from batches_for_tests import batch_of, gradients, load
+from FlagEmbedding.finetune.embedder.encoder_only.base import BiEncoderOnlyEmbedderModel
+from tiny import tiny_bert, tiny_xlmr
+from tiny_training import passages
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModel, AutoTokenizer
+
+from embedding_finetune.retrieval.encoder import pool
+from embedding_finetune.training.loss import ContrastiveModel, false_negatives, grad_cache_step
+
+SCRIPT = Path(__file__).parent.parent / "two_processes.py"
+
+
+def test_a_positive_of_the_query_is_never_its_negative():
+    # Query 0 has positives 7 and 9, query 1 has 8. Candidates: 7 (target of 0), 9, 8 (target of 1), 7 again.
+    mask = false_negatives(torch.tensor([7, 9, 8, 7]), torch.tensor([[7, 9], [8, 8]]), torch.tensor([0, 2]))
+    assert mask.tolist() == [[False, True, False, True], [False, False, False, False]]
+
+
+@pytest.mark.parametrize("queries, group, width", [(1, 1, 1), (5, 3, 4), (17, 8, 1000)])
+def test_false_negatives_are_those_of_a_plain_loop(queries, group, width):
+    torch.manual_seed(0)
+    low, high = -2**63, 2**63 - 1  # keys are hashes: any number of 64 bits
+    known = torch.cat([torch.tensor([low, high, 0, -1]), torch.randint(low, high, (20,))])
+    passages = known[torch.randint(len(known), (queries * group,))]
+    positives = torch.cat([known[torch.randint(len(known), (queries, 1))],
+                           torch.randint(low, high, (queries, width - 1))], dim=1)
+    positives[:, 0::7] = known[torch.randint(len(known), positives[:, 0::7].shape)]
+    targets = torch.arange(queries) * group
+    expected = [[key in own and place != target for place, key in enumerate(passages.tolist())]
+                for own, target in zip(positives.tolist(), targets.tolist(), strict=True)]
+    assert false_negatives(passages, positives, targets).tolist() == expected
+    assert queries == 1 or sum(map(sum, expected)) > 0
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations of PyTorch, and the elements of their largest result."""
+
+    count = largest = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        self.count += 1
+        tensors = result if isinstance(result, tuple | list) else [result]
+        self.largest = max(self.largest, *(tensor.numel() for tensor in tensors if isinstance(tensor, torch.Tensor)))
+        return result
+
+
+def test_false_negatives_take_as_many_operations_for_many_queries_as_for_few_and_no_cube_of_memory():
+    counts = []
+    for queries, width in ((2, 3), (64, 200)):
+        with Operations() as operations:
+            false_negatives(torch.arange(queries * 4), torch.arange(queries * width).view(queries, width),
+                            torch.arange(queries) * 4)
+        counts.append(operations.count)
+    assert counts[0] == counts[1]
+    assert operations.largest <= 64 * 64 * 4
+
+
+def test_masked_loss_by_hand(tiny):
+    # One-dimensional "embeddings", so that scores are products: query 0 = 1, query 1 = 2; passages 1, 2, 3, 4.
+    model = load(tiny / "bert", temperature=1.0, normalize=False)
+    pooled = torch.tensor([[1.0], [2.0], [1.0], [2.0], [3.0], [4.0]])
+    labels = {"rows": torch.arange(6), "passage_keys": torch.tensor([5, 6, 7, 5]),
+              "positive_keys": torch.tensor([[5], [7]])}
+    # Query 0: target 1 against 2, 3 (the 4 is its own positive again); query 1: target 6 against 2, 4, 8.
+    expected = (-1 + math.log(math.e + math.e**2 + math.e**3)
+                - 6 + math.log(math.e**2 + math.e**4 + math.e**6 + math.e**8)) / 2
+    assert model.loss(pooled, **labels).item() == pytest.approx(expected, rel=1e-6)
+    model.mask_false_negatives = False
+    unmasked = (-1 + math.log(math.e + math.e**2 + math.e**3 + math.e**4)
+                - 6 + math.log(math.e**2 + math.e**4 + math.e**6 + math.e**8)) / 2
+    assert model.loss(pooled, **labels).item() == pytest.approx(unmasked, rel=1e-6)
+
+
+def test_another_score_by_hand(tiny):
+    """Minus the distance instead of the inner product: |1 - 1| and |1 - 3|, |2 - 1| and |2 - 3|."""
+    model = load(tiny / "bert", temperature=0.5, normalize=False, score=lambda a, b: -(a - b.T).abs())
+    labels = {"rows": torch.tensor([0, 1, 0, 2]), "passage_keys": torch.tensor([5, 6]),
+              "positive_keys": torch.tensor([[5], [6]])}
+    expected = (math.log(1 + math.e**-4) + math.log(2)) / 2
+    assert model.loss(torch.tensor([[1.0], [2.0], [3.0]]), **labels).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("teacher", [None, "kl_div", "m3_kd_loss"])
+@pytest.mark.parametrize("mrl", [(), (8, 32)])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_loss_equals_flagembedding(tiny, teacher, mrl, pooling):
+    batch, features = batch_of(tiny, scores=teacher is not None)
+    ours = load(tiny / "bert", pooling=pooling, mask_false_negatives=False, distillation=teacher, mrl_dims=mrl).train()
+    theirs = BiEncoderOnlyEmbedderModel(
+        ours.encoder, temperature=0.05, normalize_embeddings=True, sentence_pooling_method=pooling,
+        kd_loss_type=teacher or "kl_div", use_mrl=bool(mrl), mrl_dims=list(mrl)).train()
+    expected = theirs(**features).loss
+    assert ours(**batch)["loss"].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_a_tokenizer_that_pads_left_gives_the_same_vectors_and_loss(tiny):
+    model = load(tiny / "bert").eval()
+    seen = []
+    for side in ("right", "left"):
+        tokenizer = AutoTokenizer.from_pretrained(tiny / "bert", padding_side=side)
+        batch, _ = batch_of(tiny, tokenizer=tokenizer)
+        seen.append((model(batch["texts"])[batch["rows"]], model(**batch)["loss"]))
+    torch.testing.assert_close(seen[1], seen[0], atol=1e-6, rtol=0)
+
+
+class IdsOnly(torch.nn.Module):
+    """An encoder whose forward takes token ids and no embeddings, as those of some models on the hub."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids, attention_mask):
+        return self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+
+
+@pytest.mark.parametrize("make", [tiny_bert, tiny_xlmr])
+def test_an_encoder_that_takes_no_embeddings_has_the_same_loss_and_gradients(tiny, tmp_path, make):
+    """XLM-RoBERTa counts positions from its padding: embeddings must not change them."""
+    make(tmp_path, passages(300))
+    batch, _ = batch_of(tiny, limit=5, tokenizer=AutoTokenizer.from_pretrained(tmp_path))
+    results = []
+    for wrap in (lambda encoder: encoder, IdsOnly):
+        encoder = AutoModel.from_pretrained(tmp_path)
+        model = ContrastiveModel(wrap(encoder), temperature=0.05).eval()
+        loss = model(**batch)["loss"]
+        loss.backward()
+        results.append((loss.detach(), gradients(encoder)))
+        cached = grad_cache_step(model, model, torch.Tensor.backward, **batch)
+        assert cached.item() == pytest.approx(loss.item(), abs=1e-6)
+    torch.testing.assert_close(results[1], results[0], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "last_token"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_at_either_end_changes_no_vector(pooling, side):
+    hidden = torch.randn(3, 5, 8)
+    padded, mask = torch.full((3, 7, 8), 99.0), torch.zeros(3, 7, dtype=torch.long)
+    expected = []
+    for row, length in enumerate((5, 2, 1)):
+        place = slice(0, length) if side == "right" else slice(7 - length, 7)
+        padded[row, place], mask[row, place] = hidden[row, :length], 1
+        real = hidden[row, :length]
+        expected.append({"cls": real[0], "mean": real.mean(0), "last_token": real[-1]}[pooling])
+    torch.testing.assert_close(pool(padded, mask, pooling), torch.stack(expected))
+
+
+def test_the_last_token_is_that_of_the_text_alone(tiny):
+    model = load(tiny / "bert", pooling="last_token").eval()
+    batch, features = batch_of(tiny)
+    vectors = model(batch["texts"])[batch["rows"]]
+    for vector, ids, mask in zip(vectors, features["queries"]["input_ids"], features["queries"]["attention_mask"]):
+        alone = model.encoder(input_ids=ids[mask.bool()][None]).last_hidden_state[0, -1]
+        torch.testing.assert_close(vector, alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scores", [False, True])
+def test_grad_cache_equals_plain_gradients_with_the_same_dropout(tiny, scores):
+    batch, _ = batch_of(tiny, scores=scores, limit=5)
+    assert len(batch["texts"]) > 3
+    model = load(tiny / "bert_dropout", distillation="kl_div" if scores else None).train()
+    torch.manual_seed(3)
+    loss = model(**batch)["loss"]
+    loss.backward()
+    plain = gradients(model)
+    model.zero_grad()
+    torch.manual_seed(3)
+    cached_loss = grad_cache_step(model, model, lambda loss: loss.backward(), **batch)
+    after = torch.rand(1)
+    assert cached_loss.item() == pytest.approx(loss.item(), abs=1e-6)
+    torch.testing.assert_close(gradients(model), plain, atol=1e-6, rtol=1e-5)
+    torch.manual_seed(3)
+    model(**batch)
+    assert torch.rand(1) == after, "the replay must leave the random state where one pass leaves it"
+
+
+def test_two_processes_with_shared_negatives_equal_one_on_the_joined_batch(tiny, tmp_path):
+    """Plain and cached, with masking and a teacher: the averaged gradients are those of the joined batch."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([sys.executable, SCRIPT, tiny, tmp_path], env=environment, capture_output=True, text=True,
+                         timeout=240)
+    assert run.returncode == 0, run.stderr[-2000:]
+    batch, _ = batch_of(tiny, scores=True, items=range(8), limit=5)
+    model = load(tiny / "bert", distillation="kl_div").train()
+    model(**batch)["loss"].backward()
+    expected = gradients(model)
+    for name in ("plain", "cached"):
+        torch.testing.assert_close(torch.load(tmp_path / f"{name}.pt"), expected, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,200 @@
+"""Mined negatives and a teacher's scores: from the training part alone, and made anew only when there is a reason."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_bert, tiny_pairs, tiny_texts
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertForSequenceClassification, BertTokenizer
+
+from embedding_finetune.data.collection import Collection, read_data
+from embedding_finetune.data.texts import near_duplicates, normalise
+from embedding_finetune.files import UserError
+from embedding_finetune.recipes import find_recipe
+from embedding_finetune.retrieval.encoder import Encoder
+from embedding_finetune.retrieval.model_use import use_of
+from embedding_finetune.training import rows as rows_module
+from embedding_finetune.training.export import export
+from embedding_finetune.training.mining import Miner
+from embedding_finetune.training.rows import make_training_file, read_training_file, training_path, training_rows
+
+
+def recipe_of(settings, label="hard", **changes):
+    ours = {"candidates": ["bm25", "model"], "filter": "none", "number": 4, "depth": 20, "teacher_temperature": 0.5}
+    return dataclasses.replace(find_recipe(settings, label), **ours | changes)
+
+
+def make(settings, recipe):
+    """(rows of the training file, share of each source)"""
+    sources = make_training_file(settings, recipe, read_data(settings), Miner(settings, recipe))
+    return read_training_file(training_path(settings, recipe), teacher=bool(recipe.teacher)), sources
+
+
+def test_rows_have_mined_negatives_and_their_sources_add_up(built):
+    rows, sources = make(built, recipe_of(built))
+    assert sum(sources.values()) == pytest.approx(1) and set(sources) == {"bm25", "model", "bm25 and model", "random"}
+    assert sources["random"] < 0.1
+    train = read_data(built).part("train")
+    assert [row["query"] for row in rows] == list(train.queries.values())
+    pool = {train.corpus[passage] for passage in train.pool()[0]}
+    for row in rows:
+        assert len({*map(normalise, row["neg"])} - {*map(normalise, row["pos"])}) == 4 and set(row["neg"]) <= pool
+        near = near_duplicates(row["pos"] + row["neg"])
+        assert not any(one < len(row["pos"]) <= other for one, other in near.tolist())
+
+
+def test_the_models_candidates_are_its_nearest_passages(built):
+    """Against a plain product of all vectors, without near-duplicates to be left out."""
+    train = read_data(built).part("train")
+    pool, positives = train.pool()
+    chosen, sources = Miner(built, recipe_of(built, candidates=["model"])).mine(train)
+    encoder = Encoder(use_of(built, "reference"))
+    scores = encoder.encode_queries(train.queries.values()) @ encoder.encode_passages(
+        [train.corpus[passage] for passage in pool]).T
+    alike = near_duplicates([train.corpus[passage] for passage in pool]).tolist()
+    for row, (own, found) in enumerate(zip(positives, chosen)):
+        unsafe = {*own, *(other for pair in alike if set(pair) & set(own) for other in pair)}
+        scores[row, list(unsafe)] = -np.inf
+        np.testing.assert_allclose(scores[row, found], np.sort(scores[row])[::-1][:4], atol=1e-6)
+    assert sources == {"model": 1.0, "random": 0.0}
+
+
+def test_passages_that_share_no_word_with_the_query_are_no_hard_negatives(built):
+    """BM25 finds one passage for the first query, none for the second, all for the third; random ones fill up."""
+    words = "moon harbour copper falcon marble lantern orchard engine".split()
+    corpus = {f"p{number}": f"{word} river" for number, word in enumerate(words)}
+    queries = {"a": "harbour", "b": "zebra", "c": "river"}
+    qrels = {query: {passage: 1 for passage in own} for query, own in
+             zip(queries, (["p0", "p2"], ["p3", "p4"], ["p5", "p6", "p7", "p1"]))}
+    train = Collection(queries, corpus, qrels, dict.fromkeys(queries, "train"))
+    chosen, sources = Miner(built, recipe_of(built, candidates=["bm25"])).mine(train)
+    pool, _ = train.pool()
+    assert pool[chosen[0][0]] == "p1"
+    assert {pool[position] for position in chosen[2]} == {"p0", "p2", "p3", "p4"}
+    assert sources == {"bm25": pytest.approx(5 / 12), "random": pytest.approx(7 / 12)}
+
+
+def test_nothing_of_the_test_and_dev_part_is_used(built):
+    """Other texts in the test and dev part, but the same training part: the same rows, scores and all."""
+    collection, miner = read_data(built), Miner(built, recipe_of(built, "hard_kd"))
+    train_pool = set(collection.part("train").pool()[0])
+    other = dataclasses.replace(
+        collection,
+        queries={query: text if collection.parts.get(query) == "train" else f"another {text}"
+                 for query, text in collection.queries.items()},
+        corpus={passage: text if passage in train_pool else f"quite another passage, {text}"
+                for passage, text in collection.corpus.items()} | {"p": "a distractor"})
+    rows = []
+    for train in (collection.part("train"), other.part("train")):
+        chosen, _ = miner.mine(train)
+        rows.append(list(training_rows(train, train.pool()[0], chosen, miner.scores(train, chosen), "")))
+    assert rows[0] == rows[1]
+
+
+def test_a_file_is_mined_anew_when_models_recipe_or_data_change_and_only_then(built, tmp_path, monkeypatch):
+    reference = shutil.copytree(built.reference_model, tmp_path / "reference")
+    settings = dataclasses.replace(built, reference_model=str(reference))
+    recipe, mined = recipe_of(settings), []
+    mine = Miner.mine
+    monkeypatch.setattr(Miner, "mine", lambda self, train: mined.append(None) or mine(self, train))
+    make(settings, recipe)
+    content = training_path(settings, recipe).read_bytes()
+
+    moved = dataclasses.replace(settings, reference_model=str(reference.rename(tmp_path / "moved")))
+    for same in (moved, dataclasses.replace(moved, query_instruction="look up: ", epochs=3.0, retrievers="")):
+        make(same, recipe)
+    make(moved, dataclasses.replace(recipe, about="told in other words", settings={"EPOCHS": 2}))
+    assert len(mined) == 1 and training_path(settings, recipe).read_bytes() == content
+
+    tiny_bert(tmp_path / "moved", tiny_texts(tiny_pairs(120)), seed=9)  # other weights under the same name
+    make(moved, recipe)
+    assert len(mined) == 2 and training_path(settings, recipe).read_bytes() != content
+    make(dataclasses.replace(moved, reference_instruction="look up: "), recipe)
+    make(moved, dataclasses.replace(recipe, filter="share 0.95"))
+    make(moved, recipe)
+    assert len(mined) == 5
+    monkeypatch.setattr(rows_module, "data_identity", lambda settings: "other data")
+    make(moved, recipe)
+    assert len(mined) == 6
+
+
+def test_the_same_seed_mines_the_same_file(built):
+    first, _ = make(built, recipe_of(built, filter="share 0.95"))
+    training_path(built, recipe_of(built)).unlink()
+    assert make(built, recipe_of(built, filter="share 0.95"))[0] == first
+
+
+def test_the_teachers_scores_are_cosines_over_the_temperature(built):
+    with_scores, _ = make(built, recipe_of(built, "hard_kd"))
+    without, _ = make(built, recipe_of(built))
+    assert [row["neg"] for row in with_scores] == [row["neg"] for row in without]
+    encoder = Encoder(use_of(built, "reference"))
+    for row in with_scores[:5]:
+        cosines = encoder.encode_passages([*row["pos"], *row["neg"]]) @ encoder.encode_queries([row["query"]])[0]
+        assert np.allclose([*row["pos_scores"], *row["neg_scores"]], cosines / 0.5, atol=1e-5)
+
+
+def test_random_negatives_with_a_teacher_stay_random(built):
+    """And no other model is asked for: the one that would mine is not there."""
+    random, _ = make(built, recipe_of(built, "neg10"))
+    taught, sources = make(built, recipe_of(built, "neg10", teacher="raw", miner="hard", file="training_taught.json"))
+    assert sources == {"random": 1.0} and [row["neg"] for row in taught] == [row["neg"] for row in random]
+    encoder, row = Encoder(use_of(built, "raw")), taught[3]
+    cosines = encoder.encode_passages(row["neg"]) @ encoder.encode_queries([row["query"]])[0]
+    assert np.allclose(row["neg_scores"], cosines / 0.5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def reranker(tmp_path_factory):
+    """A tiny cross-encoder with one score."""
+    folder = tmp_path_factory.mktemp("reranker")
+    words = sorted({word for text in tiny_texts(tiny_pairs(120)) for word in text.lower().split()})
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    tokenizer = BertTokenizer(vocab={piece: number for number, piece in enumerate(pieces)})
+    torch.manual_seed(5)
+    model = BertForSequenceClassification(BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        num_labels=1, initializer_range=0.5))
+    tokenizer.save_pretrained(folder)
+    model.eval().save_pretrained(folder)
+    return folder, tokenizer, model
+
+
+def test_a_reranker_can_be_the_teacher(built, reranker, monkeypatch):
+    monkeypatch.setattr("embedding_finetune.training.mining.RERANKED", 3)  # so that a query takes several batches
+    folder, tokenizer, model = reranker
+    rows, _ = make(built, recipe_of(built, "hard_kd", teacher=str(folder)))
+    for row in rows[:5]:
+        texts = [*row["pos"], *row["neg"]]
+        with torch.no_grad():
+            pairs = tokenizer([row["query"]] * len(texts), texts, padding=True, return_tensors="pt")
+            logits = model(**pairs).logits[:, 0]
+        assert np.allclose([*row["pos_scores"], *row["neg_scores"]], logits.numpy() / 0.5, atol=1e-4)
+
+
+@pytest.mark.parametrize("teacher, message", [
+    ("base", "is no reranker that gives one score a pair"),
+    ("/no/model", "/no/model is no model folder"),
+])
+def test_a_teacher_that_is_no_reranker_is_refused(built, teacher, message):
+    recipe = recipe_of(built, "hard_kd", teacher=built.base_model if teacher == "base" else teacher)
+    with pytest.raises(UserError, match=message):
+        make(built, recipe)
+    assert not training_path(built, recipe).exists()
+
+
+def test_the_second_round_mines_with_the_model_of_the_first(built):
+    recipe = recipe_of(built, "hard_round2", candidates=["model"])
+    with pytest.raises(UserError, match="hard_round2 mines with the model hard, which is not in .* run "
+                                        "`bash finetune_hard.sh hard` first"):
+        Miner(built, recipe)
+    base, hard = tiny_bert(built.output_dir / "base", tiny_texts(tiny_pairs(120)), seed=9), built.output_dir / "hard"
+    export(AutoModel.from_pretrained(base), AutoTokenizer.from_pretrained(base), hard,
+           dataclasses.replace(use_of(built, "reference"), query_prompt=""))
+    second, _ = make(built, recipe)
+    as_reference = dataclasses.replace(built, reference_model=str(hard))
+    same, _ = make(as_reference, recipe_of(as_reference, candidates=["model"]))
+    other, _ = make(built, recipe_of(built, candidates=["model"]))
+    assert [row["neg"] for row in second] == [row["neg"] for row in same] != [row["neg"] for row in other]

@@ -1,0 +1,338 @@
+"""Whole trainings of tiny models: the same losses as FlagEmbedding's, through kill -9, on two processes, and what bad
+input says.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from FlagEmbedding.abc.finetune.embedder import AbsEmbedderTrainer
+from FlagEmbedding.finetune.embedder.encoder_only.base import (
+    EncoderOnlyEmbedderDataArguments,
+    EncoderOnlyEmbedderModelArguments,
+    EncoderOnlyEmbedderRunner,
+    EncoderOnlyEmbedderTrainingArguments,
+)
+from safetensors.torch import load_file
+from tiny_training import training_rows, write_rows
+from transformers import AutoModel, AutoTokenizer
+
+from embedding_finetune.data.collection import Collection, write_collection
+from embedding_finetune.files import UserError, read_json
+from embedding_finetune.training import train as training
+from embedding_finetune.training.checkpoints import MARKER, complete_checkpoints
+from embedding_finetune.training.log import read_log
+
+SCRIPT = Path(__file__).parent.parent / "whole_trainings.py"
+
+
+def flags(tiny, output, **changes):
+    """Flags of a training of 30 steps over two epochs; None takes one out."""
+    values = {
+        "model_name_or_path": tiny / "bert", "train_data": tiny / "train.json", "cache_path": tiny / "cache",
+        "output_dir": output, "train_group_size": 4, "query_max_len": 16, "passage_max_len": 48,
+        "query_instruction_for_retrieval": "find: ", "query_instruction_format": "{}{}", "temperature": 0.05,
+        "per_device_train_batch_size": 4, "learning_rate": 1e-4, "warmup_steps": 0.1, "num_train_epochs": 2,
+        "seed": 3, "logging_steps": 5, "use_cpu": True, "save_steps": 10} | changes
+    return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
+
+
+def dev(tiny):
+    return {"dev_data": tiny / "data", "dev_corpus_size": 60, "dev_steps": 7}
+
+
+def parameters(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def curve(folder):
+    """What the log says of the training itself: step, loss and learning rate."""
+    return [value for row in read_log(folder) if "loss" in row
+            for value in (row["step"], row["loss"], row["learning_rate"])]
+
+
+@pytest.fixture(autouse=True)
+def unchecked(monkeypatch):
+    """The parity check takes a second and has tests of its own; trainings in other processes do without this."""
+    monkeypatch.setattr("embedding_finetune.training.export.check_parity", lambda *args: 1.0)
+
+
+@pytest.fixture
+def losses(monkeypatch):
+    """Every loss that any trainer computes."""
+    seen = []
+    for kind in (AbsEmbedderTrainer, training.Trainer):
+        def compute_loss(self, *args, original=kind.compute_loss, **kwargs):
+            loss = original(self, *args, **kwargs)
+            seen.append(loss.item())
+            return loss
+
+        monkeypatch.setattr(kind, "compute_loss", compute_loss)
+    return seen
+
+
+def test_the_first_50_losses_equal_flagembeddings(tiny, tmp_path, losses):
+    """Over four epochs. Each row has one positive and as many negatives as are drawn: nothing is left to chance."""
+    data = write_rows(tmp_path / "train.json", training_rows(negatives=3, second_positives=False))
+    changes = {"train_data": data, "num_train_epochs": None, "max_steps": 50, "save_strategy": "no",
+               "learning_rate": 2e-5, "passage_instruction_for_retrieval": "text ",
+               "passage_instruction_format": "{}{}"}
+    parser = transformers.HfArgumentParser((EncoderOnlyEmbedderModelArguments, EncoderOnlyEmbedderDataArguments,
+                                            EncoderOnlyEmbedderTrainingArguments))
+    arguments = parser.parse_args_into_dataclasses(flags(tiny, tmp_path / "theirs", disable_tqdm=True, **changes))
+    EncoderOnlyEmbedderRunner(*arguments).run()
+    theirs = losses.copy()
+    losses.clear()
+    training.train(flags(tiny, tmp_path / "ours", mask_false_negatives=False, **changes))
+    assert len(losses) == len(theirs) == 50 and len(set(theirs)) == 50
+    assert max(abs(ours - other) for ours, other in zip(losses, theirs, strict=True)) < 1e-5
+
+
+def test_bfloat16_on_a_cpu_changes_little(tiny, tmp_path, losses):
+    for name, changes in (("fp32", {}), ("bf16", {"bf16": True})):
+        training.train(flags(tiny, tmp_path / name, num_train_epochs=None, max_steps=12, save_strategy="no", **changes))
+    plain, rounded = losses[:12], losses[12:]
+    assert len(rounded) == 12 and plain != rounded and rounded == pytest.approx(plain, rel=0.05)
+    assert all(tensor.dtype == torch.float32 for tensor in parameters(tmp_path / "bf16").values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_base_in_half_precision_is_trained_in_single_precision(tiny, tmp_path, monkeypatch, dtype):
+    """Adam's steps would vanish in weights of 8 or 11 bits."""
+    base, trainers = tmp_path / "base", []
+    AutoModel.from_pretrained(tiny / "bert", dtype=dtype).save_pretrained(base)
+    AutoTokenizer.from_pretrained(tiny / "bert").save_pretrained(base)
+    assert {tensor.dtype for tensor in parameters(base).values()} == {dtype}
+    finish = training.finish
+    monkeypatch.setattr(training, "finish", lambda trainer, *args: trainers.append(trainer) or finish(trainer, *args))
+    training.train(flags(tiny, tmp_path / "model", model_name_or_path=base, num_train_epochs=None, max_steps=2,
+                         learning_rate=1e-6))
+    [trainer] = trainers
+    state = [value for values in trainer.optimizer.state.values() for value in values.values()]
+    assert len(state) > 20 and {tensor.dtype for tensor in state} == {torch.float32}
+    trained, before = parameters(tmp_path / "model"), parameters(base)
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
+    assert read_json(tmp_path / "model" / "config.json")["dtype"] == "float32"
+    moved = (trained["embeddings.word_embeddings.weight"] - before["embeddings.word_embeddings.weight"].float()).abs()
+    assert 0 < moved.max() < 3e-6  # finer than what the base could have stored
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny, tmp_path_factory):
+    """A finished training with dropout."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "model"
+    training.train(flags(tiny, folder, model_name_or_path=tiny / "bert_dropout"))
+    return folder
+
+
+def test_log_and_final_folder(uninterrupted, tiny, tmp_path, capsys):
+    assert [row["step"] for row in read_log(uninterrupted)] == [5, 10, 15, 20, 25, 30]
+    assert not list(uninterrupted.glob("checkpoint-*")) and not list(uninterrupted.glob("*.partial"))
+    output = tmp_path / "model"
+    training.train(flags(tiny, output, max_steps=2, num_train_epochs=None, logging_steps=1, **dev(tiny)))
+    assert [(row["step"], "loss" in row, "mrr@10" in row) for row in read_log(output)] == [
+        (0, False, True), (1, True, False), (2, True, False), (2, False, True)]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[:4]] == [["step", f"{step}/2"] for step in (0, 1, 2, 2)]
+    assert "passages/s" in lines[1] and "left" in lines[1] and "GB" in lines[1] and "dev mrr@10" in lines[3]
+    assert lines[-1].endswith(f"the model is in {output}")
+
+
+@pytest.mark.parametrize("interrupted, strategy", [(False, "steps"), (True, "steps"), (False, "no")])
+def test_the_best_checkpoint_by_dev_metric_is_the_model(tiny, tmp_path, monkeypatch, capsys, interrupted, strategy):
+    """Dev values are made to peak at step 14: its parameters are kept to the end, through an interruption after 20."""
+    values = {0: 0.7, 7: 0.2, 14: 0.6, 21: 0.5, 28: 0.4, 30: 0.6}  # an equal value later is no improvement
+    present, kept, interruptions = {}, {}, [23] * interrupted
+    original_save, original_checked = training.Trainer._save_checkpoint, training.Trainer._checked
+
+    def checked(self, loss):
+        present["step"] = self.state.global_step + 1
+        if present["step"] in interruptions:
+            raise KeyboardInterrupt
+        return original_checked(self, loss)
+
+    def save(self, *args, **kwargs):
+        original_save(self, *args, **kwargs)
+        kept[self.state.global_step] = {folder.name for folder in tmp_path.glob("model/checkpoint-*")}
+        if self.state.global_step == 14:
+            kept["best"] = parameters(tmp_path / "model" / "checkpoint-14")
+
+    monkeypatch.setattr(training.DevSet, "evaluate",
+                        lambda self, model: {"recall@10": 0.0, "mrr@10": values[present.get("step", 0)]})
+    monkeypatch.setattr(training.Trainer, "_checked", checked)
+    monkeypatch.setattr(training.Trainer, "_save_checkpoint", save)
+    arguments = flags(tiny, tmp_path / "model", save_strategy=strategy, **dev(tiny))
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            training.train(arguments)
+        interruptions.clear()
+    training.train(arguments)
+    torch.testing.assert_close(parameters(tmp_path / "model"), kept["best"], atol=0, rtol=0)
+    if strategy == "steps":
+        assert kept[10] == {"checkpoint-7", "checkpoint-10"} and kept[20] == {"checkpoint-14", "checkpoint-20"}
+    output = capsys.readouterr().out
+    assert "the best checkpoint (mrr@10 0.6000) stays behind the base model (0.7000)" in output
+    assert "finished after 30 steps, kept step 14" in output
+
+
+@contextlib.contextmanager
+def started(*command, **variables):
+    """A Python process with these environment variables besides, which is ended in the end, and what it has started."""
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | threads | variables
+    process = subprocess.Popen([sys.executable, *map(str, command)], env=environment, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def test_a_killed_training_continues_to_the_same_parameters(uninterrupted, tiny, tmp_path):
+    """Killed in the second epoch; half a checkpoint is passed over; a second training meanwhile is refused."""
+    output = tmp_path / "model"
+    arguments = flags(tiny, output, model_name_or_path=tiny / "bert_dropout")
+    with started(SCRIPT, *arguments, PAUSE="0.1") as process:
+        deadline = time.monotonic() + 120
+        while not (output / "checkpoint-20").exists():
+            assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
+            time.sleep(0.02)
+        with pytest.raises(UserError, match=f"another training .process {process.pid}"):
+            training.train(arguments)
+        process.kill()
+    assert not (output / "model.safetensors").exists()
+    for step, damage in ((25, lambda folder: (folder / "optimizer.pt").write_bytes(b"")),
+                         (26, lambda folder: (folder / MARKER).unlink())):
+        shutil.copytree(output / "checkpoint-20", output / f"checkpoint-{step}")
+        damage(output / f"checkpoint-{step}")
+    assert complete_checkpoints(output)[0].name == "checkpoint-20"
+    training.train(arguments)
+    torch.testing.assert_close(parameters(output), parameters(uninterrupted), atol=1e-5, rtol=0)
+    assert curve(output) == pytest.approx(curve(uninterrupted), abs=1e-5)
+
+
+def test_two_processes_train_as_one_on_the_joined_batch_and_continue_when_killed(tiny, tmp_path):
+    """With dev values on which the processes do not agree: rank 0 decides for both, else one would wait for ever.
+
+    A training with dropout is killed at step 23, continued, and compared with one that was not; a training without,
+    GradCache and all, is compared with one process that takes the rows of both in one batch.
+    """
+    def arguments(name, **changes):
+        return flags(tiny, tmp_path / name, per_device_train_batch_size=2, negatives_cross_device=True, **changes)
+
+    with_dropout = {"model_name_or_path": tiny / "bert_dropout", **dev(tiny)}
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    torchrun = "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, SCRIPT
+    with started(*torchrun, *arguments("killed", **with_dropout), KILLED_AT="23") as process:
+        output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1 and complete_checkpoints(killed) and not (killed / "model.safetensors").exists()
+    with started(*torchrun, *arguments("killed", **with_dropout), "--next", *arguments("undisturbed", **with_dropout),
+                 "--next", *arguments("plain", num_train_epochs=1, grad_cache_chunk=3)) as process:
+        output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert output.count("continuing from") == 1 and output.count("finished after 30 steps") == 2  # by rank 0 alone
+    torch.testing.assert_close(parameters(killed), parameters(undisturbed), atol=1e-5, rtol=0)
+    assert curve(killed) == pytest.approx(curve(undisturbed), abs=1e-5)
+    looks = [[(row["step"], row["mrr@10"]) for row in read_log(folder) if "mrr@10" in row]
+             for folder in (killed, undisturbed)]
+    assert looks[0] == looks[1] and [step for step, _ in looks[0]] == [0, 7, 14, 21, 28, 30]
+    assert 0 < max(value for _, value in looks[0]) < 1  # those of rank 0: those of rank 1 are whole numbers
+
+    training.train(flags(tiny, tmp_path / "alone", num_train_epochs=1))
+    plain, alone = ({name: tensor for name, tensor in parameters(tmp_path / folder).items()
+                     if "key.bias" not in name}  # attention does not depend on it: Adam follows rounding errors there
+                    for folder in ("plain", "alone"))
+    torch.testing.assert_close(plain, alone, atol=2e-5, rtol=0)
+    assert curve(tmp_path / "plain") == pytest.approx(curve(tmp_path / "alone"), abs=1e-4)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"train_data": "missing.json"}, "missing.json does not exist"),
+    ({"no_such_flag": 1}, "no_such_flag"),
+    ({"train_group_size": 1, "per_device_train_batch_size": 1}, "one candidate per query"),
+    ({"knowledge_distillation": True}, "row 1: a teacher needs 'pos_scores'"),
+    ({"negatives_cross_device": True}, "--negatives_cross_device needs torchrun"),
+    ({"same_dataset_within_batch": True}, "--same_dataset_within_batch is not supported"),
+    ({"dev_data": "nowhere"}, "nowhere/corpus.jsonl does not exist"),
+    ({"dev_data": "only_test"}, "only_test has no dev queries: it needs qrels/dev.tsv"),
+    ({"per_device_train_batch_size": 61, "dataloader_drop_last": True}, "60 training queries are fewer than the 61"),
+    ({"learning_rate": "fast"}, "learning_rate"),
+    ({"query_instruction_format": "{}: {} ?"}, "the format '{}: {} .' is no prompt before the text"),
+    ({"query_instruction_format": "{}"}, "the format '{}' is no prompt before the text"),
+    ({"knowledge_distillation": True, "kd_loss_type": "m3_kd_loss"}, "give --mask_false_negatives False with it"),
+])
+def test_bad_input_is_found_before_a_model_is_loaded(tiny, tmp_path, monkeypatch, changes, message):
+    write_collection(tmp_path / "only_test", Collection({"q": "a"}, {"p": "b"}, {"q": {"p": 1}}, {"q": "test"}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "load_model", None)  # calling it would be a TypeError
+    with pytest.raises(UserError, match=message) as error:
+        training.train(flags(tiny, tmp_path / "model", **changes))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"passage_max_len": 200}, "passage_max_len is 200, but .* has only 128 positions"),
+    ({"model_name_or_path": "/no/model"}, "cannot load /no/model"),
+])
+def test_a_base_that_cannot_be_trained_is_named(tiny, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        training.train(flags(tiny, tmp_path / "model", **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_a_finished_model_is_not_overwritten(uninterrupted, tiny):
+    with pytest.raises(UserError, match="already holds a finished model"):
+        training.train(flags(tiny, uninterrupted))
+
+
+def test_a_loss_that_is_no_number_stops_at_its_step(tiny, tmp_path, monkeypatch):
+    original, calls = training.ContrastiveModel.loss, []
+
+    def loss(self, *args, **kwargs):
+        calls.append(None)
+        return original(self, *args, **kwargs) * (torch.nan if len(calls) == 13 else 1)
+
+    monkeypatch.setattr(training.ContrastiveModel, "loss", loss)
+    with pytest.raises(UserError, match="the loss became nan at step 13; .*checkpoint-10 is the last good checkpoint"):
+        training.train(flags(tiny, tmp_path / "model"))
+
+
+def test_a_full_disk_leaves_the_older_checkpoint(tiny, tmp_path, monkeypatch):
+    original = torch.save
+
+    def save(value, path, *args, **kwargs):
+        if "checkpoint-20" in str(path):
+            raise OSError(28, "No space left on device")
+        return original(value, path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", save)
+    message = "checkpoint-20: .*No space left.*checkpoint-10 is the last good checkpoint"
+    with pytest.raises(UserError, match=message):
+        training.train(flags(tiny, tmp_path / "model"))
+    assert complete_checkpoints(tmp_path / "model")[0].name == "checkpoint-10"
+
+
+def test_the_model_says_how_it_was_trained(tiny, tmp_path):
+    """Its sentence-transformers files are what the evaluation reads it by, and the card has settings and curve."""
+    output = tmp_path / "mine.partial"
+    output.mkdir()
+    (output / "training.json").write_text(json.dumps({"settings": {"LEARNING_RATE": 1e-4, "GPUS": 1}}))
+    training.train(flags(tiny, output, max_steps=2, num_train_epochs=None, sentence_pooling_method="mean",
+                         passage_instruction_for_retrieval="text: ", passage_instruction_format="{}{}", **dev(tiny)))
+    assert read_json(output / "1_Pooling" / "config.json")["pooling_mode_mean_tokens"] is True
+    prompts = read_json(output / "config_sentence_transformers.json")["prompts"]
+    assert prompts == {"query": "find: ", "document": "text: "}
+    card = (output / "README.md").read_text()
+    assert "# mine\n" in card and "| training rows | 60 |" in card and "| LEARNING_RATE | 0.0001 |" in card
+    for row in read_log(output):
+        if "mrr@10" in row:
+            assert f"| {row['step']} | {row['recall@10']:.4f} | {row['mrr@10']:.4f} |" in card
