@@ -103,7 +103,6 @@ import numpy as np
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.data.sources import Row, reader, read_pairs
 from embedding_finetune.evaluation.results import compare, save_result
-from embedding_finetune.files import read_lines
 from embedding_finetune.retrieval.retrievers import Retriever, retriever, retriever_of
 from embedding_finetune.settings import Settings, path_of
 

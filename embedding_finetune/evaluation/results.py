@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict
 
 from embedding_finetune.data.collection import data_identity, read_collection
-from embedding_finetune.evaluation.metrics import mean, measure, per_query
+from embedding_finetune.evaluation.metrics import MEASURES, mean, measure, per_query
 from embedding_finetune.evaluation.significance import add_significance
 from embedding_finetune.files import UserError, read_json, write_json
 from embedding_finetune.hub import model_content
@@ -79,8 +79,8 @@ def load_results(settings):
     """The results that fit today's data and models, in the order of the story; and why others are left out, a line
     each.
 
-    A result is left out when it was measured on other data, with another model than the label has now, or with the same
-    model used otherwise.
+    A result is left out when it was measured on other data, by other metrics, with another model than the label has now,
+    or with the same model used otherwise.
     """
     results, left_out, contents = [], [], {}
     for path in sorted((settings.output_dir / "results").glob("*.json")):
@@ -104,6 +104,8 @@ def _misfit(settings, result, contents):
     label = result.get("hybrid_of", result["label"])
     if result.get("data") != data_identity(settings):
         return "it was measured on other data"
+    if result["metrics"].keys() != MEASURES.keys():
+        return "it was measured by other metrics"
     if result.get("content") is None:
         return None
     try:

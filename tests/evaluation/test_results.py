@@ -176,6 +176,12 @@ def test_a_setting_of_use_leaves_out_the_models_it_is_about(measured):
     assert [row["label"] for row in results.compare(measured, DATA)[0]] == ["bm25", "raw", "reference"]
 
 
+def test_a_result_of_other_metrics_is_left_out(measured, monkeypatch):
+    save(measured, "bm25")
+    monkeypatch.setitem(results.MEASURES, "recall@5", results.MEASURES["recall@10"])
+    assert results.load_results(measured)[1] == ["bm25 is left out: it was measured by other metrics; evaluate it again"]
+
+
 def test_results_of_other_data_are_left_out_all_of_them_even_bm25s(measured, monkeypatch):
     save(measured, "bm25"), save(measured, "raw")
     other = replace(DATA, corpus=CORPUS | {"p6": "one more passage"})
