@@ -5,7 +5,7 @@ One module is one stage of the data's way; each imports only from modules above 
     files        reading and writing without half-written files; the one error type
     settings     every setting, in one table
     recipes      the fine-tunings that there are, from profiles/recipes.toml
-    hub          one question to the model hub before anything is loaded from it
+    hub          one question to the model hub before anything is loaded from it, and the one door for loading
 
     data/texts         when two texts are the same, or nearly
     data/collection    queries, corpus, judgements and parts, in memory and on disk
@@ -16,6 +16,7 @@ One module is one stage of the data's way; each imports only from modules above 
     retrieval/cpu          linear layers and dropout by quicker ways on a CPU
     retrieval/vectors      vectors on disk, found by what they were made of
     retrieval/model_use    how a model is used, read from the model
+    retrieval/loading      a model's encoder and the layers after it, whole or not at all
     retrieval/encoder      a model turned into vectors
     retrieval/runs         runs and judgements in TREC's formats
     retrieval/retrievers   dense, BM25 and fused: from queries to a run

@@ -20,25 +20,25 @@ if not sys.stderr.isatty():  # in a log, a bar may speak twice a minute; tqdm re
     os.environ.setdefault("TQDM_MININTERVAL", "30")
 
 import torch
-import transformers
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.files import UserError, may_overwrite, run_command_line, write_json
-from embedding_finetune.hub import check_hub, check_lengths
+from embedding_finetune.hub import check_hub, check_lengths, load
 from embedding_finetune.recipes import find_recipe
 from embedding_finetune.retrieval.model_use import base_use
 from embedding_finetune.settings import TABLE, Settings, plain
 from embedding_finetune.training.export import complete
 from embedding_finetune.training.log import duration
-from embedding_finetune.training.records import RECORD, read_record, record_of
+from embedding_finetune.training.records import RECORD, read_record, record_of, same_training
 from embedding_finetune.training.rows import make_training_file, read_training_file, training_path, write_with_prompt
 
 MODULES = {"embedding_finetune": "embedding_finetune.training.train",
            "flagembedding": "FlagEmbedding.finetune.embedder.encoder_only.base"}
-OURS = ("grad_cache_chunk", "dev_steps", "dev_corpus_size")  # flags that FlagEmbedding's trainer does not know
+# Flags that FlagEmbedding's trainer does not know.
+OURS = ("grad_cache_chunk", "dev_steps", "dev_corpus_size", "lora_rank", "lora_alpha")
 WITH_PROMPT = "train_data.json"  # the training file as FlagEmbedding's trainer wants it
 
 
@@ -56,7 +56,11 @@ def prepare(settings, recipe):
         raise UserError(f"{plain(finished)} holds a finished model; OVERWRITE=1 moves it aside and trains anew")
     use, collection = base_use(tuned), read_data(settings)
     check_hub(use.name)
-    check_lengths(use.name, tuned.query_max_len, tuned.passage_max_len)
+    check_lengths(use.name, tuned.query_max_len, tuned.passage_max_len, trusted=use.trusted)
+    if tuned.trainer == "flagembedding" and (tuned.lora_rank or use.dense):
+        raise UserError(f"FlagEmbedding's trainer has no {'LoRA' if tuned.lora_rank else 'Dense layers'}: "
+                        "TRAINER=embedding_finetune has")
+    print(f"the base, as it is trained and will be used: {use}", flush=True)
     miner = None
     if recipe.negatives == "mined" or recipe.teacher:
         from embedding_finetune.training.mining import Miner  # only this needs it
@@ -67,7 +71,7 @@ def prepare(settings, recipe):
     record = record_of(settings, recipe)
     if tuned.trainer == "flagembedding":
         shutil.rmtree(unfinished, ignore_errors=True)  # FlagEmbedding's trainer cannot continue what is there
-    elif read_record(unfinished) not in (None, record):
+    elif (begun := read_record(unfinished)) and not same_training(begun, record):
         raise UserError(f"{plain(unfinished)} holds an interrupted training with other settings or another training "
                         "file: set them back to continue it, or remove the folder")
     if finished.exists():
@@ -83,6 +87,7 @@ def flags_of(settings, recipe, tuned, output):
     use, ours = base_use(tuned), tuned.trainer == "embedding_finetune"
     flags = {
         "model_name_or_path": use.name, "sentence_pooling_method": use.pooling, "normalize_embeddings": use.normalize,
+        "trust_remote_code": use.trusted or None,
         "train_data": training_path(settings, recipe) if ours else output / WITH_PROMPT,
         "cache_path": settings.output_dir / ".cache",
         "query_instruction_for_retrieval": use.query_prompt or None, "query_instruction_format": "{}{}",
@@ -137,8 +142,8 @@ def launch(settings, module, flags, one_process=False):
 
 def estimate(tuned, path):
     """Seconds that a training takes on this CPU, roughly: 6 operations a weight and token, at a product's speed."""
-    name, rows = base_use(tuned).name, read_training_file(path)
-    config, tokenizer = transformers.AutoConfig.from_pretrained(name), transformers.AutoTokenizer.from_pretrained(name)
+    use, rows = base_use(tuned), read_training_file(path)
+    config, tokenizer = (load(kind, use.name, use.trusted) for kind in ("AutoConfig", "AutoTokenizer"))
     texts = [row["pos"][0] for row in rows[:200]]
     tokens = tokenizer(texts, truncation=True, max_length=tuned.passage_max_len)["input_ids"]
     tokens = tuned.epochs * len(rows) * tuned.train_group_size * sum(map(len, tokens)) / len(texts)

@@ -1,4 +1,6 @@
-"""The model hub: asked first, by one quick request instead of minutes of retries, and named when it fails."""
+"""The model hub: asked first, by one quick request instead of minutes of retries, and named when it fails. And the one
+door to `from_pretrained`: code that a model brings is not run unless the model is named in TRUST_REMOTE_CODE.
+"""
 
 import sys
 from pathlib import Path
@@ -11,10 +13,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils import httpx
+from safetensors import SafetensorError
 
 from embedding_finetune.files import UserError, one_line, read_json, sha256
 
-MODEL_FILES = (".json", ".txt", ".model", ".safetensors", ".bin")  # configuration, vocabulary, weights
+UNLOADABLE = (OSError, ValueError, TypeError, ImportError, RuntimeError, SafetensorError)  # what broken models raise
+MODEL_FILES = (".json", ".txt", ".model", ".safetensors", ".bin", ".py")  # configuration, vocabulary, weights, code
 
 
 def check_hub(name, kind="model", timeout=10):
@@ -42,14 +46,16 @@ def check_hub(name, kind="model", timeout=10):
 
 
 def model_content(name):
-    """What would be loaded as model `name`: the SHA-256 of each file in its folder, or the commit of its repository.
+    """What would be loaded as model `name`: the SHA-256 of each file in its folder and in those of its layers after
+    the pooling, or the commit of its repository.
 
     Raises UserError when the hub does not have it, does not answer, or is offline and nothing was downloaded
     before.
     """
     folder = Path(name)
     if folder.is_dir():
-        return {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.suffix in MODEL_FILES}
+        files = sorted([*folder.iterdir(), *folder.glob("*Dense*/*")])
+        return {str(path.relative_to(folder)): sha256(path) for path in files if path.suffix in MODEL_FILES}
     commit = check_hub(name)
     if commit is None:
         config = try_to_load_from_cache(name, "config.json")  # .../snapshots/COMMIT/config.json
@@ -81,13 +87,9 @@ def read_model_file(name, path):
 def positions_of(name, **loading):
     """How many tokens the model `name` can read; raises UserError when its configuration cannot be had.
 
-    `loading` goes to `AutoConfig.from_pretrained`.
+    `loading` goes to `load`.
     """
-    import transformers  # takes seconds to import, and only this needs it
-    try:
-        config = transformers.AutoConfig.from_pretrained(name, **loading)
-    except (OSError, ValueError) as error:
-        raise cannot_load(name, error) from None
+    config = load("AutoConfig", name, **loading)
     positions = getattr(config, "max_position_embeddings", None) or sys.maxsize
     if "roberta" in config.model_type or config.model_type in ("camembert", "mpnet"):  # counted from pad_token_id + 1
         positions -= config.pad_token_id + 1
@@ -100,6 +102,21 @@ def check_lengths(name, query_max_len, passage_max_len, **loading):
     for side, length in (("query_max_len", query_max_len), ("passage_max_len", passage_max_len)):
         if length > positions:
             raise UserError(f"{side} is {length}, but {name} has only {positions} positions")
+
+
+def load(kind, name, trusted=False, **options):
+    """`transformers.KIND.from_pretrained(name, **options)`; code that the model brings is run only if it is `trusted`.
+
+    Raises UserError when the model cannot be had, or would need such code and is not trusted.
+    """
+    import transformers  # takes seconds to import, and only this needs it
+    try:
+        return getattr(transformers, kind).from_pretrained(name, trust_remote_code=trusted, **options)
+    except UNLOADABLE as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(f"{name} brings program code of its own, which is not run unasked: read it, and if you "
+                            f"trust it, set TRUST_REMOTE_CODE={name}") from None
+        raise cannot_load(name, error) from None
 
 
 def cannot_load(name, error):

@@ -51,11 +51,19 @@ EXTRA = (lambda text: all(re.fullmatch(r"(?!(raw|reference|bm25)=)\w+=[^,\s]+(,(
          "must list label=model or label=model,pooling, with new labels")
 
 
+OF_MODEL = {  # how a model is used (argument of ModelUse -> setting): said of one model, it is not meant for another
+    "BASE_MODEL": {"pooling": "BASE_POOLING", "query_prompt": "QUERY_INSTRUCTION",
+                   "passage_prompt": "PASSAGE_INSTRUCTION"},
+    "REFERENCE_MODEL": {"pooling": "REFERENCE_POOLING", "query_prompt": "REFERENCE_INSTRUCTION",
+                        "query_max_len": "REFERENCE_MAX_LEN", "passage_max_len": "REFERENCE_MAX_LEN"}}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The settings of `profiles/PROFILE.env`, each overridable by the environment variable of its name in capitals."""
 
     profile: str
+    of_others: tuple = ()  # (NAME, value): said by the profile of a model in whose place another one has come
 
     dataset: str = setting("the pairs: msmarco (hub), docstrings (of installed packages), or a file", DATA)
     data_dir: Path = setting("where the data files are", NOTHING)
@@ -77,6 +85,9 @@ class Settings:
     reference_instruction: str = setting("put before its queries; auto as above", EVALUATION, "auto")
     reference_max_len: int = setting("tokens of a text; 0: as the model's files say", EVALUATION, 0, at_least(0))
     extra_models: str = setting("more models to measure: label=model or label=model,pooling ..", EVALUATION, "", EXTRA)
+
+    model_file: Path = setting("how models are used whose own files do not say it", NOTHING, "profiles/models.toml")
+    trust_remote_code: str = setting("models whose own program code is run, separated by spaces", NOTHING, "")
 
     recipe_file: Path = setting("the fine-tunings that there are", NOTHING, "profiles/recipes.toml")
     recipes: str = setting("recipes that `make run` adds to neg10 and neg50, separated by spaces", NOTHING, "")
@@ -101,6 +112,9 @@ class Settings:
                              one_of("auto", "fp32", "bf16", "fp16"))
     query_max_len: int = setting("tokens of a query with its prompt", TRAINING, check=at_least(8), flag="query_max_len")
     passage_max_len: int = setting("tokens of a passage", TRAINING, check=at_least(8), flag="passage_max_len")
+    lora_rank: int = setting("LoRA: so many dimensions a weight matrix are trained; 0 trains all weights", TRAINING,
+                             0, at_least(0), "lora_rank")
+    lora_alpha: float = setting("LoRA: its part counts LORA_ALPHA / LORA_RANK", TRAINING, 32.0, POSITIVE, "lora_alpha")
     grad_cache_chunk: int = setting("GradCache: train in the memory of so many texts; 0 is off", NOTHING,
                                     0, at_least(0), "grad_cache_chunk")
     dev_steps: float = setting("steps between looks at the dev set; below 1 a share of all", TRAINING, 0.1, POSITIVE,
@@ -121,12 +135,14 @@ class Settings:
         unknown = [name for name in given if name not in TABLE]
         if unknown:
             raise UserError(f"profiles/{profile}.env: unknown setting {unknown[0]}; known are {', '.join(TABLE)}")
-        given |= {name: os.environ[name] for name in TABLE if name in os.environ}
+        own = {name: os.environ[name] for name in TABLE if name in os.environ}
+        others, given = _of_others(given, own), given | own
         for name, row in TABLE.items():
             if name not in given and row.default is dataclasses.MISSING:
                 raise UserError(f"profiles/{profile}.env lacks {name}: {row.metadata['why']}")
         values = {name: given.get(name, str(row.default)) for name, row in TABLE.items()}
-        return cls(profile=profile, **{name.lower(): _parse(name, text) for name, text in values.items()})
+        return cls(profile=profile, of_others=others,
+                   **{name.lower(): _parse(name, text) for name, text in values.items()})
 
     def changed(self, changes):
         """These settings with a recipe's in their place, NAME -> value; raises as `load` does."""
@@ -135,7 +151,9 @@ class Settings:
         for name in changes:
             if name not in allowed:
                 raise UserError(f"a recipe cannot change {name}, only {', '.join(allowed)}")
-        return dataclasses.replace(self, **{name.lower(): _parse(name, str(value)) for name, value in changes.items()})
+        others = self.of_others + _of_others(self.as_dict(), changes)
+        return dataclasses.replace(self, of_others=others, **{name.lower(): _parse(name, str(value))
+                                                              for name, value in changes.items()})
 
     def as_dict(self, *levels):
         """NAME -> value; only of settings whose change invalidates one of `levels`, if any are named."""
@@ -147,7 +165,7 @@ class Settings:
         return _Shown(self, names)
 
 
-TABLE = {row.name.upper(): row for row in dataclasses.fields(Settings) if row.name != "profile"}
+TABLE = {row.name.upper(): row for row in dataclasses.fields(Settings) if row.metadata}
 
 
 class _Shown:
@@ -180,6 +198,13 @@ def _versions():
     import torch  # takes seconds to import, and only this needs it
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return {"device": device, **{package: importlib.metadata.version(package) for package in PACKAGES}}
+
+
+def _of_others(said, instead):
+    """Pairs (NAME, value): what `said` has of the use of a model that `instead` (also NAME -> value) replaces."""
+    return tuple((name, _parse(name, str(said[name]))) for model, names in OF_MODEL.items()
+                 if instead.get(model, said.get(model)) != said.get(model) for name in sorted({*names.values()})
+                 if name in said and name not in instead)
 
 
 def _read_profile(profile):

@@ -16,7 +16,25 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import torch
-from transformers import BertConfig, BertModel, BertTokenizer, XLMRobertaConfig, XLMRobertaModel, XLMRobertaTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    ModernBertConfig,
+    ModernBertModel,
+    MPNetConfig,
+    MPNetModel,
+    MPNetTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
+    T5Config,
+    T5EncoderModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+    XLMRobertaTokenizer,
+)
 
 from embedding_finetune.data.collection import write_data, write_test_files
 from embedding_finetune.data.sources import read_distractors, read_pairs, source_of
@@ -124,6 +142,55 @@ def tiny_xlmr(folder, texts, seed=2):
     tokenizer.save_pretrained(folder)
     config.save_pretrained(folder)
     torch.save(XLMRobertaModel(config).state_dict(), Path(folder) / "pytorch_model.bin")
+    return Path(folder)
+
+
+def tiny_mpnet(folder, texts, seed=3):
+    """Save an MPNetModel of random weights: the architecture of all-mpnet-base-v2, with positions counted from 2."""
+    words, characters = _count_words([text.lower() for text in texts])
+    pieces = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>", *characters, *("##" + c for c in characters), *words]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = MPNetTokenizer(vocab=vocabulary, do_lower_case=True, model_max_length=512)
+    config = MPNetConfig(vocab_size=len(tokenizer), max_position_embeddings=514, **SIZES)
+    return _saved(folder, MPNetModel, config, tokenizer, seed)
+
+
+def tiny_modernbert(folder, texts, seed=4):
+    """Save a ModernBertModel of random weights, whose second layer looks at 8 tokens around; tokens as in tiny_bert."""
+    tokenizer = BertTokenizer.from_pretrained(tiny_bert(folder, texts))
+    special = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": None, "eos_token_id": None}
+    config = ModernBertConfig(vocab_size=len(tokenizer), max_position_embeddings=512, local_attention=8,
+                              global_attn_every_n_layers=2, **SIZES, **special)
+    return _saved(folder, ModernBertModel, config, tokenizer, seed)
+
+
+def tiny_t5(folder, texts, seed=5):
+    """Save a T5EncoderModel of random weights: the encoder of sentence-t5 and gtr-t5; tokens as in tiny_bert."""
+    tokenizer = BertTokenizer.from_pretrained(tiny_bert(folder, texts))
+    config = T5Config(vocab_size=len(tokenizer), d_model=64, d_kv=32, num_heads=2, num_layers=2, d_ff=128)
+    return _saved(folder, T5EncoderModel, config, tokenizer, seed)
+
+
+def tiny_qwen(folder, texts, seed=6):
+    """Save a Qwen3Model of random weights: a decoder whose tokenizer works on bytes, ends each text with a token, and
+    pads on the left, as that of Qwen3-Embedding does; two heads share their keys."""
+    pieces = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({piece: number for number, piece in enumerate(pieces)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A <|endoftext|>", pair=None,
+                                                             special_tokens=[("<|endoftext|>", 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|endoftext|>", padding_side="left",
+                                        eos_token="<|endoftext|>", model_max_length=512)
+    config = Qwen3Config(vocab_size=len(tokenizer), max_position_embeddings=512, num_key_value_heads=1, head_dim=32,
+                         attention_dropout=0.1, pad_token_id=0, **SIZES)
+    return _saved(folder, Qwen3Model, config, tokenizer, seed)
+
+
+def _saved(folder, kind, config, tokenizer, seed):
+    torch.manual_seed(seed)
+    kind(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return Path(folder)
 
 

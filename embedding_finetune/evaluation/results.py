@@ -116,9 +116,9 @@ def _misfit(settings, result, contents):
         return f"its model cannot be looked at ({error})"
     if contents[label] != result["content"]:
         return "its model has changed since"
-    today = asdict(use)
-    changed = [name for name, value in today.items() if name not in ("label", "title", "name", "seen", "differs")
-               and result["used"].get(name) != value]
+    words = "label", "title", "name", "seen", "differs", "note"  # what a model is called, and what is said about it
+    changed = [name for name, value in asdict(use).items()
+               if name not in words and result["used"].get(name, value) != value]
     return f"it was measured with another {changed[0]}" if changed else None
 
 

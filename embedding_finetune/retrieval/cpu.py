@@ -86,6 +86,8 @@ def attention_with_fast_dropout(module, query, key, value, attention_mask, dropo
     """Softmax attention with dropout on its weights; without, PyTorch's fused kernel. Shapes as in transformers."""
     if not dropout:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    groups = getattr(module, "num_key_value_groups", 1)  # heads of the queries that share their keys and values
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     weights = (query * scaling) @ key.transpose(2, 3)
     if attention_mask is not None:
         weights += attention_mask

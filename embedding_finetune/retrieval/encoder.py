@@ -4,12 +4,12 @@ import importlib.metadata
 
 import numpy as np
 import torch
-import transformers
 from tqdm.auto import tqdm
 
 from embedding_finetune.files import UserError, sha256
-from embedding_finetune.hub import cannot_load, model_content
+from embedding_finetune.hub import load, model_content
 from embedding_finetune.retrieval.cpu import use_fast_linear
+from embedding_finetune.retrieval.loading import load_encoder
 from embedding_finetune.retrieval.vectors import VectorCache, text_key
 
 # Tokens in a batch, padding included. A CPU is fastest when activations stay in its caches; a GPU wants to be filled.
@@ -43,8 +43,8 @@ def batches(lengths, batch_size, batch_tokens):
 
 
 class Encoder:
-    """A model with its pooling, prompts and lengths. Vectors are float32, and of length 1 where the model's use says
-    so.
+    """A model with its pooling, layers after it, prompts and lengths. Vectors are float32, and of length 1 where the
+    model's use says so.
 
     The model is loaded when a text must be encoded that the cache does not know.
     """
@@ -96,11 +96,9 @@ class Encoder:
 
     def _load(self):
         dtype = torch.float32 if self._device == "cpu" else torch.float16
-        try:
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(self.use.name)
-            self._model = transformers.AutoModel.from_pretrained(self.use.name, dtype=dtype).to(self._device).eval()
-        except (OSError, ValueError) as error:
-            raise cannot_load(self.use.name, error) from None
+        self._tokenizer = load("AutoTokenizer", self.use.name, self.use.trusted)
+        model, dense = load_encoder(self.use.name, self.use.dense, self.use.trusted, dtype)
+        self._model, self._dense = model.to(self._device).eval(), dense.to(self._device).eval()
         if model_content(self.use.name) != self.content:
             raise UserError(f"{self.use.name} has changed since this Encoder was made: make it anew, so that no "
                             "vectors are mixed up")
@@ -118,7 +116,8 @@ class Encoder:
             batch = self._tokenizer.pad(batch, padding_side="right", return_tensors="pt")
             try:
                 batch = batch.to(self._device)
-                pooled = pool(self._model(**batch).last_hidden_state, batch["attention_mask"], self.use.pooling).float()
+                hidden = self._model(**batch).last_hidden_state
+                pooled = self._dense(pool(hidden, batch["attention_mask"], self.use.pooling).float())
             except torch.cuda.OutOfMemoryError:
                 raise UserError(f"{self.use.name} runs out of GPU memory while encoding: set ENCODE_BATCH_SIZE to 64, "
                                 "or less") from None

@@ -1,16 +1,19 @@
 """How a model is used: pooling, normalisation, prompts and lengths, read from the model itself wherever it says so.
 
 The files that sentence-transformers keeps beside a model's weights say it: `modules.json`, `1_Pooling/config.json`,
-`config_sentence_transformers.json` (prompts), `sentence_bert_config.json` or the tokenizer's (lengths). A model that
-was fine-tuned here carries them all, so that it is asked as it was taught, whatever the settings say by then. For other
-models a setting other than `auto` comes first, and the use says where the model's own files say otherwise.
+`config_sentence_transformers.json` (prompts), `2_Dense/` (layers after the pooling), `sentence_bert_config.json` or the
+tokenizer's (lengths). A model that was fine-tuned here carries them all, so that it is asked as it was taught, whatever
+the settings say by then. For other models a setting other than `auto` comes first, then MODEL_FILE
+(profiles/models.toml), then the model's own files; the use says where they disagree, and what none of them says.
 """
 
+import re
+import tomllib
 from dataclasses import dataclass, field
 
 from embedding_finetune.files import UserError, read_json
 from embedding_finetune.hub import check_hub, positions_of, read_model_file
-from embedding_finetune.settings import path_of, plain
+from embedding_finetune.settings import OF_MODEL, POOLINGS, path_of, plain
 
 # What models have seen in training, where it is published: who met MS MARCO before is no stranger to it.
 SEEN = {
@@ -21,6 +24,8 @@ SEEN = {
 }
 POOLING_FILES = {"cls": "cls", "cls_token": "cls", "mean": "mean", "mean_tokens": "mean", "lasttoken": "last_token",
                  "last_token": "last_token"}  # as sentence-transformers writes them -> ours
+KEYS = {"pooling": str, "query_prompt": str, "passage_prompt": str, "query_max_len": int, "passage_max_len": int,
+        "normalize": bool}  # of an entry of MODEL_FILE
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,11 @@ class ModelUse:
     query_max_len: int      # tokens, prompt included
     passage_max_len: int    # tokens, prompt included
     normalize: bool = True  # vectors are scaled to length 1
+    dense: str = ""         # folders of the Dense layers after its pooling, separated by spaces
+    trusted: bool = False   # its own program code is run, if it has any
     seen: str = "unknown"   # in training, where it is published
-    differs: str = ""       # where a setting goes against the model's own files
+    differs: str = ""       # where a setting goes against MODEL_FILE or the model's own files
+    note: str = ""          # what MODEL_FILE says, and what nobody says
 
 
 def use_of(settings, label):
@@ -48,26 +56,49 @@ def use_of(settings, label):
     models = ready_made(settings)
     if label in models:
         title, *wanted = models[label]
-        return _use(label, title, model_path(title), *wanted, seen=SEEN.get(title, "unknown"))
+        return _use(settings, label, title, model_path(title), wanted, SEEN.get(title, "unknown"), title)
     folder = settings.output_dir / label
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no finished model: run `bash finetune_hard.sh {label}` first")
     record = read_json(folder / "training.json") or {}
     base = record.get("settings", {}).get("BASE_MODEL", settings.base_model)
     seen = f"{SEEN.get(base, 'unknown')}; fine-tuned on this data set's training part"
-    return _use(label, plain(folder), str(folder), "auto", "auto", "auto", 0, 0, seen=seen)
+    return _use(settings, label, plain(folder), str(folder), ({}, {}), seen, base)
 
 
 def ready_made(settings):
-    """Label -> (model, pooling, query prompt, passage prompt, lengths) of the models that need no training here."""
-    of_reference = settings.reference_instruction, "auto", settings.reference_max_len, settings.reference_max_len
+    """Label -> (model, what settings say of its use, what the profile says of another model's use) of the models that
+    need no training here; both are arguments of ModelUse."""
+    values = settings.as_dict()
+
+    def said(model):
+        given = {key: (name, values[name]) for key, name in OF_MODEL[model].items() if values[name] not in ("auto", 0)}
+        return [{key: pair[1] for key, pair in given.items() if (pair in settings.of_others) == others}
+                for others in (False, True)]
+
+    raw, others = said("BASE_MODEL")
+    raw |= {"query_max_len": settings.query_max_len, "passage_max_len": settings.passage_max_len}
     extra = (model.split("=", 1) for model in settings.extra_models.split())
     return {
-        "raw": (settings.base_model, settings.base_pooling, settings.query_instruction, settings.passage_instruction,
-                settings.query_max_len, settings.passage_max_len),
-        "reference": (settings.reference_model, settings.reference_pooling, *of_reference),
-        **{label: (*(name.rsplit(",", 1) if "," in name else (name, "auto")), *of_reference) for label, name in extra},
+        "raw": (settings.base_model, raw, others), "reference": (settings.reference_model, *said("REFERENCE_MODEL")),
+        **{label: (name.split(",")[0], {"pooling": name.split(",")[1]} if "," in name else {}, {})
+           for label, name in extra},
     }
+
+
+def listed(settings):
+    """Model -> how it is used, from MODEL_FILE. Raises UserError naming the entry that cannot be read."""
+    path = settings.model_file
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read how models are used in {path} ({error}); see profiles/models.toml") from None
+    for name, entry in entries.items():
+        for key, value in entry.items() if isinstance(entry, dict) else [("", entry)]:
+            if key not in KEYS or type(value) is not KEYS[key] or (key == "pooling" and value not in POOLINGS):
+                raise UserError(f"{path}, entry {name!r}: {key or 'it'} = {value!r} is impossible; an entry is a table "
+                                f"of {', '.join(KEYS)}, with pooling one of {', '.join(POOLINGS)}")
+    return entries
 
 
 def base_use(settings):
@@ -88,20 +119,28 @@ def model_path(name):
     return name
 
 
-def _use(label, title, name, pooling, query_prompt, passage_prompt, query_max_len, passage_max_len, seen):
-    said = said_by_model(name)
-    wanted = {"pooling": pooling, "query_prompt": query_prompt, "passage_prompt": passage_prompt,
-              "query_max_len": query_max_len, "passage_max_len": passage_max_len}
-    given = {key: value for key, value in wanted.items() if value not in ("auto", 0)}
-    differs = "; ".join(f"{key} is {given[key]!r}, where its own files say {said[key]!r}" for key in ("pooling",)
-                        if key in given and given[key] != said.get(key, given[key]))
-    longest = min(512, positions_of(name)) if not {"query_max_len", "passage_max_len"} <= (said | given).keys() else 0
-    default = {"query_prompt": "", "passage_prompt": "", "query_max_len": longest, "passage_max_len": longest}
-    used = default | said | given
+def _use(settings, label, title, name, wanted, seen, base):
+    (given, of_others), said, entry = wanted, said_by_model(name), listed(settings).get(title, {})
+    own, file = said | entry, plain(settings.model_file)
+    trusted = not {title, name, base, str(path_of(base))}.isdisjoint(settings.trust_remote_code.split())
+    told = ({} if own else of_others) | own | given
+    default = {"query_prompt": "", "passage_prompt": ""}
+    if not {"query_max_len", "passage_max_len"} <= told.keys():
+        default |= dict.fromkeys(("query_max_len", "passage_max_len"), min(512, positions_of(name, trusted=trusted)))
+    used = default | told
     if "pooling" not in used:
-        raise UserError(f"{title} does not say how it pools: set BASE_POOLING, REFERENCE_POOLING or the pooling in "
-                        "EXTRA_MODELS to cls, mean or last_token")
-    return ModelUse(label, title, name, seen=seen, differs=differs, **used)
+        raise UserError(f"{title} does not say how it pools: set BASE_POOLING, REFERENCE_POOLING, the pooling in "
+                        f"EXTRA_MODELS or an entry of {file} to cls, mean or last_token")
+    differs = [f"{key} is {used[key]!r}, where {source} {words[key]!r}"
+               for key in ("pooling", "query_prompt", "passage_prompt")
+               for source, words in (("its own files say", said), (f"{file} says", entry))
+               if words.get(key, used[key]) != used[key]]
+    notes = [f"{', '.join(entry)} from {file}"] * bool(entry)
+    notes += [f"{', '.join(of_others)} of the profile left out: meant for another model"] * bool(own and of_others)
+    notes += [f"no prompts: if its authors put any before queries or passages, give them in {file}"] * (
+        told.keys().isdisjoint(("query_prompt", "passage_prompt")))
+    return ModelUse(label, title, name, seen=seen, differs="; ".join(differs), note="; ".join(notes), trusted=trusted,
+                    **used)
 
 
 def said_by_model(name):
@@ -110,20 +149,19 @@ def said_by_model(name):
     Raises UserError when they ask for something that is not done here.
     """
     check_hub(name)
-    modules = read_model_file(name, "modules.json")
+    modules = _modules(name)
     if not modules:
         return {}
-    kinds = {module["type"].rpartition(".")[2]: module.get("path", "") for module in modules}
-    unknown = kinds.keys() - {"Transformer", "Pooling", "Normalize", "Dropout"}
-    if unknown:
-        raise UserError(f"{name} has a {unknown.pop()} layer after its encoder, which is not supported here: choose "
-                        "another model")
-    said = {"normalize": "Normalize" in kinds}
-    if "Pooling" in kinds:
-        said["pooling"] = _pooling(name, read_model_file(name, f"{kinds['Pooling']}/config.json"))
-    prompts = read_model_file(name, "config_sentence_transformers.json").get("prompts") or {}
-    for key, names in (("query_prompt", ("query",)), ("passage_prompt", ("document", "passage"))):
-        found = [prompts[other] for other in names if prompts.get(other) is not None]
+    dense = [path for kind, path in modules if kind == "Dense"]
+    for path in dense:
+        _check_dense(name, path, read_model_file(name, f"{path}/config.json"))
+    said = {"normalize": modules[-1][0] == "Normalize"} | ({"dense": " ".join(dense)} if dense else {})
+    for kind, path in modules:
+        said |= {"pooling": _pooling(name, read_model_file(name, f"{path}/config.json"))} if kind == "Pooling" else {}
+    config = read_model_file(name, "config_sentence_transformers.json")
+    prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
+    for key, names in (("query_prompt", ("query",)), ("passage_prompt", ("document", "passage", "corpus"))):
+        found = [prompts[other] for other in (*names, default) if prompts.get(other) is not None]
         said |= {key: found[0]} if found else {}
     lengths = read_model_file(name, "sentence_bert_config.json")
     if lengths.get("do_lower_case"):
@@ -133,6 +171,30 @@ def said_by_model(name):
         length = lengths.get(own) or longest
         said |= {key: length} if length else {}
     return said
+
+
+def _modules(name):
+    """(kind, folder) of a model's modules as sentence-transformers lists them, without those that only train."""
+    modules = read_model_file(name, "modules.json")
+    try:
+        modules = [(module["type"], module.get("path", "")) for module in modules]
+        foreign = [kind for kind, path in modules if not kind.startswith("sentence_transformers.") or " " in path]
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(f"{name} has a modules.json that is no list of modules: mend or remove it") from None
+    modules = [(kind.rpartition(".")[2], path) for kind, path in modules]
+    kinds = [kind for kind, _ in modules if kind != "Dropout"]
+    if foreign or kinds and not re.fullmatch("Transformer( Pooling( Dense)*)?( Normalize)?", " ".join(kinds)):
+        raise UserError(f"{name} is made of {', '.join(foreign or kinds)}; supported here are Transformer, Pooling, "
+                        "Dense and Normalize of sentence-transformers, in this order: choose another model")
+    return [module for module in modules if module[0] != "Dropout"]
+
+
+def _check_dense(name, path, config):
+    activation = config.get("activation_function") or "torch.nn.modules.activation.Tanh"
+    if not activation.startswith("torch.nn.modules.") or {config.get("module_input_name"), config.get(
+            "module_output_name")} - {None, "sentence_embedding"}:
+        raise UserError(f"{name} has a layer {path} with the activation {activation}, or beside its vectors, which is "
+                        "not supported here: choose another model")
 
 
 def _tokenizer_length(name):

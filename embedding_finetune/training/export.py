@@ -1,4 +1,4 @@
-"""A finished model folder that FlagEmbedding, sentence-transformers and plain transformers read alike.
+"""A finished model folder that FlagEmbedding (where it can), sentence-transformers and plain transformers read alike.
 
 Its sentence-transformers files say how the model is used (see retrieval.model_use): that is where the rest of this
 package reads it, too.
@@ -10,10 +10,11 @@ import shutil
 from pathlib import Path
 
 import torch
-import transformers
 
 from embedding_finetune.files import UserError, atomic_write, write_json
+from embedding_finetune.hub import load
 from embedding_finetune.retrieval.encoder import pool
+from embedding_finetune.retrieval.loading import ENCODER_HALF, DenseLayers, load_encoder
 
 METRICS_HEADING = "## Metrics"  # what stands below it is the evaluation's to replace
 SAMPLES = ("how far is the moon", "what is a dot product?", "The Moon circles the Earth at a distance of 384,400 km.")
@@ -26,29 +27,23 @@ tags: [sentence-transformers, feature-extraction, dense-retrieval, FlagEmbedding
 # {name}
 
 An embedding model for retrieval: {pooling} pooling, {vectors}. {prompts}. Queries are cut at {query_max_len} tokens,
-passages at {passage_max_len}. FlagEmbedding, sentence-transformers and plain transformers give the same vectors (cosine
-at least 0.9999), checked when the model was written.
+passages at {passage_max_len}. {libraries} give the same vectors (cosine at least 0.9999), checked when the model was
+written.
 
 ```python
 from sentence_transformers import SentenceTransformer
-model = SentenceTransformer(PATH)                       # knows pooling, normalisation, prompts and lengths
+model = SentenceTransformer(PATH{trust})                       # knows pooling, normalisation, prompts and lengths
 scores = model.encode_query(["a query"]) @ model.encode_document(["a passage"]).T
 ```
 
-```python
-from FlagEmbedding import FlagModel
-model = FlagModel(PATH, pooling_method={pooling!r}, normalize_embeddings={normalize},
-                  query_instruction_for_retrieval={query_prompt!r},
-                  query_max_length={query_max_len}, passage_max_length={passage_max_len})
-scores = model.encode_queries(["a query"]) @ model.encode_corpus([{passage_prompt!r} + "a passage"]).T
-```
+{flagembedding}
 
 ```python
-from transformers import AutoModel, AutoTokenizer
-tokenizer, model = AutoTokenizer.from_pretrained(PATH), AutoModel.from_pretrained(PATH)
+from transformers import {auto}, AutoTokenizer
+tokenizer, model = AutoTokenizer.from_pretrained(PATH{trust}), {auto}.from_pretrained(PATH{trust})
 inputs = tokenizer([{query_prompt!r} + "a query"], padding=True, truncation=True, max_length={query_max_len},
                    return_tensors="pt")
-hidden = model(**inputs).last_hidden_state              # then {pooling} pooling, and length 1 if normalised
+hidden = model(**inputs).last_hidden_state              # then {pooling} pooling{layers}, and length 1 if normalised
 ```
 
 {metrics_heading}
@@ -63,24 +58,33 @@ Not evaluated yet.
 
 {settings}
 """
+FLAGEMBEDDING = """```python
+from FlagEmbedding import FlagModel
+model = FlagModel(PATH, pooling_method={pooling!r}, normalize_embeddings={normalize},
+                  query_instruction_for_retrieval={query_prompt!r},
+                  query_max_length={query_max_len}, passage_max_length={passage_max_len}{trust})
+scores = model.encode_queries(["a query"]) @ model.encode_corpus([{passage_prompt!r} + "a passage"]).T
+```"""
 
 
-def export(model, tokenizer, folder, use, *, card=None, curve=()):
+def export(model, tokenizer, folder, use, *, dense=(), card=None, curve=()):
     """Write model (transformers' PreTrainedModel) and tokenizer as a finished folder, once past the parity check.
 
-    `use` is a ModelUse; `card` (name -> value) and `curve` (rows with step, recall@10, mrr@10) go into the model card.
-    The weights are moved into `folder` last: a folder without them was never finished. Returns the lowest cosine of the
-    check; raises UserError when the three libraries disagree.
+    `use` is a ModelUse, `dense` the loading.DenseLayers of the model; `card` (name -> value) and `curve` (rows with
+    step, recall@10, mrr@10) go into the model card. The weights are moved into `folder` last: a folder without them
+    was never finished. Returns the lowest cosine of the check; raises UserError when the libraries disagree.
     """
-    folder = Path(folder)
-    partial = folder / ".export.partial"
+    folder, dense = Path(folder), DenseLayers(dense)
+    partial, use = folder / ".export.partial", dataclasses.replace(use, dense=dense.folders)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         model.save_pretrained(partial)
         tokenizer.padding_side = "right"  # as in training: on the left it would move the positions of a text's tokens
         tokenizer.save_pretrained(partial)
+        dense.save(partial)
         _write_use(partial, model.config.hidden_size, use)
-        (partial / "README.md").write_text(_card(folder.name.split(".")[0], use, card or {}, curve), encoding="utf-8")
+        text = _card(folder.name.split(".")[0], use, model.config.model_type, card or {}, curve)
+        (partial / "README.md").write_text(text, encoding="utf-8")
         worst = check_parity(partial, use)
         for file in sorted(partial.iterdir(), key=lambda file: file.suffix == ".safetensors"):
             if (folder / file.name).is_dir():
@@ -96,8 +100,15 @@ def export(model, tokenizer, folder, use, *, card=None, curve=()):
 
 def complete(folder, use):
     """Make a finished folder, in place, of what FlagEmbedding's own trainer left: it does not say how it is used."""
-    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32)
-    return export(model, transformers.AutoTokenizer.from_pretrained(folder), folder, use)
+    model, _ = load_encoder(folder, trusted=use.trusted)
+    return export(model, load("AutoTokenizer", folder, use.trusted), folder, use)
+
+
+def unread_by_flagembedding(use, model_type):
+    """Why FlagEmbedding's FlagModel cannot give the vectors of a model of this use and type; "" where it can."""
+    reasons = {"it pools by cls or mean alone": use.pooling == "last_token", "it knows no Dense layers": use.dense,
+               "it takes the encoder with its decoder": model_type in ENCODER_HALF}
+    return " and ".join(reason for reason, holds in reasons.items() if holds)
 
 
 def write_metrics(folder, metrics):
@@ -115,7 +126,9 @@ def _write_use(folder, dim, use):
 
     The present version would write class paths that only it knows.
     """
-    kinds = {"": "Transformer", "1_Pooling": "Pooling", **({"2_Normalize": "Normalize"} if use.normalize else {})}
+    kinds = {"": "Transformer", "1_Pooling": "Pooling"} | dict.fromkeys(use.dense.split(), "Dense")
+    normalize = f"{len(kinds)}_Normalize"
+    kinds |= {normalize: "Normalize"} if use.normalize else {}
     write_json(folder / "modules.json", [
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for number, (path, kind) in enumerate(kinds.items())])
@@ -128,34 +141,37 @@ def _write_use(folder, dim, use):
         "word_embedding_dimension": dim, "include_prompt": True,
         **{f"pooling_mode_{mode}": method == use.pooling for method, mode in modes.items()}})
     if use.normalize:
-        (folder / "2_Normalize").mkdir()
+        (folder / normalize).mkdir()
     write_json(folder / "config_sentence_transformers.json", {
         "prompts": {"query": use.query_prompt, "document": use.passage_prompt}, "default_prompt_name": None,
         "similarity_fn_name": "cosine" if use.normalize else "dot"})
 
 
 def check_parity(folder, use, texts=None):
-    """Lowest cosine between the three libraries' vectors of queries and passages; raises UserError below 0.9999.
+    """Lowest cosine between the libraries' vectors of queries and passages; raises UserError below 0.9999.
 
-    By default some of the texts are longer than either length, so that cutting them is compared, too.
+    FlagEmbedding takes part where it can (see unread_by_flagembedding). By default some of the texts are longer than
+    either length, so that cutting them is compared, too.
     """
     from FlagEmbedding import FlagModel
     from sentence_transformers import SentenceTransformer
 
     long = f"{SAMPLES[2]} " * (use.query_max_len // 8 + 1), f"{SAMPLES[1]} " * use.passage_max_len
     texts = list(texts or SAMPLES + long)
-    sentence = SentenceTransformer(str(folder), device="cpu")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    encoder = transformers.AutoModel.from_pretrained(folder).eval()
+    sentence = SentenceTransformer(str(folder), device="cpu", trust_remote_code=use.trusted)
+    tokenizer = load("AutoTokenizer", folder, use.trusted)
+    encoder, dense = (part.eval() for part in load_encoder(folder, use.dense, use.trusted))
     options = {"pooling_method": use.pooling, "normalize_embeddings": use.normalize, "use_fp16": False,
                "devices": ["cpu"], "query_instruction_for_retrieval": use.query_prompt or None,
+               "trust_remote_code": use.trusted,
                "query_max_length": use.query_max_len, "passage_max_length": use.passage_max_len}
-    flag = FlagModel(str(folder), **options) if use.pooling != "last_token" else None  # it pools by cls or mean
+    unread = unread_by_flagembedding(use, encoder.config.model_type)
+    flag = None if unread else FlagModel(str(folder), **options)
 
     @torch.inference_mode()
     def plain(texts, length):
         inputs = tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
-        return pool(encoder(**inputs).last_hidden_state, inputs["attention_mask"], use.pooling)
+        return dense(pool(encoder(**inputs).last_hidden_state, inputs["attention_mask"], use.pooling))
 
     passages, silent, worst = [use.passage_prompt + text for text in texts], {"show_progress_bar": False}, 1.0
     for kind, first, others in (
@@ -176,12 +192,18 @@ def check_parity(folder, use, texts=None):
     return worst
 
 
-def _card(name, use, card, curve):
+def _card(name, use, model_type, card, curve):
+    unread, layers = unread_by_flagembedding(use, model_type), " and ".join(use.dense.split())
+    words = dataclasses.asdict(use) | {"name": name, "trust": ", trust_remote_code=True" * use.trusted}
     prompts = "; ".join(f"before each {kind} stands {prompt!r}" if prompt else f"{kind} texts carry no prompt"
                         for kind, prompt in (("query", use.query_prompt), ("passage", use.passage_prompt)))
     rows = [(row["step"], f"{row['recall@10']:.4f}", f"{row['mrr@10']:.4f}") for row in curve]
     return CARD.format(
-        **dataclasses.asdict(use) | {"name": name}, prompts=prompts[0].upper() + prompts[1:],
+        **words, auto="AutoModelForTextEncoding" if model_type in ENCODER_HALF else "AutoModel",
+        libraries=f"{'' if unread else 'FlagEmbedding, '}sentence-transformers and plain transformers",
+        flagembedding=f"FlagEmbedding's FlagModel cannot: {unread}." if unread else FLAGEMBEDDING.format(**words),
+        layers=f", the layers in {layers} (sentence-transformers' Dense)" * bool(layers),
+        prompts=prompts[0].upper() + prompts[1:],
         metrics_heading=METRICS_HEADING,
         vectors="vectors of length 1, compared by cosine" if use.normalize else "vectors compared by dot product",
         curve=_table("step", "recall@10", "mrr@10", rows) if curve else "No dev set was given.",

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
 from embedding_finetune.retrieval.encoder import pool
+from embedding_finetune.retrieval.loading import DenseLayers
 
 
 def false_negatives(passage_keys, positive_keys, targets):
@@ -30,7 +31,8 @@ def dot(queries, passages):
 
 
 class ContrastiveModel(nn.Module):
-    """An encoder with pooling, and the loss of its texts' vectors; fed with batches of `batches.Collator`.
+    """An encoder with pooling and Dense layers, if any, and the loss of its texts' vectors; fed with batches of
+    `batches.Collator`.
 
     The loss is FlagEmbedding's (BiEncoderOnlyEmbedderModel), with three deviations that do nothing to the mathematics
     of a plain run:
@@ -46,10 +48,10 @@ class ContrastiveModel(nn.Module):
     `m3_kd_loss`; `mrl_dims` are the sizes of Matryoshka's truncated vectors, () for whole ones.
     """
 
-    def __init__(self, encoder, *, pooling="cls", normalize=True, temperature=0.02, score=dot,
+    def __init__(self, encoder, *, dense=(), pooling="cls", normalize=True, temperature=0.02, score=dot,
                  mask_false_negatives=True, cross_device=False, distillation=None, mrl_dims=()):
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.dense = encoder, DenseLayers(dense)
         self.pooling, self.normalize, self.temperature, self.score = pooling, normalize, temperature, score
         self.mask_false_negatives, self.cross_device = mask_false_negatives, cross_device
         self.distillation, self.mrl_dims = distillation, tuple(mrl_dims) or (None,)
@@ -81,7 +83,7 @@ class ContrastiveModel(nn.Module):
         for sub, given in zip(texts, inputs, strict=True):
             hidden = self.encoder(**given, attention_mask=sub["attention_mask"]).last_hidden_state
             pooled.append(pool(hidden, sub["attention_mask"], self.pooling))
-        return torch.cat(pooled)
+        return self.dense(torch.cat(pooled))
 
     def loss(self, pooled, rows, passage_keys, positive_keys, teacher_scores=None):
         """Mean cross entropy of each query's target among all passages, plus the distillation term if there is a

@@ -4,13 +4,12 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
-import transformers
 from tqdm.auto import tqdm
 
 from embedding_finetune.data.negatives import Filter, choose, interleave, screen
 from embedding_finetune.data.texts import near_duplicates
 from embedding_finetune.files import UserError
-from embedding_finetune.hub import cannot_load, check_hub, model_content
+from embedding_finetune.hub import check_hub, load, model_content
 from embedding_finetune.recipes import all_recipes
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.model_use import model_path, ready_made, use_of
@@ -90,11 +89,9 @@ class Miner:
 
     def _logits(self, train, passages):
         name, device = self.reranker, "cuda:0" if torch.cuda.is_available() else "cpu"
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-            model = transformers.AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise cannot_load(name, error) from None
+        trusted = self.recipe.teacher in self.settings.trust_remote_code.split()
+        tokenizer = load("AutoTokenizer", name, trusted)
+        model = load("AutoModelForSequenceClassification", name, trusted, dtype=torch.float32)
         if model.config.num_labels != 1 or "ForSequenceClassification" not in str(model.config.architectures):
             raise UserError(f"teacher = {self.recipe.teacher!r} is no reranker that gives one score a pair; name one, "
                             "or the label of a model (reference, raw)")

@@ -1,34 +1,46 @@
 """What a model was trained from: written when its training starts, and held against today's settings and files."""
 
 import contextlib
+from dataclasses import MISSING, asdict
 
 from embedding_finetune.data.collection import data_identity
 from embedding_finetune.files import UserError, read_json
 from embedding_finetune.recipes import all_recipes, find_recipe
-from embedding_finetune.retrieval.model_use import ready_made
-from embedding_finetune.settings import TRAINING, plain
+from embedding_finetune.retrieval.model_use import base_use, ready_made
+from embedding_finetune.settings import TABLE, TRAINING, plain
 from embedding_finetune.training.rows import read_training_file, rows_identity, training_path
 
 RECORD = "training.json"
 
 
 def record_of(settings, recipe):
-    """What identifies a training: the settings that change which weights are kept, the recipe, its data's content."""
+    """What identifies a training: the settings that change which weights are kept, the recipe, how the base is used,
+    its data's content."""
     tuned = settings.changed(recipe.settings)
+    use = asdict(base_use(tuned))
     rows = read_training_file(training_path(settings, recipe), teacher=bool(recipe.teacher))
     return {"label": recipe.label, "recipe": recipe.data, "settings": tuned.as_dict(TRAINING) | {"SEED": tuned.seed},
+            "use": {name: use[name] for name in ("pooling", "query_prompt", "passage_prompt", "normalize", "dense")},
             "data": data_identity(settings), "training_file": rows_identity(rows)}
 
 
 def read_record(folder):
-    """The record of a model's folder, or None."""
-    return read_json(folder / RECORD)
+    """The record of a model's folder, or None; a setting that came later had its default."""
+    record = read_json(folder / RECORD)
+    default = {name: row.default for name, row in TABLE.items() if row.metadata["changes"] == TRAINING
+               and row.default is not MISSING}
+    return record and record | {"settings": default | record.get("settings", {})}
+
+
+def same_training(record, today):
+    """Whether two records are of the same training; what one of an earlier version lacks counts as equal."""
+    return record is not None and today | record == today
 
 
 def is_current(settings, recipe):
     """Whether the finished model was trained from today's training file with today's recipe and settings."""
     with contextlib.suppress(UserError):  # a training file that is missing or broken is about to be made anew
-        return read_record(settings.output_dir / recipe.label) == record_of(settings, recipe)
+        return same_training(read_record(settings.output_dir / recipe.label), record_of(settings, recipe))
     return False
 
 

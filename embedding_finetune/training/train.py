@@ -16,6 +16,7 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import peft
 import torch
 import transformers
 from FlagEmbedding.finetune.embedder.encoder_only.base import (
@@ -26,9 +27,10 @@ from FlagEmbedding.finetune.embedder.encoder_only.base import (
 
 from embedding_finetune.data.collection import read_collection
 from embedding_finetune.files import UserError, one_line, read_json, run_command_line
-from embedding_finetune.hub import cannot_load, check_lengths
+from embedding_finetune.hub import check_lengths, load
 from embedding_finetune.retrieval.cpu import use_fast_dropout, use_fast_linear
-from embedding_finetune.retrieval.model_use import ModelUse
+from embedding_finetune.retrieval.loading import load_encoder
+from embedding_finetune.retrieval.model_use import ModelUse, said_by_model
 from embedding_finetune.settings import CHOSEN_BY
 from embedding_finetune.training.batches import CALL_COST, Collator, EpochSampler, TrainingSet
 from embedding_finetune.training.checkpoints import alone_in, complete_checkpoints, remove
@@ -57,6 +59,8 @@ class DataArguments(EncoderOnlyEmbedderDataArguments):
 
 @dataclass
 class TrainArguments(EncoderOnlyEmbedderTrainingArguments):
+    lora_rank: int = field(default=0, metadata={"help": "Train adapters of this rank instead of all weights (LoRA)."})
+    lora_alpha: float = field(default=32.0, metadata={"help": "What the adapters add counts lora_alpha / lora_rank."})
     grad_cache_chunk: int = field(default=0, metadata={"help": "Train in the memory of so many texts (GradCache)."})
     mask_false_negatives: bool = field(default=True, metadata={"help": "No positive of a query is its negative."})
     dev_steps: float = field(default=0.2, metadata={"help": "Steps between dev evaluations; below 1 a share of all."})
@@ -106,33 +110,34 @@ def use_from_flags(model_args, data_args, args):
         prompts.append(before)
     name = model_args.model_name_or_path
     return ModelUse("", name, name, args.sentence_pooling_method, *prompts, data_args.query_max_len,
-                    data_args.passage_max_len, args.normalize_embeddings)
+                    data_args.passage_max_len, args.normalize_embeddings, said_by_model(name).get("dense", ""),
+                    model_args.trust_remote_code)
 
 
-def load_model(model_args, data_args, args):
-    """Tokenizer and ContrastiveModel of the base model.
+def load_model(model_args, data_args, args, use):
+    """Tokenizer and ContrastiveModel of the base model, of which LoRA trains adapters and the Dense layers (Hu et al.
+    2021, arXiv 2106.09685).
 
     The weights are float32, however they are stored: half precision is for the products (--bf16, --fp16), not for
     what Adam adds small steps to.
     """
-    options = {name: getattr(model_args, name) for name in ("cache_dir", "token", "trust_remote_code")}
-    name = model_args.model_name_or_path
-    check_lengths(name, data_args.query_max_len, data_args.passage_max_len, **options)
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, use_fast=model_args.use_fast_tokenizer, **options)
-        encoder = transformers.AutoModel.from_pretrained(name, dtype=torch.float32, **options)
-    except (OSError, ValueError) as error:
-        raise cannot_load(name, error) from None
+    options = {"cache_dir": model_args.cache_dir, "token": model_args.token, "trusted": use.trusted}
+    check_lengths(use.name, use.query_max_len, use.passage_max_len, **options)
+    tokenizer = load("AutoTokenizer", use.name, use_fast=model_args.use_fast_tokenizer, **options)
+    encoder, dense = load_encoder(use.name, use.dense, **options)
     for parameter_name, parameter in encoder.named_parameters():
         parameter.requires_grad = not (args.fix_position_embedding and "position_embeddings" in parameter_name)
     if args.gradient_checkpointing:
         encoder.enable_input_require_grads()
+    if args.lora_rank:
+        encoder = peft.get_peft_model(encoder, peft.LoraConfig(r=args.lora_rank, lora_alpha=args.lora_alpha,
+                                                               target_modules="all-linear"))
     if args.device.type == "cpu":
         use_fast_dropout(encoder)
         if not args.bf16:  # with it, oneDNN multiplies in bfloat16
             use_fast_linear(encoder)
     return tokenizer, ContrastiveModel(
-        encoder, pooling=args.sentence_pooling_method, normalize=args.normalize_embeddings,
+        encoder, dense=dense, pooling=args.sentence_pooling_method, normalize=args.normalize_embeddings,
         temperature=args.temperature, mask_false_negatives=args.mask_false_negatives,
         cross_device=args.negatives_cross_device,
         distillation=args.kd_loss_type if data_args.knowledge_distillation else None,
@@ -154,7 +159,11 @@ def run(model_args, data_args, args):
     if checkpoint:
         say(f"continuing from {checkpoint}")
     transformers.set_seed(args.seed)
-    tokenizer, model = load_model(model_args, data_args, args)
+    tokenizer, model = load_model(model_args, data_args, args, use)
+    if args.lora_rank:
+        sizes = [(weights.numel(), weights.requires_grad) for weights in model.parameters()]
+        say(f"LoRA: {sum(size for size, trained in sizes if trained):,} of {sum(size for size, _ in sizes):,} weights "
+            "are trained")
     if dev is not None:
         args.eval_strategy, args.eval_steps = transformers.IntervalStrategy.STEPS, args.dev_steps
         args.metric_for_best_model, args.greater_is_better, args.eval_on_start = CHOSEN_BY, True, checkpoint is None
@@ -181,7 +190,9 @@ def finish(trainer, use, output):
     curve = [row for row in read_log(output) if CHOSEN_BY in row]
     card = {"training rows": len(trainer.train_dataset), "steps": f"{best} of {state.max_steps}",
             **(read_json(output / "training.json") or {}).get("settings", {})}
-    export(trainer.model.encoder, trainer.processing_class, output, use, card=card, curve=curve)
+    encoder = trainer.model.encoder
+    encoder = encoder.merge_and_unload() if isinstance(encoder, peft.PeftModel) else encoder
+    export(encoder, trainer.processing_class, output, use, dense=trainer.model.dense, card=card, curve=curve)
     for folder in output.glob("checkpoint-*"):
         remove(folder)
     before = curve[0][CHOSEN_BY] if curve and curve[0]["step"] == 0 else 0

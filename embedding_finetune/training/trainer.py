@@ -6,12 +6,15 @@ import shutil
 import time
 from pathlib import Path
 
+import peft
 import torch
 import torch.distributed as dist
 import transformers
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from embedding_finetune.files import UserError, one_line
+from embedding_finetune.retrieval.loading import DenseLayers
 from embedding_finetune.settings import CHOSEN_BY
 from embedding_finetune.training.checkpoints import complete_checkpoints, is_complete, publish, remove
 from embedding_finetune.training.log import LOG_NAME, duration, read_log
@@ -90,6 +93,7 @@ class Trainer(transformers.Trainer):
     def _save(self, output_dir=None, state_dict=None):
         if self.args.should_save:
             self.model.encoder.save_pretrained(output_dir)
+            self.model.dense.save(output_dir)
             self.processing_class.save_pretrained(output_dir)
 
     def _save_checkpoint(self, model, trial=None):
@@ -123,9 +127,15 @@ class Trainer(transformers.Trainer):
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        """A checkpoint holds the encoder alone, without its wrapper's prefix."""
-        encoder = self.model.encoder
-        encoder.load_state_dict(type(encoder).from_pretrained(resume_from_checkpoint, dtype=encoder.dtype).state_dict())
+        """A checkpoint holds the encoder (with LoRA, its adapters alone), without its wrapper's prefix, and the layers
+        after it."""
+        encoder, dense, folder = self.model.encoder, self.model.dense, Path(resume_from_checkpoint)
+        dense.load_state_dict(DenseLayers.load(folder, dense.folders).state_dict())
+        if isinstance(encoder, peft.PeftModel):
+            adapters = load_file(folder / peft.utils.SAFETENSORS_WEIGHTS_NAME)
+            peft.set_peft_model_state_dict(encoder, adapters)
+        else:
+            encoder.load_state_dict(type(encoder).from_pretrained(folder, dtype=encoder.dtype).state_dict())
 
 
 class Progress(transformers.TrainerCallback):

@@ -74,6 +74,17 @@ def test_attention_equals_the_fused_kernel_when_next_to_nothing_is_dropped():
     torch.testing.assert_close(ours, fused, atol=1e-5, rtol=1e-5)
 
 
+def test_attention_with_fewer_keys_than_queries_equals_the_fused_kernel():
+    """As in Qwen: two heads of the queries look at one of the keys."""
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2
+    query, key, value = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8)
+    mask = torch.full((9, 9), torch.finfo(torch.float32).min).triu(1).expand(2, 1, 9, 9)
+    fused, _ = attention_with_fast_dropout(module, query, key, value, mask, scaling=0.3)
+    ours, _ = attention_with_fast_dropout(module, query, key, value, mask, dropout=1e-9, scaling=0.3)
+    torch.testing.assert_close(ours, fused, atol=1e-5, rtol=1e-5)
+
+
 def test_a_model_keeps_its_vectors_and_gets_noise_in_training(tiny):
     inputs = {"input_ids": torch.tensor([[2, 9, 8, 3], [2, 7, 3, 0]]),
               "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])}

@@ -10,8 +10,17 @@ from tiny import tiny_bert, tiny_pairs, tiny_texts, tiny_xlmr
 from transformers import AutoModel, AutoTokenizer
 
 from embedding_finetune.files import UserError, write_json
+from embedding_finetune.hub import model_content
 from embedding_finetune.retrieval.encoder import Encoder
-from embedding_finetune.retrieval.model_use import ModelUse, base_use, model_path, ready_made, said_by_model, use_of
+from embedding_finetune.retrieval.model_use import (
+    ModelUse,
+    base_use,
+    listed,
+    model_path,
+    ready_made,
+    said_by_model,
+    use_of,
+)
 from embedding_finetune.settings import ROOT, Settings
 from embedding_finetune.training.export import export
 
@@ -25,12 +34,15 @@ def model(tiny_settings, tmp_path):
     return shutil.copytree(tiny_settings["BASE_MODEL"], tmp_path / "model")
 
 
-def say(folder, pooling=None, lengths=None, prompts=None, kinds=("Transformer", "Pooling", "Normalize")):
-    """Put sentence-transformers' files beside a model."""
+def say(folder, pooling=None, lengths=None, prompts=None, kinds=("Transformer", "Pooling", "Normalize"), dense=None,
+        own=None):
+    """Put sentence-transformers' files beside a model; `own` is a class of its own in the Transformer's place."""
+    kinds = ("Transformer", "Pooling", "Dense") if dense else kinds
     paths = {"Transformer": "", "Pooling": "1_Pooling"}
     write_json(folder / "modules.json", [
         {"idx": number, "name": str(number), "path": paths.get(kind, f"{number}_{kind}"),
-         "type": f"sentence_transformers.models.{kind}"} for number, kind in enumerate(kinds)])
+         "type": own or f"sentence_transformers.models.{kind}"} for number, kind in enumerate(kinds)])
+    write_json(folder / "2_Dense" / "config.json", dense or {})
     write_json(folder / "1_Pooling" / "config.json", pooling or {"pooling_mode_mean_tokens": True})
     write_json(folder / "sentence_bert_config.json", lengths or {"max_seq_length": 77, "do_lower_case": False})
     write_json(folder / "config_sentence_transformers.json", {"prompts": prompts or {}})
@@ -73,11 +85,13 @@ def test_auto_reads_a_ready_made_model_from_its_own_files(settings, model):
 def test_a_setting_comes_before_the_models_files_and_differs_says_so(settings, model):
     say(model, prompts={"query": "query: "})
     settings = dataclasses.replace(settings, reference_model=str(model), reference_pooling="cls",
-                                   reference_instruction="", reference_max_len=20)
+                                   reference_instruction="find: ", reference_max_len=20)
     use = use_of(settings, "reference")
-    assert (use.pooling, use.query_prompt, use.query_max_len, use.passage_max_len) == ("cls", "", 20, 20)
-    assert use.differs == "pooling is 'cls', where its own files say 'mean'"
-    assert use_of(dataclasses.replace(settings, reference_pooling="mean"), "reference").differs == ""
+    assert (use.pooling, use.query_prompt, use.query_max_len, use.passage_max_len) == ("cls", "find: ", 20, 20)
+    assert use.differs == ("pooling is 'cls', where its own files say 'mean'; query_prompt is 'find: ', where its own "
+                           "files say 'query: '")
+    own = dataclasses.replace(settings, reference_pooling="mean", reference_instruction="query: ")
+    assert use_of(own, "reference").differs == ""
     raw = use_of(dataclasses.replace(settings, base_model=str(model), base_pooling="last_token"), "raw")
     assert raw.differs == "pooling is 'last_token', where its own files say 'mean'" and raw.query_max_len == 48
 
@@ -114,8 +128,12 @@ def test_a_length_may_stand_in_the_tokenizers_file(settings, model):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"kinds": ("Transformer", "Pooling", "Dense")}, "has a Dense layer after its encoder, which is not supported"),
-    ({"kinds": ("CLIPModel",)}, "has a CLIPModel layer"),
+    ({"kinds": ("CLIPModel",)}, "is made of CLIPModel; supported here are Transformer, Pooling, Dense and Normalize"),
+    ({"kinds": ("Transformer", "Pooling", "LSTM")}, "is made of Transformer, Pooling, LSTM;"),
+    ({"kinds": ("Transformer", "Pooling", "Normalize", "Dense")}, "is made of .*, Normalize, Dense; .* in this order"),
+    ({"own": "custom_st.Transformer"}, "is made of custom_st.Transformer, "),
+    ({"dense": {"activation_function": "os.getcwd"}}, "has a layer 2_Dense with the activation os.getcwd"),
+    ({"dense": {"module_output_name": "token_embeddings"}}, "has a layer 2_Dense .* beside its vectors"),
     ({"pooling": {"pooling_mode_max_tokens": True}}, "pools by max_tokens, or without the prompt, which is not"),
     ({"pooling": {"pooling_mode_cls_token": 1, "pooling_mode_mean_tokens": 1}}, "pools by cls_token and mean_tokens"),
     ({"pooling": {"pooling_mode": "weightedmean"}}, "pools by weightedmean"),
@@ -147,7 +165,7 @@ def test_poolings_of_new_and_old_versions_are_understood(model, config, expected
 @pytest.mark.parametrize("prompts, expected", [
     ({"query": "q: ", "document": "d: "}, ("q: ", "d: ")), ({"query": "q: ", "passage": "p: "}, ("q: ", "p: ")),
     ({"document": "d: ", "passage": "p: "}, (None, "d: ")), ({"query": "", "document": ""}, ("", "")),
-    ({"query": None, "other": "x"}, (None, None)), ({}, (None, None)),
+    ({"query": None, "other": "x"}, (None, None)), ({}, (None, None)), ({"corpus": "c: "}, (None, "c: ")),
 ])
 def test_prompts_of_documents_have_either_name(model, prompts, expected):
     say(model, prompts=prompts)
@@ -172,11 +190,23 @@ def test_a_model_saved_by_sentence_transformers_gives_its_vectors(settings, tmp_
     assert abs(encoder.encode_queries(texts) - encoder.encode_passages(texts)).max() > 1e-3
 
 
-def test_a_layer_that_sentence_transformers_saved_is_not_left_out(settings, tmp_path):
-    modules = [Transformer(settings.base_model), Pooling(64, "mean"), Dense(64, 16)]
-    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "saved"))
-    with pytest.raises(UserError, match="has a Dense layer after its encoder"):
-        use_of(dataclasses.replace(settings, reference_model=str(tmp_path / "saved")), "reference")
+def test_dense_layers_are_part_of_a_models_use_and_content(settings, tmp_path):
+    modules = [Transformer(settings.base_model), Pooling(64, "mean"), Dense(64, 16), Dense(16, 8)]
+    theirs = SentenceTransformer(modules=modules, device="cpu")
+    theirs.save(str(tmp_path / "saved"))
+    settings = dataclasses.replace(settings, reference_model=str(tmp_path / "saved"))
+    use = use_of(settings, "reference")
+    assert use.dense == "2_Dense 3_Dense" and not use.normalize
+    texts, before = tiny_texts(tiny_pairs(5)), model_content(use.name)
+    assert Encoder(use).encode_passages(texts) == pytest.approx(theirs.encode(texts), abs=1e-5)
+    Dense(16, 8).save(str(tmp_path / "saved" / "3_Dense"))
+    assert model_content(use.name) != before
+    Dense(24, 8).save(str(tmp_path / "saved" / "2_Dense"))
+    with pytest.raises(UserError, match="has a Dense layer for 24 dimensions, and vectors of 64"):
+        Encoder(use).encode_passages(texts)
+    (tmp_path / "saved" / "2_Dense" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot load .*saved"):
+        Encoder(use).encode_passages(texts)
 
 
 def test_a_broken_file_is_named(settings, model):
@@ -200,15 +230,90 @@ def test_the_demo_uses_one_model_in_two_ways():
 def test_the_tutorials_reference_has_met_ms_marco_in_training():
     assert use_of(dataclasses.replace(Settings.load("demo"), reference_model="bundled"), "raw").seen != "unknown"
     settings = Settings.load("msmarco")
-    assert ready_made(settings)["reference"] == ("BAAI/bge-m3", "cls", "", "auto", 512, 512)
+    assert ready_made(settings)["reference"] == ("BAAI/bge-m3", {"pooling": "cls", "query_prompt": "",
+                                                 "query_max_len": 512, "passage_max_len": 512}, {})
 
 
-def test_extra_models_are_asked_like_the_reference(monkeypatch, tmp_path):
+def entries(path, text, monkeypatch):
+    path.write_text(text, encoding="utf-8")
+    monkeypatch.setenv("MODEL_FILE", str(path))
+
+
+def test_an_entry_of_the_model_file_says_what_the_models_files_do_not(settings, model, tmp_path, monkeypatch):
+    say(model, prompts={"query": "old: "})
+    monkeypatch.setenv("EXTRA_MODELS", f"x={model} y={model},last_token")
+    entries(tmp_path / "models.toml", f'["{model}"]\npassage_prompt = "passage: "\nquery_prompt = "询问："\n'
+            "query_max_len = 24\nnormalize = false\n", monkeypatch)
+    x, y = (use_of(Settings.load(), label) for label in "xy")
+    assert (x.pooling, x.query_prompt, x.passage_prompt, x.query_max_len, x.passage_max_len, x.normalize) == (
+        "mean", "询问：", "passage: ", 24, 77, False)
+    assert x.note == f"passage_prompt, query_prompt, query_max_len, normalize from {tmp_path / 'models.toml'}"
+    assert x.differs == "query_prompt is '询问：', where its own files say 'old: '"
+    assert y.pooling == "last_token" and y.query_prompt == "询问："
+    monkeypatch.setenv("BASE_MODEL", str(model))
+    monkeypatch.setenv("QUERY_INSTRUCTION", "mine: ")
+    differs = use_of(Settings.load(), "raw").differs
+    assert f"query_prompt is 'mine: ', where {tmp_path / 'models.toml'} says '询问：'" in differs
+
+
+@pytest.mark.parametrize("text, message", [
+    ("[x]\npooling = 'max'", "entry 'x': pooling = 'max' is impossible; an entry is a table of pooling, .*cls, mean"),
+    ("[x]\nquery_prompt = 3", "entry 'x': query_prompt = 3 is impossible"),
+    ("[x]\nquery_max_len = true", "entry 'x': query_max_len = True is impossible"),
+    ("[x]\nprompt = 'q: '", "entry 'x': prompt = 'q: ' is impossible"),
+    ("x = 'q: '", "entry 'x': it = 'q: ' is impossible"), ("[x", "cannot read how models are used in .*models.toml"),
+])
+def test_a_broken_model_file_is_named(settings, tmp_path, monkeypatch, text, message):
+    entries(tmp_path / "models.toml", text, monkeypatch)
+    with pytest.raises(UserError, match=message) as caught:
+        use_of(Settings.load(), "raw")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_model_file_that_is_here_can_be_read(monkeypatch):
+    known = listed(Settings.load("demo"))
+    assert known["intfloat/e5-base"] == {"query_prompt": "query: ", "passage_prompt": "passage: "}
+    assert known["BAAI/bge-large-zh-v1.5"]["query_prompt"][:3] == "为这个"
+
+
+def test_what_the_profile_says_of_its_own_model_is_not_meant_for_another(settings, model, monkeypatch):
+    """Demo asks its base with CLS pooling and an instruction: another model that says how it is used, is used so."""
+    monkeypatch.setenv("BASE_MODEL", str(model))
+    raw = base_use(Settings.load())
+    assert (raw.pooling, raw.query_prompt[:9], raw.note) == ("cls", "Represent", "")  # it says nothing itself
+    say(model)
+    use = base_use(Settings.load())
+    assert (use.pooling, use.query_prompt, use.differs) == ("mean", "", "")
+    assert use.note.startswith("pooling, query_prompt of the profile left out: meant for another model; no prompts: ")
+    monkeypatch.setenv("BASE_POOLING", "cls")
+    use = base_use(Settings.load())
+    assert use.pooling == "cls" and "its own files say 'mean'" in use.differs
+    monkeypatch.delenv("BASE_POOLING")
+    monkeypatch.setenv("BASE_MODEL", "bundled")
+    demo = Settings.load()
+    assert base_use(demo).pooling == "cls" and base_use(demo.changed({"BASE_MODEL": str(model)})).pooling == "mean"
+    assert base_use(demo.changed({"BASE_MODEL": str(model), "BASE_POOLING": "cls"})).pooling == "cls"
+
+
+def test_prompts_that_nobody_gives_are_a_note(settings, model):
+    say(model)
+    settings = dataclasses.replace(settings, reference_model=str(model), reference_pooling="auto",
+                                   reference_instruction="auto")
+    assert use_of(settings, "reference").note == (
+        "no prompts: if its authors put any before queries or passages, give them in profiles/models.toml")
+    assert use_of(dataclasses.replace(settings, reference_instruction="find: "), "reference").note == ""
+    say(model, prompts={"query": "", "document": ""})
+    assert use_of(settings, "reference").note == ""
+
+
+def test_extra_models_have_their_own_use(monkeypatch, tmp_path):
     other = tiny_xlmr(tmp_path / "xlmr", tiny_texts(tiny_pairs(20)))
     monkeypatch.setenv("EXTRA_MODELS", f"mean=bundled cls=bundled,cls x={other},last_token")
     settings = Settings.load("demo")
     reference = use_of(settings, "reference")
-    assert use_of(settings, "mean") == dataclasses.replace(reference, label="mean")
+    assert use_of(settings, "mean") == dataclasses.replace(reference, label="mean", note=use_of(settings, "mean").note)
+    asked = dataclasses.replace(settings, reference_instruction="ask: ", reference_max_len=9)
+    assert use_of(asked, "mean") == use_of(settings, "mean") != use_of(asked, "reference")
     assert (use_of(settings, "cls").pooling, use_of(settings, "cls").query_max_len) == ("cls", reference.query_max_len)
     assert "mean" in use_of(settings, "cls").differs
     x = use_of(settings, "x")

@@ -3,16 +3,19 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from FlagEmbedding import FlagModel
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense
 from tiny_training import use
 from transformers import AutoModel, AutoTokenizer
 
 from embedding_finetune.files import UserError, read_json
 from embedding_finetune.retrieval.encoder import Encoder
+from embedding_finetune.retrieval.loading import DenseLayers
 from embedding_finetune.retrieval.model_use import ModelUse, said_by_model
 from embedding_finetune.training.export import check_parity, complete, export, write_metrics
 
@@ -155,6 +158,25 @@ def test_the_card_says_the_prompts_and_its_code_runs(tiny, tmp_path, how, said):
     assert float(flag["scores"].item()) == pytest.approx(sentence["scores"].item(), abs=1e-4)
     vector = torch.nn.functional.normalize(plain["hidden"][0, 0], dim=0)
     torch.testing.assert_close(vector, torch.as_tensor(sentence["model"].encode_query("a query")), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("changes, dense, reason", [
+    ({"pooling": "last_token"}, None, "it pools by cls or mean alone"), ({}, (32, 8), "it knows no Dense layers"),
+    ({"pooling": "last_token"}, (32, 8), "it pools by cls or mean alone and it knows no Dense layers"),
+])
+def test_the_card_says_what_flagembedding_cannot(tiny, tmp_path, changes, dense, reason):
+    dense = DenseLayers([Dense(*dense)] if dense else [])
+    card = (Path(exported(tiny, tmp_path / "mine", use(**changes), dense=dense)) / "README.md").read_text()
+    assert f"FlagEmbedding's FlagModel cannot: {reason}." in card and "import FlagModel" not in card
+    assert "\nsentence-transformers and plain transformers give" in card.replace("48. ", "48.\n")
+    assert ("the layers in 2_Dense (sentence-transformers' Dense)" in card) is bool(dense)
+
+
+def test_a_dense_layer_that_is_left_out_is_found(tiny, tmp_path):
+    folder = Path(exported(tiny, tmp_path / "mine", use(), dense=DenseLayers([Dense(32, 32)])))
+    assert check_parity(folder, use(dense="2_Dense")) >= 0.9999
+    with pytest.raises(UserError, match="query vectors of transformers and sentence-transformers agree only"):
+        check_parity(folder, use(dense=""))
 
 
 def test_metrics_enter_the_card_and_replace_older_ones(finished, tmp_path):

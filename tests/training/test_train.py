@@ -22,6 +22,8 @@ from FlagEmbedding.finetune.embedder.encoder_only.base import (
     EncoderOnlyEmbedderTrainingArguments,
 )
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from tiny_training import training_rows, write_rows
 from transformers import AutoModel, AutoTokenizer
 
@@ -183,6 +185,40 @@ def test_the_best_checkpoint_by_dev_metric_is_the_model(tiny, tmp_path, monkeypa
     assert "finished after 30 steps, kept step 14" in output
 
 
+@pytest.mark.parametrize("changes", [{"lora_rank": 4}, {"lora_rank": 4, "grad_cache_chunk": 3}, {}], ids=str)
+def test_adapters_and_dense_layers_continue_to_the_same_parameters(tiny, tmp_path, monkeypatch, capsys, changes):
+    """With dropout, interrupted in the second epoch and continued, with and without GradCache."""
+    base, interruptions = shutil.copytree(tiny / "bert_dropout", tmp_path / "base"), [23]
+    modules = [Transformer(str(base)), Pooling(32, "mean"), Dense(32, 24), Normalize()]
+    SentenceTransformer(modules=modules, device="cpu").save(str(base))
+    original = training.Trainer._checked
+
+    def checked(self, loss):
+        if self.state.global_step + 1 in interruptions:
+            raise KeyboardInterrupt
+        return original(self, loss)
+
+    monkeypatch.setattr(training.Trainer, "_checked", checked)
+    changes = {"model_name_or_path": base, "learning_rate": 1e-3, **changes}
+    with pytest.raises(KeyboardInterrupt):
+        training.train(flags(tiny, tmp_path / "interrupted", **changes))
+    [*_, checkpoint] = sorted((tmp_path / "interrupted").glob("checkpoint-*"))
+    assert (checkpoint / "adapter_model.safetensors").exists() is ("lora_rank" in changes)
+    interruptions.clear()
+    for name in ("interrupted", "whole"):
+        training.train(flags(tiny, tmp_path / name, **changes))
+    for part in ("", "2_Dense"):
+        continued, whole, before = (parameters(tmp_path / name / part) for name in ("interrupted", "whole", "base"))
+        torch.testing.assert_close(continued, whole, atol=1e-5, rtol=0)
+        assert whole.keys() == before.keys()
+        moved = {name for name, weights in whole.items() if not torch.equal(weights, before[name])}
+        assert moved if part or "lora_rank" not in changes else moved == {
+            name for name in whole if "encoder.layer" in name and name.endswith("weight") and "LayerNorm" not in name}
+    # 4 (32 + 32) in 4 matrices and 4 (32 + 64) in 2 of each of two layers, 4 (32 + 32) in the pooler; the Dense layer.
+    assert 2 * (4 * 256 + 2 * 384) + 256 + 32 * 24 + 24 == 4632
+    assert ("LoRA: 4,632 of " in capsys.readouterr().out) is ("lora_rank" in changes)
+
+
 @contextlib.contextmanager
 def started(*command, **variables):
     """A Python process with these environment variables besides, which is ended in the end, and what it has started."""
@@ -281,7 +317,7 @@ def test_bad_input_is_found_before_a_model_is_loaded(tiny, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("changes, message", [
     ({"passage_max_len": 200}, "passage_max_len is 200, but .* has only 128 positions"),
-    ({"model_name_or_path": "/no/model"}, "cannot load /no/model"),
+    ({"model_name_or_path": "/no/model"}, "/no/model is neither a folder nor a name"),
 ])
 def test_a_base_that_cannot_be_trained_is_named(tiny, tmp_path, changes, message):
     with pytest.raises(UserError, match=message) as error:
