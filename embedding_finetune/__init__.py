@@ -19,6 +19,7 @@ One module is one stage of the data's way; each imports only from modules above 
     retrieval/loading      a model's encoder and the layers after it, whole or not at all
     retrieval/encoder      a model turned into vectors
     retrieval/runs         runs and judgements in TREC's formats
+    retrieval/words        a text cut into words, by script and language
     retrieval/retrievers   dense, BM25 and fused: from queries to a run
 
     training/audit         nothing of the test part is in a training file

@@ -45,6 +45,7 @@ def one_of(*values):
     return lambda value: value in values, f"must be one of {', '.join(values)}"
 
 
+LANGUAGE = lambda code: re.fullmatch(r"[a-z]{2,4}", code), "must be auto, none or a code such as en or zh"
 POSITIVE = lambda value: value > 0, "must be more than 0"
 EXTRA = (lambda text: all(re.fullmatch(r"(?!(raw|reference|bm25)=)\w+=[^,\s]+(,(cls|mean|last_token))?", model)
                           for model in text.split()),
@@ -94,6 +95,8 @@ class Settings:
     seeds: int = setting("fine-tunings with so many seeds, SEED and the next ones", NOTHING, 1, at_least(1))
     retrievers: str = setting("retrievers without a model that are measured, separated by spaces", EVALUATION, "bm25",
                               (lambda text: "bm25" in text.split(), "must list bm25, and perhaps others"))
+    bm25_language: str = setting("whose stemmer and stop words it takes: a code, none, or auto: the corpus's", EVALUATION,
+                                 "auto", LANGUAGE)  # LANGUAGE itself is gettext's, and set on many desktops
     eval_sets: str = setting("more test sets: folders in BEIR's layout, separated by spaces", EVALUATION, "")
 
     trainer: str = setting("flagembedding takes FlagEmbedding's own, which cannot be continued", TRAINING,

@@ -1,17 +1,18 @@
 """When two texts count as the same, and when they say nearly the same."""
 
 import hashlib
-import re
 import unicodedata
 
 import numpy as np
+import regex
 from scipy.sparse import csr_array
 
 GRAM = 5  # words
 NEAR_DUPLICATE = 0.8  # share of the shorter text's runs of words that the longer one must have
-# A word, or a single character of a script that puts no spaces between words: kana, Han, Thai, Lao, Khmer.
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1780-\u17ff]|[^\W\u3040-\u30ff\u3400-\u9fff"
-                  r"\uf900-\ufaff\u0e00-\u0eff\u1780-\u17ff]+")
+# Scripts that put no spaces between words: Han, kana, and those whose lines break by dictionary (UAX 14's class SA: Thai,
+# Lao, Khmer, Burmese ..). In the others a word goes on over marks: Hindi writes its vowels with them.
+UNSPACED, SPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}ー\p{LB=SA}]", r"[\p{L}\p{N}_]"
+WORD = regex.compile(rf"{UNSPACED}|[{SPACED}--{UNSPACED}][[{SPACED}\p{{M}}]--{UNSPACED}]*", regex.V1)
 
 
 def tidy(text):
@@ -35,7 +36,10 @@ def query_id(text):
 
 
 def words(text):
-    """The words of a text, lower-cased, without punctuation; of a script without spaces each character is one."""
+    """The words of a text, lower-cased, without punctuation; of a script without spaces each character is one.
+
+    They say whether texts are alike and how long they are, which needs no dictionary (for a search, see words.Words).
+    """
     return WORD.findall(unicodedata.normalize("NFKC", text).lower())
 
 

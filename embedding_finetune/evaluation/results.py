@@ -7,6 +7,7 @@ In OUTPUT_DIR, for a label:
 """
 
 import time
+from copy import copy
 from dataclasses import asdict
 
 from embedding_finetune.data.collection import data_identity, read_collection
@@ -51,13 +52,13 @@ def facts(settings, encoder):
 
 
 def measure_elsewhere(settings, retriever):
-    """Metrics of a retriever on the test sets of EVAL_SETS by name; it is indexed on another corpus afterwards."""
+    """Metrics of a retriever on the test sets of EVAL_SETS by name; the retriever itself keeps its corpus."""
     found = {}
     for name in settings.eval_sets.split():
         other = read_collection(path_of(name))
         if "test" not in other.parts.values():
             raise UserError(f"EVAL_SETS: {name} has no qrels/test.tsv")
-        found[name] = measure(other.part("test"), retriever.index(other.corpus).search(other.part("test").queries))
+        found[name] = measure(other.part("test"), copy(retriever).index(other.corpus).search(other.part("test").queries))
     return found
 
 
@@ -106,6 +107,9 @@ def _misfit(settings, result, contents):
         return "it was measured on other data"
     if result["metrics"].keys() != MEASURES.keys():
         return "it was measured by other metrics"
+    told = result["settings"].get("BM25_LANGUAGE", settings.bm25_language)
+    if told != settings.bm25_language and (result.get("content") is None or "hybrid_of" in result):
+        return f"it was measured with BM25_LANGUAGE={told}"
     if result.get("content") is None:
         return None
     try:

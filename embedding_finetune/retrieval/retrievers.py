@@ -8,10 +8,10 @@ it one that RETRIEVERS can name. Equal scores are ranked by id everywhere and mo
 import bm25s
 import faiss
 import numpy as np
-import Stemmer
 from tqdm.auto import tqdm
 
 from embedding_finetune.files import UserError
+from embedding_finetune.retrieval.words import Words
 
 DEPTH = 100  # recall@100 needs no more
 BATCH = 2048  # queries that are searched together
@@ -27,17 +27,23 @@ def retriever(label):
     return register
 
 
-def retriever_of(label):
-    """A retriever that needs no model, by its label. Raises UserError when there is none."""
+def retriever_of(label, language="auto"):
+    """A retriever that needs no model, by its label; `language` is for those that look at words (see words.Words).
+
+    Raises UserError when there is none.
+    """
     if label not in RETRIEVERS:
         raise UserError(f"RETRIEVERS={label} is unknown: it must list some of {', '.join(RETRIEVERS)}")
-    return RETRIEVERS[label]()
+    found = RETRIEVERS[label]()
+    found.language = language
+    return found
 
 
 class Retriever:
     """Finds passages for queries: `index` a corpus once, then `search` it."""
 
     about, used = "", {}  # what ranks, and how, for people
+    language = "auto"
 
     def index(self, corpus):
         """Take in the corpus (id -> text); returns the retriever."""
@@ -123,13 +129,18 @@ def nearest(query_vectors, passage_vectors, depth, tie_rank=None):
 
 @retriever("bm25")
 class BM25(Retriever):
-    """BM25: shared words, the rare ones weigh more (bm25s, Lucene's variant, k1 1.5, b 0.75, English stems)."""
+    """BM25: shared words, the rare ones weigh more (bm25s, Lucene's variant, k1 1.5, b 0.75).
 
-    about, used = "BM25", {"stemmer": "english", "k1": 1.5, "b": 0.75}
+    What a word is, is decided by the corpus (see words.Words), and stands in `used`.
+    """
+
+    about = "BM25"
 
     def build(self, texts):
-        self.bm25, self.size, words = bm25s.BM25(), len(texts), self._words(texts, as_numbers=True)
-        self.empty = not words.vocab  # bm25s cannot index nothing
+        self.words = Words(self.language, texts)
+        self.used = {"language": str(self.words), "k1": 1.5, "b": 0.75}
+        self.bm25, self.size, words = bm25s.BM25(k1=1.5, b=0.75), len(texts), self.words(texts)
+        self.empty = not any(words)  # bm25s cannot index nothing
         if not self.empty:
             self.bm25.index(words, show_progress=False)
 
@@ -137,18 +148,13 @@ class BM25(Retriever):
         depth = min(depth, self.size)
         scores = np.zeros((len(texts), depth), np.float32)
         positions = np.full((len(texts), depth), -1, np.int32)
-        for row, words in enumerate(tqdm(self._words(texts, as_numbers=False), desc="BM25", unit="query")):
+        for row, words in enumerate(tqdm(self.words(texts), desc="BM25", unit="query")):
             found = np.zeros(self.size, np.float32) if self.empty or not words else self.bm25.get_scores(words)
             last_wanted = max(np.partition(found, -depth)[-depth], np.nextafter(np.float32(0), np.float32(1)))
             some = np.flatnonzero(found >= last_wanted)  # a score of 0 means that no word is shared
             some = some[np.lexsort((self.tie_rank[some], -found[some]))][:depth]
             positions[row, :len(some)], scores[row, :len(some)] = some, found[some]
         return scores, positions
-
-    @staticmethod
-    def _words(texts, as_numbers):
-        stemmer = Stemmer.Stemmer("english")
-        return bm25s.tokenize(texts, stopwords="en", stemmer=stemmer, return_ids=as_numbers, show_progress=False)
 
 
 def fuse_ranks(bm25, dense, constant=60, depth=DEPTH):

@@ -13,7 +13,7 @@ from embedding_finetune.hub import check_hub, load, model_content
 from embedding_finetune.recipes import all_recipes
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.model_use import model_path, ready_made, use_of
-from embedding_finetune.retrieval.retrievers import BM25, Dense
+from embedding_finetune.retrieval.retrievers import Dense, retriever_of
 
 RERANKED = 64  # pairs that a reranker scores together
 
@@ -43,7 +43,8 @@ class Miner:
         """What tells the models from others, for the record of the training file."""
         uses = [use for use in (self.use, self.teacher) if use]
         how = [{**asdict(use), "title": "", "name": ""} for use in uses]  # folders may move
-        return [how, *(model_content(use.name) for use in uses), self.reranker and model_content(self.reranker)]
+        language = [self.settings.bm25_language] if "bm25" in self.recipe.candidates else []
+        return [how, *(model_content(use.name) for use in uses), self.reranker and model_content(self.reranker), *language]
 
     def mine(self, train):
         """Negatives of each query of a part, as (positions in its pool, share of each source).
@@ -56,7 +57,10 @@ class Miner:
         print(f"mining for {recipe.label}: {len(train.queries)} training queries, {len(pool)} training passages, model "
               f"{self.use.title}", flush=True)
         dense = Dense(self._encoder(self.use)).index(corpus)
-        retrievers = {"model": dense, "bm25": BM25().index(corpus) if "bm25" in recipe.candidates else None}
+        retrievers = {"model": dense}
+        if "bm25" in recipe.candidates:
+            retrievers["bm25"] = retriever_of("bm25", self.settings.bm25_language).index(corpus)
+            print(f"BM25 takes the words as {retrievers['bm25'].used['language']}", flush=True)
         queries = list(train.queries.values())
         found = {name: retrievers[name].top(queries, recipe.depth)[1] for name in recipe.candidates}
         candidates = interleave(*found.values()) if len(found) == 2 else next(iter(found.values()))

@@ -29,6 +29,17 @@ def test_words_are_characters_where_a_script_has_no_spaces():
     assert words("The Otter's ＤＥＮ, no. 7!") == ["the", "otter", "s", "den", "no", "7"]
     assert words("獭在夜里 eats 魚") == ["獭", "在", "夜", "里", "eats", "魚"]
     assert words("カワ") == ["カ", "ワ"] and len(words(THAI[0])) > 20 and words("강아지 둘") == ["강아지", "둘"]
+    assert words("佐々木・サーバー𠀋") == list("佐々木サーバー𠀋") and len(words("ရန်ကုန်")) == 7
+
+
+def test_a_word_goes_on_over_its_marks():
+    assert words("हिन्दी में पाठ") == ["हिन्दी", "में", "पाठ"] and words("مَدْرَسَة") == ["مَدْرَسَة"]
+    assert words("40 ˚C ´x`") == ["40", "c", "x"]  # NFKC makes marks of these; no word begins with one
+
+
+def test_texts_of_a_script_with_marks_are_not_near_duplicates_by_their_consonants():
+    one = "नदी के किनारे रहने वाला ऊदबिलाव रात में मछलियाँ पकड़कर खाता है"
+    assert pairs_of([one, one.replace("ी", "े").replace("ा", "ो").replace("ि", "ु"), one + " और सोता है"]) == [(0, 2)]
 
 
 def by_sets(texts):

@@ -195,6 +195,14 @@ def test_results_of_other_data_are_left_out_all_of_them_even_bm25s(measured, mon
     assert [result["label"] for result in results.load_results(measured)[0]] == ["bm25", "raw"]
 
 
+def test_a_result_of_bm25_and_its_fusions_is_of_a_language(measured):
+    save(measured, "bm25"), save(measured, "raw"), save_hybrid(measured, "raw")
+    german = replace(measured, bm25_language="de")
+    assert results.load_results(german)[1] == [f"{label} is left out: it was measured with BM25_LANGUAGE=auto; evaluate "
+                                               "it again" for label in ("bm25", "hybrid_raw")]
+    assert [result["label"] for result in results.load_results(german)[0]] == ["raw"]
+
+
 def test_runs_and_results_that_do_not_belong_together_are_named(measured):
     save(measured, "bm25")
     path = measured.output_dir / "runs" / "bm25.trec"
@@ -229,6 +237,7 @@ def test_other_test_sets_are_measured_on_their_own_corpus(measured, tmp_path):
     assert results.measure_elsewhere(measured, retriever) == {}
     asked = replace(measured, eval_sets=str(tmp_path / "far"))
     found = results.measure_elsewhere(asked, retriever)
+    assert list(retriever.ids) == list(CORPUS)  # the retriever itself keeps its corpus
     assert list(found) == [str(tmp_path / "far")] and found[str(tmp_path / "far")]["recall@1"] == 0.5
     (tmp_path / "far" / "qrels" / "test.tsv").rename(tmp_path / "far" / "qrels" / "dev.tsv")
     with pytest.raises(UserError, match="far has no qrels/test.tsv"):

@@ -76,6 +76,16 @@ def test_passages_that_share_no_word_with_the_query_are_no_hard_negatives(built)
     assert sources == {"bm25": pytest.approx(5 / 12), "random": pytest.approx(7 / 12)}
 
 
+def test_bm25_mines_in_the_language_of_the_setting(built, capsys):
+    """A change of it makes other candidates, and so another training file; of the model's candidates it makes none."""
+    recipe, german = recipe_of(built), dataclasses.replace(built, bm25_language="de")
+    Miner(german, recipe).mine(read_data(built).part("train"))
+    assert "BM25 takes the words as de (all scripts)" in capsys.readouterr().out
+    assert Miner(german, recipe).content() != Miner(built, recipe).content()
+    alone = recipe_of(built, candidates=["model"])
+    assert Miner(german, alone).content() == Miner(built, alone).content()
+
+
 def test_nothing_of_the_test_and_dev_part_is_used(built):
     """Other texts in the test and dev part, but the same training part: the same rows, scores and all."""
     collection, miner = read_data(built), Miner(built, recipe_of(built, "hard_kd"))

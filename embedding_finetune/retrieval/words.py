@@ -1,0 +1,131 @@
+"""The words of a text as BM25 counts them: cut by script, stemmed and freed of stop words by language.
+
+A text is cut run by run, so that a Chinese text with English terms gets both:
+
+    Han, kana, Thai, Lao, Khmer, Burmese    words by ICU's dictionaries (UAX 29): these scripts have no spaces
+    Hangul                                  pairs of syllables: particles cling to a Korean word (Lucene's CJKBigram)
+    all others                              two or more letters, marks, digits or _ in a row, in lower case; a single
+                                            one only beside the scripts above
+
+Stop words (bm25s) and stemmer (Snowball) are those of BM25_LANGUAGE. By `auto` each script that makes up SHARE of the
+letters has its own: the language that py3langid finds most often in it, stretch by stretch. Latin words in texts of
+another script are taken as English, words of other rare scripts as those of the most frequent one.
+"""
+
+import functools
+import unicodedata
+from collections import Counter
+
+import bm25s.stopwords
+import regex
+import Stemmer
+from icu4py.breakers import WordBreaker
+
+from embedding_finetune.data.texts import SPACED, UNSPACED
+from embedding_finetune.files import UserError
+
+SHARE = 0.05  # of the letters, from which on a script has a language of its own
+SAMPLE = 200  # texts that are looked at, evenly spaced
+STRETCH = 500  # letters of a script that are identified together
+EAST_ASIAN = {"HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC", "HALFWIDTH"}  # one script with Han, "CJK"
+STOP_WORDS = {"da": "DANISH", "de": "GERMAN", "en": "EN", "es": "SPANISH", "fr": "FRENCH", "it": "ITALIAN",
+              "nl": "DUTCH", "no": "NORWEGIAN", "pt": "PORTUGUESE", "ru": "RUSSIAN", "sv": "SWEDISH", "tr": "TURKISH",
+              "zh": "CHINESE"}
+VARIANTS = {"ary": "ar", "arz": "ar", "nn": "no", "wuu": "zh", "yue": "zh"}  # which share stemmer and stop words
+
+# Forms that Unicode has for old encodings' sake: full and half width, Arabic letters by their place in a word.
+COMPATIBLE = regex.compile(r"[\uff00-\uffef\ufb50-\ufdff\ufe70-\ufeff]+")
+BOUND, FREE = rf"[{UNSPACED}\p{{Hangul}}]", rf"[{SPACED}--{UNSPACED}--\p{{Hangul}}]"
+TOKEN = regex.compile(rf"(?P<word>{FREE}[{FREE}\p{{M}}]+|(?<={BOUND}){FREE}|{FREE}(?={BOUND}))|(?P<hangul>\p{{Hangul}}+)|"
+                      rf"(?P<unspaced>{UNSPACED}[{UNSPACED}\p{{M}}]*)", regex.V1)
+
+
+@functools.cache
+def script(character):
+    """The script of a letter by its Unicode name, such as "LATIN"; "" for what is no letter."""
+    name = unicodedata.name(character, "").partition(" ")[0] if character.isalpha() else ""
+    return "CJK" if name in EAST_ASIAN else name
+
+
+def scripts(texts):
+    """Script -> the texts' letters in it, with what stands between them, as one text; the most frequent first."""
+    parts = {}
+    for text in texts:
+        current = ""
+        for character in text:
+            current = script(character) or current
+            parts.setdefault(current, []).append(character)
+        parts.setdefault(current, []).append(" ")
+    parts.pop("", None)
+    return {name: "".join(part) for name, part in sorted(parts.items(), key=lambda item: -len(item[1]))}
+
+
+def languages(texts):
+    """Script -> language (ISO 639) of texts, as `auto` finds it, the most frequent script first."""
+    import py3langid  # takes a second to load
+    parts = scripts(texts[::max(1, len(texts) // SAMPLE)])
+    letters = sum(map(len, parts.values()))
+    found = {}
+    for name, part in parts.items():
+        if len(part) >= SHARE * letters:
+            votes = Counter(py3langid.classify(part[start:start + STRETCH])[0] for start in range(0, len(part), STRETCH))
+            found[name] = votes.most_common(1)[0][0]
+        elif name == "LATIN":
+            found[name] = "en"
+    return found
+
+
+class Words:
+    """Cuts texts into words; `languages` (script -> language, the main one first) says how."""
+
+    def __init__(self, language, texts):
+        """`language` is BM25_LANGUAGE; for `auto`, the texts decide. Raises UserError when it is unknown."""
+        self.languages = languages(texts) if language == "auto" else {"all scripts": known_language(language)}
+        self.tools = {name: _tool(code) for name, code in self.languages.items()}
+        self.main = next(iter(self.tools.values()), (None, ()))  # without a letter there is none
+        self.counted = {}  # word -> what it counts as, "" for a stop word
+
+    def __str__(self):
+        return ", ".join(f"{code} ({name.title() if name.isupper() and name != 'CJK' else name})" for name, code in self.languages.items())
+
+    def __call__(self, texts):
+        """The words of each text: a list of lists."""
+        return [[word for word in map(self._count_as, self._cut(text)) if word] for text in texts]
+
+    def _cut(self, text):
+        text = COMPATIBLE.sub(lambda match: unicodedata.normalize("NFKC", match[0]), unicodedata.normalize("NFC", text))
+        if not {"az", "tr"}.isdisjoint(self.languages.values()):
+            text = text.replace("İ", "i").replace("I", "ı")  # elsewhere the small letter of I is i
+        for match in TOKEN.finditer(text.lower()):
+            run, kind = match[0], match.lastgroup
+            if kind == "word":
+                yield run
+            elif kind == "hangul":
+                yield from (run[place:place + 2] for place in range(max(1, len(run) - 1)))
+            else:
+                yield from WordBreaker(run, "en")  # the dictionaries are the same in all locales
+
+    def _count_as(self, word):
+        if word not in self.counted:
+            stemmer, stop_words = self.tools.get(script(word[0]), self.main)
+            self.counted[word] = "" if word in stop_words else stemmer.stemWord(word) if stemmer else word
+        return self.counted[word]
+
+
+def known_language(code):
+    """The code, if it is `none` or a language that py3langid knows; raises UserError otherwise."""
+    import py3langid
+    known = sorted(language for language, _ in py3langid.rank(""))
+    if code not in ("none", *known):
+        raise UserError(f"BM25_LANGUAGE={code} is unknown: it must be auto, none or one of {', '.join(known)}")
+    return code
+
+
+def _tool(language):
+    """The stemmer of a language, None if it has none, and its stop words."""
+    language = VARIANTS.get(language, language)
+    stop_words = getattr(bm25s.stopwords, f"STOPWORDS_{STOP_WORDS[language]}") if language in STOP_WORDS else ()
+    try:
+        return Stemmer.Stemmer(language), frozenset(stop_words)
+    except KeyError:
+        return None, frozenset(stop_words)
