@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help install demo run notebooks test bench-train bench-encode bench-search clean clean-cache
+.PHONY: help install demo run curve notebooks test bench-train bench-encode bench-search clean clean-cache
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -21,6 +21,11 @@ demo: install  ## the whole experiment on the embedded default: PROFILE=demo mak
 
 run: install  ## the whole experiment under PROFILE (default msmarco)
 	python -m embedding_finetune.run
+
+CURVE = neg10_eighth neg10_quarter neg10_half neg10_half_long neg10_merged
+
+curve: install  ## is it worth it? the run with the learning curve of neg10 and merged weights; keeps what is trained
+	RECIPES="$(strip $(RECIPES) $(CURVE))" python -m embedding_finetune.run
 
 notebooks: demo  ## run the demo and put its outputs into the notebooks
 	PROFILE=demo python -m embedding_finetune.run --notebooks

@@ -10,6 +10,7 @@ One module is one stage of the data's way; each imports only from modules above 
     data/texts         when two texts are the same, or nearly
     data/collection    queries, corpus, judgements and parts, in memory and on disk
     data/sources       pairs from the hub, from docstrings or from a file: one reader each
+    data/elsewhere     test sets of other domains
     data/split         leak-free train / dev / test split
     data/negatives     random negatives, and the filter of mined ones
 
@@ -32,13 +33,16 @@ One module is one stage of the data's way; each imports only from modules above 
     training/log           the log of a training
     training/trainer       the training loop
     training/export        a finished model folder that three libraries read alike
+    training/merge         a fine-tuned model averaged with its base
     training/train         one training, as told by flags
     training/records       what a finished model was trained from
 
     evaluation/metrics        recall, MRR, nDCG from a run and judgements
     evaluation/significance   which differences between models are real
     evaluation/results        what was measured, and the planned comparison of it
+    evaluation/recommend      what to take, by the numbers
     evaluation/figures        tables, plots and sentences for the reader
+    evaluation/curve          the learning curve, and what twice as many pairs would bring
     evaluation/page           a page to look at every query under every model
 
     finetune     one fine-tuning from its recipe to the finished model

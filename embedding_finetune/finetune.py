@@ -32,7 +32,8 @@ from embedding_finetune.retrieval.model_use import base_use
 from embedding_finetune.settings import TABLE, Settings, plain
 from embedding_finetune.training.export import complete
 from embedding_finetune.training.log import duration
-from embedding_finetune.training.records import RECORD, read_record, record_of, same_training
+from embedding_finetune.training.merge import merge
+from embedding_finetune.training.records import RECORD, check_trained, read_record, record_of, same_training
 from embedding_finetune.training.rows import make_training_file, read_training_file, training_path, write_with_prompt
 
 MODULES = {"embedding_finetune": "embedding_finetune.training.train",
@@ -61,16 +62,13 @@ def prepare(settings, recipe):
         raise UserError(f"FlagEmbedding's trainer has no {'LoRA' if tuned.lora_rank else 'Dense layers'}: "
                         "TRAINER=embedding_finetune has")
     print(f"the base, as it is trained and will be used: {use}", flush=True)
-    miner = None
-    if recipe.negatives == "mined" or recipe.teacher:
-        from embedding_finetune.training.mining import Miner  # only this needs it
-        miner = Miner(settings, recipe)
-    sources = make_training_file(settings, recipe, collection, miner)
-    shares = ", ".join(f"{share:.1%} {name}" for name, share in sources.items())
-    print(f"{plain(training_path(settings, recipe))}: negatives {shares}", flush=True)
+    if recipe.merge:
+        check_trained(settings, recipe.merge)
+    else:
+        _prepare_rows(settings, recipe, collection)
     record = record_of(settings, recipe)
-    if tuned.trainer == "flagembedding":
-        shutil.rmtree(unfinished, ignore_errors=True)  # FlagEmbedding's trainer cannot continue what is there
+    if tuned.trainer == "flagembedding" or recipe.merge:
+        shutil.rmtree(unfinished, ignore_errors=True)  # these two cannot continue what is there
     elif (begun := read_record(unfinished)) and not same_training(begun, record):
         raise UserError(f"{plain(unfinished)} holds an interrupted training with other settings or another training "
                         "file: set them back to continue it, or remove the folder")
@@ -80,6 +78,16 @@ def prepare(settings, recipe):
         print(f"the old model is now {plain(aside)}")
     write_json(unfinished / RECORD, record)
     return tuned, unfinished
+
+
+def _prepare_rows(settings, recipe, collection):
+    miner = None
+    if recipe.negatives == "mined" or recipe.teacher:
+        from embedding_finetune.training.mining import Miner  # only this needs it
+        miner = Miner(settings, recipe)
+    sources = make_training_file(settings, recipe, collection, miner)
+    shares = ", ".join(f"{share:.1%} {name}" for name, share in sources.items())
+    print(f"{plain(training_path(settings, recipe))}: negatives {shares}", flush=True)
 
 
 def flags_of(settings, recipe, tuned, output):
@@ -155,12 +163,14 @@ def estimate(tuned, path):
 
 
 def finetune(settings, label, one_process=False):
-    """Train the model of a recipe to its end; returns the finished folder. raises as `prepare` and `launch`."""
+    """Train or merge the model of a recipe; returns the finished folder. Raises as `prepare`, `launch` and `merge`."""
     recipe = find_recipe(settings, label)
     print(f"fine-tuning {label} ({recipe.about}): profile {settings.profile}, data {plain(settings.data_dir)}, output "
           f"{plain(settings.output_dir)}", flush=True)
     tuned, unfinished = prepare(settings, recipe)
-    if not (unfinished / "model.safetensors").exists():  # else it was stopped between the training's end and here
+    if recipe.merge:
+        print(f"share of {recipe.merge}: {merge(settings, recipe, unfinished)}")
+    elif not (unfinished / "model.safetensors").exists():  # else it was stopped between the training's end and here
         module, flags = MODULES[tuned.trainer], flags_of(settings, recipe, tuned, unfinished)
         print(f"{module}\n    " + " ".join(flags).replace(" --", "\n    --"), flush=True)
         if not torch.cuda.is_available():

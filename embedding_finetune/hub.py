@@ -65,6 +65,15 @@ def model_content(name):
     return commit
 
 
+def model_size(name):
+    """{"weights": bytes on disk, "vector": its numbers} of a model; weights are None where no file of them is here."""
+    config = try_to_load_from_cache(name, "config.json") if not Path(name).is_dir() else None
+    folder = Path(config).parent if isinstance(config, str) else Path(name)
+    files = next((found for ending in ("safetensors", "bin") if (found := list(folder.glob(f"*.{ending}")))), [])
+    return {"weights": sum(path.stat().st_size for path in files) or None,
+            "vector": read_model_file(name, "config.json").get("hidden_size")}
+
+
 def read_model_file(name, path):
     """The JSON value in a file of the model `name` (a folder or a repository), {} where it has no such file.
 

@@ -21,19 +21,26 @@ class Recipe:
     file: str = ""  # the training file, in DATA_DIR; by default training_LABEL.json
     negatives: str = "random"  # random ones, or mined ones
     number: int = 10  # of negatives a query
+    share: float = 1.0  # of the training queries, seeded; a larger share has all of a smaller one's
+    same_steps: bool = False  # as many steps as with all queries: the share is passed through more often
     candidates: list = field(default_factory=lambda: ["model"])  # of mined ones: "model", "bm25", or both in turns
     miner: str = "reference"  # the model that searches and filters: a label of a model or of another recipe
     filter: str = "share 0.95"  # which candidates are kept, see data.negatives.Filter
     depth: int = 100  # candidates a query of each source
     teacher: str = ""  # whose scores are learnt, too: a label, or the name of a reranker
     teacher_temperature: float = 0.02  # its scores are divided by it: about 0.02 for cosines, 1 for a reranker's logits
+    merge: str = ""  # the label whose weights are averaged with its base's, in the place of a training
+    merge_share: float = 0.0  # of that model in the average; 0 chooses it on dev queries, see training.merge
     settings: dict = field(default_factory=dict)  # NAME = value of the settings in which this fine-tuning differs
     repeats: str = ""  # the label of the recipe that this one repeats with another seed
 
     @property
     def data(self):
-        """What the training file depends on, beside the collection and the models: a dict."""
-        parts = ["negatives", "number", *["candidates", "miner", "filter", "depth"] * (self.negatives == "mined"),
+        """What the training file depends on, beside the collection and the models: a dict. Without one: the merge."""
+        if self.merge:
+            return {"merge": self.merge, "merge_share": self.merge_share}
+        parts = ["negatives", "number", *["share"] * (self.share < 1),
+                 *["candidates", "miner", "filter", "depth"] * (self.negatives == "mined"),
                  *["teacher", "teacher_temperature"] * bool(self.teacher)]
         return {name: getattr(self, name) for name in parts}
 
@@ -56,17 +63,22 @@ def all_recipes(settings):
         recipe = recipes[label] = _recipe(path, entries, label)
         for seed in range(settings.seed + 1, settings.seed + settings.seeds):
             again, other = f"{label}_seed{seed}", recipe.settings | {"SEED": seed}
-            recipes[again] = dataclasses.replace(recipe, label=again, repeats=label, settings=other)
+            merge = recipe.merge and f"{recipe.merge}_seed{seed}"
+            recipes[again] = dataclasses.replace(recipe, label=again, repeats=label, settings=other, merge=merge)
     extra, files = {model.partition("=")[0] for model in settings.extra_models.split()}, {}
     for label, recipe in recipes.items():
         if label in extra:
             raise UserError(f"{path}, recipe {label!r}: EXTRA_MODELS has this label, too")
-        if files.setdefault(recipe.file, recipe.data) != recipe.data:
+        if not recipe.merge and files.setdefault(recipe.file, recipe.data) != recipe.data:
             raise UserError(f"{path}, recipe {label!r}: another recipe writes other rows to {recipe.file}")
+        if recipe.merge and (recipe.merge not in recipes or recipes[recipe.merge].merge):
+            raise UserError(f"{path}, recipe {label!r}: merge must be the label of a recipe that is trained")
         try:
-            settings.changed(recipe.settings)
+            epochs = settings.changed(recipe.settings).epochs
         except UserError as error:
             raise UserError(f"{path}, recipe {label!r}: {error}") from None
+        if recipe.same_steps:
+            recipes[label] = dataclasses.replace(recipe, settings=recipe.settings | {"EPOCHS": epochs / recipe.share})
     return recipes
 
 
@@ -104,7 +116,10 @@ def _recipe(path, entries, label, seen=()):
     for name, value in entry.items():
         demand(name in KEYS, f"unknown key {name!r}; known are like, {', '.join(KEYS)}")
         kind = (int, float) if KEYS[name] is float else KEYS[name]
-        demand(isinstance(value, kind) and not isinstance(value, bool), f"{name} = {value!r} has the wrong type")
+        demand(isinstance(value, kind) and isinstance(value, bool) == (kind is bool),
+               f"{name} = {value!r} has the wrong type")
+    demand("merge" not in entry or entry.keys() <= {"about", "merge", "merge_share"} and like is None,
+           "a merged model is not trained: it takes about, merge and merge_share alone")
     if like is not None:
         parent = _recipe(path, entries, like, (*seen, label))
         inherited = {name: getattr(parent, name) for name in KEYS if name != "file"}
@@ -115,6 +130,7 @@ def _recipe(path, entries, label, seen=()):
     demand(recipe.candidates in (["model"], ["bm25"], ["model", "bm25"], ["bm25", "model"]),
            "candidates must list model, bm25 or both")
     demand(_is_filter(recipe.filter), "filter must be like `share 0.95`, `margin 0.05`, `ranks 10 60`, or none")
+    demand(0 < recipe.share <= 1 and 0 <= recipe.merge_share <= 1, "share and merge_share must lie between 0 and 1")
     demand(recipe.teacher_temperature > 0, "teacher_temperature must be more than 0")
     demand(re.fullmatch(r"training_[\w-]+\.json", recipe.file), "file must be a name like training_LABEL.json")
     return recipe

@@ -35,16 +35,18 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 def plan(settings):
     """The steps as pairs: a notebook or script, and the label it runs for where that is not its own.
 
-    RECIPES adds fine-tunings, SEEDS repeats all fine-tunings, EXTRA_MODELS adds evaluations; the comparison comes last.
+    RECIPES adds fine-tunings, SEEDS repeats all fine-tunings, EXTRA_MODELS adds evaluations; the comparison comes last,
+    and after it the learning curve where a recipe takes a share of the queries.
     """
     trained, others = trained_labels(settings), [label for label in ready_made(settings) if label not in NOTEBOOK_OF]
     evaluated = ["raw", *trained, *others, "reference"]
+    shares = any(find_recipe(settings, label).share < 1 for label in trained)
     default = dict.fromkeys(trained, "eval_train_hard.ipynb") | dict.fromkeys(others, "eval_bge_m3.ipynb")
     return [("build_train_dataset.ipynb", None), ("build_eval_dataset.ipynb", None),
             *((script_of(label).split()[0], label) for label in trained),
             *((NOTEBOOK_OF.get(label, default.get(label)), None if label in NOTEBOOK_OF else label)
               for label in evaluated),
-            ("compare.ipynb", None)]
+            ("compare.ipynb", None), *[("learning_curve.ipynb", None)] * shares]
 
 
 def run(settings):

@@ -97,7 +97,7 @@ class Settings:
                               (lambda text: "bm25" in text.split(), "must list bm25, and perhaps others"))
     bm25_language: str = setting("whose stemmer and stop words it takes: a code, none, or auto: the corpus's", EVALUATION,
                                  "auto", LANGUAGE)  # LANGUAGE itself is gettext's, and set on many desktops
-    eval_sets: str = setting("more test sets: folders in BEIR's layout, separated by spaces", EVALUATION, "")
+    eval_sets: str = setting("more test sets: folders in BEIR's layout, or general (of a package)", EVALUATION, "")
 
     trainer: str = setting("flagembedding takes FlagEmbedding's own, which cannot be continued", TRAINING,
                            "embedding_finetune", one_of("embedding_finetune", "flagembedding"))

@@ -208,7 +208,7 @@ def test_the_estimate_by_hand(built, monkeypatch):
 # -- what goes wrong is one line and exit status 1 --
 
 @pytest.mark.parametrize("words, message", [
-    (["neg11"], "there is no recipe 'neg11' in .*: it has neg10, neg50, hard"),
+    (["neg11"], "there is no recipe 'neg11' in .*: it has neg10, neg50, neg10_eighth"),
     ([], "give one label of a recipe"), (["neg10", "neg50"], "give one label of a recipe"),
     (["hard_round2"], "hard_round2 mines with the model hard, which is not in"),
 ])

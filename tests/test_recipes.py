@@ -19,7 +19,9 @@ def with_recipes(tmp_path, text, **settings):
 
 def test_the_recipes_that_come_with_the_repository():
     recipes = all_recipes(Settings.load("demo"))
-    assert list(recipes) == ["neg10", "neg50", "hard", "hard_kd", "hard_round2", "hard_kd_round2"]
+    curve = ["neg10_eighth", "neg10_quarter", "neg10_half", "neg10_half_long"]
+    assert list(recipes) == ["neg10", "neg50", *curve, "neg10_merged", "hard", "hard_kd", "hard_round2",
+                             "hard_kd_round2"]
     assert recipes["neg10"].data == {"negatives": "random", "number": 10}
     assert recipes["neg50"].data["number"] == 50 and recipes["neg10"].file == "training_neg_10.json"
     mined = {"negatives": "mined", "number": 10, "candidates": ["model"], "miner": "reference", "filter": "share 0.95",
@@ -28,7 +30,10 @@ def test_the_recipes_that_come_with_the_repository():
     taught = {"teacher": "reference", "teacher_temperature": 0.02}
     assert recipes["hard_kd"].data == mined | taught
     assert recipes["hard_kd_round2"].data == mined | taught | {"miner": "hard_kd"}
-    assert len({recipe.about for recipe in recipes.values()}) == len({recipe.file for recipe in recipes.values()}) == 6
+    assert len({recipe.about for recipe in recipes.values()}) == len({recipe.file for recipe in recipes.values()}) == 11
+    shares = [0.125, 0.25, 0.5, 0.5]
+    assert [recipes[label].data for label in curve] == [recipes["neg10"].data | {"share": share} for share in shares]
+    assert recipes["neg10_merged"].data == {"merge": "neg10", "merge_share": 0}
 
 
 def test_a_new_entry_is_found_and_run_without_an_edit_elsewhere(tmp_path):
@@ -87,6 +92,31 @@ def test_seeds_add_repetitions_that_share_the_training_file(tmp_path):
     assert trained_labels(dataclasses.replace(settings, recipes="more", seeds=1)) == ["neg10", "neg50", "more"]
 
 
+def test_a_share_in_the_same_steps_is_passed_through_more_often(tmp_path):
+    settings = with_recipes(tmp_path, """
+        [neg10]
+        settings = { EPOCHS = 3 }
+        [part]
+        like = "neg10"
+        share = 0.25
+        [long]
+        like = "part"
+        same_steps = true
+        [whole]
+        same_steps = true
+        """, epochs=2.0, seeds=2)
+    recipes = all_recipes(settings)
+    epochs = {label: settings.changed(recipe.settings).epochs for label, recipe in recipes.items()}
+    assert epochs == {"neg10": 3, "neg10_seed43": 3, "part": 3, "part_seed43": 3, "long": 12, "long_seed43": 12,
+                      "whole": 2, "whole_seed43": 2}
+    assert recipes["long"].data == recipes["part"].data  # the same rows
+
+
+def test_the_repetition_of_a_merged_model_is_of_the_repetition_of_its_source(tmp_path):
+    recipes = all_recipes(with_recipes(tmp_path, "[neg10]\n[both]\nmerge = 'neg10'\nmerge_share = 0.5", seeds=2))
+    assert recipes["both_seed43"].data == {"merge": "neg10_seed43", "merge_share": 0.5}
+
+
 def test_an_unknown_label_is_refused_with_the_known_ones(tmp_path):
     settings = with_recipes(tmp_path, "[neg10]\n[neg50]")
     with pytest.raises(UserError, match="there is no recipe 'neg11' in .*own.toml: it has neg10, neg50"):
@@ -101,6 +131,16 @@ def test_an_unknown_label_is_refused_with_the_known_ones(tmp_path):
     ("[a]\nnumber = '10'", "recipe 'a': number = '10' has the wrong type"),
     ("[a]\nnumber = true", "recipe 'a': number = True has the wrong type"),
     ("[a]\ncandidates = 'bm25'", "recipe 'a': candidates = 'bm25' has the wrong type"),
+    ("[a]\nshare = 0", "recipe 'a': share and merge_share must lie between 0 and 1"),
+    ("[a]\nshare = 1.5", "recipe 'a': share and merge_share must lie between 0 and 1"),
+    ("[a]\nshare = true", "recipe 'a': share = True has the wrong type"),
+    ("[a]\nsame_steps = 1", "recipe 'a': same_steps = 1 has the wrong type"),
+    ("[a]\n[b]\nmerge = 'a'\nmerge_share = 1.1", "recipe 'b': share and merge_share must lie between"),
+    ("[b]\nmerge = 'a'", "recipe 'b': merge must be the label of a recipe that is trained"),
+    ("[b]\nmerge = 'b'", "recipe 'b': merge must be the label of a recipe that is trained"),
+    ("[a]\n[b]\nmerge = 'a'\n[c]\nmerge = 'b'", "recipe 'c': merge must be the label of a recipe that is trained"),
+    ("[a]\n[b]\nmerge = 'a'\nnumber = 3", "recipe 'b': a merged model is not trained: it takes about, merge and"),
+    ("[a]\n[b]\nlike = 'a'\nmerge = 'a'", "recipe 'b': a merged model is not trained"),
     ("[a]\nsettings = 3", "recipe 'a': settings = 3 has the wrong type"),
     ("a = 3", "recipe 'a': must be a table"),
     ("[a]\nlike = 'a'", "recipe 'a': like 'a': not there, or like itself"),

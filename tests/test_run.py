@@ -91,7 +91,7 @@ def test_every_step_leaves_its_files(finished):
         assert [name for name in names if not (folder / name).is_file() or not (folder / name).stat().st_size] == []
     notebooks = {f"eval_{label}.ipynb" for label in EVALUATED} - {"eval_raw.ipynb", "eval_neg10.ipynb",
                                                                   "eval_neg50.ipynb", "eval_reference.ipynb"}
-    notebooks |= {path.name for path in ROOT.glob("*.ipynb")} - {"eval_train_hard.ipynb"}
+    notebooks |= {path.name for path in ROOT.glob("*.ipynb")} - {"eval_train_hard.ipynb", "learning_curve.ipynb"}
     assert {path.name for path in (settings.output_dir / "notebooks").iterdir()} == notebooks
 
 
@@ -106,7 +106,9 @@ def test_the_comparison_has_everything_measured(finished):
     tuned = [row for row in rows if row["label"] in ("neg10", "neg50", "hard_kd")]
     assert chosen["dev"]["mrr@10"] == max(row["dev"]["mrr@10"] for row in tuned) and chosen in tuned
     planned = {other for other, pair in chosen["against"].items() if pair["recall@1"]["planned"]}
-    assert planned == {"bm25", "raw", "reference"} | ({"neg10"} if chosen["label"] != "neg10" else {"neg50", "hard_kd"})
+    last = {row["label"] for row in rows if row["finalist"]}
+    expected = {"bm25", "raw", "reference"} | ({"neg10"} if chosen["label"] != "neg10" else {"neg50", "hard_kd"})
+    assert planned == expected | (last - {chosen["label"]} if chosen["label"] in last else set()) and len(last) == 2
     page = (settings.output_dir / "report.html").read_text()
     assert all(f'"{label}"' in page for label in MEASURED)
 
@@ -289,6 +291,8 @@ def test_the_plan_repeats_seeds_and_adds_models(settings):
     assert [label for step, label in steps if step.startswith("eval_")] == [
         None, None, "neg10_seed43", None, *trained[3:], "mean", "other", None]
     assert steps[-1] == ("compare.ipynb", None)
+    steps = run.plan(dataclasses.replace(settings, recipes="neg10_half"))
+    assert steps[-2:] == [("compare.ipynb", None), ("learning_curve.ipynb", None)]
     with pytest.raises(UserError, match="there is no recipe 'harder'"):
         run.plan(dataclasses.replace(settings, recipes="harder"))
 

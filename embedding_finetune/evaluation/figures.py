@@ -8,11 +8,12 @@ import pandas as pd
 from cycler import cycler
 
 from embedding_finetune.evaluation.metrics import first_positive_rank
+from embedding_finetune.evaluation.recommend import METRIC, difference, queries_to_tell, recommendation
+from embedding_finetune.evaluation.results import is_fine_tuned
 from embedding_finetune.evaluation.significance import ALPHA
 from embedding_finetune.files import atomic_write, write_json
 from embedding_finetune.training.log import read_log
 
-METRIC = "recall@1"
 ORANGE, GREY = "#d1662b", "#5b6b7a"  # fine-tuned here, and everything else
 COLOURS = (ORANGE, GREY, "#2a6fdb", "#17876a", "#b83280", "#84681a", "#7a56e8", "#cf3f3f")
 LINES = cycler(linestyle=["-", "--", ":", "-."]) * cycler(color=COLOURS)  # one kind for each of 32 models
@@ -26,7 +27,7 @@ def write_comparison(settings, rows):
     for title, table in (("Planned comparisons", planned_table(rows)), ("Exploration: all other pairs", rest)):
         parts += [f"**{title}**", table.to_markdown(index=False, disable_numparse=True)] if len(table) else []
     with atomic_write(folder / "comparison.md") as file:
-        file.write("\n\n".join([*parts, conclusion(rows)]) + "\n")
+        file.write("\n\n".join([*parts, conclusion(rows), recommendation(rows)]) + "\n")
     figure = plot(rows)
     with atomic_write(folder / "comparison.png", "wb") as file:
         figure.savefig(file, dpi=120)
@@ -89,20 +90,14 @@ def verdict(better, pair):
         return f"exploration: interval {'excludes' if apart else 'includes'} 0"
     if pair["p_value"] < ALPHA:
         return f"{better} is better{'' if apart else ', though the interval includes 0'}"
-    would_tell = _would_tell(pair) or "too small a difference to plan for"
+    would_tell = queries_to_tell(pair) or "too small a difference to plan for"
     return (f"{better} is better by its interval alone, not after correction; {would_tell}" if apart
             else f"not distinguishable; {would_tell}")
 
 
-def _would_tell(pair, kind=""):
-    """How many queries would tell the two apart, in two digits: more would claim to know more than it does."""
-    needed = pair.get("queries_needed")
-    return f"about {float(f'{needed:.2g}'):,.0f} {kind}queries would tell" if needed else ""
-
-
 def conclusion(rows, metric=METRIC):
     """Sentences computed from recall@1: what fine-tuning bought, and how that stands against BM25 and the reference."""
-    by_label, tuned = {row["label"]: row for row in rows}, [row for row in rows if row.get("recipe") == row["label"]]
+    by_label, tuned = {row["label"]: row for row in rows}, list(filter(is_fine_tuned, rows))
     best = next((row for row in rows if row.get("chosen")), None)
     if "raw" not in by_label or best is None:
         return "The raw model and a fine-tuned one have to be evaluated before there is anything to conclude."
@@ -117,7 +112,7 @@ def conclusion(rows, metric=METRIC):
             said += ", though the interval includes 0" if real else " by its interval alone, not after correction"
         seen = [f"{by_label[label]['metrics'][metric]:.3f}",
                 f"difference {pair['difference']:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}]"]
-        return f"{said} ({'; '.join([*seen, *filter(None, [_would_tell(pair, 'test ')])])})"
+        return f"{said} ({'; '.join([*seen, *filter(None, [queries_to_tell(pair, 'test ')])])})"
 
     rivals = [label for label in ("bm25", "reference") if label in by_label]
     first = (f"Fine-tuning took {metric} from {by_label['raw']['metrics'][metric]:.3f} (raw) to "
@@ -143,10 +138,17 @@ def seeds_table(rows, metric=METRIC):
 
 
 def eval_sets_table(rows, metric=METRIC):
-    """One row a model, one column a test set: the experiment's own, then those of EVAL_SETS; empty without any."""
-    sets = {row["label"]: {"own": row["metrics"]} | row["eval_sets"] for row in rows if row.get("eval_sets")}
-    return pd.DataFrame({label: {name: metrics[metric] for name, metrics in some.items()}
-                         for label, some in sets.items()}).T.rename_axis(metric)
+    """One row a model: the metric on the experiment's own test set, then on those of EVAL_SETS, each with the paired
+    difference to raw and to the reference (95 % interval); empty without any set."""
+    table = {}
+    for row in rows:
+        if row.get("eval_sets"):
+            line = table[row["label"]] = {"own": f"{row['metrics'][metric]:.3f}"}
+            for name, measured in row["eval_sets"].items():
+                line[name] = f"{measured[metric]:.3f}"
+                for other, pairs in measured.get("against", {}).items():
+                    line[f"{name}, beside {other}"] = difference(pairs[metric])
+    return pd.DataFrame.from_dict(table, orient="index").fillna("").rename_axis(metric)
 
 
 def plot(rows, names=(METRIC, "mrr@10", "recall@10")):

@@ -10,16 +10,19 @@ import time
 from copy import copy
 from dataclasses import asdict
 
-from embedding_finetune.data.collection import data_identity, read_collection
+import pandas as pd
+
+from embedding_finetune.data.collection import data_identity
+from embedding_finetune.data.elsewhere import evaluation_sets
 from embedding_finetune.evaluation.metrics import MEASURES, mean, measure, per_query
 from embedding_finetune.evaluation.significance import add_significance
 from embedding_finetune.files import UserError, read_json, write_json
-from embedding_finetune.hub import model_content
+from embedding_finetune.hub import model_content, model_size
 from embedding_finetune.recipes import all_recipes
 from embedding_finetune.retrieval.model_use import ready_made, use_of
 from embedding_finetune.retrieval.retrievers import DEPTH
 from embedding_finetune.retrieval.runs import padded, read_run, write_run
-from embedding_finetune.settings import CHOSEN_BY, path_of
+from embedding_finetune.settings import CHOSEN_BY
 from embedding_finetune.training.export import write_metrics
 
 
@@ -48,17 +51,19 @@ def facts(settings, encoder):
     """What a result says of a model: its name and use, what it has seen, its content, and its recipe if it has one."""
     use, recipe = encoder.use, all_recipes(settings).get(encoder.use.label)
     return {"model": use.title, "used": asdict(use), "note": use.seen, "content": encoder.content,
-            **({"recipe": recipe.repeats or recipe.label, "about": recipe.about} if recipe else {})}
+            "size": model_size(use.name),
+            **({"recipe": recipe.repeats or recipe.label, "about": recipe.about, "share": recipe.share} if recipe else
+               {})}
 
 
 def measure_elsewhere(settings, retriever):
-    """Metrics of a retriever on the test sets of EVAL_SETS by name; the retriever itself keeps its corpus."""
+    """Metrics of a retriever on the test sets of EVAL_SETS by name, with those of each query (`each`: query id ->
+    metrics), since models are compared query by query; the retriever itself keeps its corpus."""
     found = {}
-    for name in settings.eval_sets.split():
-        other = read_collection(path_of(name))
-        if "test" not in other.parts.values():
-            raise UserError(f"EVAL_SETS: {name} has no qrels/test.tsv")
-        found[name] = measure(other.part("test"), copy(retriever).index(other.corpus).search(other.part("test").queries))
+    for name, other in evaluation_sets(settings).items():
+        test = other.part("test")
+        each = per_query(test.qrels, copy(retriever).index(test.corpus).search(test.queries))
+        found[name] = mean(each) | {"each": each.round(6).to_dict("index")}
     return found
 
 
@@ -127,30 +132,47 @@ def _misfit(settings, result, contents):
 
 
 def chosen_by_dev(results):
-    """The fine-tuned model that is compared with the rivals: the best on dev queries; None if none was measured.
+    """The fine-tuned model that is compared with the rivals: the best on dev queries; None if none was measured."""
+    return best_on_dev(filter(is_fine_tuned, results))
 
-    Repetitions with other seeds and fusions with BM25 do not take part.
-    """
-    tuned = [result for result in results if result.get("recipe") == result["label"]]
-    return max(tuned, key=lambda result: result["dev"][CHOSEN_BY], default=None)
+
+def is_fine_tuned(result):
+    """Whether a result is that of a recipe; not so repetitions with other seeds, fusions with BM25, and models that
+    were trained on a share of the queries, for the learning curve."""
+    return result.get("recipe") == result["label"] and result.get("share", 1) == 1
+
+
+def best_on_dev(results):
+    """The result with the best MRR@10 on dev queries, the first of equals; None if there are none."""
+    return max(results, key=lambda result: result["dev"][CHOSEN_BY], default=None)
+
+
+def finalists(results):
+    """What there is to choose between, as dev queries have it: the best of all that needs no training, and the best
+    that does, each alone or fused with BM25. Either may be None."""
+    tuned = {result["label"] for result in filter(is_fine_tuned, results)}
+    ready = {result["label"] for result in results if "recipe" not in result and "hybrid_of" not in result}
+    return tuple(best_on_dev(result for result in results if result.get("hybrid_of", result["label"]) in labels)
+                 for labels in (ready, tuned))
 
 
 def planned_pairs(results):
     """The comparisons that were planned, as pairs of labels: the fine-tuned model that dev chose against raw, BM25
-    and the reference, and each other recipe against neg10. They are the family that is corrected; all other pairs are
-    exploration."""
+    and the reference, each other recipe against neg10, and the best with training against the best without (see
+    finalists). They are the family that is corrected; all other pairs are exploration."""
     measured, best = {result["label"] for result in results}, chosen_by_dev(results)
     rivals = [(best["label"], rival) for rival in ("raw", "bm25", "reference") if rival in measured] if best else []
-    others = [(result["label"], "neg10") for result in results
-              if result.get("recipe") == result["label"] != "neg10" and "neg10" in measured]
-    return rivals + others
+    others = [(result["label"], "neg10") for result in filter(is_fine_tuned, results)
+              if result["label"] != "neg10" and "neg10" in measured]
+    last = [(tuned["label"], ready["label"]) for ready, tuned in [finalists(results)] if ready and tuned]
+    return list(dict.fromkeys(rivals + others + last))
 
 
 def compare(settings, collection):
     """Everything measured so far: the rows of comparison.json, and why results are left out, a line each.
 
     A row is a result with `ci95` and `against` (see significance.add_significance), computed from the run files;
-    `chosen` marks the fine-tuned model that dev chose.
+    `chosen` marks the fine-tuned model that dev chose, `finalist` the best with and without training.
     """
     results, left_out = load_results(settings)
     if not results:
@@ -162,6 +184,21 @@ def compare(settings, collection):
         frame = frames[result["label"]] = per_query(test.qrels, run)
         if any(abs(mean(frame)[name] - value) > 1e-6 for name, value in result["metrics"].items()):
             raise UserError(f"the run and the result of {result['label']} do not belong together: evaluate it again")
-    best = chosen_by_dev(results)
+    best, last = chosen_by_dev(results), [result["label"] for result in finalists(results) if result]
     rows = add_significance(results, frames, planned_pairs(results), seed=settings.seed)
-    return [row | {"chosen": best is not None and row["label"] == best["label"]} for row in rows], left_out
+    return [row | {"chosen": best is not None and row["label"] == best["label"], "finalist": row["label"] in last,
+                   "eval_sets": compare_elsewhere(row, rows, settings.seed)} for row in rows], left_out
+
+
+def compare_elsewhere(row, rows, seed):
+    """`eval_sets` of a row with, in place of each query's values, `against`: other label -> metric -> difference and
+    ci95, of raw and reference where they answered the same queries."""
+    found, beside = {}, [other for other in rows if other["label"] in ("raw", "reference")]
+    for name, measured in row.get("eval_sets", {}).items():
+        each = {other["label"]: other.get("eval_sets", {}).get(name, {}).get("each", {}) for other in (row, *beside)}
+        frames = {label: pd.DataFrame.from_dict(values, orient="index") for label, values in each.items()
+                  if values and values.keys() == each[row["label"]].keys()}
+        lines = [{"label": label} for label in frames]
+        first, *_ = add_significance(lines, frames, planned=[], seed=seed) if lines else [{}]
+        found[name] = {key: value for key, value in (measured | first).items() if key not in ("each", "label")}
+    return found

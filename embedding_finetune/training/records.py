@@ -8,6 +8,7 @@ from embedding_finetune.files import UserError, read_json
 from embedding_finetune.recipes import all_recipes, find_recipe
 from embedding_finetune.retrieval.model_use import base_use, ready_made
 from embedding_finetune.settings import TABLE, TRAINING, plain
+from embedding_finetune.training.merge import made_of
 from embedding_finetune.training.rows import read_training_file, rows_identity, training_path
 
 RECORD = "training.json"
@@ -15,13 +16,16 @@ RECORD = "training.json"
 
 def record_of(settings, recipe):
     """What identifies a training: the settings that change which weights are kept, the recipe, how the base is used,
-    its data's content."""
+    its data's content; or the models of a merge."""
     tuned = settings.changed(recipe.settings)
     use = asdict(base_use(tuned))
+    record = {"label": recipe.label, "recipe": recipe.data, "settings": tuned.as_dict(TRAINING) | {"SEED": tuned.seed},
+              "use": {name: use[name] for name in ("pooling", "query_prompt", "passage_prompt", "normalize", "dense")},
+              "data": data_identity(settings)}
+    if recipe.merge:
+        return record | {"made_of": made_of(settings, recipe)}
     rows = read_training_file(training_path(settings, recipe), teacher=bool(recipe.teacher))
-    return {"label": recipe.label, "recipe": recipe.data, "settings": tuned.as_dict(TRAINING) | {"SEED": tuned.seed},
-            "use": {name: use[name] for name in ("pooling", "query_prompt", "passage_prompt", "normalize", "dense")},
-            "data": data_identity(settings), "training_file": rows_identity(rows)}
+    return record | {"training_file": rows_identity(rows)}
 
 
 def read_record(folder):

@@ -6,6 +6,8 @@ In DATA_DIR, for a recipe:
     training_LABEL.made.json  what it was made of, where mined negatives came from, and a hash of its content
 """
 
+import numpy as np
+
 from embedding_finetune.data.collection import data_identity
 from embedding_finetune.data.negatives import sample_random
 from embedding_finetune.files import UserError, content_hash, read_json, read_jsonl, sha256, write_json, write_jsonl
@@ -22,8 +24,9 @@ def make_training_file(settings, recipe, collection, miner=None):
     """Write the training file of a recipe, unless today's data, recipe and models have made the one that is there.
 
     `collection` is the experiment's, of which only the train part is used. Mined negatives and a teacher's scores come
-    from `miner` (see mining.Miner), which is needed only for them. Returns the share of the negatives by where they
-    came from.
+    from `miner` (see mining.Miner), which is needed only for them. A recipe's `share` keeps that
+    part of the rows as they are: negatives still come from all training passages, since a corpus costs no judgements.
+    Returns the share of the negatives by where they came from.
     Raises UserError when the training part is too small, or when something leaked.
     """
     path, train = training_path(settings, recipe), collection.part("train")
@@ -41,10 +44,19 @@ def make_training_file(settings, recipe, collection, miner=None):
         chosen = sample_random(positives, len(pool), recipe.number, seed=[settings.seed, recipe.number])
         sources = {"random": 1.0}
     scores = miner.scores(train, chosen) if recipe.teacher else None
-    write_jsonl(path, training_rows(train, pool, chosen, scores, base_use(settings).query_prompt))
+    kept = sample_share(train.queries, recipe.share, settings.seed)
+    rows = training_rows(train, pool, chosen, scores, base_use(settings).query_prompt)
+    write_jsonl(path, (row for row in rows if row["id"] in kept))
     audit(settings, collection, [recipe.file])
     write_json(record_path, {"made_of": made_of, "sources": sources, "sha256": sha256(path)})
     return sources
+
+
+def sample_share(queries, share, seed):
+    """A seeded sample of ids, a set: the first of one random order, so that a larger share has all of a smaller one."""
+    ids = list(queries)
+    order = np.random.default_rng(seed).permutation(len(ids))
+    return {ids[place] for place in order[:max(1, round(share * len(ids)))]}
 
 
 def training_rows(train, pool, chosen, scores, prompt):

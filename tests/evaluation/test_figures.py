@@ -10,7 +10,7 @@ import pytest
 
 from embedding_finetune.data.collection import Collection
 from embedding_finetune.evaluation import figures
-from embedding_finetune.evaluation.results import planned_pairs
+from embedding_finetune.evaluation.results import finalists, planned_pairs
 from embedding_finetune.evaluation.significance import add_significance
 from embedding_finetune.files import write_jsonl
 
@@ -129,7 +129,8 @@ def many_rows(number=31):
     labels = ["bm25", "raw", "reference", *(f"neg{place}" for place in range(10, 10 + number - 3))]
     frames = {label: pd.DataFrame({metric: (rng.random(60) < skill).astype(float) for metric in METRICS})
               for label in labels}
-    rows = [{"label": label, "metrics": frame.mean().to_dict(), "dev": {"mrr@10": place}, "chosen": False,
+    rows = [{"label": label, "model": label, "metrics": frame.mean().to_dict(), "dev": {"mrr@10": place},
+             "chosen": False,
              "by_corpus_size": [{"passages": size, "recall@1": place / size} for size in (100, 200)],
              **({"recipe": label} if label.startswith("neg") else {})}
             for place, (label, frame) in enumerate(frames.items())]
@@ -141,6 +142,7 @@ def test_thirty_one_models_have_tables_and_pictures(settings):
     rows = many_rows()
     assert figures.comparison_table(rows).shape == (31, 3) and len(figures.pairs_table(rows)) == 31 * 30 // 2
     assert len(figures.planned_table(rows)) == 3 + 27  # the chosen one against three rivals, the others against neg10
+    assert [row["label"] for row in finalists(rows)] == ["reference", "neg37"]  # which is one of the three
     figures.write_comparison(settings, rows)
     folder = settings.output_dir / "results"
     assert json.loads((folder / "comparison.json").read_text()) == rows
@@ -219,8 +221,12 @@ def test_seeds_are_summed_up_beside_the_interval_of_one():
     assert figures.seeds_table(rows[:2]).empty
 
 
-def test_other_test_sets_stand_beside_the_own_one():
-    rows = [{"label": "bm25", "metrics": {"recall@1": 0.5}, "eval_sets": {"far": {"recall@1": 0.4}}},
-            {"label": "hybrid", "metrics": {"recall@1": 0.6}}, {"label": "raw", "metrics": {}, "eval_sets": {}}]
-    assert figures.eval_sets_table(rows).to_dict("index") == {"bm25": {"own": 0.5, "far": 0.4}}
-    assert figures.eval_sets_table(rows[1:]).empty
+def test_other_test_sets_stand_beside_the_own_one_with_what_is_lost_there():
+    far = {"recall@1": 0.4, "against": {"raw": {"recall@1": {"difference": -0.1, "ci95": [-0.15, -0.05]}}}}
+    rows = [{"label": "bm25", "metrics": {"recall@1": 0.5}, "eval_sets": {"far": far}},
+            {"label": "raw", "metrics": {"recall@1": 0.4}, "eval_sets": {"far": {"recall@1": 0.5}}},
+            {"label": "hybrid", "metrics": {"recall@1": 0.6}, "eval_sets": {}}]
+    assert figures.eval_sets_table(rows).to_dict("index") == {
+        "bm25": {"own": "0.500", "far": "0.400", "far, beside raw": "-0.100 [-0.150, -0.050]"},
+        "raw": {"own": "0.400", "far": "0.500", "far, beside raw": ""}}
+    assert figures.eval_sets_table(rows[2:]).empty

@@ -99,8 +99,9 @@ def test_results_are_compared_in_the_order_of_the_story(measured):
     assert raw["ci95"]["recall@1"] == [0, 0] and neg10["against"]["raw"]["recall@1"]["difference"] == 1
     write_comparison(measured, rows)
     assert json.loads((measured.output_dir / "results" / "comparison.json").read_text()) == rows
+    added = "ci95", "against", "chosen", "finalist", "eval_sets"
     assert results.load_results(measured)[0] == [  # the comparison itself is no result
-        {key: value for key, value in row.items() if key not in ("ci95", "against", "chosen")} for row in rows]
+        {key: value for key, value in row.items() if key not in added} for row in rows]
 
 
 def test_dev_chooses_the_fine_tuned_model_not_test(measured):
@@ -118,7 +119,8 @@ def test_dev_chooses_the_fine_tuned_model_not_test(measured):
     planned = {frozenset((row["label"], other)) for row in rows for other, pair in row["against"].items()
                if pair["recall@1"]["planned"]}
     assert planned == set(map(frozenset, [("neg50", "raw"), ("neg50", "bm25"), ("neg50", "reference"),
-                                          ("neg50", "neg10")]))
+                                          ("neg50", "neg10"), ("hybrid_neg10", "bm25")]))
+    assert [row["label"] for row in rows if row["finalist"]] == ["bm25", "hybrid_neg10"]
     assert "neg50, the best on dev queries, is" in conclusion(rows)
 
 
@@ -130,10 +132,23 @@ def test_the_planned_comparisons():
              result("hard_seed43", 0.9, recipe="hard"), result("hybrid_hard", 0.95, hybrid_of="hard")]
     others = [result("bm25"), result("raw"), result("reference"), result("extra", 0.9)]
     assert results.planned_pairs(others + tuned) == [("hard", "raw"), ("hard", "bm25"), ("hard", "reference"),
-                                                     ("hard", "neg10"), ("kd", "neg10")]
-    assert results.planned_pairs(tuned[:1] + others[:1]) == [("neg10", "bm25")]
+                                                     ("hard", "neg10"), ("kd", "neg10"), ("hybrid_hard", "extra")]
+    assert results.planned_pairs(tuned[:1] + others[:1]) == [("neg10", "bm25")]  # once, though it is the last one, too
     assert results.planned_pairs(tuned[1:3]) == []  # neither a rival nor neg10
     assert results.planned_pairs(others) == [] and results.chosen_by_dev(others) is None
+
+
+def test_a_share_of_the_queries_is_a_point_of_the_curve_and_no_candidate():
+    def result(label, dev, **more):
+        return {"label": label, "dev": {"mrr@10": dev}, **more}
+
+    rows = [result("neg10", 0.6, recipe="neg10", share=1.0), result("half", 0.8, recipe="half", share=0.5),
+            result("hybrid_half", 0.9, hybrid_of="half"), result("raw", 0.3),
+            result("hybrid_raw", 0.4, hybrid_of="raw")]
+    assert results.chosen_by_dev(rows)["label"] == "neg10"
+    assert results.planned_pairs(rows) == [("neg10", "raw"), ("neg10", "hybrid_raw")]
+    assert [row["label"] for row in results.finalists(rows)] == ["hybrid_raw", "neg10"]
+    assert results.finalists(rows[3:]) == (rows[4], None) and results.finalists([]) == (None, None)
 
 
 def trained_anew(settings):
@@ -239,8 +254,25 @@ def test_other_test_sets_are_measured_on_their_own_corpus(measured, tmp_path):
     found = results.measure_elsewhere(asked, retriever)
     assert list(retriever.ids) == list(CORPUS)  # the retriever itself keeps its corpus
     assert list(found) == [str(tmp_path / "far")] and found[str(tmp_path / "far")]["recall@1"] == 0.5
+    each = {query: values["recall@1"] for query, values in found[str(tmp_path / "far")]["each"].items()}
+    assert each == {"x": 1.0, "y": 0.0}
     (tmp_path / "far" / "qrels" / "test.tsv").rename(tmp_path / "far" / "qrels" / "dev.tsv")
     with pytest.raises(UserError, match="far has no qrels/test.tsv"):
         results.measure_elsewhere(asked, retriever)
     with pytest.raises(UserError, match="nowhere/corpus.jsonl does not exist"):
         results.measure_elsewhere(replace(measured, eval_sets="nowhere"), retriever)
+
+
+def test_what_is_lost_elsewhere_is_a_paired_difference_on_the_same_queries():
+    def row(label, *values):
+        each = {f"q{number}": {"recall@1": value} for number, value in enumerate(values)}
+        return {"label": label, "eval_sets": {"far": {"recall@1": sum(values) / len(values), "each": each}}}
+
+    raw, tuned, reference = row("raw", 1, 1, 1, 0), row("neg10", 0, 0, 1, 0), row("reference", 1, 1)
+    far = results.compare_elsewhere(tuned, [raw, tuned, reference, {"label": "hybrid_raw"}], seed=1)["far"]
+    assert far["recall@1"] == 0.25 and set(far["against"]) == {"raw"}  # the reference answered other queries
+    seen = far["against"]["raw"]["recall@1"]
+    assert seen["difference"] == -0.5 and seen["ci95"] == [-1, 0] and not seen["planned"] and "each" not in far
+    assert results.compare_elsewhere({"label": "hybrid_raw"}, [raw], seed=1) == {}
+    old = {"label": "neg10", "eval_sets": {"far": {"recall@1": 0.5}}}  # of a version that kept no values
+    assert results.compare_elsewhere(old, [raw, old], seed=1) == {"far": {"recall@1": 0.5}}

@@ -9,7 +9,13 @@ from embedding_finetune.data.collection import data_identity, read_data
 from embedding_finetune.files import UserError, read_json, read_jsonl, write_jsonl
 from embedding_finetune.recipes import find_recipe
 from embedding_finetune.training import rows as rows_module
-from embedding_finetune.training.rows import make_training_file, read_training_file, rows_identity, training_path
+from embedding_finetune.training.rows import (
+    make_training_file,
+    read_training_file,
+    rows_identity,
+    sample_share,
+    training_path,
+)
 
 
 def make(settings, label="neg10"):
@@ -36,6 +42,27 @@ def test_rows_have_what_flagembedding_reads(built, label, number):
 def test_two_recipes_draw_different_negatives(built):
     few, many = (read_training_file(path_of(built, label)) for label in ("neg10", "neg50"))
     assert [row["neg"] for row in few] != [row["neg"][:10] for row in many]
+
+
+def test_a_share_keeps_rows_as_they_are_and_a_larger_one_has_all_of_a_smaller_one(built):
+    kept = {}
+    for label in ("neg10", "neg10_half", "neg10_quarter", "neg10_eighth", "neg10_half_long"):
+        make(built, label)
+        kept[label] = [json.dumps(row) for row in read_training_file(path_of(built, label))]
+    sizes = [len(kept[label]) for label in ("neg10", "neg10_half", "neg10_quarter", "neg10_eighth")]
+    assert sizes == [sizes[0], *(round(share * sizes[0]) for share in (0.5, 0.25, 0.125))] and sizes[3] > 5
+    assert set(kept["neg10_eighth"]) < set(kept["neg10_quarter"]) < set(kept["neg10_half"]) < set(kept["neg10"])
+    assert kept["neg10_half_long"] == kept["neg10_half"] == [row for row in kept["neg10"] if row in kept["neg10_half"]]
+    own = {text for row in map(json.loads, kept["neg10_eighth"]) for text in row["pos"]}
+    assert not {text for row in map(json.loads, kept["neg10_eighth"]) for text in row["neg"]} <= own
+
+
+def test_a_share_is_a_sample_of_the_seed_and_never_empty():
+    queries = dict.fromkeys("abcdefgh")
+    first, other = sample_share(queries, 0.5, seed=1), sample_share(queries, 0.5, seed=2)
+    assert len(first) == 4 and first == sample_share(queries, 0.5, seed=1) and first != other
+    assert first != set("abcd") and sample_share(queries, 1.0, seed=1) == set(queries)
+    assert len(sample_share(queries, 0.01, seed=1)) == 1
 
 
 @pytest.fixture

@@ -1,0 +1,82 @@
+"""A fine-tuned model averaged with its base, weight by weight: a remedy where fine-tuning has cost something elsewhere.
+
+(1 - share) * base + share * fine-tuned: Wortsman et al., "Robust fine-tuning of zero-shot models" (WiSE-FT), CVPR 2022;
+for embedding models Xiao et al., "LM-Cocktail", 2023, arXiv 2311.13534. Nothing is trained, and the model is no larger.
+"""
+
+from pathlib import Path
+
+import torch
+import transformers
+
+from embedding_finetune.data.collection import read_data
+from embedding_finetune.data.elsewhere import evaluation_sets
+from embedding_finetune.files import UserError, read_json
+from embedding_finetune.hub import load, model_content
+from embedding_finetune.retrieval.loading import load_encoder
+from embedding_finetune.retrieval.model_use import base_use, use_of
+from embedding_finetune.settings import CHOSEN_BY
+from embedding_finetune.training.dev import DevSet
+from embedding_finetune.training.export import export
+from embedding_finetune.training.loss import ContrastiveModel
+
+SHARES = tuple(step / 10 for step in range(1, 11))  # of the fine-tuned model, which are tried; 1.0 is that model alone
+
+
+def made_of(settings, recipe):
+    """What identifies a merged model, for its record: both models, and where it is chosen the sets that choose."""
+    tuned = use_of(settings, recipe.merge)
+    base = (read_json(Path(tuned.name) / "training.json") or {}).get("settings", {}).get("BASE_MODEL")
+    if base != settings.base_model:
+        raise UserError(f"{recipe.merge} was made of {base}, and BASE_MODEL is {settings.base_model}: set it back")
+    chosen_on = {} if recipe.merge_share else {"eval_sets": settings.eval_sets, "dev_corpus": settings.dev_corpus_size}
+    return {"base": model_content(base_use(settings).name), "tuned": model_content(tuned.name), **chosen_on}
+
+
+def average(base, tuned, share):
+    """The state dict (1 - share) * `base` + share * `tuned`, in float32. Raises UserError when they do not fit."""
+    if {name: weight.shape for name, weight in base.items()} != {name: weight.shape for name, weight in tuned.items()}:
+        raise UserError("the fine-tuned model and BASE_MODEL have other weights: merge it with the base it was made of")
+    return {name: torch.lerp(base[name], weight, share) if weight.is_floating_point() else weight
+            for name, weight in tuned.items()}
+
+
+def best_share(looks):
+    """The share to take; `looks` has share -> metrics, one a dev set.
+
+    The highest mean, of equals the smallest share: the data set's own dev queries count as much as those of each other
+    set.
+    """
+    return max(looks, key=lambda share: (round(sum(looks[share]), 9), -share))
+
+
+def merge(settings, recipe, output):
+    """Write the merged model of a recipe into the folder `output`; returns the share of the fine-tuned model in it.
+
+    Where the recipe leaves the share open, MRR@10 of dev queries among DEV_CORPUS_SIZE passages beside their own
+    chooses it: those of the data set, and of each of EVAL_SETS that has any. Test queries choose nothing.
+    """
+    use, of_base = use_of(settings, recipe.merge), base_use(settings)
+    tokenizer, looks = load("AutoTokenizer", use.name, use.trusted), {}
+    transformers.logging.disable_progress_bar()
+    transformers.set_seed(settings.seed)  # a layer that the base's file lacks is drawn at random
+    (base, base_dense), (model, dense) = (load_encoder(one.name, one.dense, one.trusted) for one in (of_base, use))
+    looking = ContrastiveModel(model, dense=dense, pooling=use.pooling, normalize=use.normalize)
+    base = ContrastiveModel(base, dense=base_dense).state_dict()
+    tuned = {name: weight.clone() for name, weight in looking.state_dict().items()}
+    device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    if not recipe.merge_share:
+        sets = {"own dev": read_data(settings), **evaluation_sets(settings)}
+        dev = {name: DevSet(found.part("dev"), settings.dev_corpus_size, tokenizer, use, settings.seed, device)
+               for name, found in sets.items() if "dev" in found.parts.values()}
+        looking.to(device)
+        for share in SHARES:
+            looking.load_state_dict(average(base, tuned, share))
+            looks[share] = [one.evaluate(looking)[CHOSEN_BY] for one in dev.values()]
+            seen = ", ".join(f"{name} {value:.4f}" for name, value in zip(dev, looks[share]))
+            print(f"{share} of {recipe.merge}: {CHOSEN_BY} {seen}", flush=True)
+    share = recipe.merge_share or best_share(looks)
+    looking.load_state_dict(average(base, tuned, share))
+    card = {"merged from": f"{round(1 - share, 6):g} base + {share:g} {recipe.merge}"}
+    export(looking.encoder.cpu(), tokenizer, output, use, dense=looking.dense.cpu(), card=card)
+    return share
