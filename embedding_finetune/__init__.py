@@ -21,6 +21,7 @@ One module is one stage of the data's way; each imports only from modules above 
     retrieval/encoder      a model turned into vectors
     retrieval/runs         runs and judgements in TREC's formats
     retrieval/words        a text cut into words, by script and language
+    retrieval/onnx_queries   queries turned into vectors without PyTorch
     retrieval/retrievers   dense, BM25 and fused: from queries to a run
 
     training/audit         nothing of the test part is in a training file
@@ -44,6 +45,11 @@ One module is one stage of the data's way; each imports only from modules above 
     evaluation/figures        tables, plots and sentences for the reader
     evaluation/curve          the learning curve, and what twice as many pairs would bring
     evaluation/page           a page to look at every query under every model
+
+    index        an index that is saved, found again quickly, and asked
+    search       questions at the command line
+    live         indexes that stay open, and queries answered together
+    serve        questions over HTTP, and a page for them
 
     finetune     one fine-tuning from its recipe to the finished model
     run          all of it, in order

@@ -99,6 +99,9 @@ class Settings:
                                  "auto", LANGUAGE)  # LANGUAGE itself is gettext's, and set on many desktops
     eval_sets: str = setting("more test sets: folders in BEIR's layout, or general (of a package)", EVALUATION, "")
 
+    no_answer_precision: float = setting("share of right first hits, on dev, from the score on that says \"an answer\"",
+                                         NOTHING, 0.8, within(0, 1))
+
     trainer: str = setting("flagembedding takes FlagEmbedding's own, which cannot be continued", TRAINING,
                            "embedding_finetune", one_of("embedding_finetune", "flagembedding"))
     gpus: int = setting("training processes, one a GPU; a query meets the passages of all", TRAINING, 1, at_least(1))

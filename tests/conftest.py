@@ -18,6 +18,9 @@ from tiny_training import training_folder  # noqa: E402
 
 from embedding_finetune.settings import TABLE, Settings  # noqa: E402
 
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]
+
 for name in ("PROFILE", "OVERWRITE", *TABLE):  # what is set outside is no setting of a test
     os.environ.pop(name, None)
 
@@ -65,3 +68,15 @@ def built(settings, built_once):
 def tiny(tmp_path_factory):
     """A folder with small models, training files and a collection, see tiny_training.training_folder."""
     return training_folder(tmp_path_factory.mktemp("training"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium; without one the tests that want it are skipped."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if executable is None:
+        pytest.skip("no browser found (chromium, chromium-browser or google-chrome)")
+    with playwright.sync_playwright() as driver:
+        with driver.chromium.launch(executable_path=executable, args=FLAGS) as chromium:
+            yield chromium

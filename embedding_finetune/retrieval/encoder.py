@@ -26,7 +26,14 @@ def pool(hidden, mask, method):
         weights = mask.unsqueeze(-1).float()  # sums in half precision would overflow
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
     first, last = mask.argmax(dim=1), mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), first if method == "cls" else last]
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), first if method == "cls" else last]
+
+
+def text_vectors(model, dense, batch, use):
+    """Vectors of tokenised texts (tensors by name) by a model and its Dense layers (see loading), as `use`, a ModelUse,
+    says: float32 of shape (texts, dimensions)."""
+    vectors = dense(pool(model(**batch).last_hidden_state, batch["attention_mask"], use.pooling).float())
+    return torch.nn.functional.normalize(vectors, dim=-1) if use.normalize else vectors
 
 
 def batches(lengths, batch_size, batch_tokens):
@@ -116,12 +123,10 @@ class Encoder:
             batch = self._tokenizer.pad(batch, padding_side="right", return_tensors="pt")
             try:
                 batch = batch.to(self._device)
-                hidden = self._model(**batch).last_hidden_state
-                pooled = self._dense(pool(hidden, batch["attention_mask"], self.use.pooling).float())
+                pooled = text_vectors(self._model, self._dense, batch, self.use)
             except torch.cuda.OutOfMemoryError:
                 raise UserError(f"{self.use.name} runs out of GPU memory while encoding: set ENCODE_BATCH_SIZE to 64, "
                                 "or less") from None
-            pooled = torch.nn.functional.normalize(pooled, dim=-1) if self.use.normalize else pooled
             if vectors is None:
                 vectors = np.empty((len(texts), pooled.shape[1]), dtype=np.float32)
             vectors[rows] = pooled.cpu().numpy()

@@ -10,11 +10,12 @@ import faiss
 import numpy as np
 from tqdm.auto import tqdm
 
-from embedding_finetune.files import UserError
+from embedding_finetune.files import UserError, read_json, write_json
 from embedding_finetune.retrieval.words import Words
 
 DEPTH = 100  # recall@100 needs no more
 BATCH = 2048  # queries that are searched together
+FEW = 100  # queries that need no progress bar
 
 RETRIEVERS = {}  # label -> class, of those that need no model
 
@@ -68,6 +69,15 @@ class Retriever:
             run[query] = dict(zip(self.ids[row[kept]].tolist(), row_scores[kept].tolist()))
         return run
 
+    def save(self, folder):
+        """Write to `folder` what `restore` maps into memory there."""
+        np.save(folder / "tie_rank.npy", self.tie_rank)
+
+    def restore(self, folder):
+        """Take up what `save` wrote, without the passages: for `top`, not for `search`. Returns the retriever."""
+        self.tie_rank = np.load(folder / "tie_rank.npy", mmap_mode="r")
+        return self
+
     def build(self, texts):
         """Make whatever `top` needs of the passages' texts, in the order of `self.ids`."""
         raise NotImplementedError
@@ -98,6 +108,14 @@ class Dense(Retriever):
 
     def build(self, texts):
         self.vectors = self.encoder.encode_passages(texts)
+
+    def save(self, folder):
+        super().save(folder)
+        np.save(folder / "vectors.npy", self.vectors)
+
+    def restore(self, folder):
+        self.vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+        return super().restore(folder)
 
     def top(self, texts, depth):
         return nearest(self.encoder.encode_queries(texts), self.vectors, depth, self.tie_rank)
@@ -137,18 +155,34 @@ class BM25(Retriever):
     about = "BM25"
 
     def build(self, texts):
-        self.words = Words(self.language, texts)
-        self.used = {"language": str(self.words), "k1": 1.5, "b": 0.75}
+        self._cut_by(Words.of(self.language, texts))
         self.bm25, self.size, words = bm25s.BM25(k1=1.5, b=0.75), len(texts), self.words(texts)
         self.empty = not any(words)  # bm25s cannot index nothing
         if not self.empty:
             self.bm25.index(words, show_progress=False)
 
+    def _cut_by(self, words):
+        self.words, self.used = words, {"language": str(words), "k1": 1.5, "b": 0.75}
+
+    def save(self, folder):
+        super().save(folder)
+        write_json(folder / "words.json", self.words.languages)
+        if not self.empty:
+            self.bm25.save(folder / "bm25", show_progress=False)
+
+    def restore(self, folder):
+        super().restore(folder)
+        self._cut_by(Words(read_json(folder / "words.json")))
+        self.size, self.empty = len(self.tie_rank), not (folder / "bm25").exists()
+        if not self.empty:
+            self.bm25 = bm25s.BM25.load(folder / "bm25", mmap=True, show_progress=False)
+        return self
+
     def top(self, texts, depth):
         depth = min(depth, self.size)
         scores = np.zeros((len(texts), depth), np.float32)
         positions = np.full((len(texts), depth), -1, np.int32)
-        for row, words in enumerate(tqdm(self.words(texts), desc="BM25", unit="query")):
+        for row, words in enumerate(tqdm(self.words(texts), desc="BM25", unit="query", disable=len(texts) < FEW)):
             found = np.zeros(self.size, np.float32) if self.empty or not words else self.bm25.get_scores(words)
             last_wanted = max(np.partition(found, -depth)[-depth], np.nextafter(np.float32(0), np.float32(1)))
             some = np.flatnonzero(found >= last_wanted)  # a score of 0 means that no word is shared
@@ -188,6 +222,31 @@ def fuse_scores(bm25, dense, weight, depth=DEPTH):
         fused[query] = _ranked({passage: cosines.get(passage, lowest[0]) + lexical.get(passage, lowest[1])
                                 for passage in cosines | lexical}, depth)
     return fused
+
+
+class Fused(Retriever):
+    """BM25 and a dense retriever over the same corpus, by `fuse_scores` of their first DEPTH passages."""
+
+    def __init__(self, bm25, dense, weight):
+        self.bm25, self.dense, self.weight, self.tie_rank = bm25, dense, weight, dense.tie_rank
+        self.about = f"{bm25.about} + {dense.about}"
+
+    def top(self, texts, depth):
+        bm25, dense = (self._run(part, texts) for part in (self.bm25, self.dense))
+        depth = min(depth, DEPTH, len(self.tie_rank))
+        scores, positions = np.zeros((len(texts), depth), np.float32), np.full((len(texts), depth), -1, np.int32)
+        for row, fused in fuse_scores(bm25, dense, self.weight, depth=DEPTH).items():
+            found = list(fused.items())[:depth]
+            positions[row, :len(found)] = [position for (_, position), _ in found]
+            scores[row, :len(found)] = [score for _, score in found]
+        return scores, positions
+
+    def _run(self, part, texts):
+        """A run of row numbers and of (tie rank, position) in place of ids, which sort as the ids do."""
+        scores, positions = part.top(texts, DEPTH)
+        return {row: {(int(self.tie_rank[position]), int(position)): float(score)
+                      for score, position in zip(spread(scores[row]), positions[row]) if position >= 0}
+                for row in range(len(texts))}
 
 
 def _matching(bm25, query):

@@ -78,15 +78,20 @@ def languages(texts):
 class Words:
     """Cuts texts into words; `languages` (script -> language, the main one first) says how."""
 
-    def __init__(self, language, texts):
+    @classmethod
+    def of(cls, language, texts):
         """`language` is BM25_LANGUAGE; for `auto`, the texts decide. Raises UserError when it is unknown."""
-        self.languages = languages(texts) if language == "auto" else {"all scripts": known_language(language)}
+        return cls(languages(texts) if language == "auto" else {"all scripts": known_language(language)})
+
+    def __init__(self, languages):
+        self.languages = languages
         self.tools = {name: _tool(code) for name, code in self.languages.items()}
         self.main = next(iter(self.tools.values()), (None, ()))  # without a letter there is none
         self.counted = {}  # word -> what it counts as, "" for a stop word
 
     def __str__(self):
-        return ", ".join(f"{code} ({name.title() if name.isupper() and name != 'CJK' else name})" for name, code in self.languages.items())
+        return ", ".join(f"{code} ({name.title() if name.isupper() and name != 'CJK' else name})"
+                         for name, code in self.languages.items())
 
     def __call__(self, texts):
         """The words of each text: a list of lists."""

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import time
 from html.parser import HTMLParser
 
@@ -166,21 +165,6 @@ def test_page_is_one_file_and_no_text_escapes_its_data(evidence, settings):
 
 
 # In a browser ---------------------------------------------------------------------------------------------------------
-
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
-    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if executable is None:
-        pytest.skip("no browser found (chromium, chromium-browser or google-chrome)")
-    with playwright.sync_playwright() as driver:
-        with driver.chromium.launch(executable_path=executable, args=FLAGS) as chromium:
-            yield chromium
-
 
 @pytest.fixture
 def open_page(browser):

@@ -40,12 +40,12 @@ def recall_at_1(rows, cut=None):
     "The Quick_brown foxes' DEN, no. 7 of x1 and a B-tree: f(x) = 3.14 e.g. été naïve x²y ½ Ωm \u200b",
     "IL-6β NF-κB µm TNFα ЖЖ \ufb01ne Ⅷth cafés 🦦otters 10×20 ①② don't", "", "a", "!? ..."])
 def test_english_is_cut_as_it_always_was(text):
-    assert Words("en", [])([text]) == english_words([text])
+    assert Words.of("en", [])([text]) == english_words([text])
 
 
 def test_english_corpora_are_taken_as_english_whatever_they_are_about():
     texts = tiny_texts(tiny_pairs(80)) + (ROOT / "README.md").read_text(encoding="utf-8").split("\n\n")
-    taken = Words("auto", texts)
+    taken = Words.of("auto", texts)
     assert str(taken) == "en (Latin)"
     plain = [text for text in texts if not any(script(character) == "CJK" for character in text)]
     assert len(plain) > 100 and taken(plain) == english_words(plain)
@@ -60,23 +60,23 @@ def test_english_corpora_are_taken_as_english_whatever_they_are_about():
     ("हिन्दी पाठ", ["हिन्दी", "पाठ"]),                             # vowel signs are of the word
     ("ＰＹＴＨＯＮ ﾊﾝｶｸ", ["python", "ハン", "カク"])])                       # full and half width
 def test_texts_are_cut_by_script(text, expected):
-    assert Words("none", [])([text]) == [expected]
+    assert Words.of("none", [])([text]) == [expected]
 
 
 def test_composed_and_decomposed_letters_are_the_same_word():
     for text in ("cafés", "강아지가", "がんばる", "йогурт"):
-        assert Words("none", [])([unicodedata.normalize("NFD", text)]) == Words("none", [])([text])
+        assert Words.of("none", [])([unicodedata.normalize("NFD", text)]) == Words.of("none", [])([text])
 
 
 def test_the_language_decides_stemmer_and_stop_words():
-    assert Words("de", [])(["Die Häuser der Katzen"]) == [["haus", "katz"]]
-    assert Words("en", [])(["die houses of the cats"]) == [["die", "hous", "cat"]]
-    assert Words("none", [])(["Die Häuser der Katzen"]) == [["die", "häuser", "der", "katzen"]]
-    assert Words("tr", [])(["ISPARTA İzmir"]) == Words("tr", [])(["ısparta izmir"]) != Words("none", [])(["ISPARTA İzmir"])
-    assert Words("zh", [])(["什么是光合作用"]) == [["光合作用"]]
-    assert Words("vi", [])(["Thủ đô của"]) == [["thủ", "đô", "của"]]  # neither stemmer nor stop words
+    assert Words.of("de", [])(["Die Häuser der Katzen"]) == [["haus", "katz"]]
+    assert Words.of("en", [])(["die houses of the cats"]) == [["die", "hous", "cat"]]
+    assert Words.of("none", [])(["Die Häuser der Katzen"]) == [["die", "häuser", "der", "katzen"]]
+    assert Words.of("tr", [])(["ISPARTA İzmir"]) == Words.of("tr", [])(["ısparta izmir"]) != Words.of("none", [])(["ISPARTA İzmir"])
+    assert Words.of("zh", [])(["什么是光合作用"]) == [["光合作用"]]
+    assert Words.of("vi", [])(["Thủ đô của"]) == [["thủ", "đô", "của"]]  # neither stemmer nor stop words
     with pytest.raises(UserError, match="BM25_LANGUAGE=klingon is unknown: it must be auto, none or one of .*, en, "):
-        Words("klingon", [])
+        Words.of("klingon", [])
 
 
 @pytest.mark.parametrize("language", QUESTIONS)
@@ -87,15 +87,15 @@ def test_the_language_is_found_in_the_corpus(language):
 def test_each_script_has_its_language_and_latin_terms_are_english():
     texts = PASSAGES["zh"] + PASSAGES["de"]
     assert languages(texts) == {"CJK": "zh", "LATIN": "de"}
-    assert str(Words("auto", texts)) == "zh (CJK), de (Latin)"
+    assert str(Words.of("auto", texts)) == "zh (CJK), de (Latin)"
     assert languages(PASSAGES["zh"]) == {"CJK": "zh", "LATIN": "en"}  # fewer than SHARE of the letters
-    cut = Words("auto", PASSAGES["zh"] + PASSAGES["ar"])
+    cut = Words.of("auto", PASSAGES["zh"] + PASSAGES["ar"])
     assert cut(["天气 databases", "المدرسة the"]) == [["天气", "databas"], ["مدرس"]]
 
 
 def test_a_corpus_without_letters_has_no_language():
     assert languages([]) == languages(["", "12 !?"]) == {} == scripts(["3.14"])
-    assert Words("auto", ["12 34"])(["12 34 x \ud83d", ""]) == [["12", "34"], []]
+    assert Words.of("auto", ["12 34"])(["12 34 x \ud83d", ""]) == [["12", "34"], []]
     assert BM25().index({"a": "12 34"}).search({"q": "34"})["q"].keys() == {"a"}
 
 

@@ -1,0 +1,124 @@
+"""Search and serve, as a user meets them: seconds of a cold search, and the server under load.
+
+    PROFILE=demo python benchmarks/bench_serve.py [--model LABEL] [--requests 1000] [--clients 32] [--singles 100]
+
+It needs a finished experiment (make demo). Clients are threads of this process, each with one connection that it keeps;
+every request has another query of the data set. Beside that, in the same run and without a server: one `encode` call a
+query, by sentence-transformers and by this package. The server and the clients share the cores. The last line of
+standard output is one JSON object.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlencode
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def started(model):
+    """A server process on a free port, and that port, once it listens."""
+    command = [sys.executable, "-m", "embedding_finetune.serve", "--port", "0", "--model", model]
+    server = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    for line in server.stderr:
+        if found := re.search(r"running on http://[\d.]+:(\d+)", line):
+            threading.Thread(target=server.stderr.read, daemon=True).start()
+            return server, int(found[1])
+    sys.exit("the server did not start")
+
+
+def load(port, queries, clients):
+    """Ask all queries by so many clients; returns (seconds of each answer, number of errors, seconds in all)."""
+    waiting, times, errors = iter(queries), [], []
+
+    def client():
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        for query in waiting:
+            began = time.perf_counter()
+            connection.request("GET", "/search?" + urlencode({"q": query, "k": 5}))
+            answer = connection.getresponse()
+            body = answer.read()
+            times.append(time.perf_counter() - began)
+            if answer.status != 200 or len(json.loads(body)["hits"]) != 5:
+                errors.append(body)
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return times, len(errors) + len(queries) - len(times), time.perf_counter() - began
+
+
+def rate(encode, queries):
+    """Queries a second, one call each."""
+    encode(queries[0])
+    began = time.perf_counter()
+    for query in queries:
+        encode(query)
+    return len(queries) / (time.perf_counter() - began)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model")
+    for name, default in (("requests", 1000), ("clients", 32), ("singles", 100)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args()
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    from embedding_finetune.files import read_jsonl
+    from embedding_finetune.index import default_label, open_index
+    from embedding_finetune.settings import Settings
+
+    settings = Settings.load()
+    model = options.model or default_label(settings)
+    open_index(settings, model)
+    texts = list(dict.fromkeys(row["text"] for row in read_jsonl(settings.data_dir / "queries.jsonl")))
+    queries = (texts * -(-options.requests // len(texts)))[:options.requests]
+    search = [sys.executable, "-m", "embedding_finetune.search", queries[0], "--model", model, "--json"]
+    cold = []
+    for _ in range(3):
+        began = time.perf_counter()
+        subprocess.run(search, cwd=ROOT, check=True, capture_output=True)
+        cold.append(time.perf_counter() - began)
+    server, port = started(model)
+    try:
+        load(port, queries[:64], options.clients)
+        times, errors, seconds = load(port, queries, options.clients)
+    finally:
+        server.terminate()
+        server.wait()
+
+    from sentence_transformers import SentenceTransformer
+
+    from embedding_finetune.retrieval.encoder import Encoder
+    from embedding_finetune.retrieval.model_use import use_of
+
+    use = use_of(settings, model)
+    other, ours = SentenceTransformer(use.name), Encoder(use)
+    singles = {"sentence_transformers": rate(lambda text: other.encode_query(text, show_progress_bar=False),
+                                             queries[:options.singles]),
+               "encoder": rate(lambda text: ours.encode_queries([text]), queries[:options.singles])}
+    percentiles = statistics.quantiles(times, n=100)
+    served = len(times) / seconds
+    print(f"{model}: cold search {', '.join(f'{second:.2f}' for second in cold)} s; {len(times)} requests of "
+          f"{options.clients} clients: {served:.0f} a second; one call a query: "
+          + ", ".join(f"{name} {value:.0f}" for name, value in singles.items()) + " a second")
+    print(json.dumps({"search_cold_seconds": round(statistics.median(cold), 2), "requests": len(times),
+                      "errors": errors, "p50_ms": round(1000 * percentiles[49]), "p99_ms": round(1000 * percentiles[98]),
+                      "requests_per_second": round(served, 1),
+                      **{f"throughput_ratio_{name}_loop": round(served / value, 2) for name, value in singles.items()}}))
+
+
+if __name__ == "__main__":
+    main()

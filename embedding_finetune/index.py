@@ -1,0 +1,273 @@
+"""A saved index of a label: made, found again in a fraction of a second, and asked.
+
+LABEL is a model's (raw, reference, a recipe's ..), bm25, or hybrid_LABEL as the comparison fused it. In
+OUTPUT_DIR/index/LABEL/IDENTITY, where IDENTITY is the hash of everything that the index was made from:
+
+    passages.jsonl, offsets.npy    the passages (id, text, source), and at which byte each begins
+    vectors.npy, bm25/, ..         what the retriever keeps, mapped into memory rather than read
+    manifest.json                  what it was made from, and from which score on it answers; written last
+
+As long as settings and files are those that an index was made from (by size and time of change), it is taken as it is,
+without PyTorch, transformers or a question to the hub.
+"""
+
+import contextlib
+import fcntl
+import json
+import re
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from embedding_finetune.files import UserError, atomic_write, content_hash, one_line, read_json, write_json
+from embedding_finetune.settings import plain
+
+FOR_PEOPLE = ("title", "name", "seen", "differs")  # of a ModelUse: folders may move
+FORMAT = 1  # of an index: another number makes all of them anew
+
+
+class Index:
+    """An index that is open: `answer` queries; `manifest` says what it was made from."""
+
+    def __init__(self, folder, manifest, retriever):
+        self.folder, self.manifest, self.retriever = folder, manifest, retriever
+        self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+        self._passages = np.memmap(folder / "passages.jsonl", mode="r")
+
+    def answer(self, queries, k):
+        """For each query (a list of texts) its `k` best passages: dicts of rank, score, id, text, and source where
+        there is one.
+
+        Where a threshold is known, `above_threshold` says on which side of it the score lies.
+        """
+        threshold = self.manifest["no_answer"]["threshold"]
+        found = []
+        for scores, positions in zip(*self.retriever.top(queries, k)):
+            hits = [{"rank": 0, "score": float(score), **self._passage(position)}
+                    for score, position in zip(scores, positions) if position >= 0]
+            for rank, hit in enumerate(hits, start=1):
+                hit |= {"rank": rank} | ({} if threshold is None else {"above_threshold": hit["score"] >= threshold})
+            found.append(hits)
+        return found
+
+    def _passage(self, position):
+        start, end = self._offsets[position:position + 2]
+        return json.loads(self._passages[start:end].tobytes())
+
+
+def likely(hits):
+    """Whether the best of the hits of a query reaches the threshold; without a threshold any hit does."""
+    return bool(hits) and hits[0].get("above_threshold", True)
+
+
+def choose_threshold(best, precision):
+    """The lowest score from which on a best hit is right often enough: dict of threshold (None if there is none),
+    answered, right, queries.
+
+    `best` has (score, right or wrong) of the best hit of each dev query; of those that reach the threshold at least the
+    share `precision` is right. All are judged by the labels, so that a right answer without a label counts as wrong.
+    """
+    scores, right = np.array([score for score, _ in best]), np.array([hit for _, hit in best], bool)
+    chosen = {"threshold": None, "answered": 0, "right": 0, "queries": len(best), "precision": precision}
+    for threshold in sorted(set(scores.tolist())):
+        answered = scores >= threshold
+        if right[answered].mean() >= precision:
+            counts = {"answered": int(answered.sum()), "right": int(right[answered].sum())}
+            return chosen | counts | {"threshold": threshold}
+    return chosen
+
+
+def threshold_line(no_answer):
+    """What `choose_threshold` found, in a sentence."""
+    said = no_answer | {"percent": f"{no_answer['precision']:.0%}"}
+    if said["threshold"] is None:
+        return ("no threshold: from no score on is the first hit right for {percent} of the {queries} dev queries"
+                .format(**said))
+    return ("an answer is likely from a score of {threshold:.4g} on: of {queries} dev queries {answered} reach it, and "
+            "the first hit is right for {right} of them (wanted: {percent})".format(**said))
+
+
+def open_index(settings, label):
+    """The Index of a label, made anew where model or data have changed since, which is said on standard error.
+
+    Raises UserError when there is no such model, or when its index cannot be made.
+    """
+    if not re.fullmatch(r"[\w-]+", label, re.ASCII):
+        raise UserError(f"{label!r} is no label: it has letters, digits, _ and -")
+    home = settings.output_dir / "index" / label
+    try:
+        for path in home.glob("*/manifest.json"):
+            manifest = read_json(path)
+            if is_current(settings, manifest):
+                return _opened(settings, path.parent, manifest)
+    except UserError:
+        raise
+    except Exception as error:  # each of the readers has errors of its own
+        print(f"{plain(home)} is damaged ({one_line(error)}): it is made anew", file=sys.stderr)
+        shutil.rmtree(home, ignore_errors=True)
+    check_label(settings, label)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with open(home / ".lock", "w") as lock:  # of two that want to make it, the second finds it made
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.redirect_stdout(sys.stderr):  # standard output is for answers
+                return _renewed(settings, label, home)
+    except OSError as error:
+        raise UserError(f"cannot write {home}: {error.strerror or error}") from None
+
+
+def is_current(settings, manifest):
+    """Whether settings and files are still those that an index was made from."""
+    return isinstance(manifest, dict) and manifest["settings"] == settings.as_dict() and all(
+        found == list(stamp) for found, stamp in zip(manifest["files"].values(), stamps(manifest["files"]).values()))
+
+
+def stamps(paths):
+    """Path -> size and time of change of a file: while these stay, so does the content; [] where there is none."""
+    def stamp(path):
+        return [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else []
+
+    return {str(path): stamp(Path(path)) for path in paths}
+
+
+def _opened(settings, folder, manifest):
+    """The Index in a finished folder."""
+    from embedding_finetune.retrieval.onnx_queries import GRAPH, QueryEncoder
+    from embedding_finetune.retrieval.retrievers import RETRIEVERS, Dense, Fused, retriever_of
+    label = manifest["label"]
+    if "weight" in manifest:
+        bm25, dense = (open_index(settings, part) for part in ("bm25", manifest["hybrid_of"]))
+        return Index(dense.folder, manifest, Fused(bm25.retriever, dense.retriever, manifest["weight"]))
+    if label in RETRIEVERS:
+        return Index(folder, manifest, retriever_of(label, settings.bm25_language).restore(folder))
+    encoder = QueryEncoder(folder) if (folder / GRAPH).exists() else _encoder(settings, label)
+    return Index(folder, manifest, Dense(encoder).restore(folder))
+
+
+def _encoder(settings, label):
+    from embedding_finetune.retrieval.encoder import Encoder
+    from embedding_finetune.retrieval.model_use import use_of
+    return Encoder(use_of(settings, label), settings.encode_batch_size, cache=settings.output_dir / "cache")
+
+
+def _renewed(settings, label, home):
+    """The Index of today's model and data: found by its identity, or made."""
+    from embedding_finetune.data.collection import read_data
+    collection = read_data(settings)
+    facts, files = _source(settings, label)
+    folder = home / content_hash(facts)[:16]
+    manifest = read_json(folder / "manifest.json")
+    if manifest is None:
+        why = "model or data have changed" if any(home.glob("*/manifest.json")) else "there was none"
+        print(f"making the index of {label}, {len(collection.corpus):,} passages: {why}", file=sys.stderr)
+        partial = home / ".partial"
+        for path in (partial, folder):
+            shutil.rmtree(path, ignore_errors=True)
+        partial.mkdir()
+        manifest = _make(settings, label, partial, facts, collection)
+        partial.rename(folder)
+        for other in home.iterdir():
+            if other.is_dir() and other != folder:  # who has it open keeps it
+                shutil.rmtree(other, ignore_errors=True)
+    no_answer = choose_threshold(manifest["dev"], settings.no_answer_precision)
+    manifest |= {"settings": settings.as_dict(), "files": files, "no_answer": no_answer}
+    write_json(folder / "manifest.json", manifest)
+    return _opened(settings, folder, manifest)
+
+
+def _source(settings, label):
+    """What the index of a label depends on: a dict of facts, and the stamps of the files behind them."""
+    from embedding_finetune.data.collection import data_identity
+    from embedding_finetune.hub import MODEL_FILES, model_content
+    from embedding_finetune.retrieval.model_use import use_of
+    from embedding_finetune.retrieval.retrievers import RETRIEVERS
+    from embedding_finetune.training.records import check_trained
+    names = ("dataset.json", "corpus.jsonl", "queries.jsonl", "qrels/dev.tsv")
+    files = stamps(settings.data_dir / name for name in names)
+    facts = {"format": FORMAT, "data": data_identity(settings)}
+    path = settings.output_dir / "results" / f"{label}.json"
+    result = read_json(path) or {}
+    if "hybrid_of" in result:
+        bm25, dense = (open_index(settings, part) for part in ("bm25", result["hybrid_of"]))
+        if (result["data"], result["content"]) != (facts["data"], dense.manifest["facts"]["content"]):
+            raise UserError(f"{label} was measured on other data or with another model: evaluate "
+                            f"{result['hybrid_of']} again")
+        parts = [part.folder.name for part in (bm25, dense)]
+        facts |= {"hybrid_of": result["hybrid_of"], "weight": result["weight"], "parts": parts}
+        return facts, stamps([path]) | bm25.manifest["files"] | dense.manifest["files"]
+    if label in RETRIEVERS:
+        return facts | {"language": settings.bm25_language}, files
+    check_trained(settings, label)
+    use = use_of(settings, label)
+    files |= stamps(file for file in sorted(Path(use.name).rglob("*")) if file.suffix in MODEL_FILES)
+    how = {name: value for name, value in asdict(use).items() if name not in ("label", *FOR_PEOPLE)}
+    return facts | {"use": how, "content": model_content(use.name)}, files
+
+
+def _make(settings, label, folder, facts, collection):
+    """Write an index to an empty folder; returns its manifest, without the part that follows from today's settings."""
+    from embedding_finetune.retrieval.onnx_queries import save_query_encoder
+    from embedding_finetune.retrieval.retrievers import RETRIEVERS, Dense, retriever_of
+    manifest = {"label": label, "passages": len(collection.corpus), "facts": facts, "no_answer": {"threshold": None}}
+    manifest |= {name: facts[name] for name in ("hybrid_of", "weight") if name in facts}
+    if "weight" not in facts:
+        retriever = (retriever_of(label, settings.bm25_language) if label in RETRIEVERS else
+                     Dense(_encoder(settings, label)))
+        retriever.index(collection.corpus).save(folder)
+        offsets, sources = [0], getattr(collection, "source", None) or {}
+        with atomic_write(folder / "passages.jsonl", "wb") as file:
+            for identity, text in collection.corpus.items():
+                row = {"id": identity, "text": text} | ({"source": sources[identity]} if identity in sources else {})
+                offsets.append(offsets[-1] + file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n"))
+        np.save(folder / "offsets.npy", np.array(offsets))
+        try:
+            if label not in RETRIEVERS:
+                save_query_encoder(folder, retriever.encoder)
+        except UserError as error:
+            print(f"{error}: PyTorch encodes its queries, and a search takes some seconds more", file=sys.stderr)
+    index, dev = _opened(settings, folder, manifest), collection.part("dev")
+    best = {query: [hit for hit in hits if hit["id"] != query][:1]  # such a passage is the query itself, as in ArguAna
+            for query, hits in zip(dev.queries, index.answer(list(dev.queries.values()), 2) if dev.queries else ())}
+    scored = [(query, hits[0]) for query, hits in best.items() if hits]
+    return manifest | {"dev": [[hit["score"], hit["id"] in dev.positives(query)] for query, hit in scored]}
+
+
+def labels(settings):
+    """What can be searched with: retrievers, ready-made models, fine-tuned ones, fusions that were measured."""
+    from embedding_finetune.recipes import all_recipes
+    from embedding_finetune.retrieval.model_use import ready_made
+    from embedding_finetune.retrieval.retrievers import RETRIEVERS
+    tuned = [label for label in all_recipes(settings) if (settings.output_dir / label / "config.json").is_file()]
+    fused = [path.stem for path in sorted((settings.output_dir / "results").glob("hybrid_*.json"))]
+    return list(dict.fromkeys([*RETRIEVERS, *ready_made(settings), *tuned, *fused]))
+
+
+def check_label(settings, label):
+    """Raise UserError unless it can be searched with."""
+    if label not in labels(settings):
+        raise UserError(f"there is no model {label[:100]!r} to search with; there are {', '.join(labels(settings))}")
+
+
+def default_label(settings):
+    """The fine-tuned model that dev chose among those that are measured (see evaluation.results).
+
+    Raises UserError when there is none.
+    """
+    memo = settings.output_dir / "index" / "default.json"
+    files = [*(settings.output_dir / "results").glob("*.json"), *settings.output_dir.glob("*/model.safetensors")]
+    today = {"files": stamps(sorted(files)), "settings": settings.as_dict()}
+    found = read_json(memo)
+    if isinstance(found, dict) and {name: found.get(name) for name in today} == today:
+        return found["label"]
+    from embedding_finetune.evaluation.results import chosen_by_dev, load_results
+    results, left_out = load_results(settings)
+    best = chosen_by_dev(results)
+    if best is None:
+        raise UserError("no fine-tuned model is measured that fits today's data and models "
+                        f"({'; '.join(left_out) or 'there is no result of any'}): evaluate one, or say which model: "
+                        f"--model {', '.join(labels(settings))}")
+    write_json(memo, today | {"label": best["label"]})
+    return best["label"]

@@ -1,0 +1,103 @@
+"""Indexes that stay open and follow their files, and a thread that answers together what waits together."""
+
+import asyncio
+import logging
+import queue
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from embedding_finetune.files import UserError, one_line
+from embedding_finetune.index import check_label, is_current, labels, open_index, stamps
+
+WAITING = 256  # queries that may wait; more are sent away
+TOGETHER = 32  # queries that are answered together
+
+log = logging.getLogger(__name__)
+
+
+class Busy(Exception):
+    """Not now: `args[0]` says why; the client may come again."""
+
+
+class Shelf:
+    """The indexes that are open, and the thread that opens them."""
+
+    def __init__(self, settings, default):
+        """`default` is the label of who names none. Raises UserError when it cannot be opened."""
+        self.settings, self.default, self.labels = settings, default, labels(settings)
+        self.open = {default: open_index(settings, default)}
+        self.opening, self.failed, self.tried = set(), {}, {}
+        self.librarian = ThreadPoolExecutor(1)
+
+    def get(self, label):
+        """The Index of a label. Raises Busy while it is being opened, UserError when it cannot be."""
+        label = label or self.default
+        if label in self.open:
+            return self.open[label]
+        check_label(self.settings, label)
+        if label in self.failed:
+            raise UserError(self.failed.pop(label))  # the next one who asks tries again
+        self._fetch(label)
+        raise Busy(f"the index of {label} is being opened")
+
+    def refresh(self):
+        """Open anew what has changed; what cannot be opened stays as it is, until its files change again."""
+        self.labels = labels(self.settings)
+        for label, index in list(self.open.items()):
+            files = stamps(index.manifest["files"])
+            if not is_current(self.settings, index.manifest) and self.tried.get(label) != files:
+                self.tried[label] = files
+                self._fetch(label)
+
+    def _fetch(self, label):
+        if label not in self.opening:
+            self.opening.add(label)
+            self.librarian.submit(self._bring, label)
+
+    def _bring(self, label):
+        try:
+            self.open[label] = open_index(self.settings, label)
+            log.info("%s is open", label)
+        except Exception as error:
+            if label not in self.open:
+                self.failed[label] = one_line(error)
+            log.warning("%s cannot be opened: %s", label, one_line(error))
+        finally:
+            self.opening.discard(label)
+
+
+class Answers:
+    """One thread that answers the queries that wait, those for the same index together."""
+
+    def __init__(self):
+        self.waiting = queue.Queue(WAITING)
+        threading.Thread(target=self._work, daemon=True).start()
+
+    async def ask(self, index, query, k):
+        """The hits of a query (see index.Index.answer). Raises Busy when too many wait."""
+        future = Future()
+        try:
+            self.waiting.put_nowait((future, index, query, k))
+        except queue.Full:
+            raise Busy(f"{WAITING} queries are waiting already") from None
+        return await asyncio.wrap_future(future)
+
+    def _work(self):
+        while True:
+            taken = [self.waiting.get()]
+            while len(taken) < TOGETHER and not self.waiting.empty():
+                taken.append(self.waiting.get())
+            taken = [one for one in taken if one[0].set_running_or_notify_cancel()]  # some have gone away
+            for index in dict.fromkeys(index for _, index, _, _ in taken):
+                self._answer(index, [one for one in taken if one[1] is index])
+
+    @staticmethod
+    def _answer(index, taken):
+        try:
+            found = index.answer([query for _, _, query, _ in taken], max(k for *_, k in taken))
+            for (future, *_, k), hits in zip(taken, found):
+                future.set_result(hits[:k])
+        except Exception as error:
+            for future, *_ in taken:
+                if not future.done():
+                    future.set_exception(RuntimeError(one_line(error)))

@@ -1,0 +1,93 @@
+"""Queries turned into vectors by ONNX Runtime: a search need not wait for PyTorch, whose import takes longer than it.
+
+`save_query_encoder` writes, once an index, the model with its pooling as a graph of ONNX; `QueryEncoder` runs it. The
+weights stay float32, and the vectors are those of encoder.Encoder, which is checked when the graph is written.
+"""
+
+import os
+import warnings
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import numpy as np
+
+from embedding_finetune.files import UserError, one_line, read_json, write_json
+
+GRAPH, TOKENIZER, FACTS = "queries.onnx", "tokenizer.json", "queries.json"
+SAMPLES = ("how far is the moon", "what is a dot product?", "x", "月亮有多远", "one two three four five " * 30)
+TOGETHER = 8  # queries of like length in a batch: more would pad more than they save
+
+
+def save_query_encoder(folder, encoder):
+    """Write what QueryEncoder reads to `folder`; `encoder` is the Encoder of the model.
+
+    Raises UserError when the model cannot be written as a graph, or when its vectors differ (cosine below 0.9999).
+    """
+    import torch
+
+    from embedding_finetune.hub import load
+    from embedding_finetune.retrieval.encoder import text_vectors
+    from embedding_finetune.retrieval.loading import load_encoder
+    use = encoder.use
+    tokenizer = load("AutoTokenizer", use.name, use.trusted)
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(f"{use.title} has a tokenizer that only Python code can run")
+    tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
+    model, dense = load_encoder(use.name, use.dense, use.trusted)
+    batch = dict(tokenizer(list(SAMPLES[:2]), padding=True, padding_side="right", return_tensors="pt"))
+
+    class Queries(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model, self.dense = model, dense
+
+        def forward(self, *tensors):
+            return text_vectors(self.model, self.dense, dict(zip(batch, tensors)), use)
+
+    free = {name: {0: "texts", 1: "tokens"} for name in batch} | {"vectors": {0: "texts"}}
+    try:
+        with warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore")
+            # The newer exporter (dynamo=True) gives the same vectors, and takes half a minute instead of a second.
+            torch.onnx.export(Queries().eval(), tuple(batch.values()), str(folder / GRAPH), dynamo=False,
+                              input_names=list(batch), output_names=["vectors"], dynamic_axes=free)
+    except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
+        raise UserError(f"{use.title} cannot be written as a graph ({one_line(error)})") from None
+    write_json(folder / FACTS, {"use": asdict(use), "padding": tokenizer.pad_token_id})
+    one, other = (which.encode_queries(SAMPLES) for which in (QueryEncoder(folder), encoder))
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    lowest = ((one * other).sum(axis=1) / norms).min()
+    if lowest < 0.9999:
+        raise UserError(f"{use.title} gives other vectors as a graph (cosine {lowest:.5f})")
+
+
+class QueryEncoder:
+    """What `save_query_encoder` wrote, as an encoder of queries; `use` says as much of it as a reader wants to know."""
+
+    def __init__(self, folder):
+        import onnxruntime
+        from tokenizers import Tokenizer
+
+        facts = read_json(folder / FACTS)
+        self.use = SimpleNamespace(**facts["use"])
+        self.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        self.tokenizer.enable_truncation(self.use.query_max_len)
+        self.tokenizer.enable_padding(direction="right", pad_id=facts["padding"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)  # as PyTorch reads it; 0: all
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores are others', too
+        self.session = onnxruntime.InferenceSession(str(folder / GRAPH), options, providers=["CPUExecutionProvider"])
+        self.inputs = [given.name for given in self.session.get_inputs()]
+
+    def encode_queries(self, texts):
+        """Vectors of queries, prompt included; float32 of shape (texts, dimensions)."""
+        texts = [self.use.query_prompt + text for text in texts]
+        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+        vectors = {}
+        for start in range(0, len(order), TOGETHER):
+            rows = order[start:start + TOGETHER]
+            found = self.tokenizer.encode_batch([texts[row] for row in rows])
+            values = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+            batch = {name: np.array([getattr(one, values[name]) for one in found], np.int64) for name in self.inputs}
+            vectors.update(zip(rows, self.session.run(None, batch)[0]))
+        return np.stack([vectors[row] for row in range(len(texts))])

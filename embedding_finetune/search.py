@@ -1,0 +1,56 @@
+"""Search the corpus with a model, with BM25 or with both.
+
+    python -m embedding_finetune.search "how do I join two tables" [--model LABEL] [-k 5] [--json]
+
+By default the fine-tuned model that dev chose answers. Where no passage reaches the threshold (see docs/scores.md) that
+is said, with --json on standard error.
+"""
+
+import argparse
+import json
+import sys
+
+from embedding_finetune.files import UserError, run_command_line
+from embedding_finetune.index import default_label, likely, open_index, threshold_line
+from embedding_finetune.settings import Settings
+
+SHOWN = 400  # characters of a passage on a terminal
+NOT_LIKELY = "no passage is likely to answer this"
+
+
+def _show(index, hits, note):
+    print(f"{index.manifest['label']}, {index.manifest['passages']:,} passages; "
+          f"{threshold_line(index.manifest['no_answer'])}")
+    print(f"\n{note}" if note else "")
+    for hit in hits:
+        text = "".join(letter if letter.isprintable() else " " for letter in hit["text"])  # no escape sequences
+        source = f"  {hit['source']}" if "source" in hit else ""
+        print(f"{hit['rank']:3}  {hit['score']:.4f}  {hit['id']}{source}")
+        print(f"     {text[:SHOWN]}{' …' * (len(text) > SHOWN)}\n")
+
+
+def main():
+    """Raises UserError when the query is empty or there is no such model."""
+    parser = argparse.ArgumentParser(prog="python -m embedding_finetune.search", description="Search the corpus.")
+    parser.add_argument("query")
+    parser.add_argument("--model", metavar="LABEL", help="raw, reference, a recipe's label, bm25, hybrid_LABEL")
+    parser.add_argument("-k", type=int, default=5, help="passages that are shown (5)")
+    parser.add_argument("--json", action="store_true", help="a list of rank, score, id, text, source, above_threshold")
+    options = parser.parse_args()
+    query = options.query.encode("utf-8", "replace").decode().strip()  # half a surrogate pair is no text
+    if not query or options.k < 1:
+        raise UserError("give a query that is not empty" if not query else "-k must be 1 or more")
+    settings = Settings.load()
+    index = open_index(settings, options.model or default_label(settings))
+    [hits] = index.answer([query], options.k)
+    note = "" if likely(hits) else NOT_LIKELY
+    sys.stdout.reconfigure(errors="replace")
+    if options.json:
+        print(note, file=sys.stderr, end="\n" * bool(note))
+        print(json.dumps(hits, ensure_ascii=False, indent=2))
+    else:
+        _show(index, hits, note)
+
+
+if __name__ == "__main__":
+    run_command_line(main)

@@ -1,0 +1,163 @@
+"""Saved indexes: they rank as the retrievers do, are found again without PyTorch, and are never taken for today's when
+they are not; the threshold by hand."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from embedding_finetune import index
+from embedding_finetune.data.collection import read_data
+from embedding_finetune.evaluation.results import facts, save_result
+from embedding_finetune.files import UserError, read_json, write_json
+from embedding_finetune.index import choose_threshold, default_label, likely, open_index, threshold_line
+from embedding_finetune.retrieval.encoder import Encoder
+from embedding_finetune.retrieval.model_use import use_of
+from embedding_finetune.retrieval.retrievers import BM25, Dense, fuse_scores
+from embedding_finetune.settings import ROOT
+
+QUERIES = ["when does the otter of Bafo sleep", "twigs of willow", "月亮", "x"]
+
+
+def hybrid(settings, label, weight=0.3):
+    """A fusion with BM25 as an evaluation notebook saves it; returns its runs and the collection."""
+    collection, encoder = read_data(settings), Encoder(use_of(settings, label))
+    retrievers = BM25().index(collection.corpus), Dense(encoder).index(collection.corpus)
+    runs = {}
+    for part in ("test", "dev"):
+        queries = collection.part(part).queries
+        runs[part] = fuse_scores(*(retriever.search(queries) for retriever in retrievers), weight)
+    of = facts(settings, encoder)
+    save_result(settings, collection, f"hybrid_{label}", runs, model="BM25 + it", weight=weight, hybrid_of=label,
+                used=of["used"], content=of["content"])
+    return runs, collection
+
+
+@pytest.mark.parametrize("label, made", [("bm25", lambda use: BM25()), ("reference", lambda use: Dense(Encoder(use)))])
+def test_an_index_answers_as_the_retriever_does(built, label, made):
+    collection, use = read_data(built), use_of(built, "reference")
+    retriever = made(use).index(collection.corpus)
+    queries = dict(enumerate(QUERIES)) | collection.part("test").queries
+    expected = retriever.search(queries, depth=7)
+    open_index(built, label)
+    again = open_index(built, label)  # from the disk
+    for query, hits in zip(queries, again.answer(list(queries.values()), 7), strict=True):
+        assert [hit["id"] for hit in hits] == list(expected[query])
+        assert [hit["score"] for hit in hits] == pytest.approx(list(expected[query].values()), abs=1e-5)
+        assert [hit["rank"] for hit in hits] == list(range(1, len(hits) + 1))
+        assert all(hit["text"] == collection.corpus[hit["id"]] for hit in hits)
+
+
+def test_a_fusion_answers_as_the_comparison_fused(built):
+    runs, collection = hybrid(built, "reference")
+    fused, test = open_index(built, "hybrid_reference"), collection.part("test").queries
+    for query, hits in zip(test, fused.answer(list(test.values()), 5), strict=True):
+        assert [hit["id"] for hit in hits] == list(runs["test"][query])[:5]
+    assert "weight" in fused.manifest and len(fused.answer(["x"], 1000)[0]) <= 100
+    result = built.output_dir / "results" / "hybrid_reference.json"
+    write_json(result, read_json(result) | {"data": "of yesterday"})
+    with pytest.raises(UserError, match="hybrid_reference was measured on other data or with another model"):
+        open_index(built, "hybrid_reference")
+
+
+def test_a_cold_search_loads_neither_pytorch_nor_transformers(built):
+    open_index(built, "reference")
+    script = ("import sys; from embedding_finetune.index import *; from embedding_finetune.settings import Settings;"
+              "print(len(open_index(Settings.load(), 'reference').answer(['otter'], 3)[0]), "
+              "{'torch', 'transformers', 'huggingface_hub', 'pandas'} & set(sys.modules))")
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "3 set()\n" and "making" not in done.stderr
+
+
+def test_what_changed_is_made_anew_and_said(built, capsys, monkeypatch):
+    made = lambda: capsys.readouterr().err.count("making the index of reference")  # noqa: E731
+    first = open_index(built, "reference")
+    assert made() == 1
+    assert open_index(built, "reference").folder == first.folder and made() == 0
+    other = built.load().__class__(**(vars(built) | {"no_answer_precision": 0.5, "epochs": 3.0}))
+    again = open_index(other, "reference")  # settings that no vector depends on
+    assert again.folder == first.folder and made() == 0 and again.manifest["no_answer"]["precision"] == 0.5
+    pooled = open_index(built.__class__(**(vars(built) | {"reference_pooling": "cls"})), "reference")
+    assert pooled.folder != first.folder and made() == 1
+    assert not first.folder.exists() and len(first.answer(["otter"], 3)[0]) == 3  # who has it open keeps it
+    text = (built.data_dir / "corpus.jsonl").read_text()
+    (built.data_dir / "corpus.jsonl").write_text(text.replace("otter", "other", 1))
+    with pytest.raises(UserError, match="are not those that build_train_dataset.ipynb wrote"):
+        open_index(built, "reference")
+
+
+def test_a_damaged_index_and_an_interrupted_making_are_mended(built, capsys):
+    folder = open_index(built, "bm25").folder
+    (folder / "tie_rank.npy").write_bytes(b"")
+    (folder.parent / ".partial").mkdir()
+    assert len(open_index(built, "bm25").answer(["otter"], 3)[0]) == 3
+    assert "is damaged" in capsys.readouterr().err and not (folder.parent / ".partial").exists()
+    (folder / "manifest.json").write_text("[")
+    assert len(open_index(built, "bm25").answer(["otter"], 3)[0]) == 3
+    for name in ("queries.onnx", "passages.jsonl"):
+        path = open_index(built, "reference").folder / name
+        path.write_bytes(b"{" * (name != "passages.jsonl"))
+        assert len(open_index(built, "reference").answer(["otter"], 3)[0]) == 3, name
+        assert "is damaged" in capsys.readouterr().err, name
+
+
+@pytest.mark.parametrize("label, message", [
+    ("nope", "there is no model 'nope' to search with; there are bm25, raw, reference"), ("../raw", "is no label"), ("", "is no label"),
+    ("hybrid_raw", "there is no model")])
+def test_labels_that_are_none(built, label, message):
+    with pytest.raises(UserError, match=message):
+        open_index(built, label)
+    assert not (built.output_dir / "index").exists()
+
+
+def test_the_default_is_what_dev_chose(built, monkeypatch):
+    with pytest.raises(UserError, match="no fine-tuned model is measured .* --model bm25, raw, reference"):
+        default_label(built)
+    rows = [{"label": "neg10"}, {"label": "neg50"}]
+    monkeypatch.setattr("embedding_finetune.evaluation.results.load_results", lambda settings: (rows, []))
+    monkeypatch.setattr("embedding_finetune.evaluation.results.chosen_by_dev", lambda results: results[-1])
+    assert default_label(built) == "neg50"
+    rows.pop()
+    assert default_label(built) == "neg50"  # remembered, as long as no result changes
+    write_json(built.output_dir / "results" / "neg10.json", {})
+    assert default_label(built) == "neg10"
+
+
+def test_threshold_by_hand():
+    best = [[0.9, True], [0.8, True], [0.7, False], [0.6, True], [0.6, True], [0.5, False], [0.4, False]]
+    assert choose_threshold(best, 0.8) == {"threshold": 0.6, "answered": 5, "right": 4, "queries": 7, "precision": 0.8}
+    assert choose_threshold(best, 0.81)["threshold"] == 0.8
+    assert choose_threshold(best, 0.5)["threshold"] == 0.4 and choose_threshold(best, 0.5)["right"] == 4
+    assert choose_threshold([[0.9, False], [0.5, True]], 0.9)["threshold"] is None
+    assert choose_threshold([], 0.9)["queries"] == 0
+    line = threshold_line(choose_threshold(best, 0.8))
+    assert line == ("an answer is likely from a score of 0.6 on: of 7 dev queries 5 reach it, and the first hit is right "
+                    "for 4 of them (wanted: 80%)")
+    assert threshold_line(choose_threshold([], 0.8)).startswith("no threshold")
+
+
+def test_the_threshold_comes_from_dev_and_parts_the_hits(built):
+    bm25, dev = open_index(built, "bm25"), read_data(built).part("dev")
+    run = BM25().index(dev.corpus).search(dev.queries)
+    best = [[score, passage in dev.positives(query)] for query, ranking in run.items()
+            for passage, score in list(ranking.items())[:1]]
+    assert bm25.manifest["no_answer"] == choose_threshold(best, built.no_answer_precision)
+    threshold = bm25.manifest["no_answer"]["threshold"]
+    good, bad = bm25.answer([next(iter(dev.queries.values())), "willow"], 3)
+    assert [hit["above_threshold"] for hit in bad] == [hit["score"] >= threshold for hit in bad]
+    assert likely(good) and not likely(bad) and not likely([])
+    assert likely([{"score": 0.1}])  # no threshold is known
+
+
+def test_sources_of_passages_come_back(built, monkeypatch):
+    collection = read_data(built)
+    first = next(iter(collection.corpus))
+
+    class Sourced(type(collection)):
+        source = {first: "manual.md, line 3"}
+
+    monkeypatch.setattr("embedding_finetune.data.collection.read_data", lambda settings: Sourced(**vars(collection)))
+    hits = open_index(built, "bm25").answer([collection.corpus[first]], 2)[0]
+    assert hits[0]["source"] == "manual.md, line 3" and "source" not in hits[1]
+    assert json.dumps(hits) and index.FORMAT
