@@ -61,7 +61,7 @@ def costs(settings, collection, rows):
     """
     test, by_label, table = collection.part("test"), {row["label"]: row for row in rows}, {}
     queries, passages = list(test.queries.values())[:TIMED_QUERIES + 1], list(test.corpus.values())[:TIMED_PASSAGES + 1]
-    words = retriever_of("bm25").index(test.corpus)
+    words = retriever_of("bm25", settings.bm25_language).index(test.corpus)
     bm25 = _seconds(lambda texts: words.search(dict(enumerate(texts))), queries)
     for label in dict.fromkeys(["bm25", *(row["label"] for row in finalists(rows) if row)]):
         model, line = by_label.get(label, {}).get("hybrid_of", label), table.setdefault(label, {})
