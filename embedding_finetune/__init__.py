@@ -16,6 +16,7 @@ One module is one stage of the data's way; each imports only from modules above 
 
     retrieval/cpu          linear layers and dropout by quicker ways on a CPU
     retrieval/vectors      vectors on disk, found by what they were made of
+    retrieval/compiled     ONNX and OpenVINO in the place of PyTorch
     retrieval/model_use    how a model is used, read from the model
     retrieval/loading      a model's encoder and the layers after it, whole or not at all
     retrieval/encoder      a model turned into vectors
@@ -53,6 +54,8 @@ One module is one stage of the data's way; each imports only from modules above 
 
     finetune     one fine-tuning from its recipe to the finished model
     run          all of it, in order
+    smaller      a model compiled to ONNX or OpenVINO, in int8 too, and what that costs and buys
+    publish      a model's folder for the hub, with what was measured
 """
 
 import importlib.util

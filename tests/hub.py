@@ -1,9 +1,10 @@
-"""A model hub on the loopback interface, as far as `from_pretrained` and `load_dataset` ask for one.
+"""A model hub on the loopback interface, as far as `from_pretrained`, `load_dataset` and `upload_folder` ask for one.
 
 Programs reach it through the variables of `hub_environment`, unmodified: what works with it works with a mirror that
 is named in HF_ENDPOINT. `fill_hub_cache` is the other way to do without a hub: the cache that a download would leave.
 """
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -18,6 +19,10 @@ from urllib.parse import unquote, urlsplit
 FILE = re.compile(r"/(?P<kind>datasets/)?(?P<name>.+?)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 TREE = re.compile(r"/api/(?P<kind>models|datasets)/(?P<name>.+?)/tree/(?P<revision>[^/]+)/?(?P<path>.*)")
 INFO = re.compile(r"/api/(?P<kind>models|datasets)/(?P<name>.+?)(/revision/(?P<revision>[^/]+))?")
+PREUPLOAD = re.compile(r"/api/models/(?P<name>.+)/preupload/main")
+LFS = re.compile(r"/(?P<name>.+)\.git/info/lfs/objects/batch")
+COMMIT = re.compile(r"/api/models/(?P<name>.+)/commit/main")
+TOKEN = "hf_good"  # who has it may upload
 
 
 def commit_id(folder):
@@ -56,14 +61,59 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer_json({"id": match["name"], "sha": commit, "siblings": siblings})
         path = Path(folder, match["path"])
         if match.re is TREE and path.is_dir():
+            found = path.rglob("*") if "recursive=true" in self.path.lower() else path.iterdir()
             return self.answer_json([{"type": "directory" if child.is_dir() else "file", "oid": commit,
                                       "path": str(child.relative_to(folder)), "size": child.stat().st_size}
-                                     for child in sorted(path.iterdir())])
+                                     for child in sorted(found)])
         if match.re is FILE and path.is_file():
             return self.answer_file(path.read_bytes(), commit)
         self.answer(404, {"X-Error-Code": "EntryNotFound"})
 
     do_HEAD = do_GET
+
+    def do_POST(self):
+        """Answer the steps of an upload: the repository, which files are large, where they go, the commit."""
+        self.server.requests.append(f"{self.command} {self.path}")
+        url, sent = urlsplit(self.path).path, self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.server.uploads is None or self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self.answer(401)
+        if url == "/api/repos/create":
+            repository = json.loads(sent)
+            name = f"{repository['organization']}/{repository['name']}"
+            created = self.server.repositories["models"].setdefault(name, Path(self.server.uploads, name))
+            created.mkdir(parents=True, exist_ok=True)
+            return self.answer_json({"url": f"{self.server.address}/{name}", "name": name})
+        if url == "/api/validate-yaml":  # of the card
+            return self.answer_json({"errors": [], "warnings": []})
+        match = PREUPLOAD.fullmatch(url) or LFS.fullmatch(url) or COMMIT.fullmatch(url)
+        if match is None or match["name"] not in self.server.repositories["models"]:
+            return self.answer(404, {"X-Error-Code": "RepoNotFound"})
+        if match.re is PREUPLOAD:
+            return self.answer_json({"files": [
+                {"path": file["path"], "shouldIgnore": False,
+                 "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular"}
+                for file in json.loads(sent)["files"]]})
+        if match.re is LFS:
+            return self.answer_json({"objects": [
+                {**file, "actions": {"upload": {"href": f"{self.server.address}/store/{file['oid']}"}}}
+                for file in json.loads(sent)["objects"]]})
+        folder = self.server.repositories["models"][match["name"]]
+        for line in map(json.loads, sent.splitlines()):
+            if line["key"] in ("file", "lfsFile"):
+                value, path = line["value"], folder / line["value"]["path"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(self.server.stored[value["oid"]] if line["key"] == "lfsFile"
+                                 else base64.b64decode(value["content"]))
+        commit = commit_id(folder)
+        self.answer_json({"commitUrl": f"{self.server.address}/{match['name']}/commit/{commit}", "commitOid": commit})
+
+    def do_PUT(self):
+        """Keep a large file under the hash that it was announced with, if that is its hash."""
+        self.server.requests.append(f"{self.command} {self.path}")
+        sent = self.rfile.read(int(self.headers["Content-Length"]))
+        oid = self.path.removeprefix("/store/")
+        self.server.stored[oid] = sent
+        self.answer(200 if hashlib.sha256(sent).hexdigest() == oid else 400)
 
     def answer_json(self, value):
         self.answer(200, {"Content-Type": "application/json"}, json.dumps(value).encode())
@@ -96,17 +146,19 @@ class Endpoint(str):
 
 
 @contextlib.contextmanager
-def hub(repositories, status=200):
+def hub(repositories, status=200, uploads=None):
     """Serve `{"models": {NAME: folder}, "datasets": {NAME: folder}}` at a free port of 127.0.0.1; yields the Endpoint.
 
-    With a `status` other than 200 every answer is that error, as from a hub that is down.
+    With a `status` other than 200 every answer is that error, as from a hub that is down. Models that are uploaded
+    (with TOKEN) come to be in the folder `uploads`, and are served from there; by default nobody may upload.
     """
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
     server.repositories, server.status, server.requests = repositories, status, []
+    server.uploads, server.stored, server.address = uploads, {}, f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
-    endpoint = Endpoint(f"http://127.0.0.1:{server.server_port}")
+    endpoint = Endpoint(server.address)
     endpoint.requests = server.requests
     try:
         yield endpoint

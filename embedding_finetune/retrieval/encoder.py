@@ -8,13 +8,15 @@ from tqdm.auto import tqdm
 
 from embedding_finetune.files import UserError, sha256
 from embedding_finetune.hub import load, model_content
+from embedding_finetune.retrieval.compiled import CompiledModel, format_of, runtime_of
 from embedding_finetune.retrieval.cpu import use_fast_linear
-from embedding_finetune.retrieval.loading import load_encoder
+from embedding_finetune.retrieval.loading import DenseLayers, load_encoder
 from embedding_finetune.retrieval.vectors import VectorCache, text_key
 
 # Tokens in a batch, padding included. A CPU is fastest when activations stay in its caches; a GPU wants to be filled.
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 CHUNK = 16384  # texts that are tokenised, sorted and stored together
+FEW = 64  # texts that need no progress bar
 
 
 def pool(hidden, mask, method):
@@ -66,7 +68,8 @@ class Encoder:
         self.batch_size = batch_size
         self.cache = cache
         self.content = model_content(use.name)
-        self._device = "cuda:0" if torch.cuda.is_available() else "cpu"
+        self._compiled = format_of(use.name)
+        self._device = "cuda:0" if torch.cuda.is_available() and not self._compiled else "cpu"
         self._model = self._tokenizer = None
 
     def encode_queries(self, texts):
@@ -85,7 +88,7 @@ class Encoder:
         missing = list({key: text for key, text in zip(keys, texts) if key not in vectors}.items())
         if missing and self._model is None:
             self._load()
-        with tqdm(total=len(missing), desc=kind, unit="text", disable=not missing) as progress:
+        with tqdm(total=len(missing), desc=kind, unit="text", disable=len(missing) < FEW) as progress:
             for start in range(0, len(missing), CHUNK):
                 new_keys, new_texts = zip(*missing[start:start + CHUNK])
                 new_vectors = self._compute([prompt + text for text in new_texts], max_length, progress)
@@ -99,17 +102,21 @@ class Encoder:
         packages = ("torch", "transformers", "tokenizers")
         return {"model": self.content, "pooling": self.use.pooling, "normalize": self.use.normalize,
                 "max_length": max_length, "prompt": prompt, "device": self._device, "code": sha256(__file__),
-                **{package: importlib.metadata.version(package) for package in packages}}
+                **{package: importlib.metadata.version(package) for package in packages}, **runtime_of(self.use.name)}
 
     def _load(self):
         dtype = torch.float32 if self._device == "cpu" else torch.float16
         self._tokenizer = load("AutoTokenizer", self.use.name, self.use.trusted)
-        model, dense = load_encoder(self.use.name, self.use.dense, self.use.trusted, dtype)
-        self._model, self._dense = model.to(self._device).eval(), dense.to(self._device).eval()
+        if self._compiled:
+            self._model = CompiledModel(self.use.name)
+            self._dense = DenseLayers.load(self.use.name, self.use.dense).eval()
+        else:
+            model, dense = load_encoder(self.use.name, self.use.dense, self.use.trusted, dtype)
+            self._model, self._dense = model.to(self._device).eval(), dense.to(self._device).eval()
         if model_content(self.use.name) != self.content:
             raise UserError(f"{self.use.name} has changed since this Encoder was made: make it anew, so that no "
                             "vectors are mixed up")
-        if self._device == "cpu":
+        if self._device == "cpu" and not self._compiled:
             use_fast_linear(self._model)
 
     @torch.inference_mode()

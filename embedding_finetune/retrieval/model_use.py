@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from embedding_finetune.files import UserError, read_json
 from embedding_finetune.hub import check_hub, positions_of, read_model_file
+from embedding_finetune.retrieval.compiled import RECORD
 from embedding_finetune.settings import OF_MODEL, POOLINGS, path_of, plain
 
 # What models have seen in training, where it is published: who met MS MARCO before is no stranger to it.
@@ -63,6 +64,7 @@ def use_of(settings, label):
     record = read_json(folder / "training.json") or {}
     base = record.get("settings", {}).get("BASE_MODEL", settings.base_model)
     seen = f"{SEEN.get(base, 'unknown')}; fine-tuned on this data set's training part"
+    seen = (read_json(folder / RECORD) or {}).get("seen", seen)  # that of the model it was compiled from
     return _use(settings, label, plain(folder), str(folder), ({}, {}), seen, base)
 
 

@@ -82,7 +82,7 @@ def export(model, tokenizer, folder, use, *, dense=(), card=None, curve=()):
         tokenizer.padding_side = "right"  # as in training: on the left it would move the positions of a text's tokens
         tokenizer.save_pretrained(partial)
         dense.save(partial)
-        _write_use(partial, model.config.hidden_size, use)
+        write_use(partial, model.config.hidden_size, use)
         text = _card(folder.name.split(".")[0], use, model.config.model_type, card or {}, curve)
         (partial / "README.md").write_text(text, encoding="utf-8")
         worst = check_parity(partial, use)
@@ -121,8 +121,8 @@ def write_metrics(folder, metrics):
         file.write(f"{before}{METRICS_HEADING}\n\n{table}\n{heading}{rest}")
 
 
-def _write_use(folder, dim, use):
-    """The files that sentence-transformers keeps, in the layout that every version since 2.2 reads.
+def write_use(folder, dim, use):
+    """Write the files that sentence-transformers keeps, in the layout that every version since 2.2 reads.
 
     The present version would write class paths that only it knows.
     """

@@ -1,0 +1,65 @@
+"""Models compiled to ONNX or OpenVINO: run by the library of the format, in the place of PyTorch's.
+
+The folder of a compiled model has `compiled.json` (of what it was made, and how) where others have PyTorch's weights;
+the graph lies where sentence-transformers looks for it (`backend="onnx"` or `"openvino"`). Everything else in it is as
+in any other model's folder, so that whatever takes a model's label or folder takes this one.
+"""
+
+import importlib.metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from embedding_finetune.files import UserError, one_line, read_json
+
+RECORD = "compiled.json"
+GRAPHS = {"onnx": "onnx/model.onnx", "openvino": "openvino/openvino_model.xml"}
+RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
+
+
+def format_of(name):
+    """`onnx` or `openvino` for the folder of a compiled model, None for any other folder or name."""
+    return (read_json(Path(name) / RECORD) or {}).get("format")
+
+
+def runtime_of(name):
+    """Package and version that run the model of a folder, a dict; {} where that is PyTorch."""
+    return {package: importlib.metadata.version(package) for kind, package in RUNTIMES.items()
+            if kind == format_of(name)}
+
+
+class CompiledModel:
+    """A graph that is called as transformers' models are; it takes as many threads as PyTorch would, in float32.
+
+    Raises UserError when the folder's graph is missing or broken.
+    """
+
+    def __init__(self, folder):
+        kind = format_of(folder)
+        path, threads = Path(folder) / GRAPHS[kind], torch.get_num_threads()
+        try:
+            self._run = {"onnx": _onnx, "openvino": _openvino}[kind](path, threads)
+        except Exception as error:  # each library has exceptions of its own, down to plain Exception
+            raise UserError(f"cannot load {path} ({one_line(error)}); make it anew with `python -m "
+                            "embedding_finetune.smaller`") from None
+
+    def __call__(self, **batch):
+        """Tensors of the tokenizer by name -> last_hidden_state (texts, tokens, dimensions)."""
+        hidden = self._run({name: tensor.numpy() for name, tensor in batch.items()})
+        return SimpleNamespace(last_hidden_state=torch.from_numpy(hidden))
+
+
+def _onnx(path, threads):
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda batch: session.run(["last_hidden_state"], batch)[0]
+
+
+def _openvino(path, threads):
+    import openvino
+    wanted = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    model = openvino.Core().compile_model(str(path), "CPU", wanted)
+    return lambda batch: model(batch)["last_hidden_state"]

@@ -1,0 +1,274 @@
+"""A model compiled to ONNX or OpenVINO, in int8 too, and what that costs and buys.
+
+    python -m embedding_finetune.smaller LABEL [FORM ..]    FORM: onnx, onnx-int8, openvino, openvino-int8; default all
+
+OUTPUT_DIR/LABEL-FORM is a model's folder that carries the same pooling, prompts and lengths: its name is a label like
+any other here, and sentence-transformers loads it with `backend=` (docs/smaller.md). Results of each are saved and
+enter the comparison; OUTPUT_DIR/results/smaller_LABEL.md has size, speed, and the paired difference to LABEL.
+
+Weights and activations in int8 are quantised by NNCF after training (static; SmoothQuant, Xiao et al., ICML 2023, and
+bias correction), calibrated on passages of the training part. Nothing is computed from a batch, as dynamic quantisation
+would: a text has the same vector in every company.
+"""
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from embedding_finetune.data.collection import read_data
+from embedding_finetune.evaluation.figures import METRIC
+from embedding_finetune.evaluation.metrics import mean, per_query
+from embedding_finetune.evaluation.results import facts, save_result
+from embedding_finetune.evaluation.significance import add_significance
+from embedding_finetune.files import (
+    UserError,
+    atomic_write,
+    content_hash,
+    may_overwrite,
+    one_line,
+    read_json,
+    run_command_line,
+    sha256,
+    write_json,
+)
+from embedding_finetune.hub import load, model_content
+from embedding_finetune.retrieval.compiled import GRAPHS, RECORD
+from embedding_finetune.retrieval.encoder import Encoder
+from embedding_finetune.retrieval.loading import DenseLayers, load_encoder
+from embedding_finetune.retrieval.model_use import use_of
+from embedding_finetune.retrieval.retrievers import Dense
+from embedding_finetune.settings import CHOSEN_BY, Settings, plain
+from embedding_finetune.training.export import METRICS_HEADING, SAMPLES, write_use
+from embedding_finetune.training.records import check_trained
+
+FORMS = ("onnx", "onnx-int8", "openvino", "openvino-int8")
+CALIBRATION, TIMED_PASSAGES, TIMED_QUERIES, ROUNDS = 300, 256, 50, 3
+CARD = """---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+---
+
+# {name}
+
+The model {label}, compiled to {form}. It is used as {label} is: pooling, prompts and lengths are in its files.
+
+```python
+from sentence_transformers import SentenceTransformer   # pip install "sentence-transformers[{kind}]"
+model = SentenceTransformer(PATH, backend="{kind}")
+```
+
+{heading}
+
+Not evaluated yet.
+"""
+
+
+def make(settings, use, form, texts, work):
+    """Make OUTPUT_DIR/LABEL-FORM of the model that `use` names, unless it is there; returns its folder.
+
+    `texts` calibrate int8; `work` is a folder for what the forms have in common. Raises UserError when the folder holds
+    something else (OVERWRITE=1 replaces it), when the model cannot be compiled, or when its float32 graph gives other
+    vectors (cosine below 0.9999).
+    """
+    folder, (kind, _, int8) = settings.output_dir / f"{use.label}-{form}", form.partition("-")
+    made_of = {"of": use.label, "form": form, "content": model_content(use.name),
+               "use": [use.pooling, use.normalize, use.query_prompt, use.passage_prompt, use.query_max_len,
+                       use.passage_max_len], **({"calibration": content_hash(texts)} if int8 else {})}
+    if folder.exists():
+        if ((read_json(folder / RECORD) or {}).get("made_of")) == made_of:
+            print(f"{plain(folder)} is of these weights already: kept", flush=True)
+            return folder
+        if not may_overwrite():
+            raise UserError(f"{plain(folder)} is of other weights, or no compiled model; OVERWRITE=1 replaces it")
+    print(f"making {plain(folder)}", flush=True)
+    partial = settings.output_dir / f"{use.label}-{form}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        graph = partial / GRAPHS[kind]
+        graph.parent.mkdir(parents=True)
+        tokenizer = load("AutoTokenizer", use.name, use.trusted)
+        _trace(use, tokenizer, work / "model.onnx")
+        source = _quantise(use, tokenizer, texts, work / "model.onnx", work / "int8.onnx") if int8 else work / "model.onnx"
+        if kind == "onnx":
+            shutil.copy(source, graph)
+        else:
+            import openvino
+            openvino.save_model(openvino.Core().read_model(source), graph, compress_to_fp16=False)
+        config = load("AutoConfig", use.name, use.trusted)
+        config.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        dense = DenseLayers.load(use.name, use.dense)
+        dense.save(partial)
+        write_use(partial, config.hidden_size, replace(use, dense=dense.folders))
+        (partial / "README.md").write_text(CARD.format(name=folder.name, label=use.label, form=form, kind=kind,
+                                                       heading=METRICS_HEADING), encoding="utf-8")
+        graphs = {file.name: sha256(file) for file in sorted(graph.parent.iterdir())}
+        write_json(partial / RECORD, {"format": kind, "made_of": made_of, "graph": graphs, "seen": use.seen})
+        lowest = _agreement(use, replace(use, name=str(partial)))
+        if not int8 and not lowest >= 0.9999:
+            raise UserError(f"{use.label} compiled to {form} gives other vectors (cosine {lowest:.4f}): not kept")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except OSError as error:
+        raise UserError(f"cannot write {partial}: {error}; free some space and run the same command again") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _trace(use, tokenizer, path):
+    """Write the encoder as an ONNX graph in float32: what the tokenizer gives -> last_hidden_state; unless it is there.
+
+    By the exporter that traces: the newer one gives the same vectors and takes a minute where this takes seconds.
+    """
+    if path.exists():
+        return
+    model, _ = load_encoder(use.name, use.dense, use.trusted)
+    model.eval()
+    batch = dict(tokenizer(list(SAMPLES), padding=True, padding_side="right", return_tensors="pt"))
+
+    class Hidden(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, *tensors):
+            return self.model(**dict(zip(batch, tensors))).last_hidden_state
+
+    free = {name: {0: "texts", 1: "tokens"} for name in (*batch, "last_hidden_state")}
+    try:
+        with warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(Hidden().eval(), tuple(batch.values()), str(path), dynamo=False, dynamic_axes=free,
+                              input_names=list(batch), output_names=["last_hidden_state"])
+    except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
+        path.unlink(missing_ok=True)
+        raise UserError(f"{use.title} cannot be compiled to ONNX ({one_line(error)})") from None
+
+
+def _quantise(use, tokenizer, texts, source, path):
+    """Write the ONNX graph `source` in int8 to `path`, unless it is there; returns `path`."""
+    if not path.exists():
+        os.environ.setdefault("NNCF_CI", "1")  # else it reports its use to its makers, unasked
+        import nncf
+        import onnx
+
+        def inputs(text):
+            return dict(tokenizer([use.passage_prompt + text], truncation=True, max_length=use.passage_max_len,
+                                  return_tensors="np"))
+
+        nncf.set_log_level(logging.ERROR)
+        quantised = nncf.quantize(onnx.load(source), nncf.Dataset(texts, inputs), subset_size=len(texts),
+                                  model_type=nncf.ModelType.TRANSFORMER)
+        onnx.save(quantised, path)
+    return path
+
+
+def _agreement(one, other):
+    """The lowest cosine between the vectors of two uses, for texts that are shorter and longer than their lengths."""
+    texts = [*SAMPLES, *(f"{text} " * (one.passage_max_len // 4) for text in SAMPLES)]
+    return min(lowest_cosine(*(getattr(Encoder(use), side)(texts) for use in (one, other)))
+               for side in ("encode_queries", "encode_passages"))
+
+
+def lowest_cosine(one, other):
+    """Of the rows of two arrays (texts, dimensions)."""
+    return float(((one * other).sum(axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)).min())
+
+
+def speeds(encoders, passages, queries, rounds=ROUNDS):
+    """For each of `encoders` (by label): passages a second in batches, and milliseconds a query alone (the median).
+
+    The best of some rounds in which each takes its turn, so that what else the machine does falls on all alike.
+    """
+    found = {label: (0.0, np.inf) for label in encoders}
+    for encoder in encoders.values():  # the first call loads
+        encoder.encode_passages(passages[:8])
+    for _ in range(rounds):
+        for label, encoder in encoders.items():
+            began, times = time.perf_counter(), []
+            encoder.encode_passages(passages)
+            rate = len(passages) / (time.perf_counter() - began)
+            for query in queries:
+                began = time.perf_counter()
+                encoder.encode_queries([query])
+                times.append(1000 * (time.perf_counter() - began))
+            found[label] = max(found[label][0], rate), min(found[label][1], float(np.median(times)))
+    return found
+
+
+def measure(settings, collection, label, folders):
+    """Measure LABEL and its compiled forms, save the results of these; returns the table, a row each."""
+    test, dev, cache = collection.part("test"), collection.part("dev"), settings.output_dir / "cache"
+    uses = {name: use_of(settings, name) for name in (label, *(folder.name for folder in folders))}
+    runs, frames, vectors = {}, {}, {}
+    for name, use in uses.items():
+        dense = Dense(Encoder(use, settings.encode_batch_size, cache)).index(test.corpus)
+        runs[name] = {"test": dense.search(test.queries), "dev": dense.search(dev.queries)}
+        frames[name], vectors[name] = per_query(test.qrels, runs[name]["test"]), dense.vectors
+    draw = np.random.default_rng(settings.seed).permutation
+    passages = [list(test.corpus.values())[row] for row in draw(len(test.corpus))[:TIMED_PASSAGES]]
+    queries = [list(test.queries.values())[row] for row in draw(len(test.queries))[:TIMED_QUERIES]]
+    encoders = {name: Encoder(use, settings.encode_batch_size) for name, use in uses.items()}
+    speed = speeds(encoders, passages, queries)
+    rows = add_significance([{"label": name, "metrics": mean(frame)} for name, frame in frames.items()], frames,
+                            [(name, label) for name in uses if name != label], seed=settings.seed)
+    table = []
+    for row in rows:
+        name, encoder = row["label"], encoders[row["label"]]
+        cost = {"mb": _megabytes(encoder.use.name), "passages_per_second": speed[name][0], "ms_per_query": speed[name][1],
+                "lowest_cosine": lowest_cosine(vectors[name], vectors[label])}
+        if name != label:
+            save_result(settings, collection, name, runs[name], **facts(settings, encoder), compiled_of=label, **cost)
+        table.append({"model": name, "MB": f"{cost['mb']:.0f}", "passages/s": f"{cost['passages_per_second']:.0f}",
+                      "ms a query": f"{cost['ms_per_query']:.1f}", "lowest cosine": f"{cost['lowest_cosine']:.4f}",
+                      **{metric: _cell(row, label, metric) for metric in (METRIC, CHOSEN_BY)}})
+    return pd.DataFrame(table)
+
+
+def _megabytes(folder):
+    weights = (path for path in Path(folder).rglob("*") if path.suffix in (".safetensors", ".onnx", ".xml", ".bin"))
+    return sum(path.stat().st_size for path in weights) / 1e6
+
+
+def _cell(row, label, metric):
+    pair, value = row["against"].get(label, {}).get(metric), f"{row['metrics'][metric]:.3f}"
+    return f"{value}, {pair['difference']:+.3f} [{pair['ci95'][0]:+.3f}, {pair['ci95'][1]:+.3f}]" if pair else value
+
+
+def smaller(settings, label, forms=FORMS):
+    """Make and measure the forms of a label; returns the table. Raises UserError as `make` does."""
+    for form in forms:
+        if form not in FORMS:
+            raise UserError(f"there is no form {form!r}: give some of {', '.join(FORMS)}")
+    check_trained(settings, label)
+    collection, use = read_data(settings), use_of(settings, label)
+    train = collection.part("train")
+    ids, _ = train.pool()
+    drawn = np.random.default_rng(settings.seed).permutation(len(ids))[:CALIBRATION]
+    with tempfile.TemporaryDirectory() as work:
+        folders = [make(settings, use, form, [train.corpus[ids[row]] for row in drawn], Path(work)) for form in forms]
+    table = measure(settings, collection, label, folders)
+    with atomic_write(settings.output_dir / "results" / f"smaller_{label}.md") as file:
+        file.write(table.to_markdown(index=False, disable_numparse=True) + "\n")
+    return table
+
+
+def main():
+    if not sys.argv[1:] or sys.argv[1].startswith("-"):
+        raise UserError("give a label and perhaps forms, e.g. `python -m embedding_finetune.smaller neg10 onnx-int8`")
+    print(smaller(Settings.load(), sys.argv[1], sys.argv[2:] or FORMS).to_markdown(index=False, disable_numparse=True))
+
+
+if __name__ == "__main__":
+    run_command_line(main)

@@ -1,0 +1,155 @@
+"""Compiled models give PyTorch's vectors, int8 nearly so, and are used, measured and kept as any other model is."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+from finished import finish
+from tiny import tiny_pairs, tiny_texts, tiny_xlmr
+
+from embedding_finetune import smaller
+from embedding_finetune.data.collection import read_data
+from embedding_finetune.evaluation.results import load_results
+from embedding_finetune.files import UserError
+from embedding_finetune.hub import model_content
+from embedding_finetune.retrieval.encoder import Encoder
+from embedding_finetune.retrieval.model_use import use_of
+from embedding_finetune.settings import Settings
+
+TEXTS = ["the otter of Jukalom", "a", "In the valley of Denforba the lynx rests at dawn among the reeds. " * 9]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_settings, built_once, tmp_path_factory):
+    """The settings of an experiment in which all forms of neg10 are made and measured, and their table."""
+    with pytest.MonkeyPatch.context() as patch:
+        folders = {"DATA_DIR": str(built_once), "OUTPUT_DIR": str(tmp_path_factory.mktemp("smaller") / "output")}
+        for name, value in (tiny_settings | folders).items():
+            patch.setenv(name, value)
+        settings = Settings.load()
+    finish(settings)
+    return settings, smaller.smaller(settings, "neg10").set_index("model")
+
+
+@pytest.fixture
+def compiled(whole, tmp_path):
+    """The settings of `whole` with a copy of OUTPUT_DIR."""
+    shutil.copytree(whole[0].output_dir, tmp_path / "output")
+    return replace(whole[0], output_dir=tmp_path / "output")
+
+
+def vectors(settings, label):
+    encoder = Encoder(use_of(settings, label))
+    return np.concatenate([encoder.encode_queries(TEXTS), encoder.encode_passages(TEXTS)])
+
+
+def test_each_form_gives_the_models_vectors_and_is_measured(whole):
+    settings, table = whole
+    assert list(table.index) == ["neg10", "neg10-onnx", "neg10-onnx-int8", "neg10-openvino", "neg10-openvino-int8"]
+    expected, results = vectors(settings, "neg10"), {result["label"]: result for result in load_results(settings)[0]}
+    for form in smaller.FORMS:
+        label, int8 = f"neg10-{form}", "int8" in form
+        cosines = (vectors(settings, label) * expected).sum(axis=1)
+        assert cosines.min() >= (0.9 if int8 else 0.9999) and (cosines.min() < 0.99999) == int8
+        assert results[label]["compiled_of"] == "neg10" and "recipe" not in results[label]
+        assert f"{results[label]['lowest_cosine']:.4f}" == table.loc[label, "lowest cosine"]
+        value, difference, *_ = table.loc[label, "mrr@10"].replace(",", "").split()
+        assert float(value) == pytest.approx(results[label]["metrics"]["mrr@10"], abs=5e-4)
+        assert float(value) - float(difference) == pytest.approx(float(table.loc["neg10", "mrr@10"]), abs=2e-3)
+        assert int8 or "+0.000 [+0.000, +0.000]" in table.loc[label, "recall@1"]
+        used, of = use_of(settings, label), use_of(settings, "neg10")
+        assert replace(used, label=of.label, title=of.title, name=of.name) == of
+        assert "| recall@1 |" in (settings.output_dir / label / "README.md").read_text()
+    assert (settings.output_dir / "results" / "smaller_neg10.md").read_text().count("\n") == 7
+
+
+def test_int8_is_small_and_static(whole):
+    folder = whole[0].output_dir
+    for path in ("onnx/model.onnx", "openvino/openvino_model.bin"):
+        one, other = (folder / f"neg10-{path.partition('/')[0]}{form}" / path for form in ("", "-int8"))
+        assert other.stat().st_size < 0.5 * one.stat().st_size
+    graph = onnx.load(folder / "neg10-onnx-int8/onnx/model.onnx").graph
+    operations = {node.op_type for node in graph.node}
+    assert "QuantizeLinear" in operations and not any(name.startswith("Dynamic") for name in operations)
+
+
+def test_what_is_there_is_kept_and_what_is_of_other_weights_is_in_the_way(compiled, monkeypatch, capsys):
+    folder = compiled.output_dir / "neg10-onnx"
+    first = model_content(str(folder))
+    monkeypatch.setattr(smaller, "measure", lambda *args: pd.DataFrame([{"model": "measured"}]))
+    smaller.smaller(compiled, "neg10", ["onnx"])
+    assert "neg10-onnx is of these weights already: kept" in capsys.readouterr().out
+    config = compiled.output_dir / "neg10" / "config.json"
+    config.write_text(config.read_text().replace('"hidden_dropout_prob": 0.1', '"hidden_dropout_prob": 0.2'))
+    with pytest.raises(UserError, match="neg10-onnx is of other weights, or no compiled model; OVERWRITE=1 replaces it"):
+        smaller.smaller(compiled, "neg10", ["onnx"])
+    assert model_content(str(folder)) == first
+    monkeypatch.setenv("OVERWRITE", "1")
+    smaller.smaller(compiled, "neg10", ["onnx"])
+    assert model_content(str(folder)) != first
+    assert [path.name for path in compiled.output_dir.iterdir() if "partial" in path.name] == []
+
+
+def test_a_graph_with_other_vectors_is_not_kept(compiled, monkeypatch):
+    shutil.rmtree(compiled.output_dir / "neg10-onnx")
+    monkeypatch.setattr(smaller, "_agreement", lambda one, other: 0.9998)
+    with pytest.raises(UserError, match="neg10 compiled to onnx gives other vectors .cosine 0.9998.: not kept"):
+        smaller.smaller(compiled, "neg10", ["onnx"])
+    assert not list(compiled.output_dir.glob("neg10-onnx*l")) and not (compiled.output_dir / "neg10-onnx").exists()
+
+
+def test_int8_is_calibrated_on_training_passages_alone(compiled, monkeypatch):
+    seen = []
+    monkeypatch.setattr(smaller, "make", lambda settings, use, form, texts, work: seen.extend(texts) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        smaller.smaller(compiled, "neg10", ["onnx-int8"])
+    collection = read_data(compiled)
+    passages = {part: {collection.corpus[passage] for query in collection.part(part).queries
+                       for passage in collection.positives(query)} for part in ("train", "dev", "test")}
+    assert set(seen) == passages["train"] and not set(seen) & (passages["dev"] | passages["test"])
+
+
+def test_an_xlm_roberta_without_token_types_compiles_too(compiled, tmp_path, monkeypatch):
+    monkeypatch.setattr(smaller, "measure", lambda *args: pd.DataFrame([{"model": "measured"}]))
+    model = str(tiny_xlmr(tmp_path / "xlmr", tiny_texts(tiny_pairs(120))))
+    settings = replace(compiled, reference_model=model, reference_pooling="last_token")
+    smaller.smaller(settings, "reference", ["openvino"])
+    found = vectors(settings, "reference-openvino")
+    assert (found * vectors(settings, "reference")).sum(axis=1).min() >= 0.9999
+    assert use_of(settings, "reference-openvino").seen == "unknown"  # and not fine-tuned on this data
+
+
+def test_a_broken_graph_and_bad_arguments_are_one_line(compiled, monkeypatch):
+    for form, graph in (("onnx", "onnx/model.onnx"), ("openvino", "openvino/openvino_model.xml")):
+        (compiled.output_dir / f"neg10-{form}" / graph).write_bytes(b"no graph")
+        with pytest.raises(UserError, match=f"cannot load .*{graph} .*make it anew with"):
+            Encoder(use_of(compiled, f"neg10-{form}")).encode_queries(["a"])
+    with pytest.raises(UserError, match="there is no form 'int4': give some of onnx, onnx-int8, openvino"):
+        smaller.smaller(compiled, "neg10", ["int4"])
+    with pytest.raises(UserError, match="neg50 holds no finished model"):
+        smaller.smaller(compiled, "neg50")
+    monkeypatch.setattr("sys.argv", ["smaller"])
+    with pytest.raises(UserError, match="give a label"):
+        smaller.main()
+
+
+def test_speeds_take_the_best_of_rounds_in_turns(monkeypatch):
+    clock = iter(np.cumsum([0, 4, 0, 1, 0, 3] + [0, 2, 0, 5, 0, 1] + [0, 1, 0, 2, 0, 2] + [0, 8, 0, 9, 0, 9]))
+    monkeypatch.setattr(smaller.time, "perf_counter", lambda: float(next(clock)))
+    turns = []
+
+    class Fake:
+        def __init__(self, name):
+            self.name = name
+
+        def encode_passages(self, texts):
+            turns.append(self.name)
+
+        encode_queries = encode_passages
+
+    found = smaller.speeds({"a": Fake("a"), "b": Fake("b")}, ["p"] * 8, ["q", "r"], rounds=2)
+    assert found == {"a": (8.0, 2000.0), "b": (4.0, 3000.0)}
+    assert "".join(turns) == "ab" + "aaabbb" * 2
