@@ -129,8 +129,8 @@ def card(settings, label, to, rows, row):
         language=settings.model_language.split() or None, license=settings.model_license or "unknown",
         library_name="sentence-transformers", pipeline_tag="sentence-similarity",
         tags=["sentence-transformers", "feature-extraction", "dense-retrieval"],
-        base_model=base if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base) else None, datasets=[hub_data] if hub_data else None,
-        model_name=to or label, eval_results=metrics)
+        base_model=base if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base) else None,
+        datasets=[hub_data] if hub_data else None, model_name=to or label, eval_results=metrics)
     own = (source / "README.md").read_text(encoding="utf-8").partition(METRICS_HEADING)[0]
     own = re.sub(r"\A---\n.*?\n---\n+", "", own, flags=re.DOTALL)
     own = re.sub(r"\bPATH\b", lambda _: repr(to or label), own)
@@ -171,8 +171,8 @@ def upload(folder, to):
         api.create_repo(to, private=True, exist_ok=True)
         return api.upload_folder(repo_id=to, folder_path=folder, commit_message="Model, card and results").commit_url
     except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
-        raise UserError(f"the hub at {constants.ENDPOINT} does not take {to} ({one_line(error)}); the folder {folder} is "
-                        "whole: the same command tries again") from None
+        raise UserError(f"the hub at {constants.ENDPOINT} does not take {to} ({one_line(error)}); the folder {folder} "
+                        "is whole: the same command tries again") from None
 
 
 def main():

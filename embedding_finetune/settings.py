@@ -95,7 +95,7 @@ class Settings:
     seeds: int = setting("fine-tunings with so many seeds, SEED and the next ones", NOTHING, 1, at_least(1))
     retrievers: str = setting("retrievers without a model that are measured, separated by spaces", EVALUATION, "bm25",
                               (lambda text: "bm25" in text.split(), "must list bm25, and perhaps others"))
-    bm25_language: str = setting("whose stemmer and stop words it takes: a code, none, or auto: the corpus's", EVALUATION,
+    bm25_language: str = setting("whose stemmer and stop words: a code, none, or auto: the corpus's", EVALUATION,
                                  "auto", LANGUAGE)  # LANGUAGE itself is gettext's, and set on many desktops
     eval_sets: str = setting("more test sets: folders in BEIR's layout, or general (of a package)", EVALUATION, "")
 
@@ -119,7 +119,7 @@ class Settings:
     query_max_len: int = setting("tokens of a query with its prompt", TRAINING, check=at_least(8), flag="query_max_len")
     passage_max_len: int = setting("tokens of a passage", TRAINING, check=at_least(8), flag="passage_max_len")
     lora_rank: int = setting("LoRA: so many dimensions a weight matrix are trained; 0 trains all weights", TRAINING,
-                             0, at_least(0), "lora_rank")
+                             0, (range(1025).__contains__, "must be 0 to 1024"), "lora_rank")
     lora_alpha: float = setting("LoRA: its part counts LORA_ALPHA / LORA_RANK", TRAINING, 32.0, POSITIVE, "lora_alpha")
     grad_cache_chunk: int = setting("GradCache: train in the memory of so many texts; 0 is off", NOTHING,
                                     0, at_least(0), "grad_cache_chunk")
@@ -130,7 +130,7 @@ class Settings:
     logging_steps: int = setting("steps between two lines of the log", NOTHING, 10, at_least(1), "logging_steps")
     encode_batch_size: int = setting("texts a batch in encoding; 0 chooses by device", NOTHING, 0, at_least(0))
 
-    model_license: str = setting("of a published model, as the hub writes it (apache-2.0); unknown is one, too", NOTHING,
+    model_license: str = setting("of a published model, as the hub writes it (apache-2.0), or unknown", NOTHING,
                                  "", (lambda text: re.fullmatch(r"[\w.-]*", text), "must be an identifier of the hub"))
     model_language: str = setting("of a published model: codes such as en, separated by spaces", NOTHING, "")
 

@@ -98,7 +98,9 @@ def make(settings, use, form, texts, work):
         graph.parent.mkdir(parents=True)
         tokenizer = load("AutoTokenizer", use.name, use.trusted)
         _trace(use, tokenizer, work / "model.onnx")
-        source = _quantise(use, tokenizer, texts, work / "model.onnx", work / "int8.onnx") if int8 else work / "model.onnx"
+        source = work / "model.onnx"
+        if int8:
+            source = _quantise(use, tokenizer, texts, source, work / "int8.onnx")
         if kind == "onnx":
             shutil.copy(source, graph)
         else:
@@ -226,8 +228,8 @@ def measure(settings, collection, label, folders):
     table = []
     for row in rows:
         name, encoder = row["label"], encoders[row["label"]]
-        cost = {"mb": _megabytes(encoder.use.name), "passages_per_second": speed[name][0], "ms_per_query": speed[name][1],
-                "lowest_cosine": lowest_cosine(vectors[name], vectors[label])}
+        cost = {"mb": _megabytes(encoder.use.name), "passages_per_second": speed[name][0],
+                "ms_per_query": speed[name][1], "lowest_cosine": lowest_cosine(vectors[name], vectors[label])}
         if name != label:
             save_result(settings, collection, name, runs[name], **facts(settings, encoder), compiled_of=label, **cost)
         table.append({"model": name, "MB": f"{cost['mb']:.0f}", "passages/s": f"{cost['passages_per_second']:.0f}",

@@ -31,7 +31,7 @@ def test_relative_links_exist(path):
         assert "://" in target or (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
-@pytest.mark.parametrize("path", [*PAGES, *NOTEBOOKS], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*PAGES, *NOTEBOOKS, *MODULES, *TESTS], ids=lambda path: path.name)
 def test_no_line_is_too_long(path):
     for line in text_of(path).splitlines():
         assert len(line) <= 120, line

@@ -9,8 +9,8 @@ from scipy.sparse import csr_array
 
 GRAM = 5  # words
 NEAR_DUPLICATE = 0.8  # share of the shorter text's runs of words that the longer one must have
-# Scripts that put no spaces between words: Han, kana, and those whose lines break by dictionary (UAX 14's class SA: Thai,
-# Lao, Khmer, Burmese ..). In the others a word goes on over marks: Hindi writes its vowels with them.
+# Scripts that put no spaces between words: Han, kana, and those whose lines break by dictionary (UAX 14's class SA:
+# Thai, Lao, Khmer, Burmese ..). In the others a word goes on over marks: Hindi writes its vowels with them.
 UNSPACED, SPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}ー\p{LB=SA}]", r"[\p{L}\p{N}_]"
 WORD = regex.compile(rf"{UNSPACED}|[{SPACED}--{UNSPACED}][[{SPACED}\p{{M}}]--{UNSPACED}]*", regex.V1)
 

@@ -85,8 +85,8 @@ def load_results(settings):
     """The results that fit today's data and models, in the order of the story; and why others are left out, a line
     each.
 
-    A result is left out when it was measured on other data, by other metrics, with another model than the label has now,
-    or with the same model used otherwise.
+    A result is left out when it was measured on other data, by other metrics, with another model than the label has
+    now, or with the same model used otherwise.
     """
     results, left_out, contents = [], [], {}
     for path in sorted((settings.output_dir / "results").glob("*.json")):

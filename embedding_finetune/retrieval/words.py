@@ -36,7 +36,8 @@ VARIANTS = {"ary": "ar", "arz": "ar", "nn": "no", "wuu": "zh", "yue": "zh"}  # w
 # Forms that Unicode has for old encodings' sake: full and half width, Arabic letters by their place in a word.
 COMPATIBLE = regex.compile(r"[\uff00-\uffef\ufb50-\ufdff\ufe70-\ufeff]+")
 BOUND, FREE = rf"[{UNSPACED}\p{{Hangul}}]", rf"[{SPACED}--{UNSPACED}--\p{{Hangul}}]"
-TOKEN = regex.compile(rf"(?P<word>{FREE}[{FREE}\p{{M}}]+|(?<={BOUND}){FREE}|{FREE}(?={BOUND}))|(?P<hangul>\p{{Hangul}}+)|"
+TOKEN = regex.compile(rf"(?P<word>{FREE}[{FREE}\p{{M}}]+|(?<={BOUND}){FREE}|{FREE}(?={BOUND}))|"
+                      rf"(?P<hangul>\p{{Hangul}}+)|"
                       rf"(?P<unspaced>{UNSPACED}[{UNSPACED}\p{{M}}]*)", regex.V1)
 
 
@@ -68,7 +69,8 @@ def languages(texts):
     found = {}
     for name, part in parts.items():
         if len(part) >= SHARE * letters:
-            votes = Counter(py3langid.classify(part[start:start + STRETCH])[0] for start in range(0, len(part), STRETCH))
+            stretches = (part[start:start + STRETCH] for start in range(0, len(part), STRETCH))
+            votes = Counter(py3langid.classify(stretch)[0] for stretch in stretches)
             found[name] = votes.most_common(1)[0][0]
         elif name == "LATIN":
             found[name] = "en"
