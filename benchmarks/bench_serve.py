@@ -115,9 +115,10 @@ def main():
           f"{options.clients} clients: {served:.0f} a second; one call a query: "
           + ", ".join(f"{name} {value:.0f}" for name, value in singles.items()) + " a second")
     print(json.dumps({"search_cold_seconds": round(statistics.median(cold), 2), "requests": len(times),
-                      "errors": errors, "p50_ms": round(1000 * percentiles[49]), "p99_ms": round(1000 * percentiles[98]),
-                      "requests_per_second": round(served, 1),
-                      **{f"throughput_ratio_{name}_loop": round(served / value, 2) for name, value in singles.items()}}))
+                      "errors": errors, "p50_ms": round(1000 * percentiles[49]),
+                      "p99_ms": round(1000 * percentiles[98]), "requests_per_second": round(served, 1),
+                      **{f"throughput_ratio_{name}_loop": round(served / value, 2)
+                         for name, value in singles.items()}}))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ folder holds no training texts, and no path of this machine: that is checked.
 
 import argparse
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -115,7 +114,8 @@ def card(settings, label, to, rows, row):
     """The text of README.md: the model's own card down to its metrics, then what was measured, against what, and how
     the model was made."""
     source = settings.output_dir / label
-    of = ((read_json(source / COMPILED) or {}).get("made_of") or {}).get("of", label)  # a compiled model has no record
+    made_of = (read_json(source / COMPILED) or {}).get("made_of", {})  # a compiled model has no record of a training
+    of = made_of.get("use", {}).get("label", label)
     record = read_json(settings.output_dir / of / TRAINED) or {}
     made = {name: public(value) for name, value in (record.get("settings", {}) | record.get("recipe", {})).items()}
     base, data = made.get("BASE_MODEL", "?"), settings.dataset

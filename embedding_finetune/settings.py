@@ -130,8 +130,8 @@ class Settings:
     logging_steps: int = setting("steps between two lines of the log", NOTHING, 10, at_least(1), "logging_steps")
     encode_batch_size: int = setting("texts a batch in encoding; 0 chooses by device", NOTHING, 0, at_least(0))
 
-    model_license: str = setting("of a published model, as the hub writes it (apache-2.0), or unknown", NOTHING,
-                                 "", (lambda text: re.fullmatch(r"[\w.-]*", text), "must be an identifier of the hub"))
+    model_license: str = setting("of a published model, as the hub writes it (apache-2.0); unknown is one", NOTHING, "",
+                                  (lambda text: re.fullmatch(r"[\w.-]*", text), "must be an identifier of the hub"))
     model_language: str = setting("of a published model: codes such as en, separated by spaces", NOTHING, "")
 
     @classmethod

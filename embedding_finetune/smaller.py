@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,14 +53,9 @@ from embedding_finetune.training.records import check_trained
 
 FORMS = ("onnx", "onnx-int8", "openvino", "openvino-int8")
 CALIBRATION, TIMED_PASSAGES, TIMED_QUERIES, ROUNDS = 300, 256, 50, 3
-CARD = """---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
----
+CARD = """# {name}
 
-# {name}
-
-The model {label}, compiled to {form}. It is used as {label} is: pooling, prompts and lengths are in its files.
+The model {label}, compiled to {form} and used as {label} is: pooling, prompts and lengths are in its files.
 
 ```python
 from sentence_transformers import SentenceTransformer   # pip install "sentence-transformers[{kind}]"
@@ -77,30 +72,25 @@ def make(settings, use, form, texts, work):
     """Make OUTPUT_DIR/LABEL-FORM of the model that `use` names, unless it is there; returns its folder.
 
     `texts` calibrate int8; `work` is a folder for what the forms have in common. Raises UserError when the folder holds
-    something else (OVERWRITE=1 replaces it), when the model cannot be compiled, or when its float32 graph gives other
-    vectors (cosine below 0.9999).
+    something else (OVERWRITE=1 replaces it), or when the model cannot be compiled.
     """
     folder, (kind, _, int8) = settings.output_dir / f"{use.label}-{form}", form.partition("-")
-    made_of = {"of": use.label, "form": form, "content": model_content(use.name),
-               "use": [use.pooling, use.normalize, use.query_prompt, use.passage_prompt, use.query_max_len,
-                       use.passage_max_len], **({"calibration": content_hash(texts)} if int8 else {})}
-    if folder.exists():
-        if ((read_json(folder / RECORD) or {}).get("made_of")) == made_of:
-            print(f"{plain(folder)} is of these weights already: kept", flush=True)
-            return folder
-        if not may_overwrite():
-            raise UserError(f"{plain(folder)} is of other weights, or no compiled model; OVERWRITE=1 replaces it")
+    used = {name: value for name, value in asdict(use).items() if name not in ("title", "name", "differs")}
+    made_of = {"form": form, "use": used, "content": model_content(use.name), "calibration": content_hash(texts)}
+    if folder.exists() and (read_json(folder / RECORD) or {}).get("made_of") == made_of:
+        print(f"{plain(folder)} is of these weights already: kept", flush=True)
+        return folder
+    if folder.exists() and not may_overwrite():
+        raise UserError(f"{plain(folder)} is of other weights, or no compiled model; OVERWRITE=1 replaces it")
     print(f"making {plain(folder)}", flush=True)
-    partial = settings.output_dir / f"{use.label}-{form}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = folder.with_name(f"{folder.name}.partial")
+    graph = partial / GRAPHS[kind]
     try:
-        graph = partial / GRAPHS[kind]
+        shutil.rmtree(partial, ignore_errors=True)
         graph.parent.mkdir(parents=True)
         tokenizer = load("AutoTokenizer", use.name, use.trusted)
-        _trace(use, tokenizer, work / "model.onnx")
-        source = work / "model.onnx"
-        if int8:
-            source = _quantise(use, tokenizer, texts, source, work / "int8.onnx")
+        source = _traced(use, tokenizer, work / "model.onnx")
+        source = _quantised(use, tokenizer, texts, source, work / "int8.onnx") if int8 else source
         if kind == "onnx":
             shutil.copy(source, graph)
         else:
@@ -115,26 +105,23 @@ def make(settings, use, form, texts, work):
         (partial / "README.md").write_text(CARD.format(name=folder.name, label=use.label, form=form, kind=kind,
                                                        heading=METRICS_HEADING), encoding="utf-8")
         graphs = {file.name: sha256(file) for file in sorted(graph.parent.iterdir())}
-        write_json(partial / RECORD, {"format": kind, "made_of": made_of, "graph": graphs, "seen": use.seen})
-        lowest = _agreement(use, replace(use, name=str(partial)))
-        if not int8 and not lowest >= 0.9999:
-            raise UserError(f"{use.label} compiled to {form} gives other vectors (cosine {lowest:.4f}): not kept")
+        write_json(partial / RECORD, {"format": kind, "made_of": made_of, "graph": graphs})
         shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        return partial.rename(folder)
     except OSError as error:
         raise UserError(f"cannot write {partial}: {error}; free some space and run the same command again") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
-def _trace(use, tokenizer, path):
-    """Write the encoder as an ONNX graph in float32: what the tokenizer gives -> last_hidden_state; unless it is there.
+def _traced(use, tokenizer, path):
+    """Write the encoder to `path`, unless it is there, as an ONNX graph in float32: what the tokenizer gives ->
+    last_hidden_state. Returns `path`.
 
     By the exporter that traces: the newer one gives the same vectors and takes a minute where this takes seconds.
     """
     if path.exists():
-        return
+        return path
     model, _ = load_encoder(use.name, use.dense, use.trusted)
     model.eval()
     batch = dict(tokenizer(list(SAMPLES), padding=True, padding_side="right", return_tensors="pt"))
@@ -154,11 +141,11 @@ def _trace(use, tokenizer, path):
             torch.onnx.export(Hidden().eval(), tuple(batch.values()), str(path), dynamo=False, dynamic_axes=free,
                               input_names=list(batch), output_names=["last_hidden_state"])
     except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
-        path.unlink(missing_ok=True)
         raise UserError(f"{use.title} cannot be compiled to ONNX ({one_line(error)})") from None
+    return path
 
 
-def _quantise(use, tokenizer, texts, source, path):
+def _quantised(use, tokenizer, texts, source, path):
     """Write the ONNX graph `source` in int8 to `path`, unless it is there; returns `path`."""
     if not path.exists():
         os.environ.setdefault("NNCF_CI", "1")  # else it reports its use to its makers, unasked
@@ -174,13 +161,6 @@ def _quantise(use, tokenizer, texts, source, path):
                                   model_type=nncf.ModelType.TRANSFORMER)
         onnx.save(quantised, path)
     return path
-
-
-def _agreement(one, other):
-    """The lowest cosine between the vectors of two uses, for texts that are shorter and longer than their lengths."""
-    texts = [*SAMPLES, *(f"{text} " * (one.passage_max_len // 4) for text in SAMPLES)]
-    return min(lowest_cosine(*(getattr(Encoder(use), side)(texts) for use in (one, other)))
-               for side in ("encode_queries", "encode_passages"))
 
 
 def lowest_cosine(one, other):
@@ -210,14 +190,21 @@ def speeds(encoders, passages, queries, rounds=ROUNDS):
 
 
 def measure(settings, collection, label, folders):
-    """Measure LABEL and its compiled forms, save the results of these; returns the table, a row each."""
+    """Measure LABEL and its compiled forms, save the results of these; returns the table, a row each.
+
+    Raises UserError, and removes the folder, when a graph in float32 gives other vectors (cosine below 0.9999).
+    """
     test, dev, cache = collection.part("test"), collection.part("dev"), settings.output_dir / "cache"
     uses = {name: use_of(settings, name) for name in (label, *(folder.name for folder in folders))}
-    runs, frames, vectors = {}, {}, {}
+    runs, frames, vectors, lowest = {}, {}, {}, {}
     for name, use in uses.items():
         dense = Dense(Encoder(use, settings.encode_batch_size, cache)).index(test.corpus)
         runs[name] = {"test": dense.search(test.queries), "dev": dense.search(dev.queries)}
         frames[name], vectors[name] = per_query(test.qrels, runs[name]["test"]), dense.vectors
+        lowest[name] = lowest_cosine(dense.vectors, vectors[label])
+        if name.endswith(("-onnx", "-openvino")) and not lowest[name] >= 0.9999:
+            shutil.rmtree(settings.output_dir / name)
+            raise UserError(f"{name} gives other vectors than {label} (cosine {lowest[name]:.4f}): not kept")
     draw = np.random.default_rng(settings.seed).permutation
     passages = [list(test.corpus.values())[row] for row in draw(len(test.corpus))[:TIMED_PASSAGES]]
     queries = [list(test.queries.values())[row] for row in draw(len(test.queries))[:TIMED_QUERIES]]
@@ -229,7 +216,7 @@ def measure(settings, collection, label, folders):
     for row in rows:
         name, encoder = row["label"], encoders[row["label"]]
         cost = {"mb": _megabytes(encoder.use.name), "passages_per_second": speed[name][0],
-                "ms_per_query": speed[name][1], "lowest_cosine": lowest_cosine(vectors[name], vectors[label])}
+                "ms_per_query": speed[name][1], "lowest_cosine": lowest[name]}
         if name != label:
             save_result(settings, collection, name, runs[name], **facts(settings, encoder), compiled_of=label, **cost)
         table.append({"model": name, "MB": f"{cost['mb']:.0f}", "passages/s": f"{cost['passages_per_second']:.0f}",

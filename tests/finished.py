@@ -1,4 +1,4 @@
-"""A fine-tuned model as its training leaves it, with results of it and of what it is compared with: nothing is trained."""
+"""A fine-tuned model as its training leaves it, and results of it and of its rivals: nothing is trained."""
 
 import shutil
 

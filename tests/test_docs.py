@@ -1,4 +1,4 @@
-"""The pages are true: links lead somewhere, functions, messages and commands they name exist, extensions work as shown."""
+"""The pages are true: links lead somewhere, functions, messages and commands exist, extensions work as shown."""
 
 import json
 import pydoc
@@ -39,7 +39,7 @@ def test_no_line_is_too_long(path):
 
 
 def test_every_module_is_on_the_map_and_imports_only_from_above_it():
-    listed = re.findall(r"^    (\w+(?:/\w+)?)  ", (ROOT / "embedding_finetune/__init__.py").read_text(), flags=re.MULTILINE)
+    listed = re.findall(r"^    (\w+(?:/\w+)?)  ", (ROOT / "embedding_finetune/__init__.py").read_text(), re.MULTILINE)
     place = {name.replace("/", "."): number for number, name in enumerate(listed)}
     for path in MODULES:
         name = ".".join(path.relative_to(ROOT / "embedding_finetune").with_suffix("").parts)
@@ -89,7 +89,8 @@ def test_the_messages_in_troubleshooting_are_those_of_the_code():
     """A message with `...` in it is ours; each of its parts stands in the sources."""
     sources = "\n".join(path.read_text(encoding="utf-8") for path in MODULES)
     sources = re.sub(r"\{[^{}]*\}", "...", re.sub(r'"\s*\n\s*f?"', "", sources))
-    headings = re.findall(r"^- \*\*(.*?)\*\*:", " ".join(text_of(DOCS / "troubleshooting.md").split("\n  ")), flags=re.MULTILINE)
+    page = " ".join(text_of(DOCS / "troubleshooting.md").split("\n  "))
+    headings = re.findall(r"^- \*\*(.*?)\*\*:", page, flags=re.MULTILINE)
     messages = [message for heading in headings for message in re.findall(r"`([^`]*\.\.\.[^`]*)`", heading)]
     assert len(messages) > 20
     for message in messages:
@@ -124,14 +125,15 @@ print("COMPARED", *(row["label"] for row in rows))
 
 def added_lines(heading):
     """The lines that the diff under a heading of docs/extending.md adds."""
-    diff = re.search(rf"^## {heading}\n.*?```diff\n(.*?)```", text_of(DOCS / "extending.md"), flags=re.MULTILINE | re.DOTALL)
+    diff = re.search(rf"^## {heading}\n.*?```diff\n(.*?)```", text_of(DOCS / "extending.md"), re.MULTILINE | re.DOTALL)
     return "\n".join(line[1:] for line in diff[1].splitlines() if line.startswith("+"))
 
 
 def test_a_format_and_a_retriever_take_one_addition_each(built, tmp_path):
     (tmp_path / "pairs.tsv").write_text("what is it\tit is this\nwho is it\tit is she\n", encoding="utf-8")
     script = EXTENDED.format(added=f"{added_lines('A data format')}\n\n\n{added_lines('A retriever')}")
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "pairs.tsv")], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "pairs.tsv")], cwd=ROOT, capture_output=True,
+                          text=True)
     assert "READ 2 2\n" in done.stdout and "COMPARED bm25 overlap\n" in done.stdout, done.stdout + done.stderr
 
 
@@ -141,5 +143,6 @@ def test_a_recipe_takes_one_entry(settings, tmp_path, monkeypatch):
     path.write_text(settings.recipe_file.read_text(encoding="utf-8") + "\n" + added_lines("A recipe"), encoding="utf-8")
     monkeypatch.setenv("RECIPE_FILE", str(path))
     recipe = find_recipe(settings.load(), "hard_big")
-    assert recipe.candidates == ["bm25", "model"] and recipe.filter == "share 0.95" and recipe.file == "training_hard_big.json"
+    assert recipe.candidates == ["bm25", "model"] and recipe.filter == "share 0.95"
+    assert recipe.file == "training_hard_big.json"
     assert settings.changed(recipe.settings).batch_size == 128

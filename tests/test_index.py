@@ -103,7 +103,8 @@ def test_a_damaged_index_and_an_interrupted_making_are_mended(built, capsys):
 
 
 @pytest.mark.parametrize("label, message", [
-    ("nope", "there is no model 'nope' to search with; there are bm25, raw, reference"), ("../raw", "is no label"), ("", "is no label"),
+    ("nope", "there is no model 'nope' to search with; there are bm25, raw, reference"),
+    ("../raw", "is no label"), ("", "is no label"),
     ("hybrid_raw", "there is no model")])
 def test_labels_that_are_none(built, label, message):
     with pytest.raises(UserError, match=message):
@@ -132,7 +133,8 @@ def test_threshold_by_hand():
     assert choose_threshold([[0.9, False], [0.5, True]], 0.9)["threshold"] is None
     assert choose_threshold([], 0.9)["queries"] == 0
     line = threshold_line(choose_threshold(best, 0.8))
-    assert line == ("an answer is likely from a score of 0.6 on: of 7 dev queries 5 reach it, and the first hit is right "
+    assert line == ("an answer is likely from a score of 0.6 on: of 7 dev queries 5 reach it, and the first hit is "
+                    "right "
                     "for 4 of them (wanted: 80%)")
     assert threshold_line(choose_threshold([], 0.8)).startswith("no threshold")
 

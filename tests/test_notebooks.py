@@ -10,7 +10,7 @@ from embedding_finetune.settings import ROOT
 
 NOTEBOOKS = {path.name: nbformat.read(path, as_version=4) for path in sorted(ROOT.glob("*.ipynb"))}
 EVALUATIONS = [name for name in NOTEBOOKS if name.startswith("eval_")]
-WITHOUT_OUTPUTS = {"eval_train_hard.ipynb", "learning_curve.ipynb"}  # the demo trains nothing with hard negatives, no share
+WITHOUT_OUTPUTS = {"eval_train_hard.ipynb", "learning_curve.ipynb"}  # the demo trains neither
 each_notebook = pytest.mark.parametrize("name", NOTEBOOKS)
 
 

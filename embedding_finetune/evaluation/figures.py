@@ -224,12 +224,17 @@ def plot_cosines(test, query_vectors, passage_vectors, seed, number=2000):
     return figure
 
 
-def plot_lengths(texts):
-    """Histograms of the lengths in words: title -> texts."""
-    figure, axes = plt.subplots(1, len(texts), figsize=(10, 2.4), layout="constrained")
-    for axis, (title, some) in zip(axes, texts.items()):
-        axis.hist([len(text.split()) for text in some], bins=40, color=GREY)
-        axis.set(title=title, xlabel="words")
+def plot_lengths(tokens):
+    """Histograms of the lengths of queries and passages, from a data report's `tokens`; what lies beyond the line is
+    cut.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(10, 2.4), layout="constrained")
+    for axis, side in zip(axes, ("queries", "passages")):
+        own = tokens[side]
+        axis.stairs(own["histogram"], own["edges"], fill=True, color=GREY)
+        if own["limit"] <= own["edges"][-1]:
+            axis.axvline(own["limit"], color=ORANGE)
+        axis.set(title=f"{side}, {own['cut']:.1%} cut at {own['limit']}", xlabel=f"tokens of {tokens['model']}")
         _tidy(axis)
     return figure
 

@@ -64,7 +64,8 @@ def use_of(settings, label):
     record = read_json(folder / "training.json") or {}
     base = record.get("settings", {}).get("BASE_MODEL", settings.base_model)
     seen = f"{SEEN.get(base, 'unknown')}; fine-tuned on this data set's training part"
-    seen = (read_json(folder / RECORD) or {}).get("seen", seen)  # that of the model it was compiled from
+    made_of = (read_json(folder / RECORD) or {}).get("made_of", {})
+    seen = made_of.get("use", {}).get("seen", seen)  # that of the model it was compiled from
     return _use(settings, label, plain(folder), str(folder), ({}, {}), seen, base)
 
 

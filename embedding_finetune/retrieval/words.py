@@ -8,8 +8,8 @@ A text is cut run by run, so that a Chinese text with English terms gets both:
                                             one only beside the scripts above
 
 Stop words (bm25s) and stemmer (Snowball) are those of BM25_LANGUAGE. By `auto` each script that makes up SHARE of the
-letters has its own: the language that py3langid finds most often in it, stretch by stretch. Latin words in texts of
-another script are taken as English, words of other rare scripts as those of the most frequent one.
+letters has its own: the language that py3langid finds in most of it, text by text. Latin words in texts of another
+script are taken as English, words of other rare scripts as those of the most frequent one.
 """
 
 import functools
@@ -26,7 +26,7 @@ from embedding_finetune.files import UserError
 
 SHARE = 0.05  # of the letters, from which on a script has a language of its own
 SAMPLE = 200  # texts that are looked at, evenly spaced
-STRETCH = 500  # letters of a script that are identified together
+STRETCH = 100  # letters that it takes to tell a language
 EAST_ASIAN = {"HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC", "HALFWIDTH"}  # one script with Han, "CJK"
 STOP_WORDS = {"da": "DANISH", "de": "GERMAN", "en": "EN", "es": "SPANISH", "fr": "FRENCH", "it": "ITALIAN",
               "nl": "DUTCH", "no": "NORWEGIAN", "pt": "PORTUGUESE", "ru": "RUSSIAN", "sv": "SWEDISH", "tr": "TURKISH",
@@ -37,8 +37,7 @@ VARIANTS = {"ary": "ar", "arz": "ar", "nn": "no", "wuu": "zh", "yue": "zh"}  # w
 COMPATIBLE = regex.compile(r"[\uff00-\uffef\ufb50-\ufdff\ufe70-\ufeff]+")
 BOUND, FREE = rf"[{UNSPACED}\p{{Hangul}}]", rf"[{SPACED}--{UNSPACED}--\p{{Hangul}}]"
 TOKEN = regex.compile(rf"(?P<word>{FREE}[{FREE}\p{{M}}]+|(?<={BOUND}){FREE}|{FREE}(?={BOUND}))|"
-                      rf"(?P<hangul>\p{{Hangul}}+)|"
-                      rf"(?P<unspaced>{UNSPACED}[{UNSPACED}\p{{M}}]*)", regex.V1)
+                      rf"(?P<hangul>\p{{Hangul}}+)|(?P<unspaced>{UNSPACED}[{UNSPACED}\p{{M}}]*)", regex.V1)
 
 
 @functools.cache
@@ -48,32 +47,53 @@ def script(character):
     return "CJK" if name in EAST_ASIAN else name
 
 
+def script_title(name):
+    """A script's name for people."""
+    return name if name == "CJK" else name.capitalize()
+
+
 def scripts(texts):
-    """Script -> the texts' letters in it, with what stands between them, as one text; the most frequent first."""
-    parts = {}
+    """Script -> what is written in it, a stretch a text, spaces and signs with the letters before them."""
+    found = {}
     for text in texts:
-        current = ""
+        current, parts = "", {}
         for character in text:
             current = script(character) or current
             parts.setdefault(current, []).append(character)
-        parts.setdefault(current, []).append(" ")
-    parts.pop("", None)
-    return {name: "".join(part) for name, part in sorted(parts.items(), key=lambda item: -len(item[1]))}
+        for name, part in parts.items():
+            if name:
+                found.setdefault(name, []).append("".join(part))
+    return found
+
+
+def language_shares(texts):
+    """(script, language) -> share of the letters, the most frequent first; rare scripts have the language "".
+
+    Short stretches are identified together, until there are STRETCH letters.
+    """
+    import py3langid  # takes a second to load
+    stretches, shares = scripts(texts[::max(1, len(texts) // SAMPLE)]), Counter()
+    total = sum(len(part) for parts in stretches.values() for part in parts)
+    for name, parts in stretches.items():
+        size = sum(map(len, parts))
+        if size < SHARE * total:
+            shares[name, "en" if name == "LATIN" else ""] = size / total
+            continue
+        together = ""
+        for place, part in enumerate(parts, start=1):
+            together += part + " "
+            if len(together) >= STRETCH or place == len(parts):
+                shares[name, py3langid.classify(together)[0]] += len(together) / (size + len(parts)) * size / total
+                together = ""
+    return dict(shares.most_common())
 
 
 def languages(texts):
     """Script -> language (ISO 639) of texts, as `auto` finds it, the most frequent script first."""
-    import py3langid  # takes a second to load
-    parts = scripts(texts[::max(1, len(texts) // SAMPLE)])
-    letters = sum(map(len, parts.values()))
     found = {}
-    for name, part in parts.items():
-        if len(part) >= SHARE * letters:
-            stretches = (part[start:start + STRETCH] for start in range(0, len(part), STRETCH))
-            votes = Counter(py3langid.classify(stretch)[0] for stretch in stretches)
-            found[name] = votes.most_common(1)[0][0]
-        elif name == "LATIN":
-            found[name] = "en"
+    for name, code in language_shares(texts):
+        if code:
+            found.setdefault(name, code)
     return found
 
 
@@ -83,7 +103,7 @@ class Words:
     @classmethod
     def of(cls, language, texts):
         """`language` is BM25_LANGUAGE; for `auto`, the texts decide. Raises UserError when it is unknown."""
-        return cls(languages(texts) if language == "auto" else {"all scripts": known_language(language)})
+        return cls(languages(texts) if language == "auto" else {"ALL SCRIPTS": known_language(language)})
 
     def __init__(self, languages):
         self.languages = languages
@@ -92,8 +112,7 @@ class Words:
         self.counted = {}  # word -> what it counts as, "" for a stop word
 
     def __str__(self):
-        return ", ".join(f"{code} ({name.title() if name.isupper() and name != 'CJK' else name})"
-                         for name, code in self.languages.items())
+        return ", ".join(f"{code} ({script_title(name)})" for name, code in self.languages.items())
 
     def __call__(self, texts):
         """The words of each text: a list of lists."""

@@ -44,8 +44,8 @@ class Miner:
         uses = [use for use in (self.use, self.teacher) if use]
         how = [{**asdict(use), "title": "", "name": ""} for use in uses]  # folders may move
         language = [self.settings.bm25_language] if "bm25" in self.recipe.candidates else []
-        reranker = self.reranker and model_content(self.reranker)
-        return [how, *(model_content(use.name) for use in uses), reranker, *language]
+        return [how, *(model_content(use.name) for use in uses), self.reranker and model_content(self.reranker),
+                *language]
 
     def mine(self, train):
         """Negatives of each query of a part, as (positions in its pool, share of each source).

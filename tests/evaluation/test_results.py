@@ -194,7 +194,8 @@ def test_a_setting_of_use_leaves_out_the_models_it_is_about(measured):
 def test_a_result_of_other_metrics_is_left_out(measured, monkeypatch):
     save(measured, "bm25")
     monkeypatch.setitem(results.MEASURES, "recall@5", results.MEASURES["recall@10"])
-    assert results.load_results(measured)[1] == ["bm25 is left out: it was measured by other metrics; evaluate it again"]
+    left_out = results.load_results(measured)[1]
+    assert left_out == ["bm25 is left out: it was measured by other metrics; evaluate it again"]
 
 
 def test_results_of_other_data_are_left_out_all_of_them_even_bm25s(measured, monkeypatch):
@@ -213,8 +214,9 @@ def test_results_of_other_data_are_left_out_all_of_them_even_bm25s(measured, mon
 def test_a_result_of_bm25_and_its_fusions_is_of_a_language(measured):
     save(measured, "bm25"), save(measured, "raw"), save_hybrid(measured, "raw")
     german = replace(measured, bm25_language="de")
-    assert results.load_results(german)[1] == [f"{label} is left out: it was measured with BM25_LANGUAGE=auto; evaluate "
-                                               "it again" for label in ("bm25", "hybrid_raw")]
+    assert results.load_results(german)[1] == [
+        f"{label} is left out: it was measured with BM25_LANGUAGE=auto; evaluate it again"
+        for label in ("bm25", "hybrid_raw")]
     assert [result["label"] for result in results.load_results(german)[0]] == ["raw"]
 
 

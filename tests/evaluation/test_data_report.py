@@ -1,0 +1,164 @@
+import json
+from dataclasses import replace
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+import transformers
+from tiny import tiny_bert
+
+from embedding_finetune.data.collection import Collection, read_data
+from embedding_finetune.evaluation import data_report as module
+from embedding_finetune.evaluation.data_report import (
+    report_data,
+    sentences,
+    suspicious_pairs,
+    token_lengths,
+    what_the_test_set_tells,
+)
+from embedding_finetune.evaluation.figures import plot_lengths
+from embedding_finetune.files import UserError, content_hash
+from embedding_finetune.retrieval.model_use import base_use
+
+PAIRS = {
+    "equal": ("Where does the otter sleep?", "where does  the otter SLEEP?"),
+    "inside": ("how otters sleep", "Read how otters sleep: they rest in dens under willows."),
+    "part of a word": ("how otters sleep", "Somehow otters sleepwalk; nobody has ever found out why they do."),
+    "chinese": ("水獭的洞", "我们在河边找到了水獭的洞，里面铺着干草。"),
+    "other way": ("an otter sleeps in its den, is that true?", "otter sleeps in its den"),
+    "tags": ("who was here", "<p>The otter&nbsp;slept here for a week, then it left.</p>"),
+    "no tags": ("is a < b and b > a", "Here a < b holds, and List<T> is a type of Java; fish & chips."),
+    "broken": ("what do people say", "They said itâ€™s a lovely den, and the river wasn\u2019t far from it."),
+    "lost": ("what was lost", "This den had a na\ufffdme that nobody can read any more."),
+    "short": ("what is it", "an otter"),
+    "fine": ("Wo schläft der Otter?", "Bei Tag ruht er in einer Höhle am Ufer, wie die Flößer oft erzählten."),
+}
+
+
+def collection_of(pairs):
+    queries = {name: query for name, (query, _) in pairs.items()}
+    return Collection(queries, {f"p-{name}": passage for name, (_, passage) in pairs.items()},
+                      {name: {f"p-{name}": 1} for name in queries}, dict.fromkeys(queries, "train"))
+
+
+def test_suspicious_pairs_are_told_by_kind():
+    found = suspicious_pairs(collection_of(PAIRS), np.random.default_rng(0))
+    assert found.pop("of") == len(PAIRS)
+    assert {kind: own["queries"] for kind, own in found.items()} == {
+        "query and passage are equal": ["equal"], "query stands in the passage": ["inside", "chinese"],
+        "passage stands in the query": ["other way"], "HTML": ["tags"], "mojibake": ["broken", "lost"],
+        "passage of fewer than 3 words": ["short"]}
+    assert found["mojibake"]["pairs"] == 2 and found["mojibake"]["share"] == pytest.approx(2 / len(PAIRS))
+
+
+def test_of_very_many_pairs_a_seeded_sample_is_looked_at(monkeypatch):
+    monkeypatch.setattr(module, "TEXTS", 4)
+    found = [suspicious_pairs(collection_of(PAIRS), np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    assert found[0] == found[1] != found[2] and found[0]["of"] == 4
+
+
+def test_lengths_are_those_of_the_tokenizer(tmp_path, settings):
+    collection = collection_of(PAIRS)
+    model = tiny_bert(tmp_path / "bert", [*collection.queries.values(), *collection.corpus.values()][:6])
+    use = replace(base_use(settings), name=str(model), query_prompt="ask: ", query_max_len=10, passage_max_len=20)
+    found = token_lengths(use, collection, np.random.default_rng(0))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    for side, texts, prompt, limit in (("queries", collection.queries, "ask: ", 10),
+                                       ("passages", collection.corpus, "", 20)):
+        ids = [tokenizer(prompt + text)["input_ids"] for text in texts.values()]
+        sizes = np.array([len(row) for row in ids])
+        own = found[side]
+        assert own["cut"] == np.mean(sizes > limit) and own["longest"] == sizes.max() and own["limit"] == limit
+        assert own["median"] == np.sort(sizes)[5] and sum(own["histogram"]) == own["of"] == len(PAIRS)
+        assert own["unknown"] == sum(row.count(tokenizer.unk_token_id) for row in ids) / sizes.sum()
+    assert found["passages"]["unknown"] > 0 and found["most"] == 512 and 0 < found["passages"]["cut"] < 1
+    figure = plot_lengths(found)
+    assert [axis.get_title() for axis in figure.axes][1] == f"passages, {found['passages']['cut']:.1%} cut at 20"
+
+
+def test_the_test_set_is_measured_by_the_formula():
+    """Among 3 comparisons, at 5 %, with probability 0.8: z of 1 - 0.05 / 6 and of 0.8."""
+    quantile, share, gap = NormalDist().inv_cdf, 0.3, 0.05
+    wanted = (quantile(1 - 0.05 / 6) * share**0.5 + quantile(0.8) * (share - gap**2) ** 0.5) ** 2 / gap**2
+    found = what_the_test_set_tells(400, {"disagree": share})
+    assert found["needed"]["0.05"] == pytest.approx(wanted, rel=0.001)
+    assert list(found["needed"].values()) == sorted(found["needed"].values(), reverse=True)
+    for size in (400, 2000):
+        tells = what_the_test_set_tells(size, {"disagree": share})["tells"]
+        assert [(quantile(1 - 0.05 / 6) * share**0.5 + quantile(0.8) * (share - step**2) ** 0.5) ** 2 / step**2 <= size
+                for step in (tells, tells - 0.01)] == [True, False]
+    assert what_the_test_set_tells(3)["tells"] is None and what_the_test_set_tells(400)["disagree"] == 0.2
+    assert what_the_test_set_tells(400, {"disagree": 0.0})["tells"] < 0.05  # as many disagree as the gap needs
+
+
+def test_a_report_says_what_is_there_and_is_the_same_again(built):
+    collection = read_data(built)
+    report = report_data(built, collection, {"rows read": 120})
+    path = built.data_dir / "dataset_report.json"
+    assert json.loads(path.read_text(encoding="utf-8")) == report and report["reading"] == {"rows read": 120}
+    counts = report["counts"]
+    of_parts = sum(counts[f"{part} queries"] for part in ("train", "dev", "test"))
+    assert counts["queries"] == len(collection.queries) == of_parts
+    uses = {passage: sum(passage in own for own in collection.qrels.values()) for passage in collection.corpus}
+    assert counts["passages that answer several queries"] == sum(use > 1 for use in uses.values()) > 0
+    assert counts["pairs"] == sum(uses.values()) and counts["passages that answer nothing"] == 0
+    look = report["first_look"]
+    assert look["queries"] == counts["dev queries"] and look["passages"] == len(collection.corpus)
+    assert look["bm25"]["recall@1"] > 0.5 and 0 <= look["base"]["recall@1"] <= 1 and look["bm25_language"]
+    assert report["test_set"]["disagree"] == look["disagree"]
+    first = content_hash(report)
+    assert content_hash(report_data(built, collection, {"rows read": 120})) == first
+    without = report_data(built, collection, {}, first_look=False)
+    assert "first_look" not in without and without["test_set"]["disagree"] == 0.2
+
+
+def test_the_first_look_is_small_whatever_the_size(built, monkeypatch):
+    monkeypatch.setattr(module, "LOOK_QUERIES", 2)
+    monkeypatch.setattr(module, "LOOK_PASSAGES", 20)
+    look = report_data(built, read_data(built), {})["first_look"]
+    assert (look["queries"], look["passages"]) == (2, 20)
+
+
+def report_of(**changes):
+    """A report without a fault, but for the changes."""
+    fine = {"of": 100, "limit": 48, "cut": 0.0, "unknown": 0.0, "95 %": 30}
+    kinds = {kind: {"pairs": 0, "share": 0.0, "queries": []} for kind in module.MEND}
+    return {"tokens": {"queries": fine, "passages": fine | {"limit": 96} | changes.pop("passages", {}), "model": "bert",
+                       "most": 512},
+            "suspicious": {"of": 100, **kinds, **changes.pop("suspicious", {})},
+            "near_duplicates": {"of": 100, "passages": 0, "share": 0.0}, "languages": {"queries": {"en (Latin)": 1.0},
+                                                                                     "passages": {"en (Latin)": 1.0}},
+            "test_set": what_the_test_set_tells(1000)} | changes
+
+
+def test_the_sentences_say_the_most_frequent_first():
+    assert sentences(report_of()) == [
+        "Nothing to mend was found.",
+        "The 1000 test queries tell a difference of 0.05 in recall@1 or more (at 95%, if two models disagree on 20% of "
+        "the queries); it takes about 21,000 for 0.01, 5,200 for 0.02, 840 for 0.05, 210 for 0.1."]
+    said = sentences(report_of(
+        passages={"cut": 0.3, "95 %": 700, "unknown": 0.4},
+        suspicious={"HTML": {"pairs": 35, "share": 0.35, "queries": ["a", "b"]},
+                    "mojibake": {"pairs": 0, "share": 0.009, "queries": ["c"]}},
+        near_duplicates={"of": 50, "passages": 4, "share": 0.08},
+        languages={"queries": {"en (Latin)": 1.0}, "passages": {"zh (CJK)": 0.9, "en (Latin)": 0.1}}))
+    starts = ["To mend first: the queries are in en (Latin), the passages in zh (CJK), en (Latin): they share few",
+              "Then: bert does not know 40.0% of what the passages say",
+              "Then: HTML: 35 of 100 pairs, such as query a, b",
+              "Then: PASSAGE_MAX_LEN=96 cuts 30.0% of the passages: split them.",
+              "Then: 4 of 50 passages say nearly the same as another one"]
+    assert len(said) == 6 and all(one.startswith(start) for one, start in zip(said, starts))
+
+
+@pytest.mark.parametrize("bm25, base, hint", [(0.95, 0.5, "little to win"), (0.6, 0.5, "BM25 is ahead"),
+                                              (0.5, 0.6, "the base is ahead already")])
+def test_the_first_look_is_put_into_words(bm25, base, hint):
+    look = {"queries": 80, "passages": 900, "bm25": {"recall@1": bm25}, "base": {"recall@1": base}}
+    said = sentences(report_of(first_look=look))[1]
+    assert said.startswith(f"Of 80 dev queries in 900 passages BM25 ranks a positive first for {bm25:.1%}")
+    assert hint in said
+
+
+def test_a_base_that_cannot_be_had_is_one_line(built):
+    with pytest.raises(UserError):
+        report_data(replace(built, base_model="./nowhere"), read_data(built), {})
