@@ -129,13 +129,14 @@ def token_lengths(use, collection, rng):
         ids = tokenizer(some, verbose=False)["input_ids"]
         sizes = np.array([len(row) for row in ids])
         unknown = sum(row.count(tokenizer.unk_token_id) for row in ids)
-        histogram, edges = np.histogram(np.minimum(sizes, np.quantile(sizes, 0.99)), bins=40)
+        top = int(np.quantile(sizes, 0.99))  # the longest are counted with these
+        histogram, edges = np.histogram(np.minimum(sizes, top), bins=np.arange(0, top + 2 + top // 40, 1 + top // 40))
         found[side] = {
             "of": len(some), "limit": limit, "cut": float((sizes > limit).mean()),
             "unknown": float(unknown / sizes.sum()),
             **{name: int(np.quantile(sizes, share, method="inverted_cdf")) for name, share in
                (("median", 0.5), ("90 %", 0.9), ("95 %", 0.95), ("99 %", 0.99), ("longest", 1))},
-            "histogram": histogram.tolist(), "edges": edges.round(1).tolist()}
+            "histogram": histogram.tolist(), "edges": edges.tolist()}
     return found | {"model": use.title, "most": positions_of(use.name)}
 
 
