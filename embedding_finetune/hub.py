@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 
 from embedding_finetune.files import UserError, one_line, read_json, sha256
 
-UNLOADABLE = (OSError, ValueError, TypeError, ImportError, RuntimeError, SafetensorError)  # what broken models raise
+UNLOADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError,
+              SafetensorError)  # what transformers raises of models that are broken or not there
 MODEL_FILES = (".json", ".txt", ".model", ".safetensors", ".bin", ".py")  # configuration, vocabulary, weights, code
 
 

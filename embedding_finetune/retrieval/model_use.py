@@ -149,9 +149,21 @@ def _use(settings, label, title, name, wanted, seen, base):
 def said_by_model(name):
     """What a model's sentence-transformers files say of its use, as arguments of ModelUse; {} where it has none.
 
-    Raises UserError when they ask for something that is not done here.
+    Raises UserError when they ask for something that is not done here, or are broken.
     """
     check_hub(name)
+    try:
+        said = _said(name)
+    except (AttributeError, LookupError, TypeError):
+        said = {"pooling": None}
+    wrong = [key for key, value in said.items() if type(value) is not KEYS.get(key, str)]
+    if wrong:
+        raise UserError(f"{name} has broken files of sentence-transformers (modules.json and those beside it, "
+                        f"{wrong[0]}): mend or remove them")
+    return said
+
+
+def _said(name):
     modules = _modules(name)
     if not modules:
         return {}
@@ -179,11 +191,8 @@ def said_by_model(name):
 def _modules(name):
     """(kind, folder) of a model's modules as sentence-transformers lists them, without those that only train."""
     modules = read_model_file(name, "modules.json")
-    try:
-        modules = [(module["type"], module.get("path", "")) for module in modules]
-        foreign = [kind for kind, path in modules if not kind.startswith("sentence_transformers.") or " " in path]
-    except (AttributeError, KeyError, TypeError):
-        raise UserError(f"{name} has a modules.json that is no list of modules: mend or remove it") from None
+    modules = [(module["type"], module.get("path", "")) for module in modules]
+    foreign = [kind for kind, path in modules if not kind.startswith("sentence_transformers.") or " " in path]
     modules = [(kind.rpartition(".")[2], path) for kind, path in modules]
     kinds = [kind for kind, _ in modules if kind != "Dropout"]
     if foreign or kinds and not re.fullmatch("Transformer( Pooling( Dense)*)?( Normalize)?", " ".join(kinds)):

@@ -209,6 +209,20 @@ def test_dense_layers_are_part_of_a_models_use_and_content(settings, tmp_path):
         Encoder(use).encode_passages(texts)
 
 
+@pytest.mark.parametrize("file, content", [
+    ("modules.json", ["a"]), ("modules.json", {"a": 1}), ("modules.json", 5), ("modules.json", [{"type": None}]),
+    ("sentence_bert_config.json", [1]), ("sentence_bert_config.json", {"max_seq_length": "long"}),
+    ("config_sentence_transformers.json", {"prompts": ["a"]}),
+    ("config_sentence_transformers.json", {"prompts": {"query": 5}}), ("1_Pooling/config.json", [1]),
+    ("2_Dense/config.json", {"activation_function": 3}), ("2_Dense/config.json", [1]),
+])
+def test_files_of_another_shape_are_one_line(model, file, content):
+    say(model, kinds=("Transformer", "Pooling", "Dense"))
+    write_json(model / file, content)
+    with pytest.raises(UserError, match="has broken files of sentence-transformers .*: mend or remove them"):
+        said_by_model(str(model))
+
+
 def test_a_broken_file_is_named(settings, model):
     say(model)
     (model / "1_Pooling" / "config.json").write_text("{")
