@@ -49,7 +49,7 @@ SECTIONS = """## Results
 
 {pairs}
 
-Only planned comparisons are tests (paired randomisation, Holm-corrected); the others are exploration. The model to
+{models}. Only planned comparisons are tests (paired randomisation, Holm-corrected); the others are exploration. The model to
 compare, the checkpoint and every weight were chosen on dev queries. Splits are by query and by passage; no test query
 or its passages were trained on.
 
@@ -121,8 +121,8 @@ def card(settings, label, to, rows, row):
     base, data = made.get("BASE_MODEL", "?"), settings.dataset
     base = {"bundled": BUNDLED}.get(base, base)
     hub_data = HUB_DATASET if data == "msmarco" else data if data not in DATA_NOTES and public(data) == data else None
-    metrics = [EvalResult(task_type="information-retrieval", dataset_type=hub_data or "private",
-                          dataset_name=hub_data or (data if data in DATA_NOTES else "not published"),
+    known = hub_data or (data if data in DATA_NOTES else "not published")
+    metrics = [EvalResult(task_type="information-retrieval", dataset_type=known, dataset_name=known,
                           dataset_split="test", metric_type=name, metric_name=name, metric_value=round(value, 4))
                for name, value in row["metrics"].items()]
     head = ModelCardData(
@@ -138,6 +138,7 @@ def card(settings, label, to, rows, row):
     return f"---\n{head.to_yaml()}\n---\n\n{own}" + SECTIONS.format(
         queries=row["queries"], passages=row["corpus"], table=comparison_table(rows).to_markdown(disable_numparse=True),
         pairs=pairs_table(rows, of=label).to_markdown(index=False, disable_numparse=True), base=base, data=note,
+        models="; ".join(f"{other['label']} is {other.get('about') or public(other['model'])}" for other in rows),
         licence=settings.model_license or "unknown, as its owner has not stated one", facts=FACTS,
         settings="\n".join(["| setting | value |", "| --- | --- |", *(f"| {name} | {made[name]} |" for name in made)]))
 

@@ -45,6 +45,7 @@ def test_the_card_says_what_was_measured_and_its_head_is_valid(measured):
     assert f"{row['metrics']['recall@1']:.3f} [{low:.3f}, {high:.3f}]" in text
     assert re.search(r"\| (neg10 - bm25|bm25 - neg10) .*\(Holm\)", text)
     assert f"{row['queries']} test queries, {row['corpus']} passages" in text and "## Metrics" not in text
+    assert "neg10 is 10 random negatives a query" in text and "raw is a local folder" in text
     assert "| LEARNING_RATE | 0.001 |" in text and "| BASE_MODEL | a local folder |" in text
     assert text.count("```python") == 3 and text.count("'me/mine'") == 4 and "PATH" not in text
     facts = read_json(folder / "results.json")
