@@ -114,11 +114,10 @@ def main():
     print(f"{model}: cold search {', '.join(f'{second:.2f}' for second in cold)} s; {len(times)} requests of "
           f"{options.clients} clients: {served:.0f} a second; one call a query: "
           + ", ".join(f"{name} {value:.0f}" for name, value in singles.items()) + " a second")
+    ratios = {f"throughput_ratio_{name}_loop": round(served / value, 2) for name, value in singles.items()}
     print(json.dumps({"search_cold_seconds": round(statistics.median(cold), 2), "requests": len(times),
                       "errors": errors, "p50_ms": round(1000 * percentiles[49]),
-                      "p99_ms": round(1000 * percentiles[98]), "requests_per_second": round(served, 1),
-                      **{f"throughput_ratio_{name}_loop": round(served / value, 2)
-                         for name, value in singles.items()}}))
+                      "p99_ms": round(1000 * percentiles[98]), "requests_per_second": round(served, 1), **ratios}))
 
 
 if __name__ == "__main__":

@@ -121,8 +121,8 @@ def open_index(settings, label):
 
 def is_current(settings, manifest):
     """Whether settings and files are still those that an index was made from."""
-    return isinstance(manifest, dict) and manifest["settings"] == settings.as_dict() and all(
-        found == list(stamp) for found, stamp in zip(manifest["files"].values(), stamps(manifest["files"]).values()))
+    return (isinstance(manifest, dict) and manifest["settings"] == settings.as_dict()
+            and manifest["files"] == stamps(manifest["files"]))
 
 
 def stamps(paths):

@@ -45,11 +45,15 @@ def main():
     [hits] = index.answer([query], options.k)
     note = "" if likely(hits) else NOT_LIKELY
     sys.stdout.reconfigure(errors="replace")
-    if options.json:
-        print(note, file=sys.stderr, end="\n" * bool(note))
-        print(json.dumps(hits, ensure_ascii=False, indent=2))
-    else:
-        _show(index, hits, note)
+    try:
+        if options.json:
+            print(note, file=sys.stderr, end="\n" * bool(note))
+            print(json.dumps(hits, ensure_ascii=False, indent=2))
+        else:
+            _show(index, hits, note)
+        sys.stdout.flush()
+    except OSError as error:
+        raise UserError(f"cannot write the answer: {error.strerror}") from None
 
 
 if __name__ == "__main__":

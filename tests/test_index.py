@@ -2,6 +2,7 @@
 they are not; the threshold by hand."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -70,6 +71,18 @@ def test_a_cold_search_loads_neither_pytorch_nor_transformers(built):
     assert done.stdout == "3 set()\n" and "making" not in done.stderr
 
 
+def test_a_model_that_is_no_graph_is_asked_with_pytorch(built, monkeypatch, capsys):
+    expected = open_index(built, "reference").answer(["otter"], 3)
+    shutil.rmtree(built.output_dir / "index")
+    def refuse(*given, **more):
+        raise RuntimeError("no such operator")
+    monkeypatch.setattr("torch.onnx.export", refuse)
+    for _ in range(2):
+        [hits] = open_index(built, "reference").answer(["otter"], 3)
+        assert [hit["id"] for hit in hits] == [hit["id"] for hit in expected[0]]
+    assert capsys.readouterr().err.count("cannot be written as a graph (no such operator): PyTorch encodes") == 1
+
+
 def test_what_changed_is_made_anew_and_said(built, capsys, monkeypatch):
     made = lambda: capsys.readouterr().err.count("making the index of reference")  # noqa: E731
     first = open_index(built, "reference")
@@ -103,9 +116,8 @@ def test_a_damaged_index_and_an_interrupted_making_are_mended(built, capsys):
 
 
 @pytest.mark.parametrize("label, message", [
-    ("nope", "there is no model 'nope' to search with; there are bm25, raw, reference"),
-    ("../raw", "is no label"), ("", "is no label"),
-    ("hybrid_raw", "there is no model")])
+    ("nope", "there is no model 'nope' to search with; there are bm25, raw, reference"), ("../raw", "is no label"),
+    ("", "is no label"), ("hybrid_raw", "there is no model")])
 def test_labels_that_are_none(built, label, message):
     with pytest.raises(UserError, match=message):
         open_index(built, label)
@@ -134,8 +146,7 @@ def test_threshold_by_hand():
     assert choose_threshold([], 0.9)["queries"] == 0
     line = threshold_line(choose_threshold(best, 0.8))
     assert line == ("an answer is likely from a score of 0.6 on: of 7 dev queries 5 reach it, and the first hit is "
-                    "right "
-                    "for 4 of them (wanted: 80%)")
+                    "right for 4 of them (wanted: 80%)")
     assert threshold_line(choose_threshold([], 0.8)).startswith("no threshold")
 
 

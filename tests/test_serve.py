@@ -143,8 +143,7 @@ HEAD = b"Host: 127.0.0.1\r\nContent-Type: application/json\r\n"
     (b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000, 400), (b"DELETE /search HTTP/1.1\r\n" + HEAD + b"\r\n", 405),
     (b"POST /marks HTTP/1.1\r\n" + HEAD + b"Content-Length: 200000\r\n\r\n" + b"x" * 200_000, 413),
     (b"POST /marks HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
-     + (b"4000\r\n" + b"x" * 0x4000 + b"\r\n") * 9,
-     413)])
+     + (b"4000\r\n" + b"x" * 0x4000 + b"\r\n") * 9, 413)])
 def test_attacks_get_a_clean_refusal(server, data, status):
     assert server.raw(data).startswith(b"HTTP/1.1 %d " % status)
     assert server.ask("/healthz")[0] == 200

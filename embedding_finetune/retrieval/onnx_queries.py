@@ -21,7 +21,7 @@ TOGETHER = 8  # queries of like length in a batch: more would pad more than they
 def save_query_encoder(folder, encoder):
     """Write what QueryEncoder reads to `folder`; `encoder` is the Encoder of the model.
 
-    Raises UserError when the model cannot be written as a graph, or when its vectors differ (cosine below 0.9999).
+    Raises UserError, and leaves no graph, when the model cannot be written as a graph, or when its vectors differ (cosine below 0.9999).
     """
     import torch
 
@@ -45,20 +45,20 @@ def save_query_encoder(folder, encoder):
             return text_vectors(self.model, self.dense, dict(zip(batch, tensors)), use)
 
     free = {name: {0: "texts", 1: "tokens"} for name in batch} | {"vectors": {0: "texts"}}
+    write_json(folder / FACTS, {"use": asdict(use), "padding": tokenizer.pad_token_id})
     try:
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")
             # The newer exporter (dynamo=True) gives the same vectors, and takes half a minute instead of a second.
             torch.onnx.export(Queries().eval(), tuple(batch.values()), str(folder / GRAPH), dynamo=False,
                               input_names=list(batch), output_names=["vectors"], dynamic_axes=free)
-    except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
+        one, other = (which.encode_queries(SAMPLES) for which in (QueryEncoder(folder), encoder))
+        lowest = ((one * other).sum(axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)).min()
+        if not lowest >= 0.9999:
+            raise ValueError(f"its vectors are others, cosine {lowest:.5f}")
+    except Exception as error:  # exporter and runtime have errors of their own
+        (folder / GRAPH).unlink(missing_ok=True)
         raise UserError(f"{use.title} cannot be written as a graph ({one_line(error)})") from None
-    write_json(folder / FACTS, {"use": asdict(use), "padding": tokenizer.pad_token_id})
-    one, other = (which.encode_queries(SAMPLES) for which in (QueryEncoder(folder), encoder))
-    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    lowest = ((one * other).sum(axis=1) / norms).min()
-    if lowest < 0.9999:
-        raise UserError(f"{use.title} gives other vectors as a graph (cosine {lowest:.5f})")
 
 
 class QueryEncoder:

@@ -70,7 +70,11 @@ class Retriever:
         return run
 
     def save(self, folder):
-        """Write to `folder` what `restore` maps into memory there."""
+        """Write to `folder` what `restore` maps into memory there. Raises UserError where a retriever has no such form.
+        """
+        if type(self).restore is Retriever.restore:
+            raise UserError(f"{self.about or type(self).__name__} cannot be kept on disk: it lacks `restore`, see "
+                            "BM25")
         np.save(folder / "tie_rank.npy", self.tie_rank)
 
     def restore(self, folder):

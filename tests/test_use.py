@@ -1,0 +1,47 @@
+"""docs/use.md: every snippet runs, where its package is installed, and gives the vectors of this package."""
+
+import importlib.util
+import re
+
+import numpy as np
+import pytest
+import transformers
+
+from embedding_finetune.retrieval.encoder import Encoder
+from embedding_finetune.retrieval.model_use import ModelUse
+from embedding_finetune.settings import ROOT
+from embedding_finetune.training.export import export
+from tiny import tiny_bert
+
+PAGE = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
+SNIPPETS = dict(re.findall(r"### ([\w-]+)\n.*?```python\n(.*?)```", PAGE, flags=re.DOTALL))
+PACKAGES = {"sentence-transformers": "sentence_transformers", "FlagEmbedding": "FlagEmbedding",
+            "LangChain": "langchain_huggingface", "LlamaIndex": "llama_index"}
+QUERY, PASSAGE = "how do I join two tables", "Merge DataFrame objects with a database-style join."
+
+
+@pytest.fixture(scope="module")
+def use(tmp_path_factory):
+    """A finished model that is used as the page says of output/demo/neg10."""
+    folder = tmp_path_factory.mktemp("use")
+    prompt = re.search(r'query_instruction_for_retrieval="(.*)"', PAGE)[1]
+    use = ModelUse("neg10", "neg10", str(tiny_bert(folder / "base", [QUERY, PASSAGE, prompt] * 2)), "cls", prompt, "",
+                   48, 96)
+    model = transformers.AutoModel.from_pretrained(use.name)
+    export(model, transformers.AutoTokenizer.from_pretrained(use.name), folder / "neg10", use)
+    return ModelUse(**(vars(use) | {"name": str(folder / "neg10")}))
+
+
+@pytest.mark.parametrize("library", PACKAGES)
+def test_the_same_vectors_in_every_library(use, library):
+    if importlib.util.find_spec(PACKAGES[library]) is None:
+        pytest.skip(f"{library} is not installed: docs/use.md says how")
+    assert "output/demo/neg10" in SNIPPETS[library]
+    found = {}
+    exec(SNIPPETS[library].replace("output/demo/neg10", use.name), found)
+    encoder = Encoder(use)
+    for vectors, expected in ((found["queries"], encoder.encode_queries([QUERY])),
+                              (found["passages"], encoder.encode_passages([PASSAGE]))):
+        vectors = np.asarray(vectors, np.float32)
+        assert vectors.shape == (1, 64)
+        assert np.abs(vectors - expected).max() < 1e-5  # random weights give all texts nearly one direction
