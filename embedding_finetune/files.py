@@ -71,12 +71,17 @@ def read_lines(path, made_by):
 
 
 def read_jsonl(path, *, required=(), made_by="the build notebooks"):
-    """Read a file of JSON objects, one a line (blank lines are skipped).
+    """The rows that `iter_jsonl` yields, as a list."""
+    return list(iter_jsonl(path, required=required, made_by=made_by))
+
+
+def iter_jsonl(path, *, required=(), made_by="the build notebooks"):
+    """Yield the JSON objects of a file that has one a line (blank lines are skipped).
 
     `required` names the keys each row must have; `made_by` says who writes the file, for the error message.
     Raises UserError naming file and line when the file is missing, empty or broken.
     """
-    rows = []
+    found = False
     for number, line in read_lines(path, made_by):
         if not line.strip():
             continue
@@ -90,10 +95,10 @@ def read_jsonl(path, *, required=(), made_by="the build notebooks"):
         missing = [key for key in required if key not in row]
         if missing:
             raise UserError(f"{path}, line {number}: no {missing[0]!r}; each row needs {', '.join(required)}")
-        rows.append(row)
-    if not rows:
+        found = True
+        yield row
+    if not found:
         raise UserError(f"{path} is empty: it is made by {made_by}")
-    return rows
 
 
 def write_jsonl(path, rows):

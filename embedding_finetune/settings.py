@@ -66,15 +66,25 @@ class Settings:
     profile: str
     of_others: tuple = ()  # (NAME, value): said by the profile of a model in whose place another one has come
 
-    dataset: str = setting("the pairs: msmarco (hub), docstrings (of installed packages), or a file", DATA)
+    dataset: str = setting("the pairs: msmarco, docstrings, a file, a folder, or a hub name", DATA)
+    query_column: str = setting("of the pairs; auto: guessed where there is no doubt", DATA, "auto")
+    positive_column: str = setting("passages that answer, one or a list; auto as above", DATA, "auto")
+    negative_column: str = setting("passages that do not; auto as above, none: do not read", DATA, "auto")
+    id_column: str = setting("the queries' ids; auto and none as above", DATA, "auto")
+    split: str = setting("of a hub name that has several", DATA, "")
+    max_bad_rows: float = setting("share of broken rows above which the build stops", NOTHING, 0.05,
+                                  (lambda share: 0 <= share <= 1, "must lie between 0 and 1"))
+    corpus: str = setting("more passages, without queries: a file, a folder, or a hub name", DATA, "")
+    corpus_text_column: str = setting("of CORPUS; auto: guessed where there is no doubt", DATA, "auto")
+    corpus_title_column: str = setting("put before the text; auto as above, none: do not read", DATA, "auto")
+    corpus_id_column: str = setting("the passages' ids; auto and none as above", DATA, "auto")
+    corpus_split: str = setting("of a hub name that has several", DATA, "")
     data_dir: Path = setting("where the data files are", NOTHING)
     output_dir: Path = setting("where models, runs and results are", NOTHING)
     max_pairs: int = setting("a seeded sample of so many queries; 0 takes all", DATA, 0, at_least(0))
     test_fraction: float = setting("of the queries", DATA, 0.2, within(0, 1))
     dev_fraction: float = setting("of the queries that are left for training", DATA, 0.05, within(0, 1))
     near_duplicates_together: bool = setting("passages that say nearly the same are kept in one part", DATA, True)
-    distractors: str = setting("passages that answer nothing: a JSONL of text, or msmarco-corpus (hub)", DATA, "")
-    max_distractors: int = setting("a seeded sample of so many", DATA, 100_000, at_least(1))
     seed: int = setting("of everything that is drawn", DATA, 42, (range(2**32).__contains__, "must be 0 to 2**32 - 1"))
 
     base_model: str = setting("what is fine-tuned: a hub name, a folder, or `bundled` (all-MiniLM-L6-v2)", TRAINING)

@@ -103,7 +103,7 @@ EXTENDED = """
 import sys
 import numpy as np
 from embedding_finetune.data.collection import read_data
-from embedding_finetune.data.sources import Row, reader, read_pairs
+from embedding_finetune.data.sources import read_pairs, reader
 from embedding_finetune.evaluation.results import compare, save_result
 from embedding_finetune.retrieval.retrievers import Retriever, retriever, retriever_of
 from embedding_finetune.settings import Settings, path_of
@@ -130,9 +130,9 @@ def added_lines(heading):
 
 
 def test_a_format_and_a_retriever_take_one_addition_each(built, tmp_path):
-    (tmp_path / "pairs.tsv").write_text("what is it\tit is this\nwho is it\tit is she\n", encoding="utf-8")
+    (tmp_path / "pairs.psv").write_text("what is it|it is this\nwho is it|it is she\n", encoding="utf-8")
     script = EXTENDED.format(added=f"{added_lines('A data format')}\n\n\n{added_lines('A retriever')}")
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "pairs.tsv")], cwd=ROOT, capture_output=True,
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "pairs.psv")], cwd=ROOT, capture_output=True,
                           text=True)
     assert "READ 2 2\n" in done.stdout and "COMPARED bm25 overlap\n" in done.stdout, done.stdout + done.stderr
 

@@ -275,6 +275,7 @@ def test_positions_are_counted_as_the_architecture_counts_them(repositories):
 
 
 LOADING = """
+from dataclasses import replace
 from embedding_finetune.data.sources import read_pairs
 from embedding_finetune.files import run_command_line
 from embedding_finetune.settings import Settings
@@ -283,6 +284,8 @@ def main():
     settings = Settings.load("msmarco")
     collection, counts = read_pairs(settings)
     print("queries", len(collection.queries), counts["rows read"])
+    more, _ = read_pairs(replace(settings, corpus="namespace-Pt/msmarco-corpus"))
+    print("of the corpus", len(more.corpus) - len(collection.corpus), more.queries == collection.queries)
     from embedding_finetune.retrieval.encoder import Encoder  # takes seconds to import
     from embedding_finetune.retrieval.model_use import use_of
     for label in ("raw", "reference", "raw_mean"):
@@ -300,8 +303,11 @@ def test_the_tutorials_experiment_loads_from_the_hub(repositories, pairs, tmp_pa
                               capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     distinct = len({pair["query"] for pair in pairs})
-    assert done.stdout.splitlines() == [f"queries {distinct} 30", "raw bert-base-uncased cls (1, 64)",
-                                        "reference BAAI/bge-m3 cls (1, 64)", "raw_mean bert-base-uncased mean (1, 64)"]
+    assert done.stdout.splitlines() == [
+        f"queries {distinct} 30",
+        "namespace-Pt/msmarco-corpus: guessed from the names of the columns: CORPUS_TEXT_COLUMN=content",
+        "of the corpus 0 True", "raw bert-base-uncased cls (1, 64)", "reference BAAI/bge-m3 cls (1, 64)",
+        "raw_mean bert-base-uncased mean (1, 64)"]
 
 
 def test_without_a_hub_the_experiment_stops_with_one_line(refused, tmp_path):

@@ -5,7 +5,6 @@ than trained; the trainers of `tokenizers` break ties by the order of a hash tab
 """
 
 import collections
-import dataclasses
 import itertools
 import math
 import random
@@ -37,7 +36,7 @@ from transformers import (
 )
 
 from embedding_finetune.data.collection import write_data, write_test_files
-from embedding_finetune.data.sources import read_distractors, read_pairs, source_of
+from embedding_finetune.data.sources import read_pairs, source_of
 from embedding_finetune.data.split import split
 from embedding_finetune.recipes import find_recipe
 from embedding_finetune.retrieval.model_use import base_use
@@ -199,8 +198,6 @@ def build(settings, labels=("neg10", "neg50")):
     pairs, _ = read_pairs(settings)
     collection = split(pairs, test_fraction=settings.test_fraction, dev_fraction=settings.dev_fraction,
                        seed=settings.seed, together=settings.near_duplicates_together)
-    corpus = collection.corpus | read_distractors(settings, known=collection.corpus)
-    collection = dataclasses.replace(collection, corpus=dict(sorted(corpus.items())))
     write_data(settings, collection, source_of(settings))
     write_test_files(settings, collection, base_use(settings).query_prompt)
     for label in labels:

@@ -2,7 +2,7 @@
 
 In a folder:
 
-    corpus.jsonl       passages: `_id` (and `id`, the same), `title` (empty), `text`
+    corpus.jsonl       passages: `_id` (and `id`, the same), `title` (empty), `text`, `source` where it is known
     queries.jsonl      queries: `_id`, `text`
     qrels/PART.tsv     judgements of a part's queries: query-id, corpus-id, score; PART is train, dev or test
     dataset.json       (of an experiment) the settings and sources that made the files, and a hash of each
@@ -11,26 +11,27 @@ Beside them, for tools that read other formats: `eval_dataset.json` and `qrels.t
 (Layout: Thakur et al., "BEIR", NeurIPS 2021 Datasets and Benchmarks.)
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, replace
 
 import numpy as np
 
-from embedding_finetune.data.texts import tidy
+from embedding_finetune.data.texts import passage_id, tidy
 from embedding_finetune.files import (
     UserError,
     atomic_write,
     content_hash,
+    iter_jsonl,
     may_overwrite,
     read_json,
-    read_jsonl,
     read_lines,
     sha256,
     write_json,
     write_jsonl,
 )
-from embedding_finetune.settings import DATA
+from embedding_finetune.settings import DATA, TABLE
 
 PARTS = ("train", "dev", "test")
+BEIR = ("corpus.jsonl", "queries.jsonl")  # a folder with these files is a set in BEIR's layout
 MADE_BY = "build_train_dataset.ipynb"
 
 
@@ -46,6 +47,8 @@ class Collection:
     corpus: dict  # id -> text
     qrels: dict  # query id -> passage id -> grade
     parts: dict = field(default_factory=dict)  # query id -> train, dev or test
+    source: dict = field(default_factory=dict)  # passage id -> where it comes from, for whoever reads a hit
+    given: tuple = ()  # the parts that came with the data, kept as they are even where they share something
 
     def part(self, name):
         """The queries of one part with their judgements, and the whole corpus."""
@@ -74,23 +77,27 @@ class Collection:
     def subsets(self, steps=5):
         """Corpora of growing size with the same queries: from the judged passages to the whole, in `steps` equal steps.
 
-        Passages are added in the order of their ids, which are hashes: a random order that is the same for every model.
+        Passages are added in the order of their texts' hashes: a random order that is the same for every model.
         """
         judged = self.judged()
-        others = sorted(set(self.corpus) - judged)
+        others = sorted(set(self.corpus) - judged, key=lambda passage: passage_id(self.corpus[passage]))
         for step in range(steps):
             kept = judged | set(others[:round(len(others) * step / (steps - 1))])
             yield replace(self, corpus={passage: text for passage, text in self.corpus.items() if passage in kept})
 
     def sample(self, number, seed):
-        """A seeded sample of the queries in their order, with the passages judged for them; all of them for 0."""
+        """A seeded sample of the queries in their order, without the passages judged only for the others; all of them
+        for 0.
+        """
         if not number or len(self.queries) <= number:
             return self
         ids = list(self.queries)
         chosen = np.sort(np.random.default_rng(seed).choice(len(ids), number, replace=False))
         sample = self.of_queries([ids[index] for index in chosen])
-        judged = sample.judged()
-        return replace(sample, corpus={passage: text for passage, text in self.corpus.items() if passage in judged})
+        dropped = self.judged() - sample.judged()
+        corpus, source = ({passage: text for passage, text in texts.items() if passage not in dropped}
+                          for texts in (self.corpus, self.source))
+        return replace(sample, corpus=corpus, source=source)
 
 
 def read_collection(folder, made_by="whoever made this set"):
@@ -99,12 +106,15 @@ def read_collection(folder, made_by="whoever made this set"):
     A passage's title stands before its text. Raises UserError naming file and line when something is missing or
     broken, or when the files do not belong together.
     """
-    texts = {}
-    for name in ("corpus", "queries"):
-        rows = read_jsonl(folder / f"{name}.jsonl", required=("_id", "text"), made_by=made_by)
-        texts[name] = {str(row["_id"]): tidy(f"{row.get('title') or ''} {row['text'] or ''}") for row in rows}
-        if len(texts[name]) < len(rows):
-            raise UserError(f"{folder / name}.jsonl has an `_id` twice: make the ids distinct")
+    texts, source = {"corpus": {}, "queries": {}}, {}
+    for name, found in texts.items():
+        for row in iter_jsonl(folder / f"{name}.jsonl", required=("_id", "text"), made_by=made_by):
+            identity = str(row["_id"])
+            if identity in found:
+                raise UserError(f"{folder / name}.jsonl has the `_id` {identity!r} twice: make the ids distinct")
+            found[identity] = tidy(f"{row.get('title') or ''} {row['text'] or ''}")
+            if name == "corpus" and row.get("source"):
+                source[identity] = tidy(str(row["source"]))
     qrels, parts = {}, {}
     for path in [folder / "qrels" / f"{part}.tsv" for part in PARTS]:
         for number, query, passage, grade in _judgements(path, made_by) if path.is_file() else ():
@@ -115,7 +125,7 @@ def read_collection(folder, made_by="whoever made this set"):
             qrels.setdefault(query, {})[passage] = grade
     if not qrels:
         raise UserError(f"{folder / 'qrels'} has no judgements: it must hold test.tsv (or train.tsv, dev.tsv)")
-    return Collection(texts["queries"], texts["corpus"], qrels, parts)
+    return Collection(texts["queries"], texts["corpus"], qrels, parts, source)
 
 
 def _judgements(path, made_by):
@@ -133,15 +143,17 @@ def _judgements(path, made_by):
 
 def write_collection(folder, collection):
     """Write corpus, queries and the judgements of each part in BEIR's layout."""
+    source = {identity: {"source": text} for identity, text in collection.source.items()}
     write_jsonl(folder / "corpus.jsonl", ({"_id": identity, "id": identity, "title": "", "text": text}
-                                          for identity, text in collection.corpus.items()))
+                                          | source.get(identity, {}) for identity, text in collection.corpus.items()))
     write_jsonl(folder / "queries.jsonl", ({"_id": identity, "text": text}
                                            for identity, text in collection.queries.items()))
     for part in PARTS:
         with atomic_write(folder / "qrels" / f"{part}.tsv") as file:
             file.write("query-id\tcorpus-id\tscore\n")
-            for query, judged in collection.part(part).qrels.items():
-                file.writelines(f"{query}\t{passage}\t{grade}\n" for passage, grade in judged.items())
+            for query in (query for query, its in collection.parts.items() if its == part):
+                file.writelines(f"{query}\t{passage}\t{grade}\n"
+                                for passage, grade in collection.qrels.get(query, {}).items())
 
 
 def write_data(settings, collection, source):
@@ -157,7 +169,8 @@ def write_data(settings, collection, source):
         raise UserError(f"{folder} holds the data of other settings ({difference}); choose another DATA_DIR, or set "
                         "OVERWRITE=1 to replace them")
     write_collection(folder, collection)
-    write_json(folder / "dataset.json", {"made_with": today, "files": _hashes(folder)})
+    write_json(folder / "dataset.json", {"made_with": today, "files": _hashes(folder),
+                                         "parts_given": list(collection.given)})
 
 
 def read_data(settings):
@@ -171,7 +184,7 @@ def read_data(settings):
                         "settings back")
     if recorded["files"] != _hashes(folder):
         raise UserError(f"the files in {folder} are not those that {MADE_BY} wrote: run it again")
-    return read_collection(folder, MADE_BY)
+    return replace(read_collection(folder, MADE_BY), given=tuple(recorded.get("parts_given", ())))
 
 
 def data_identity(settings):
@@ -180,12 +193,13 @@ def data_identity(settings):
 
 
 def _hashes(folder):
-    names = ["corpus.jsonl", "queries.jsonl", *(f"qrels/{part}.tsv" for part in PARTS)]
+    names = [*BEIR, *(f"qrels/{part}.tsv" for part in PARTS)]
     return {name: sha256(folder / name) for name in names if (folder / name).is_file()}
 
 
 def _difference(recorded, today):
-    made_with = recorded.get("made_with", {})  # which the first versions of this package did not write
+    newer = {name: row.default for name, row in TABLE.items() if row.default is not MISSING}  # than the record, perhaps
+    made_with = newer | recorded.get("made_with", {})  # which the first versions of this package did not write
     return ", ".join(f"{name}={made_with.get(name)}, now {value}" for name, value in today.items()
                      if made_with.get(name) != value)
 

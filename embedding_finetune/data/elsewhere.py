@@ -10,7 +10,8 @@ from pathlib import Path
 import yaml
 
 from embedding_finetune.data.collection import Collection, read_collection
-from embedding_finetune.data.sources import Row, clean
+from embedding_finetune.data.readers import Row
+from embedding_finetune.data.sources import clean
 from embedding_finetune.files import UserError
 from embedding_finetune.settings import path_of
 

@@ -1,25 +1,93 @@
-"""Negatives for training queries: random ones, and mined hard ones that a positive-aware filter has passed.
+"""Negatives for training queries: those that came with them, random ones, and mined hard ones that a positive-aware
+filter has passed.
 
-Everything here works on positions in the pool of training passages (0 to passages - 1), in batches of queries: memory
+Everything here works on positions in the pool of training passages (see Pool), in batches of queries: memory
 grows with queries times candidates, never with queries times passages.
 """
 
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from embedding_finetune.data.collection import Collection
+from embedding_finetune.data.texts import near_duplicates, passage_id
 from embedding_finetune.files import UserError
 
 BATCH = 2048  # queries that are filtered together
 
 
+@dataclass(frozen=True)
+class Pool:
+    """The passages that the training part may use, by position, and which of them each training query has."""
+
+    train: Collection
+    ids: list        # position -> passage id
+    positives: list  # for each query the positions of its positives
+    negatives: list  # for each query the positions of the negatives that came with it
+    drawn: int       # negatives are drawn and mined from the first so many, which are all positives of some query
+
+    def texts(self):
+        """The texts, by position."""
+        return [self.train.corpus[passage] for passage in self.ids]
+
+
+def training_pool(collection, near=True):
+    """The Pool of a split Collection. No negative of it is a dev or test positive, or, with `near`, nearly the same.
+
+    After our own split the training positives are none, so only negatives that came with the data are looked through;
+    where parts came with the data, the training positives, too. These stay positives, but are drawn for no query.
+    There, texts may also be in the corpus twice; both then have one position.
+    """
+    train = collection.part("train")
+    own = {query: [passage for passage, grade in judged.items() if not grade] for query, judged in train.qrels.items()}
+    if not collection.given and not any(own.values()):
+        ids, positives = train.pool()
+        return Pool(train, ids, positives, [[]] * len(positives), len(ids))
+    key = {passage: passage_id(collection.corpus[passage]) for passage in collection.judged()}
+    positive = list(dict.fromkeys(passage for query in train.queries for passage in train.positives(query)))
+    suspects = (positive if collection.given else []) + list(dict.fromkeys(chain.from_iterable(own.values())))
+    held_out = [passage for part in ("dev", "test") for passage in collection.part(part).pool()[0]]
+    unsafe = {key[passage] for passage in held_out}
+    if near:
+        pairs = near_duplicates([collection.corpus[passage] for passage in suspects + held_out])
+        unsafe |= {key[suspects[one]] for one, other in pairs.tolist() if one < len(suspects) <= other}
+    safe, ids = [passage for passage in positive if key[passage] not in unsafe], {}
+    for passage in chain(safe, positive, (passage for passage in suspects if key[passage] not in unsafe)):
+        ids.setdefault(key[passage], passage)
+    place = {text: position for position, text in enumerate(ids)}
+    positives = [list(dict.fromkeys(place[key[passage]] for passage in train.positives(query)))
+                 for query in train.queries]
+    negatives = [list(dict.fromkeys(place[key[passage]] for passage in own.get(query, ())
+                                    if key[passage] not in unsafe and place[key[passage]] not in answers))
+                 for query, answers in zip(train.queries, positives)]
+    lost = sum(map(len, own.values())) - sum(map(len, negatives))
+    if lost:
+        print(f"{lost} negatives that came with training queries are left out: they are dev or test positives, or "
+              "nearly")
+    return Pool(train, list(ids.values()), positives, negatives, len({key[passage] for passage in safe}))
+
+
+def with_given(pool, chosen):
+    """The negatives that came with each query, as many as there is room for, and then those of its row of `chosen`;
+    and for each place whether its negative came with the query: two arrays of the shape of `chosen`.
+    """
+    merged, given = chosen.copy(), np.zeros(chosen.shape, dtype=bool)
+    for row, own in enumerate(pool.negatives):
+        if own:
+            own = own[:chosen.shape[1]]
+            merged[row] = [*own, *chosen[row, :chosen.shape[1] - len(own)]]
+            given[row, :len(own)] = True
+    return merged, given
+
+
 def sample_random(positives, pool_size, number, seed):
     """Draw `number` distinct random negatives for each query, never one of its positives.
 
-    `positives` lists for each query the positions (0 to pool_size - 1) of its positives in the pool of passages.
+    `positives` lists for each query the positions of its positives in the pool of passages, or of whatever else must
+    not be drawn for it; those beyond pool_size are not drawn for any.
     Returns an int array of shape (queries, number) of positions in the pool; each set of negatives is equally likely.
 
     Floyd's algorithm (Bentley and Floyd, CACM 30(9), 1987), run for all queries at once: `number` vectorised steps,
@@ -27,22 +95,25 @@ def sample_random(positives, pool_size, number, seed):
     and moving each draw past the positives before it, so nothing has to be drawn again. Raises UserError when a
     query has fewer than `number` passages to draw from.
     """
-    taken = [sorted(set(row)) for row in positives]
-    available = pool_size - np.array([len(row) for row in taken])
+    flat = np.fromiter(chain.from_iterable(positives), dtype=np.int64)
+    rows = np.repeat(np.arange(len(positives)), [len(own) for own in positives])[flat < pool_size]
+    rows, taken = np.divmod(np.unique(rows * pool_size + flat[flat < pool_size]), pool_size)
+    sizes = np.bincount(rows, minlength=len(positives))
+    available = pool_size - sizes
     if available.size and available.min() < number:
         raise UserError(f"{number} negatives a query were asked for, but a query has only {available.min()} other "
                         "passages in the training part: ask for fewer negatives or give more pairs (raise MAX_PAIRS)")
     rng = np.random.default_rng(seed)
-    chosen = np.empty((len(taken), number), dtype=np.int64)
+    chosen = np.empty((len(positives), number), dtype=np.int64)
     for step in range(number):
         last = available - number + step
         draw = rng.integers(0, last + 1)
         met_before = (chosen[:, :step] == draw[:, None]).any(axis=1)
         chosen[:, step] = np.where(met_before, last, draw)
-    past_the_end = pool_size  # moves nothing
-    for column in range(max(map(len, taken), default=0)):
-        obstacle = np.array([row[column] if column < len(row) else past_the_end for row in taken])
-        chosen += chosen >= obstacle[:, None]
+    first = np.cumsum(sizes) - sizes
+    for column in range(sizes.max(initial=0)):
+        some = np.flatnonzero(sizes > column)
+        chosen[some] += chosen[some] >= taken[first[some] + column][:, None]
     return chosen
 
 
@@ -124,6 +195,7 @@ def choose(candidates, positives, near, pool_size, number, seed):
     chosen, mined = np.empty((len(candidates), number), dtype=np.int64), np.empty(len(candidates), dtype=np.int64)
     for row, (found, own) in enumerate(zip(tqdm(candidates, desc="choosing", unit="query"), positives)):
         unsafe = set(own).union(*(alike[positive] for positive in own))
+        unsafe = {passage for passage in unsafe if passage < pool_size}
         if pool_size - len(unsafe) < number:
             raise UserError(f"{number} negatives a query were asked for, but a query finds only "
                             f"{pool_size - len(unsafe)} in the training part that are no near-duplicates of its "

@@ -1,219 +1,242 @@
-"""Where pairs come from: one reader for each form of DATASET, all of them cleaned in the same way.
+"""Pairs, whatever their form: one reader each (see readers), and all of them cleaned in the same way.
 
-A reader takes the settings and yields `Row`s; `@reader` says for which value of DATASET, or for which ending of a
-file's name. A new form is one such function, and nothing else changes.
+DATASET is a name that a reader is registered for, a file, a folder in BEIR's layout or of documents, or a data set of
+the model hub. CORPUS, in any of these forms, adds passages that answer nothing.
 """
 
-import ast
+import dataclasses
 import importlib.metadata
-import importlib.util
-import inspect
-import warnings
+import os
+import re
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from huggingface_hub.utils import httpx
-from tqdm.auto import tqdm
-
-from embedding_finetune.data.collection import Collection
+from embedding_finetune.data.collection import BEIR, Collection, read_collection
+from embedding_finetune.data.docstrings import read_docstrings
+from embedding_finetune.data.readers import READERS, reader
+from embedding_finetune.data.tables import read_passages, read_table
 from embedding_finetune.data.texts import normalise, passage_id, query_id, tidy
-from embedding_finetune.files import UserError, read_jsonl, sha256
-from embedding_finetune.hub import cannot_load, check_hub
+from embedding_finetune.files import UserError, content_hash, sha256
 from embedding_finetune.settings import path_of
-
-HUB_DATASET, HUB_SPLIT = "namespace-Pt/msmarco", "dev"
-HUB_CORPUS = "namespace-Pt/msmarco-corpus"
 
 # Pinned in requirements.txt, so that everybody reads the same docstrings.
 DOCSTRING_PACKAGES = "numpy scipy scikit-learn pandas networkx sympy matplotlib torch datasets".split()
-IMPORT_NAMES = {"scikit-learn": "sklearn"}
-HIDDEN = ("tests", "testing", "conftest")
-DOCSTRING_QUERY_WORDS = range(4, 41)      # shorter ones name nothing, longer ones are no question
-DOCSTRING_PASSAGE_WORDS = range(10, 65)   # a longer one is cut: a passage, not a page
-
-READERS = {}  # value of DATASET, or ending of a file's name -> function
-
-
-@dataclass
-class Row:
-    """What a reader yields: a query, the texts that answer it, and the query's id where the source has one."""
-
-    query: str
-    positives: list
-    id: str | None = None
-
-
-def reader(*names):
-    """Register the decorated function for these values of DATASET or endings such as ".jsonl"."""
-    def register(function):
-        READERS.update(dict.fromkeys(names, function))
-        return function
-    return register
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
+SHOWN = 5  # broken rows that are named
 
 
 def read_pairs(settings):
-    """The cleaned pairs of DATASET as a Collection without parts, and what cleaning did to them (a Counter).
+    """The cleaned pairs of DATASET and the passages of CORPUS as a Collection, and what cleaning did (a Counter).
 
-    Raises UserError when the source cannot be read.
+    Only a set in BEIR's layout has parts; its judgements, ids and texts stay as they are. Prints how many rows are
+    broken; raises UserError when they are too many, or when a source cannot be read.
     """
-    collection, counts = clean(_reader(settings)(settings))
-    sample = collection.sample(settings.max_pairs, settings.seed)
-    if len(sample.queries) < len(collection.queries):
+    more = clean(_passages(settings))[0] if settings.corpus else Collection({}, {}, {})
+    if is_beir(settings.dataset):
+        collection, counts = _read_beir(settings, more)
+    else:
+        collection, counts = clean(_sound(settings, settings.dataset, _reader(settings.dataset)(settings)), more)
+        sample = collection.sample(settings.max_pairs, settings.seed)
         counts["queries left out by MAX_PAIRS"] = len(collection.queries) - len(sample.queries)
-    counts |= {"queries kept": len(sample.queries), "passages kept": len(sample.corpus)}
-    return sample, counts
+        collection = sample
+    if not collection.queries:
+        raise UserError(f"DATASET={settings.dataset} has no query with a passage that answers it")
+    counts |= {"queries kept": len(collection.queries), "passages kept": len(collection.corpus)}
+    return dataclasses.replace(collection, corpus=dict(sorted(collection.corpus.items()))), +counts
 
 
-def _reader(settings):
-    path = path_of(settings.dataset)
-    found = READERS.get(settings.dataset) or (READERS.get(path.suffix.lower()) if path.is_file() else None)
-    if found:
-        return found
-    forms = ", ".join(name if name.startswith(".") else f"`{name}`" for name in READERS)
-    raise UserError(f"DATASET={settings.dataset} cannot be read: it must be one of {forms}, the dotted ones being the "
-                    "endings of a file that exists")
+def is_beir(name):
+    """Whether this is a folder in BEIR's layout."""
+    path, kind = _find(name)
+    return kind == "folder" and all((path / file).is_file() for file in BEIR)
+
+
+def _find(name):
+    """The path that a setting names, and what is there: "file", "folder" or ""."""
+    try:
+        path = path_of(name)
+        return path, "folder" if name and path.is_dir() else "file" if path.is_file() else ""
+    except (OSError, ValueError, RuntimeError):  # no path can be called so
+        return Path(), ""
+
+
+def _reader(name, setting="DATASET"):
+    path, kind = _find(name)
+    ending = path.suffix.lower()
+    if name in READERS and not name.startswith(".") and name != "documents":
+        return READERS[name]
+    if kind == "file" and ending in READERS:
+        return READERS[ending]
+    if kind == "folder" and "documents" in READERS:
+        return READERS["documents"]
+    if not kind and HUB_NAME.fullmatch(name) and ending not in READERS:
+        return read_table
+    forms = ", ".join(form if form.startswith(".") else f"`{form}`" for form in READERS)
+    raise UserError(f"{setting}={name} cannot be read: it must be one of {forms}, the dotted ones being the endings of "
+                    f"a file that exists; a folder in BEIR's layout ({', '.join(BEIR)}, qrels/); or NAMESPACE/NAME on "
+                    "the model hub")
 
 
 def source_of(settings):
     """What the data depend on beside the settings: the hashes of the files, the versions of the packages read."""
-    packages = DOCSTRING_PACKAGES if settings.dataset == "docstrings" else ()
-    files = {"sha256": path_of(settings.dataset), "distractors_sha256": path_of(settings.distractors)}
+    packages = DOCSTRING_PACKAGES if "docstrings" in (settings.dataset, settings.corpus) else ()
+    hashes = {"sha256": _hash(settings.dataset), "corpus_sha256": _hash(settings.corpus)}
     return ({package: importlib.metadata.version(package) for package in packages}
-            | {name: sha256(path) for name, path in files.items() if path.is_file()})
+            | {name: value for name, value in hashes.items() if value})
 
 
-def clean(rows):
+def _hash(name):
+    path, kind = _find(name)
+    if kind != "folder":
+        return sha256(path) if kind else None
+    files = sorted(Path(folder) / file for folder, _, names in os.walk(path) for file in names)  # follows no links
+    return content_hash({str(file.relative_to(path)): sha256(file) for file in files if file.is_file()})
+
+
+def _sound(settings, name, rows):
+    """The rows that are not broken; says how many are, and raises UserError when they are more than MAX_BAD_ROWS."""
+    broken, number, shown = 0, 0, []
+    for number, row in enumerate(rows, start=1):
+        if row.problem:
+            broken += 1
+            shown += [f"{row.where.removeprefix(f'{path_of(name)}, ')}: {row.problem}"] if broken <= SHOWN else []
+        else:
+            yield row
+    if broken:
+        said = f"{name}: {broken} of {number} rows are broken ({'; '.join(shown)}{'; ...' if broken > SHOWN else ''})"
+        if broken > settings.max_bad_rows * number:
+            raise UserError(f"{said}, and MAX_BAD_ROWS allows a share of {settings.max_bad_rows}: mend them or raise "
+                            "it")
+        print(f"{said}: left out")
+
+
+def _passages(settings):
+    """Rows without queries of CORPUS. Of a form that is no table the passages are taken and the queries left."""
+    name = f"{settings.corpus}/{BEIR[0]}" if is_beir(settings.corpus) else settings.corpus
+    found = _reader(name, "CORPUS")
+    if found is read_table:
+        rows = read_passages(name, settings)
+    else:
+        rows = (dataclasses.replace(row, query=None, id=row.id if row.query is None else None)
+                for row in found(dataclasses.replace(settings, dataset=name)))
+    return _sound(settings, name, rows)
+
+
+def clean(rows, more=None):
     """Merge and drop until each query and each passage is there once; returns a Collection and a Counter of what
     happened.
 
     Empty texts are dropped, and a passage that is nothing but its query; rows of the same query are merged, and all
-    their positives kept; of equal passages the first spelling stays.
+    their positives kept; of equal passages the first spelling stays, and the first id. Negatives are judged 0, unless
+    the query has them as positives, too. `more` is a Collection whose passages come first.
     """
-    ids, owner, counts = {}, {}, Counter()  # normalised query -> id and back
-    queries, corpus, qrels = {}, {}, {}
+    more = more or Collection({}, {}, {})
+    queries, qrels, corpus, source, counts = {}, {}, dict(more.corpus), dict(more.source), Counter()
+    named = {passage_id(text): identity for identity, text in corpus.items()}  # those whose id is not their hash
+    named = {key: identity for key, identity in named.items() if key != identity}
+    ids = {}  # of queries, the same
+
+    def add(text, row):
+        key = passage_id(text)
+        identity = named.get(key, key)
+        if row.query is None and row.id is not None and identity not in corpus:
+            identity = named[key] = _one_word(row, counts)
+            if identity in corpus:
+                raise UserError(f"the id {identity!r} names two passages: {corpus[identity][:80]!r} and {text[:80]!r}; "
+                                "make the ids distinct or leave them out (CORPUS_ID_COLUMN=none)")
+        corpus.setdefault(identity, text)
+        if row.source:
+            source.setdefault(identity, tidy(row.source))
+        return identity
+
     for row in rows:
         counts["rows read"] += 1
-        query, key = tidy(row.query), normalise(tidy(row.query))
-        texts = {passage_id(text): text for text in map(tidy, row.positives) if text}
-        counts["empty passages dropped"] += len(row.positives) - sum(bool(tidy(text)) for text in row.positives)
-        if texts.pop(passage_id(query), None):
+        if row.query is None:
+            for text in filter(None, map(tidy, row.positives)):
+                add(text, row)
+            continue
+        query = tidy(row.query)
+        key = query_id(query)
+        positives, negatives = ({passage_id(text): text for text in map(tidy, texts) if text}
+                                for texts in (row.positives, row.negatives))
+        counts["empty passages dropped"] += sum(not tidy(text) for text in (*row.positives, *row.negatives))
+        same = passage_id(query)
+        if positives.pop(same, None) or negatives.pop(same, None):
             counts["passages equal to their query dropped"] += 1
-        if not query or not texts:
+        if not query or not positives:
             counts["rows without query or passage dropped"] += 1
             continue
-        if key in ids:
+        identity = ids.get(key, key)
+        if identity in queries:
             counts["rows merged with an earlier row of the same query"] += 1
         else:
-            identity = ids[key] = query_id(query) if row.id is None else tidy(str(row.id))
-            if len(identity.split()) != 1:
-                raise UserError(f"row {counts['rows read']}: the id {identity!r} must be one word, as TREC files want "
-                                "it")
-            if owner.setdefault(identity, key) != key:
-                raise UserError(f"the id {identity!r} names two queries: {owner[identity]!r} and {key!r}; "
-                                "make the ids distinct or leave them out")
+            if row.id is not None:
+                identity = ids[key] = _one_word(row, counts)
+            if identity in queries:
+                raise UserError(f"the id {identity!r} names two queries: {normalise(queries[identity])[:80]!r} and "
+                                f"{normalise(query)[:80]!r}; make the ids distinct or leave them out (ID_COLUMN=none)")
             queries[identity], qrels[identity] = query, {}
-        for passage, text in texts.items():
-            corpus.setdefault(passage, text)
-            qrels[ids[key]][passage] = 1
-    counts["queries with several positives"] = sum(len(judged) > 1 for judged in qrels.values())
-    return Collection(queries, corpus, qrels), +counts
+        judged = qrels[identity]
+        for text in positives.values():
+            judged[add(text, row)] = 1
+        row.source = None  # which is that of the positives
+        for text in negatives.values():
+            judged.setdefault(add(text, row), 0)
+    counts["queries with several positives"] = sum(sum(judged.values()) > 1 for judged in qrels.values())
+    counts["queries with negatives of their own"] = sum(0 in judged.values() for judged in qrels.values())
+    return Collection(queries, corpus, qrels, source=source), +counts
 
 
-def read_distractors(settings, known):
-    """Texts of DISTRACTORS by passage id: a seeded sample of those whose id is not in `known`; {} if there are none."""
-    if not settings.distractors:
-        return {}
-    if settings.distractors == "msmarco-corpus":
-        texts = _load_from_hub(HUB_CORPUS, "train", "content")["content"]
-    else:
-        path = path_of(settings.distractors)
-        texts = [row["text"] for row in read_jsonl(path, required=("text",), made_by="you")]
-        wrong = [number for number, text in enumerate(texts, start=1) if not isinstance(text, str)]
-        if wrong:
-            raise UserError(f"{path}, row {wrong[0]}: 'text' must be a text")
-    found = {passage_id(text): text for text in map(tidy, texts) if text}
-    ids = sorted(set(found) - set(known))
-    drawn = np.random.default_rng(settings.seed).permutation(len(ids))[:settings.max_distractors]
-    return {ids[index]: found[ids[index]] for index in np.sort(drawn)}
+def _one_word(row, counts):
+    identity = tidy(row.id if isinstance(row.id, str) else str(row.id))
+    if len(identity.split()) != 1:
+        raise UserError(f"{row.where or 'row {}'.format(counts['rows read'])}: the id {identity!r} must be one word, "
+                        "as TREC files want it")
+    return identity
 
 
-@reader(".jsonl", ".json")
-def _read_jsonl(settings):
-    """Rows of {"query", "pos": [..]} with an optional "id" that has no white space, one JSON object a line."""
-    path = path_of(settings.dataset)
-    for number, row in enumerate(read_jsonl(path, required=("query", "pos"), made_by="you"), start=1):
-        positives = row["pos"]
-        if not isinstance(row["query"], str):
-            raise UserError(f"{path}, row {number}: 'query' must be a text")
-        if not isinstance(positives, list) or not all(isinstance(text, str) for text in positives):
-            raise UserError(f"{path}, row {number}: 'pos' must be a list of texts")
-        yield Row(row["query"], positives, row.get("id"))
+def _read_beir(settings, more):
+    """The Collection of a folder in BEIR's layout with the parts that it has, and what is to be known about it."""
+    folder = path_of(settings.dataset)
+    whole = read_collection(folder, made_by="you")
+    given = sorted(set(whole.parts.values()))
+    if "train" not in given:
+        raise UserError(f"{folder} has no qrels/train.tsv, so nothing to train on; EVAL_SETS={settings.dataset} "
+                        "measures on it")
+    wrong = [identity for identity in (*whole.queries, *whole.corpus) if len(identity.split()) != 1]
+    if wrong:
+        raise UserError(f"{folder}: the id {wrong[0]!r} must be one word, as TREC files want it")
+    kept = [query for query in whole.parts if whole.positives(query)]
+    counts = Counter({"queries read": len(whole.queries), "queries without a positive dropped":
+                      len(whole.queries) - len(kept)})
+    others = [query for query in kept if whole.parts[query] != "train"]
+    train = whole.of_queries([query for query in kept if whole.parts[query] == "train"])
+    sample = train.sample(settings.max_pairs, settings.seed)
+    counts["train queries left out by MAX_PAIRS"] = len(train.queries) - len(sample.queries)
+    texts = {normalise(text) for text in sample.queries.values()}
+    held_out, positives = whole.of_queries(others), set(sample.pool()[0])
+    counts["dev and test queries that are train queries, too"] = sum(
+        normalise(text) in texts for text in held_out.queries.values())
+    counts["dev and test positives that are train positives, too"] = len(positives & set(held_out.pool()[0]))
+    print(f"{settings.dataset}: " + ", ".join(f"{number} {what}" for what, number in counts.items() if "too" in what))
+    known = set(map(passage_id, whole.corpus.values())) if more.corpus else ()
+    extra = {identity: text for identity, text in more.corpus.items() if passage_id(text) not in known}
+    twice = sorted(extra.keys() & whole.corpus.keys())
+    if twice:
+        raise UserError(f"the id {twice[0]!r} names two passages, one of DATASET and one of CORPUS: make the ids "
+                        "distinct or leave them out (CORPUS_ID_COLUMN=none)")
+    collection = whole.of_queries([*sample.queries, *others])
+    return dataclasses.replace(collection, corpus=whole.corpus | extra, source=more.source | whole.source,
+                               given=tuple(given)), counts
+
+
+@reader("docstrings")
+def _read_docstrings(settings):
+    return read_docstrings(DOCSTRING_PACKAGES)
 
 
 @reader("msmarco")
 def _read_msmarco(settings):
-    """Rows of the MS MARCO pairs on the model hub."""
-    for row in _load_from_hub(HUB_DATASET, HUB_SPLIT, "query", "positive"):
-        yield Row(row["query"], row["positive"])
-
-
-def _load_from_hub(name, split, *columns):
-    """A data set of the hub that has these columns. Raises UserError in one line when it cannot be had."""
-    import datasets  # takes seconds to import, and only this needs it
-    check_hub(name, "dataset")
-    try:
-        rows = datasets.load_dataset(name, split=split)
-    except (OSError, ValueError, httpx.HTTPError) as error:
-        raise cannot_load(name, error) from None
-    missing = set(columns) - set(rows.column_names)
-    if missing:
-        raise UserError(f"{name} has no column {missing.pop()!r}; it has {', '.join(rows.column_names)}")
-    return rows
-
-
-@reader("docstrings")
-def _read_docstrings(settings, packages=None):
-    """Rows of the public docstrings of the pinned packages: the first paragraph asks for the rest.
-
-    The sources are parsed, not imported. A name or a file with a leading underscore is private, tests are left out.
-    """
-    for package in tqdm(packages or DOCSTRING_PACKAGES, desc="reading docstrings", unit="package"):
-        name = IMPORT_NAMES.get(package, package)
-        try:
-            importlib.metadata.version(package)
-            folder = Path(importlib.util.find_spec(name).submodule_search_locations[0])
-        except (importlib.metadata.PackageNotFoundError, AttributeError):
-            raise UserError(f"the package {package} is not installed, and DATASET=docstrings reads it: "
-                            "pip install -r requirements.txt") from None
-        for file in sorted(folder.rglob("*.py")):
-            parts = file.relative_to(folder).with_suffix("").parts
-            if any(part.startswith("_") and part != "__init__" or part in HIDDEN for part in parts):
-                continue
-            try:
-                with warnings.catch_warnings(action="ignore"):  # other people's escape sequences
-                    tree = ast.parse(file.read_text(encoding="utf-8"))
-            except (SyntaxError, UnicodeDecodeError):  # a package may carry files for other interpreters
-                continue
-            for docstring in _public_docstrings(tree):
-                yield from _as_row(docstring)
-
-
-def _public_docstrings(node):
-    """Docstrings of a module's public classes and functions, methods included, in order."""
-    for child in node.body:
-        if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and not child.name.startswith("_"):
-            docstring = ast.get_docstring(child)
-            if docstring:
-                yield docstring
-            if isinstance(child, ast.ClassDef):
-                yield from _public_docstrings(child)
-
-
-def _as_row(docstring):
-    """The row of one docstring, unless a side is too short or too long to be one."""
-    query, _, passage = inspect.cleandoc(docstring).partition("\n\n")
-    query, words = " ".join(query.split()), passage.split()
-    if len(query.split()) in DOCSTRING_QUERY_WORDS and len(words) >= DOCSTRING_PASSAGE_WORDS.start:
-        yield Row(query, [" ".join(words[:DOCSTRING_PASSAGE_WORDS.stop - 1])])
+    """The MS MARCO pairs on the model hub."""
+    return read_table(dataclasses.replace(settings, dataset="namespace-Pt/msmarco", split="dev", query_column="query",
+                                          positive_column="positive", negative_column="none", id_column="none"))

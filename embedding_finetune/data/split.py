@@ -1,12 +1,12 @@
 """A split in which nothing of the test set can be learnt: by query and by positive passage at once."""
 
 import dataclasses
+from itertools import chain
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from embedding_finetune.data.collection import PARTS
 from embedding_finetune.data.texts import near_duplicates
 from embedding_finetune.files import UserError
 
@@ -18,16 +18,21 @@ def split(collection, *, test_fraction, dev_fraction, seed, together=True):
     those whose positives say nearly the same (texts.near_duplicates): they are the connected components of the graph
     of queries and passages. Whole components are dealt out in a seeded random order, test first, while they fit the
     share wanted: `test_fraction` of all queries, then `dev_fraction` of the rest. Nothing has to be dropped to keep
-    the parts apart. Raises UserError when a part would be empty.
+    the parts apart. Parts that came with the data stay; only what is missing is cut from their training part. Raises
+    UserError when a part would be empty.
     """
+    missing = [part for part in ("test", "dev") if part not in collection.given]
+    if not missing:
+        return collection
+    whole, collection = collection, collection.part("train") if collection.given else collection
     component = _components(collection, together)
     sizes = np.bincount(component)
     parts = np.full(len(sizes), "train", dtype="<U5")
-    wanted = {"test": round(test_fraction * len(component))}
-    wanted["dev"] = round(dev_fraction * (len(component) - wanted["test"]))
+    wanted = {"test": round(test_fraction * len(component))} if "test" in missing else {}
+    wanted["dev"] = round(dev_fraction * (len(component) - wanted.get("test", 0)))
     left = list(np.random.default_rng(seed).permutation(len(sizes)))
-    for part, room in wanted.items():
-        later = []
+    for part in missing:
+        later, room = [], wanted[part]
         for index in left:
             if sizes[index] <= room:
                 parts[index] = part
@@ -36,21 +41,22 @@ def split(collection, *, test_fraction, dev_fraction, seed, together=True):
                 later.append(index)
         left = later
     assigned = parts[component].tolist()
-    for part in PARTS:
+    for part in ("train", *missing):
         if part not in assigned:
             raise UserError(f"{len(component)} queries are too few, or too entangled by shared passages, for a {part} "
                             "part: raise MAX_PAIRS, TEST_FRACTION or DEV_FRACTION, or give more pairs")
-    return dataclasses.replace(collection, parts=dict(zip(collection.queries, assigned)))
+    return dataclasses.replace(whole, parts=whole.parts | dict(zip(collection.queries, assigned)))
 
 
 def _components(collection, together):
     """The connected component of each query in the graph of queries and positives, numbered from 0 without gaps."""
     pool, positives = collection.pool()
-    queries = len(positives)
-    edges = [(query, queries + passage) for query, own in enumerate(positives) for passage in own]
+    queries, size = len(positives), len(positives) + len(pool)
+    one = np.repeat(np.arange(queries), [len(own) for own in positives])
+    edges = [one, queries + np.fromiter(chain.from_iterable(positives), dtype=np.int64, count=len(one))]
+    del positives
     if together:
-        edges += (queries + near_duplicates([collection.corpus[passage] for passage in pool])).tolist()
-    one, other = np.array(edges, dtype=int).reshape(-1, 2).T
-    size = queries + len(pool)
-    graph = coo_array((np.ones(len(one)), (one, other)), shape=(size, size))
+        near = queries + near_duplicates([collection.corpus[passage] for passage in pool]).T
+        edges = np.concatenate([edges, near], axis=1)
+    graph = coo_array((np.ones(len(edges[0]), dtype=bool), tuple(edges)), shape=(size, size))
     return connected_components(graph, directed=False)[1][:queries]

@@ -2,12 +2,14 @@
 
 import hashlib
 import unicodedata
+from array import array
 
 import numpy as np
 import regex
 from scipy.sparse import csr_array
 
 GRAM = 5  # words
+TEXTS, BLOCK = 50_000, 5_000_000  # texts whose runs, and pairs of texts that are looked at together
 NEAR_DUPLICATE = 0.8  # share of the shorter text's runs of words that the longer one must have
 # Scripts that put no spaces between words: Han, kana, and those whose lines break by dictionary (UAX 14's class SA:
 # Thai, Lao, Khmer, Burmese ..). In the others a word goes on over marks: Hindi writes its vowels with them.
@@ -50,50 +52,93 @@ def near_duplicates(texts):
     Two texts do so when the longer one contains at least NEAR_DUPLICATE of the runs of GRAM words of the shorter one
     (containment, Broder 1997); a text of fewer words is one run. The result is exact: a pair that qualifies shares
     one of the rarest runs of its shorter text, as many as it may miss and one more (prefix filter, Chaudhuri et al.
-    2006), so that only texts with such a run in common are counted.
+    2006), so that only texts with such a run in common are counted. Memory: 4 bytes a word, the different words, and
+    the runs of texts that may have a near-duplicate; it grows with the pairs found, which are the square of the texts
+    where all say the same.
     """
-    grams = _gram_matrix([words(text) for text in texts])
-    sizes = np.diff(grams.indptr)
-    rarity = np.bincount(grams.indices)[grams.indices]
-    rows = np.repeat(np.arange(len(texts)), sizes)
-    order = np.lexsort((rarity, rows))
-    place = np.arange(len(order)) - np.repeat(grams.indptr[:-1], sizes)
-    rare = order[place < np.repeat(sizes - np.ceil(NEAR_DUPLICATE * sizes - 1e-9) + 1, sizes)]
-    prefix = csr_array((np.ones(len(rare), np.int32), (rows[rare], grams.indices[rare])), shape=grams.shape)
-    found = [np.empty((0, 2), dtype=np.int64)]
-    for start in range(0, len(texts), 4096):
-        candidates = (prefix[start:start + 4096] @ grams.T).tocoo()
-        one, other = candidates.row + start, candidates.col
+    flat, bounds = _numbered_words(texts)
+    if not len(flat):
+        return np.empty((0, 2), dtype=np.int64)
+    count = np.zeros(1 << min(27, int(len(flat)).bit_length() + 1), dtype=np.uint8)  # of runs by hash: 0, 1, or more
+    for _, _, hashes in _runs(flat, bounds):
+        cells, times = np.unique(hashes & np.uint64(len(count) - 1), return_counts=True)
+        count[cells] = np.minimum(count[cells] + times, 2)
+    sizes, wanted = np.zeros(len(bounds) - 1, dtype=np.int64), []
+    for block, rows, hashes in _runs(flat, bounds):
+        shared = count[hashes & np.uint64(len(count) - 1)] > 1
+        sizes[block] = of_block = np.bincount(rows - block.start, minlength=block.stop - block.start)
+        enough = np.bincount(rows[shared] - block.start, minlength=len(of_block)) >= NEAR_DUPLICATE * of_block - 1e-9
+        wanted.append(np.unique(hashes[shared & enough[rows - block.start]]))
+    del count
+    wanted, cells = np.unique(np.concatenate(wanted)), []
+    for _, rows, hashes in _runs(flat, bounds):
+        columns = np.searchsorted(wanted, hashes)
+        known = np.append(wanted, np.uint64(0))[columns] == hashes
+        cells.append(np.stack([rows[known], columns[known]]))
+    rows, columns = np.concatenate(cells, axis=1)
+    del flat, cells
+    ones = np.ones(len(rows), np.int32)
+    return _contained(csr_array((ones, (rows, columns)), shape=(len(sizes), len(wanted))), sizes)
+
+
+def _contained(grams, sizes):
+    """The pairs of near_duplicates: `grams` says which run is in which text (those in one text only may be left out),
+    `sizes` how many runs a text has.
+    """
+    rows, columns = np.repeat(np.arange(len(sizes)), np.diff(grams.indptr)), grams.indices
+    times = np.bincount(columns, minlength=grams.shape[1])
+    order = np.lexsort((times[columns], rows))
+    alone = sizes - np.diff(grams.indptr)  # runs of the text that no other has: the rarest
+    place = np.arange(len(order)) + alone[rows] - grams.indptr[rows]
+    rare = order[place < (sizes - np.ceil(NEAR_DUPLICATE * sizes - 1e-9) + 1)[rows]]
+    prefix = csr_array((np.ones(len(rare), np.int32), (rows[rare], columns[rare])), shape=grams.shape)
+    effort = np.cumsum(np.bincount(rows[rare], times[columns[rare]], minlength=len(sizes)))
+    found, by_text = [np.empty((0, 2), dtype=np.int64)], grams.T.tocsr()
+    ends = np.searchsorted(effort, np.arange(BLOCK, effort.max(initial=0), BLOCK))
+    for block in np.split(np.arange(len(sizes)), ends):
+        block = block[np.diff(prefix.indptr)[block] > 0]
+        candidates = (prefix[block] @ by_text).tocoo()
+        one, other = block[candidates.row], candidates.col
         shorter = (sizes[one] < sizes[other]) | (sizes[one] == sizes[other]) & (one < other)
         one, other = one[shorter], other[shorter]
-        for block in range(0, len(one), 100_000):
-            a, b = one[block:block + 100_000], other[block:block + 100_000]
-            shared = grams[a].multiply(grams[b]).sum(axis=1)
-            near = shared >= NEAR_DUPLICATE * sizes[a] - 1e-9
+        for start in range(0, len(one), 100_000):
+            a, b = one[start:start + 100_000], other[start:start + 100_000]
+            near = grams[a].multiply(grams[b]).sum(axis=1) >= NEAR_DUPLICATE * sizes[a] - 1e-9
             found.append(np.stack([np.minimum(a, b)[near], np.maximum(a, b)[near]], axis=1))
     return np.concatenate(found, dtype=np.int64)
 
 
-def _gram_matrix(texts):
-    """Which run of GRAM words occurs in which text: sparse array (texts, runs) of ones. `texts` are lists of words."""
-    number = {}
-    flat = np.array([number.setdefault(word, len(number)) for text in texts for word in text], dtype=np.uint64)
-    lengths = np.array([len(text) for text in texts], dtype=np.int64)
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]) if len(texts) else lengths
-    hashes, rows = [], []
-    for size in range(1, GRAM + 1):  # a text shorter than GRAM is one run of its own size
-        of_size = np.flatnonzero(lengths == size if size < GRAM else lengths >= GRAM)
-        runs = lengths[of_size] - size + 1
-        at = np.repeat(starts[of_size] - np.concatenate([[0], np.cumsum(runs)[:-1]]), runs) + np.arange(runs.sum()) \
-            if len(of_size) else np.empty(0, np.int64)
-        value = np.full(len(at), size, dtype=np.uint64)
-        for offset in range(size):  # a polynomial in 64 bits; two runs collide once in some 10 ** 19
-            value = (value ^ (value >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
-            value += flat[at + offset] + np.uint64(1)
-        hashes.append(value)
-        rows.append(np.repeat(of_size, runs))
-    _, columns = np.unique(np.concatenate(hashes), return_inverse=True)
-    rows = np.concatenate(rows)
-    cells = np.unique(np.stack([rows, columns]), axis=1)  # a run counts once a text
-    return csr_array((np.ones(cells.shape[1], np.int32), (cells[0], cells[1])),
-                     shape=(len(texts), int(columns.max(initial=-1)) + 1))
+def _numbered_words(texts):
+    """The words of all texts as numbers, one array, and where each text begins in it and the last one ends."""
+    number, flat, lengths = {}, array("I"), [0]
+    for text in texts:
+        flat.extend([number.setdefault(word, len(number)) for word in words(text)])
+        lengths.append(len(flat))
+    return np.array(flat, copy=False), np.array(lengths)
+
+
+def _runs(flat, bounds):
+    """Which run of GRAM words occurs in which text, in blocks of texts: yields (slice of the texts, the text of each
+    run, its hash); a run counts once a text.
+    """
+    for first in range(0, len(bounds) - 1, TEXTS):
+        block = slice(first, min(first + TEXTS, len(bounds) - 1))
+        starts, lengths = bounds[block], np.diff(bounds[first:block.stop + 1])
+        hashes, rows = [], []
+        for size in range(1, GRAM + 1):  # a text shorter than GRAM is one run of its own size
+            of_size = np.flatnonzero(lengths == size if size < GRAM else lengths >= GRAM)
+            runs = lengths[of_size] - size + 1
+            ends = np.cumsum(runs)
+            at = np.repeat(starts[of_size] - ends + runs, runs) + np.arange(runs.sum())
+            value = np.full(len(at), size, dtype=np.uint64)
+            for offset in range(size):  # a polynomial in 64 bits; two runs collide once in some 10 ** 19
+                value = (value ^ (value >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
+                value += flat[at + offset] + np.uint64(1)
+            hashes.append(value)
+            rows.append(np.repeat(of_size, runs))
+        hashes, rows = np.concatenate(hashes), np.concatenate(rows)
+        order = np.lexsort((hashes, rows))
+        hashes, rows = hashes[order], rows[order]
+        new = np.ones(len(rows), dtype=bool)
+        new[1:] = (hashes[1:] != hashes[:-1]) | (rows[1:] != rows[:-1])
+        yield block, first + rows[new], hashes[new]

@@ -21,7 +21,8 @@ TOGETHER = 8  # queries of like length in a batch: more would pad more than they
 def save_query_encoder(folder, encoder):
     """Write what QueryEncoder reads to `folder`; `encoder` is the Encoder of the model.
 
-    Raises UserError, and leaves no graph, when the model cannot be written as a graph, or when its vectors differ (cosine below 0.9999).
+    Raises UserError, and leaves no graph, when the model cannot be written as a graph, or when its vectors differ
+    (cosine below 0.9999).
     """
     import torch
 

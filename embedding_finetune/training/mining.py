@@ -47,16 +47,16 @@ class Miner:
         return [how, *(model_content(use.name) for use in uses), self.reranker and model_content(self.reranker),
                 *language]
 
-    def mine(self, train):
-        """Negatives of each query of a part, as (positions in its pool, share of each source).
+    def mine(self, pool):
+        """Negatives of each query of a negatives.Pool, as positions in it, an array (queries, number), and for each
+        source an array of the same shape that says whether it found them.
 
-        Candidates are the part's own passages only. The filter judges them by the model's scores, near-duplicates of a
-        positive are left out, and random passages fill up.
+        Candidates are what the pool has to be drawn from. The filter judges them by the model's scores, near-duplicates
+        of a positive are left out, and random passages fill up.
         """
-        recipe, (pool, positives) = self.recipe, train.pool()
-        corpus = {passage: train.corpus[passage] for passage in pool}
-        print(f"mining for {recipe.label}: {len(train.queries)} training queries, {len(pool)} training passages, model "
-              f"{self.use.title}", flush=True)
+        recipe, train, corpus = self.recipe, pool.train, dict(zip(pool.ids, pool.texts()))
+        print(f"mining for {recipe.label}: {len(train.queries)} training queries, {pool.drawn} training passages, "
+              f"model {self.use.title}", flush=True)
         dense = Dense(self._encoder(self.use)).index(corpus)
         retrievers = {"model": dense}
         if "bm25" in recipe.candidates:
@@ -64,23 +64,24 @@ class Miner:
             print(f"BM25 takes the words as {retrievers['bm25'].used['language']}", flush=True)
         queries = list(train.queries.values())
         found = {name: retrievers[name].top(queries, recipe.depth)[1] for name in recipe.candidates}
+        found = {name: np.where(positions < pool.drawn, positions, -1) for name, positions in found.items()}
         candidates = interleave(*found.values()) if len(found) == 2 else next(iter(found.values()))
         vectors = dense.encoder.encode_queries(queries)
-        candidates = screen(candidates, positives, vectors, dense.vectors, Filter.parse(recipe.filter))
-        chosen, mined = choose(candidates, positives, near_duplicates(corpus.values()), len(pool), recipe.number,
+        candidates = screen(candidates, pool.positives, vectors, dense.vectors, Filter.parse(recipe.filter))
+        taken = [positives + negatives for positives, negatives in zip(pool.positives, pool.negatives)]
+        chosen, mined = choose(candidates, taken, near_duplicates(corpus.values()), pool.drawn, recipe.number,
                                seed=[self.settings.seed, recipe.number])
         return chosen, _sources(chosen, mined, found)
 
-    def scores(self, train, chosen):
+    def scores(self, pool, chosen):
         """Yield for each query the teacher's scores of its positives and of the negatives at the positions in its row
         of `chosen`, over the teacher's temperature.
 
         FlagEmbedding turns the scores of a query into probabilities by a softmax; the temperature says how sharp. A
         label's score is its cosine; another teacher is a cross-encoder, whose score is a logit.
         """
-        pool, positives = train.pool()
-        score = (self._cosines if self.teacher else self._logits)(train, [train.corpus[passage] for passage in pool])
-        for query, (own, others) in enumerate(zip(positives, chosen, strict=True)):
+        score = (self._cosines if self.teacher else self._logits)(pool.train, pool.texts())
+        for query, (own, others) in enumerate(zip(pool.positives, chosen, strict=True)):
             scores = np.asarray(score(query, np.concatenate([own, others])), dtype=np.float64)
             yield (scores / self.recipe.teacher_temperature).round(6).tolist()
 
@@ -119,7 +120,7 @@ class Miner:
 
 
 def _sources(chosen, mined, found):
-    """Share of the negatives by where they came from: `bm25`, `model`, `bm25 and model`, `random`."""
+    """Where the negatives came from, source -> bool array: `bm25`, `model`, `bm25 and model`, `random`."""
     is_mined = np.arange(chosen.shape[1]) < mined[:, None]
     by = {source: np.array([np.isin(row, own) for row, own in zip(chosen, candidates)]) & is_mined
           for source, candidates in found.items()}
@@ -127,4 +128,4 @@ def _sources(chosen, mined, found):
     if len(by) == 2:
         shares["bm25 and model"] = by["bm25"] & by["model"]
         by = {source: where & ~shares["bm25 and model"] for source, where in by.items()}
-    return {source: float(where.mean()) for source, where in (by | shares).items()}
+    return by | shares

@@ -9,7 +9,7 @@ In DATA_DIR, for a recipe:
 import numpy as np
 
 from embedding_finetune.data.collection import data_identity
-from embedding_finetune.data.negatives import sample_random
+from embedding_finetune.data.negatives import sample_random, training_pool, with_given
 from embedding_finetune.files import UserError, content_hash, read_json, read_jsonl, sha256, write_json, write_jsonl
 from embedding_finetune.retrieval.model_use import base_use
 from embedding_finetune.training.audit import audit
@@ -29,27 +29,36 @@ def make_training_file(settings, recipe, collection, miner=None):
     Returns the share of the negatives by where they came from.
     Raises UserError when the training part is too small, or when something leaked.
     """
-    path, train = training_path(settings, recipe), collection.part("train")
+    path = training_path(settings, recipe)
     record_path = path.with_suffix(".made.json")
     made_of = {"data": data_identity(settings), "recipe": recipe.data, "seed": settings.seed}
     made_of |= {"models": miner.content()} if miner else {}
     record = read_json(record_path) or {}
     if record.get("made_of") == made_of and path.exists() and record["sha256"] == sha256(path):
         return record["sources"]
-    pool, positives = train.pool()
-    if recipe.negatives == "mined":
-        chosen, sources = miner.mine(train)
-    else:
-        # A list, so that neg10 and neg50 differ by more than their length.
-        chosen = sample_random(positives, len(pool), recipe.number, seed=[settings.seed, recipe.number])
-        sources = {"random": 1.0}
-    scores = miner.scores(train, chosen) if recipe.teacher else None
-    kept = sample_share(train.queries, recipe.share, settings.seed)
-    rows = training_rows(train, pool, chosen, scores, base_use(settings).query_prompt)
-    write_jsonl(path, (row for row in rows if row["id"] in kept))
+    sources = _write(settings, recipe, path, training_pool(collection, settings.near_duplicates_together), miner)
     audit(settings, collection, [recipe.file])
     write_json(record_path, {"made_of": made_of, "sources": sources, "sha256": sha256(path)})
     return sources
+
+
+def _write(settings, recipe, path, pool, miner):
+    """Choose the negatives and write the file; returns the share of each source."""
+    if recipe.negatives == "mined":
+        chosen, by = miner.mine(pool)
+    else:
+        taken = [positives + negatives for positives, negatives in zip(pool.positives, pool.negatives)]
+        # A list, so that neg10 and neg50 differ by more than their length.
+        chosen = sample_random(taken, pool.drawn, recipe.number, seed=[settings.seed, recipe.number])
+        by = {"random": np.ones(chosen.shape, dtype=bool)}
+    chosen, given = with_given(pool, chosen)
+    drawn = ~np.sort(given, axis=1)  # what was chosen for a place
+    by = ({"with the data": given} if given.any() else {}) | {name: where & drawn for name, where in by.items()}
+    scores = miner.scores(pool, chosen) if recipe.teacher else None
+    kept = sample_share(pool.train.queries, recipe.share, settings.seed)
+    rows = training_rows(pool, chosen, scores, base_use(settings).query_prompt)
+    write_jsonl(path, (row for row in rows if row["id"] in kept))
+    return {name: float(where.mean()) for name, where in by.items()}
 
 
 def sample_share(queries, share, seed):
@@ -59,17 +68,16 @@ def sample_share(queries, share, seed):
     return {ids[place] for place in order[:max(1, round(share * len(ids)))]}
 
 
-def training_rows(train, pool, chosen, scores, prompt):
-    """Yield the row of each query of `train`, its negatives being the passages at the positions in its row of `chosen`.
+def training_rows(pool, chosen, scores, prompt):
+    """Yield the row of each query of a Pool, its negatives being the passages at the positions in its row of `chosen`.
 
-    `pool` are the ids of the training passages. `scores` yields for each query those of its positives and its
-    negatives, or is None. `prompt` is for whoever trains on the file with FlagEmbedding; here the model's counts.
+    `scores` yields for each query those of its positives and its negatives, or is None. `prompt` is for whoever trains
+    on the file with FlagEmbedding; here the model's counts.
     """
-    for query, positions in zip(train.queries, chosen, strict=True):
-        positives = train.positives(query)
-        row = {"query": train.queries[query], "pos": [train.corpus[passage] for passage in positives],
-               "neg": [train.corpus[pool[position]] for position in positions], "id": query,
-               "prompt": prompt}
+    texts = pool.texts()
+    for (query, text), positives, negatives in zip(pool.train.queries.items(), pool.positives, chosen, strict=True):
+        row = {"query": text, "pos": [texts[position] for position in positives],
+               "neg": [texts[position] for position in negatives], "id": query, "prompt": prompt}
         if scores is not None:
             given = next(scores)
             row |= {"pos_scores": given[:len(positives)], "neg_scores": given[len(positives):]}

@@ -15,7 +15,7 @@ from embedding_finetune.data.collection import (
     write_data,
     write_test_files,
 )
-from embedding_finetune.data.sources import read_pairs, source_of
+from embedding_finetune.data.sources import source_of
 from embedding_finetune.data.texts import passage_id
 from embedding_finetune.evaluation.metrics import MEASURES, per_query
 from embedding_finetune.files import UserError, read_jsonl, write_json, write_jsonl
@@ -54,15 +54,19 @@ def test_a_sample_keeps_the_order_and_the_judged_passages():
     sample = whole.sample(10, seed=1)
     assert sample == whole.sample(10, seed=1) != whole.sample(10, seed=2)
     assert list(sample.queries) == [query for query in queries if query in sample.queries] and len(sample.queries) == 10
-    assert set(sample.corpus) == {query.replace("q", "p") for query in sample.queries} == sample.judged()
+    assert {query.replace("q", "p") for query in sample.queries} == sample.judged()
+    assert set(sample.corpus) == sample.judged() | {f"p{number}" for number in range(50, 60)}  # judged for no query
     assert whole.sample(0, seed=1) is whole.sample(50, seed=1) is whole
 
 
 def test_the_corpus_grows_from_the_judged_passages_to_everything():
+    """In the order of the texts' hashes: a user's ids may say what the passages are about."""
     whole = Collection({"q": "query"}, {f"p{number}": f"passage {number}" for number in range(9)}, {"q": {"p8": 1}})
     subsets = list(whole.subsets(steps=3))
+    half = sorted(range(8), key=lambda number: passage_id(f"passage {number}"))[:4]
+    assert half != [0, 1, 2, 3]
     assert [list(subset.corpus) for subset in subsets] == [
-        ["p8"], ["p0", "p1", "p2", "p3", "p8"], list(whole.corpus)]
+        ["p8"], [*(f"p{number}" for number in sorted(half)), "p8"], list(whole.corpus)]
     assert all(subset.qrels == whole.qrels and subset.queries == whole.queries for subset in subsets)
 
 
@@ -118,7 +122,7 @@ def test_ids_that_are_there_twice_and_parts_that_overlap_are_named(tmp_path):
     with pytest.raises(UserError, match="test.tsv, line 2: query 1 is in dev.tsv, too"):
         read_collection(tmp_path)
     write_jsonl(tmp_path / "queries.jsonl", [{"_id": "1", "text": "a"}, {"_id": 1, "text": "b"}])
-    with pytest.raises(UserError, match="queries.jsonl has an `_id` twice"):
+    with pytest.raises(UserError, match="queries.jsonl has the `_id` '1' twice"):
         read_collection(tmp_path)
 
 
@@ -220,13 +224,13 @@ def test_data_of_another_source_is_not_overwritten(built, tmp_path, monkeypatch)
     assert recorded(settings)["sha256"] != before
 
 
-def test_changed_distractors_are_another_source(built, tmp_path):
+def test_a_changed_corpus_is_another_source(built, tmp_path):
     path = tmp_path / "more.jsonl"
     write_jsonl(path, [{"text": "a passage that answers nothing"}])
-    settings = dataclasses.replace(built, distractors=str(path), data_dir=tmp_path / "other")
+    settings = dataclasses.replace(built, corpus=str(path), data_dir=tmp_path / "other")
     build(settings, labels=())
     write_jsonl(path, [{"text": "another passage that answers nothing"}])
-    with pytest.raises(UserError, match=r"holds the data of other settings \(distractors_sha256="):
+    with pytest.raises(UserError, match=r"holds the data of other settings \(corpus_sha256="):
         build(settings, labels=())
 
 
@@ -264,17 +268,32 @@ def test_missing_data_say_who_makes_them(settings):
         read_data(settings)
 
 
-def test_distractors_enter_the_corpus_and_nothing_else(built, tmp_path):
-    """Passages that are there already are no distractors; of the others a sample is taken."""
+def test_the_corpus_setting_adds_passages_and_nothing_else(built, tmp_path):
+    """Passages that the pairs have, too, are there once."""
     known = read_data(built)
-    texts = [text.upper() for text in known.corpus.values()] + [f"distractor {number}" for number in range(50)] + [" "]
+    texts = [text.upper() for text in known.corpus.values()] + [f"another {number}" for number in range(50)]
     write_jsonl(tmp_path / "more.jsonl", [{"text": text} for text in texts])
-    settings = dataclasses.replace(built, distractors=str(tmp_path / "more.jsonl"), max_distractors=20,
-                                   data_dir=tmp_path / "other")
+    settings = dataclasses.replace(built, corpus=str(tmp_path / "more.jsonl"), data_dir=tmp_path / "other")
     harder = build(settings, labels=())
     added = {passage: text for passage, text in harder.corpus.items() if passage not in known.corpus}
-    assert len(added) == 20 and all(text.startswith("distractor ") for text in added.values())
+    assert sorted(added.values()) == sorted(texts[-50:])
     assert all(passage_id(text) == passage for passage, text in added.items())
     assert (harder.qrels, harder.parts, harder.queries) == (known.qrels, known.parts, known.queries)
-    assert known.corpus.items() <= harder.corpus.items() and read_data(settings) == harder
-    assert read_pairs(built)[0].corpus.keys() == known.corpus.keys()
+    assert known.corpus.keys() <= harder.corpus.keys() and read_data(settings) == harder
+
+
+def test_sources_and_given_parts_come_back(settings):
+    collection = dataclasses.replace(SMALL, source={"b": "guide.md, lines 10-42"}, given=("test", "train"))
+    write_data(settings, collection, {})
+    assert read_data(settings) == collection
+    assert read_jsonl(settings.data_dir / "corpus.jsonl")[1]["source"] == "guide.md, lines 10-42"
+
+
+def test_data_older_than_a_setting_are_those_of_its_default(built):
+    path = built.data_dir / "dataset.json"
+    record = json.loads(path.read_text())
+    del record["made_with"]["CORPUS"]
+    write_json(path, record)
+    assert read_data(built).queries
+    with pytest.raises(UserError, match="CORPUS=, now more.jsonl"):
+        read_data(dataclasses.replace(built, corpus="more.jsonl"))

@@ -1,4 +1,3 @@
-import ast
 import dataclasses
 import importlib.metadata
 import json
@@ -9,7 +8,8 @@ from tiny import build
 
 from embedding_finetune.data import sources as module
 from embedding_finetune.data.collection import read_data
-from embedding_finetune.data.sources import Row, clean, read_distractors, read_pairs, reader, source_of
+from embedding_finetune.data.readers import Row
+from embedding_finetune.data.sources import clean, read_pairs, reader, source_of
 from embedding_finetune.data.texts import passage_id, query_id
 from embedding_finetune.files import UserError, sha256
 from embedding_finetune.settings import Settings
@@ -55,33 +55,68 @@ def local(tmp_path, *rows, **settings):
 
 
 @pytest.mark.parametrize("row, message", [
-    ({"query": "a"}, "line 2: no 'pos'"),
-    ({"query": "a", "pos": "x"}, "row 2: 'pos' must be a list of texts"),
-    ({"query": "a", "pos": [1]}, "row 2: 'pos' must be a list of texts"),
-    ({"query": None, "pos": ["x"]}, "row 2: 'query' must be a text"),
-    ({"query": "a", "pos": ["x"], "id": "1 2"}, "row 2: the id '1 2' must be one word"),
+    ({"query": "a"}, "line 2: no passage that answers"),
+    ({"query": "a", "pos": [1]}, "line 2: 'pos' must be a text or a list of texts"),
+    ({"query": 3, "pos": ["x"]}, "line 2: 'query' must be a text or a list of texts"),
+    ({"query": None, "pos": ["x"]}, "line 2: no query"),
+    ({"query": "a", "pos": ["x"], "id": 0.5}, "line 2: 'id' must be an id: a word or a whole number"),
 ])
-def test_broken_local_rows_are_named(tmp_path, row, message):
-    with pytest.raises(UserError, match=message):
-        read_pairs(local(tmp_path, {"query": "b", "pos": ["y"]}, row))
+def test_too_many_broken_rows_stop_the_build_and_few_are_named(tmp_path, capsys, row, message):
+    good = [{"query": f"query {number}", "pos": [f"passage {number}"], "id": number} for number in range(20)]
+    with pytest.raises(UserError, match=rf"1 of 2 rows are broken \({message}\), and MAX_BAD_ROWS .* 0.05"):
+        read_pairs(local(tmp_path, good[0], row))
+    collection, _ = read_pairs(local(tmp_path, good[0], row, *good[1:]))
+    assert len(collection.queries) == 20
+    assert f"pairs.jsonl: 1 of 21 rows are broken ({message}): left out" in capsys.readouterr().out
+    with pytest.raises(UserError, match="1 of 21 rows"):
+        read_pairs(local(tmp_path, good[0], row, *good[1:], max_bad_rows=0.0))
+
+
+def test_an_id_of_two_words_is_named_by_its_line(tmp_path):
+    with pytest.raises(UserError, match="pairs.jsonl, line 2: the id '1 2' must be one word"):
+        read_pairs(local(tmp_path, {"query": "b", "pos": "y"}, {"query": "a", "pos": ["x"], "id": "1 2"}))
+
+
+def test_negatives_are_judged_0_unless_they_answer_the_query_somewhere():
+    collection, counts = clean([
+        Row("a", ["x"], negatives=["y", "z", " ", "A"]), Row("a", ["y"], negatives=["x"]), Row("b", ["z"], "7")])
+    x, y, z = map(passage_id, "xyz")
+    assert collection.qrels == {query_id("a"): {x: 1, y: 1, z: 0}, "7": {z: 1}}
+    assert collection.corpus == {x: "x", y: "y", z: "z"}
+    assert counts["queries with negatives of their own"] == 1 == counts["queries with several positives"]
+
+
+def test_passages_without_a_query_keep_their_ids_and_sources():
+    more, _ = clean([Row(None, ["The  letter x"], "p1", source="letters.md"), Row(None, ["the letter X"], "p2"),
+                     Row(None, ["y"]), Row(None, [""])])
+    assert more.corpus == {"p1": "The  letter x", passage_id("y"): "y"} and more.source == {"p1": "letters.md"}
+    collection, _ = clean([Row("which letter?", ["the letter X", "z"], source="a link", negatives=["Y"])], more)
+    assert collection.qrels == {query_id("which letter?"): {"p1": 1, passage_id("z"): 1, passage_id("y"): 0}}
+    assert collection.source == {"p1": "letters.md", passage_id("z"): "a link"}
+    assert list(collection.corpus) == ["p1", passage_id("y"), passage_id("z")]
+    with pytest.raises(UserError, match="the id 'p1' names two passages: 'x' and 'y'"):
+        clean([Row(None, ["x"], "p1"), Row(None, ["y"], "p1")])
 
 
 def test_a_data_set_that_is_none_is_refused(tmp_path):
     settings = Settings.load("demo")
     (tmp_path / "empty.jsonl").write_text("\n")
-    (tmp_path / "pairs.csv").write_text("a,b\n")
+    (tmp_path / "pairs.xyz").write_text("a,b\n")
     for dataset, message in (("docstring", "DATASET=docstring cannot be read: it must be one of .*`docstrings`"),
                              ("", "DATASET= cannot be read"), (str(tmp_path), "cannot be read"),
                              (str(tmp_path / "none.jsonl"), "none.jsonl cannot be read: .*.jsonl"),
-                             (str(tmp_path / "pairs.csv"), "pairs.csv cannot be read"),
-                             (str(tmp_path / "empty.jsonl"), "empty.jsonl is empty")):
+                             (str(tmp_path / "pairs.xyz"), "pairs.xyz cannot be read"),
+                             ("data/none.csv", "data/none.csv cannot be read"), ("a\0b", "cannot be read"),
+                             ("x" * 5000, "cannot be read"), ("~nobody-here/x.csv", "cannot be read"),
+                             (str(tmp_path / "empty.jsonl"), "empty.jsonl is empty"),
+                             (str(tmp_path), "folder in BEIR's layout")):
         with pytest.raises(UserError, match=message):
             read_pairs(dataclasses.replace(settings, dataset=dataset))
 
 
 def test_a_reader_for_a_new_ending_is_all_that_a_new_form_needs(settings, tmp_path, monkeypatch):
     """Lines `query|passage`, read, split and written with no edit elsewhere."""
-    monkeypatch.setattr(module, "READERS", dict(module.READERS))
+    monkeypatch.setitem(module.READERS, ".xyz", None)  # is taken out again
 
     @reader(".xyz")
     def read_xyz(settings):
@@ -100,12 +135,12 @@ def test_a_reader_for_a_new_ending_is_all_that_a_new_form_needs(settings, tmp_pa
 
 
 def test_half_surrogate_pairs_break_neither_reading_nor_writing(settings, tmp_path):
-    """JSON can spell them, files cannot hold them: in queries, passages, ids and distractors."""
+    """JSON can spell them, files cannot hold them: in queries, passages, ids and CORPUS."""
     rows = [{"query": f"query {number} \ud83d", "pos": [f"\ude00 passage {number}"], "id": f"q{number}\ud83d"}
             for number in range(40)]
     (tmp_path / "more.jsonl").write_text(json.dumps({"text": "more \udc00"}) + "\n")
     settings = dataclasses.replace(local(tmp_path, *rows), data_dir=settings.data_dir, base_model=settings.base_model,
-                                   distractors=str(tmp_path / "more.jsonl"))
+                                   corpus=str(tmp_path / "more.jsonl"))
     build(settings, labels=["neg10"])
     collection = read_data(settings)
     assert collection.queries["q7?"] == "query 7 ?" and collection.corpus[passage_id("? passage 7")] == "? passage 7"
@@ -121,62 +156,6 @@ def test_max_pairs_takes_a_seeded_sample_in_the_files_order(tmp_path):
     assert first == again != other and ids == sorted(ids) and len(set(ids)) == 10
     assert counts["queries left out by MAX_PAIRS"] == 90
     assert counts["passages kept"] == len(first.corpus) == counts["queries kept"] == 10
-
-
-@pytest.mark.parametrize("content, message", [
-    ('{"txt": "a"}', "more.jsonl, line 1: no 'text'"),
-    ('{"text": "a"}\n{"text": 3}', "more.jsonl, row 2: 'text' must be a text"),
-])
-def test_broken_distractors_are_named(tmp_path, content, message):
-    (tmp_path / "more.jsonl").write_text(content)
-    with pytest.raises(UserError, match=message):
-        read_distractors(dataclasses.replace(Settings.load("demo"), distractors=str(tmp_path / "more.jsonl")), known={})
-
-
-def test_distractors_are_a_seeded_sample_of_what_is_not_known(tmp_path):
-    texts = [f"text {number}" for number in range(30)]
-    (tmp_path / "more.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts, " TEXT 3 "]))
-    settings = dataclasses.replace(Settings.load("demo"), distractors=str(tmp_path / "more.jsonl"), max_distractors=8)
-    known = {passage_id(text): text for text in texts[:10]}
-    drawn = read_distractors(settings, known)
-    assert len(drawn) == 8 and not set(drawn) & set(known) and drawn == read_distractors(settings, known)
-    assert drawn != read_distractors(dataclasses.replace(settings, seed=1), known)
-    everything = read_distractors(dataclasses.replace(settings, max_distractors=100), known)
-    assert sorted(everything.values()) == sorted(texts[10:])
-    assert read_distractors(dataclasses.replace(settings, distractors=""), known) == {}
-
-
-def test_docstrings_of_public_names_become_pairs():
-    source = '''
-class Kettle:
-    """Boil water in a vessel with a lid.
-
-    The vessel stands on a stove until the water in it boils, which takes some minutes at sea level.
-    """
-    def pour(self):
-        """Fill a cup from the kettle.
-
-        Too short.
-        """
-    def _lid(self):
-        """A private thing nobody should find here.
-
-        The words of this passage are many enough to make a pair if only the name were public.
-        """
-'''
-    found = [row for docstring in module._public_docstrings(ast.parse(source)) for row in module._as_row(docstring)]
-    assert found == [Row("Boil water in a vessel with a lid.", [
-        "The vessel stands on a stove until the water in it boils, which takes some minutes at sea level."])]
-
-
-def test_docstrings_of_an_installed_package(monkeypatch):
-    monkeypatch.setattr(module, "DOCSTRING_PACKAGES", ("networkx",))
-    collection, _ = read_pairs(Settings.load("demo"))
-    assert len(collection.queries) > 300
-    assert "Returns the average shortest path length." in collection.queries.values()
-    monkeypatch.setattr(module, "DOCSTRING_PACKAGES", ("no-such-package",))
-    with pytest.raises(UserError, match="no-such-package is not installed"):
-        read_pairs(Settings.load("demo"))
 
 
 def test_the_source_of_docstrings_are_the_versions_of_the_packages(monkeypatch):

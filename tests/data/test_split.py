@@ -6,7 +6,8 @@ import pytest
 from tiny import tiny_pairs
 
 from embedding_finetune.data.collection import Collection
-from embedding_finetune.data.sources import Row, clean
+from embedding_finetune.data.readers import Row
+from embedding_finetune.data.sources import clean
 from embedding_finetune.data.split import split
 from embedding_finetune.data.texts import near_duplicates
 from embedding_finetune.files import UserError

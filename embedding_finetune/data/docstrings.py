@@ -1,0 +1,64 @@
+"""Pairs from the docstrings of installed packages: the first paragraph asks for the rest."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import inspect
+import warnings
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from embedding_finetune.data.readers import Row
+from embedding_finetune.files import UserError
+
+IMPORT_NAMES = {"scikit-learn": "sklearn"}
+HIDDEN = ("tests", "testing", "conftest")
+QUERY_WORDS = range(4, 41)      # shorter ones name nothing, longer ones are no question
+PASSAGE_WORDS = range(10, 65)   # a longer one is cut: a passage, not a page
+
+
+def read_docstrings(packages):
+    """Rows of the public docstrings of these packages.
+
+    The sources are parsed, not imported. A name or a file with a leading underscore is private, tests are left out.
+    Raises UserError when a package is not installed.
+    """
+    for package in tqdm(packages, desc="reading docstrings", unit="package"):
+        name = IMPORT_NAMES.get(package, package)
+        try:
+            importlib.metadata.version(package)
+            folder = Path(importlib.util.find_spec(name).submodule_search_locations[0])
+        except (importlib.metadata.PackageNotFoundError, AttributeError):
+            raise UserError(f"the package {package} is not installed, and DATASET=docstrings reads it: "
+                            "pip install -r requirements.txt") from None
+        for file in sorted(folder.rglob("*.py")):
+            parts = file.relative_to(folder).with_suffix("").parts
+            if any(part.startswith("_") and part != "__init__" or part in HIDDEN for part in parts):
+                continue
+            try:
+                with warnings.catch_warnings(action="ignore"):  # other people's escape sequences
+                    tree = ast.parse(file.read_text(encoding="utf-8"))
+            except (SyntaxError, UnicodeDecodeError):  # a package may carry files for other interpreters
+                continue
+            for docstring in public_docstrings(tree):
+                yield from as_row(docstring)
+
+
+def public_docstrings(node):
+    """Docstrings of a module's public classes and functions, methods included, in order."""
+    for child in node.body:
+        if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and not child.name.startswith("_"):
+            docstring = ast.get_docstring(child)
+            if docstring:
+                yield docstring
+            if isinstance(child, ast.ClassDef):
+                yield from public_docstrings(child)
+
+
+def as_row(docstring):
+    """The row of one docstring, unless a side is too short or too long to be one."""
+    query, _, passage = inspect.cleandoc(docstring).partition("\n\n")
+    query, words = " ".join(query.split()), passage.split()
+    if len(query.split()) in QUERY_WORDS and len(words) >= PASSAGE_WORDS.start:
+        yield Row(query, [" ".join(words[:PASSAGE_WORDS.stop - 1])])

@@ -1,0 +1,146 @@
+"""A set in BEIR's layout as DATASET: parts, ids and grades as given, and no negative that gives the test away."""
+
+import dataclasses
+import json
+
+import pytest
+from tiny import build, tiny_pairs
+
+from embedding_finetune.data.collection import Collection, read_data, write_collection
+from embedding_finetune.data.negatives import training_pool
+from embedding_finetune.data.sources import read_pairs
+from embedding_finetune.files import UserError
+from embedding_finetune.training.audit import audit
+
+WORDS = "in the valley the {} rests at night among the reeds and wakes when the light changes{}"
+
+
+def graded(folder, without=()):
+    """40 train, 8 dev and 8 test queries, each with a passage of grade 2, one of grade 1 and one of grade 0.
+
+    Test query 0 shares its best passage with train query 0, a train query is asked in dev, too; the train passage of
+    query 1 says nearly what the test passage of query 1 says, and is twice in the corpus.
+    """
+    queries, corpus, qrels, parts = {}, {}, {}, {}
+    for part, number in (("train", 40), ("dev", 8), ("test", 8)):
+        for n in range(number):
+            query = f"{part}/{n}"
+            queries[query], parts[query] = f"what does {part} animal {n} do", part
+            for grade in (2, 1, 0):
+                corpus[f"{query}/{grade}"] = f"animal {part}{n} of grade {grade} does the {n * 7 + grade} of {part}"
+            qrels[query] = {f"{query}/{grade}": grade for grade in (2, 1, 0)}
+    qrels["test/0"]["train/0/2"] = 2
+    queries["dev/3"] = queries["train/5"].upper()
+    corpus["train/1/2"], corpus["test/1/2"] = WORDS.format("otter", ""), WORDS.format("otter", ", they say")
+    corpus["train/1/1"] = corpus["train/1/2"]
+    qrels["train/2"]["test/2/1"] = 0  # a train query's negative that answers a test query
+    qrels["train/3"]["far"], corpus["far"] = 0, WORDS.format("otter", ", they say, and so they do")
+    corpus["alone"] = "answers nothing"
+    collection = Collection(queries, corpus, qrels, parts)
+    write_collection(folder, collection)
+    for part in without:
+        (folder / "qrels" / f"{part}.tsv").unlink()
+    return collection
+
+
+def at(settings, folder, **more):
+    return dataclasses.replace(settings, dataset=str(folder), **more)
+
+
+def test_parts_ids_and_grades_stay_and_what_crosses_is_said(settings, tmp_path, capsys):
+    whole = graded(tmp_path / "beir")
+    settings = at(settings, tmp_path / "beir")
+    collection = build(settings, labels=["neg10"])
+    assert (collection.queries, collection.qrels, collection.parts) == (whole.queries, whole.qrels, whole.parts)
+    assert collection.corpus == whole.corpus and collection.given == ("dev", "test", "train")
+    assert read_data(settings) == collection
+    said = capsys.readouterr().out
+    assert "beir: 1 dev and test queries that are train queries, too, 1 dev and test positives that are train" in said
+    assert "2 negatives that came with training queries are left out" in said
+    assert audit(settings, collection, ["training_neg_10.json"])["positives"].tolist() == [0, 1]
+
+
+def test_no_negative_is_a_test_positive_or_nearly_one(settings, tmp_path):
+    whole = graded(tmp_path / "beir")
+    collection = build(at(settings, tmp_path / "beir"), labels=["neg10", "neg50"])
+    held_out = {whole.corpus[passage] for query, part in whole.parts.items() if part != "train"
+                for passage in whole.positives(query)}
+    unsafe = held_out | {whole.corpus["train/1/2"], whole.corpus["far"]}
+    for name in ("training_neg_10.json", "training_neg_50.json"):
+        rows = [json.loads(line) for line in (settings.data_dir / name).read_text().splitlines()]
+        assert len(rows) == 40
+        for row in rows:
+            assert not unsafe & set(row["neg"]) and not set(row["pos"]) & set(row["neg"])
+            assert row["neg"][0] == whole.corpus[f"{row['id']}/0"] and len(set(row["neg"])) == len(row["neg"])
+        assert rows[0]["pos"] == [whole.corpus["train/0/2"], whole.corpus["train/0/1"]]  # as its givers say
+        assert rows[1]["pos"] == [whole.corpus["train/1/2"]]  # the same text under two ids
+    pool = training_pool(collection)
+    texts = pool.texts()
+    given = {whole.corpus[f"train/{number}/0"] for number in range(40)}
+    assert len(texts) == len(set(texts)) and set(texts[pool.drawn:]) - given == {whole.corpus["train/0/2"],
+                                                                                 whole.corpus["train/1/2"]}
+    exact = training_pool(collection, near=False)
+    assert exact.drawn == pool.drawn + 1 and whole.corpus["train/1/2"] in exact.texts()[:exact.drawn]
+
+
+def test_the_audit_finds_a_negative_that_is_nearly_a_test_positive(settings, tmp_path):
+    graded(tmp_path / "beir")
+    collection = build(at(settings, tmp_path / "beir"), labels=["neg10"])
+    path = settings.data_dir / "training_neg_10.json"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[7]["neg"][3] = collection.corpus["far"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match='"test", "queries": 0, "positives": 1, "negatives": 0, "near-dup.*": 1'):
+        audit(settings, collection, [path.name])
+
+
+@pytest.mark.parametrize("missing, kept", [(("dev",), ("test",)), (("test",), ("dev",)), (("dev", "test"), ())])
+def test_a_part_that_is_missing_is_cut_from_train(settings, tmp_path, missing, kept):
+    whole = graded(tmp_path / "beir", without=missing)
+    collection = build(at(settings, tmp_path / "beir"), labels=["neg10"])
+    for part in kept:
+        assert collection.part(part).qrels == whole.part(part).qrels
+    for part in missing:
+        found = collection.part(part).queries
+        assert found and all(query.startswith("train/") for query in found)
+    again = {query: part for query, part in collection.parts.items() if query.startswith("train/")}
+    assert set(again.values()) == {"train", *missing} and len(again) == 40
+
+
+def test_a_set_without_training_judgements_is_for_eval_sets(settings, tmp_path):
+    graded(tmp_path / "beir", without=["train"])
+    with pytest.raises(UserError, match="no qrels/train.tsv, so nothing to train on; EVAL_SETS=.*beir measures on it"):
+        read_pairs(at(settings, tmp_path / "beir"))
+
+
+def test_max_pairs_is_for_the_training_part_and_corpus_adds_to_the_corpus(settings, tmp_path):
+    whole = graded(tmp_path / "beir")
+    (tmp_path / "more.csv").write_text("id,text\nnew,a new one\nother,ANSWERS nothing\n")
+    collection, counts = read_pairs(at(settings, tmp_path / "beir", max_pairs=10, corpus=str(tmp_path / "more.csv")))
+    assert len(collection.part("train").queries) == 10 and counts["train queries left out by MAX_PAIRS"] == 30
+    assert [len(collection.part(part).queries) for part in ("dev", "test")] == [8, 8]
+    assert collection.corpus == dict(sorted((whole.corpus | {"new": "a new one"}).items()))
+    (tmp_path / "more.csv").write_text("id,text\nalone,another text\n")
+    with pytest.raises(UserError, match="the id 'alone' names two passages, one of DATASET and one of CORPUS"):
+        read_pairs(at(settings, tmp_path / "beir", corpus=str(tmp_path / "more.csv")))
+
+
+def test_the_corpus_of_a_beir_set_joins_other_pairs(settings, tmp_path):
+    whole = graded(tmp_path / "beir")
+    collection, _ = read_pairs(dataclasses.replace(settings, corpus=str(tmp_path / "beir")))
+    plain, _ = read_pairs(settings)
+    assert collection.queries == plain.queries and collection.qrels == plain.qrels
+    assert len(collection.corpus) == len(plain.corpus) + len(set(whole.corpus.values()))
+    assert collection.corpus["alone"] == "answers nothing"
+
+
+def test_our_own_split_with_the_users_negatives_is_clean(settings, tmp_path):
+    """Each row's negative is the positive of another row, which may be in the test part."""
+    rows = tiny_pairs(120)
+    with (tmp_path / "pairs.jsonl").open("w") as file:
+        for number, row in enumerate(rows):
+            file.write(json.dumps({**row, "neg": rows[(number + 50) % 120]["pos"]}) + "\n")
+    collection = build(at(settings, tmp_path / "pairs.jsonl"), labels=["neg10"])
+    lost = [query for query in collection.part("train").queries for passage, grade in collection.qrels[query].items()
+            if not grade and passage in set(collection.part("test").pool()[0])]
+    assert lost, "or nothing was to be left out"
