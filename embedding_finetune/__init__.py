@@ -9,11 +9,13 @@ One module is one stage of the data's way; each imports only from modules above 
 
     data/texts         when two texts are the same, or nearly
     data/collection    queries, corpus, judgements and parts, in memory and on disk
-    data/readers       what a reader of pairs yields, and the register of readers
-    data/tables        rows of CSV, JSON, Parquet and of data sets of the hub
-    data/docstrings    pairs from the docstrings of installed packages
-    data/sources       pairs in any form, cleaned in one way
-    data/elsewhere     test sets of other domains
+    data/readers         what a reader of pairs yields, and the register of readers
+    data/tables          rows of CSV, JSON, Parquet and of data sets of the hub
+    data/docstrings      pairs from the docstrings of installed packages
+    data/document_files  what stands in a file of text, Markdown, HTML or PDF
+    data/documents       passages of a folder of documents, and pseudo-queries for them
+    data/sources         pairs in any form, cleaned in one way
+    data/elsewhere       test sets of other domains
     data/split         leak-free train / dev / test split
     data/negatives     random negatives, and the filter of mined ones
 

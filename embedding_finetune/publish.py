@@ -49,9 +49,9 @@ SECTIONS = """## Results
 
 {pairs}
 
-{models}. Only planned comparisons are tests (paired randomisation, Holm-corrected); the others are exploration. The model to
-compare, the checkpoint and every weight were chosen on dev queries. Splits are by query and by passage; no test query
-or its passages were trained on.
+{models}. Only planned comparisons are tests (paired randomisation, Holm-corrected); the others are exploration. The
+model to compare, the checkpoint and every weight were chosen on dev queries. Splits are by query and by passage; no
+test query or its passages were trained on.
 
 ## Licence and data
 

@@ -79,6 +79,10 @@ class Settings:
     corpus_title_column: str = setting("put before the text; auto as above, none: do not read", DATA, "auto")
     corpus_id_column: str = setting("the passages' ids; auto and none as above", DATA, "auto")
     corpus_split: str = setting("of a hub name that has several", DATA, "")
+    chunk_tokens: int = setting("the longest passage of a folder's documents; 0: PASSAGE_MAX_LEN", DATA, 0,
+                                (lambda tokens: tokens == 0 or tokens >= 16, "must be 0, or 16 or more"))
+    chunk_overlap: int = setting("tokens that passages of a section share with the next", DATA, 0, at_least(0))
+    queries: str = setting("queries for a folder's documents that people wrote, with where the answer is", DATA, "")
     data_dir: Path = setting("where the data files are", NOTHING)
     output_dir: Path = setting("where models, runs and results are", NOTHING)
     max_pairs: int = setting("a seeded sample of so many queries; 0 takes all", DATA, 0, at_least(0))

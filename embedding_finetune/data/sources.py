@@ -13,6 +13,7 @@ from pathlib import Path
 
 from embedding_finetune.data.collection import BEIR, Collection, read_collection
 from embedding_finetune.data.docstrings import read_docstrings
+from embedding_finetune.data.documents import chunk_tokens
 from embedding_finetune.data.readers import READERS, reader
 from embedding_finetune.data.tables import read_passages, read_table
 from embedding_finetune.data.texts import normalise, passage_id, query_id, tidy
@@ -31,6 +32,9 @@ def read_pairs(settings):
     Only a set in BEIR's layout has parts; its judgements, ids and texts stay as they are. Prints how many rows are
     broken; raises UserError when they are too many, or when a source cannot be read.
     """
+    if settings.queries and (_find(settings.dataset)[1] != "folder" or is_beir(settings.dataset)):
+        raise UserError(f"QUERIES={settings.queries} goes with a folder of documents; DATASET={settings.dataset} is "
+                        "none")
     more = clean(_passages(settings))[0] if settings.corpus else Collection({}, {}, {})
     if is_beir(settings.dataset):
         collection, counts = _read_beir(settings, more)
@@ -77,10 +81,17 @@ def _reader(name, setting="DATASET"):
                     "the model hub")
 
 
+def _reads_documents(settings):
+    return any(_find(name)[1] == "folder" and not is_beir(name) for name in (settings.dataset, settings.corpus))
+
+
 def source_of(settings):
     """What the data depend on beside the settings: the hashes of the files, the versions of the packages read."""
     packages = DOCSTRING_PACKAGES if "docstrings" in (settings.dataset, settings.corpus) else ()
-    hashes = {"sha256": _hash(settings.dataset), "corpus_sha256": _hash(settings.corpus)}
+    hashes = {"sha256": _hash(settings.dataset), "corpus_sha256": _hash(settings.corpus),
+              "queries_sha256": _hash(settings.queries)}
+    if _reads_documents(settings):
+        hashes["passages"] = f"{chunk_tokens(settings)} tokens of {settings.base_model}"
     return ({package: importlib.metadata.version(package) for package in packages}
             | {name: value for name, value in hashes.items() if value})
 
@@ -118,7 +129,7 @@ def _passages(settings):
         rows = read_passages(name, settings)
     else:
         rows = (dataclasses.replace(row, query=None, id=row.id if row.query is None else None)
-                for row in found(dataclasses.replace(settings, dataset=name)))
+                for row in found(dataclasses.replace(settings, dataset=name, queries="")))
     return _sound(settings, name, rows)
 
 

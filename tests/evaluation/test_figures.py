@@ -109,6 +109,15 @@ def test_the_conclusion_follows_the_numbers():
     assert "have to be evaluated" in figures.conclusion(others[:2]) == figures.conclusion([best])
 
 
+def test_numbers_of_pseudo_queries_are_called_no_proof():
+    best = row("neg50", 0.71, chosen=True, raw=pair(0.41, 0.001))
+    for rows in ([best], [best, row("raw", 0.3)]):
+        said = figures.conclusion(rows)
+        assert "no proof" not in said
+        assert figures.conclusion([{**one, "pseudo_queries": 3} for one in rows]) == f"{said} {figures.NO_PROOF}"
+        assert figures.conclusion([{**one, "pseudo_queries": 0} for one in rows]) == said
+
+
 @pytest.mark.parametrize("difference", [0.01, -0.01])
 @pytest.mark.parametrize("p", [0.001, 0.3])
 @pytest.mark.parametrize("half", [0.005, 0.02])

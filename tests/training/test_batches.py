@@ -11,6 +11,7 @@ from batches_for_tests import batch_of
 from tiny_training import rows_of, use
 from transformers import AutoTokenizer
 
+from embedding_finetune.data.texts import PSEUDO
 from embedding_finetune.training.batches import (
     Collator,
     EpochSampler,
@@ -161,3 +162,22 @@ def test_queries_and_passages_are_cut_each_at_their_own_length(rows, tiny):
     assert max(map(len, laid_out[5:])) == 11
     whole = tokenizer(items[0]["query"])["input_ids"]
     assert laid_out[0] == (*whole[:5], whole[-1]) and len(whole) == 7
+
+
+def test_a_pseudo_query_is_taken_out_of_its_passage_nine_times_in_ten():
+    passage = "Guide > Install\nthe falcon carries\n marble over the harbour"
+    rows = [{"query": "carries marble over", "pos": [passage], "neg": ["a carries marble over b"],
+             "id": f"{PSEUDO}span-1"},
+            {"query": "Guide Install", "pos": [passage], "neg": ["moon"], "id": f"{PSEUDO}title-1"},
+            {"query": "carries marble over", "pos": [passage], "neg": ["moon"], "id": "q1"}]
+    training, epochs = TrainingSet(rows, use(), 2, seed=1), range(500)
+    span, title, written = ([training[epoch, row]["passages"][0] for epoch in epochs] for row in range(3))
+    assert set(written) == {passage}
+    for seen, hidden in ((span, "Guide > Install\nthe falcon the harbour"),
+                         (title, "the falcon carries\n marble over the harbour")):
+        counts = Counter(" ".join(text.split()) for text in seen)
+        assert set(counts) == {" ".join(hidden.split()), " ".join(passage.split())}
+        assert abs(counts[" ".join(passage.split())] - 50) < 35  # five deviations
+    item = training[0, 0]
+    assert item["passage_keys"] == [text_key(passage), text_key("a carries marble over b")]  # whatever is taken out
+    assert item["passages"][1] == "a carries marble over b" and span == [training[e, 0]["passages"][0] for e in epochs]

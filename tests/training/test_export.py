@@ -189,6 +189,8 @@ def test_metrics_enter_the_card_and_replace_older_ones(finished, tmp_path):
     card.write_text("# mine\n\nRewritten.\n")
     write_metrics(tmp_path / "model", {"recall@1": 0.75, "mrr@10": 0.5})
     assert card.read_text() == f"# mine\n\nRewritten.\n## Metrics\n\n{table}\n"
+    write_metrics(tmp_path / "model", {"recall@1": 0.75, "mrr@10": 0.5}, "No proof.")
+    assert card.read_text() == f"# mine\n\nRewritten.\n## Metrics\n\n{table}\n\nNo proof.\n"
 
 
 def test_a_folder_of_flagembeddings_trainer_is_completed_in_place(tiny, tmp_path):

@@ -1,0 +1,99 @@
+"""What do pseudo-pairs buy? The demo's docstrings, with every first paragraph hidden from the training.
+
+    make demo                                 first: the data, and the runs to compare with
+    python docs/pseudo_pairs.py [--seeds 3]   trains on spans of the same passages, writes docs/pseudo_pairs.json
+
+The test queries are the demo's, and so are the corpus, the training passages, the settings and the number of steps; the
+training and dev queries are spans of their passages. docs/documents.md says what came out.
+"""
+
+import argparse
+import dataclasses
+import os
+import random
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from embedding_finetune.data.collection import read_data, write_data  # noqa: E402
+from embedding_finetune.data.documents import span  # noqa: E402
+from embedding_finetune.data.texts import PSEUDO  # noqa: E402
+from embedding_finetune.evaluation import figures, metrics, results, significance  # noqa: E402
+from embedding_finetune.files import run_command_line, write_json  # noqa: E402
+from embedding_finetune.finetune import finetune  # noqa: E402
+from embedding_finetune.recipes import find_recipe  # noqa: E402
+from embedding_finetune.retrieval.encoder import Encoder  # noqa: E402
+from embedding_finetune.retrieval.model_use import use_of  # noqa: E402
+from embedding_finetune.retrieval.retrievers import Dense  # noqa: E402
+from embedding_finetune.settings import Settings  # noqa: E402
+from embedding_finetune.training import batches  # noqa: E402
+from embedding_finetune.training.rows import make_training_file  # noqa: E402
+
+OUTPUT, RESULT = ROOT / "output" / "pseudo_pairs", ROOT / "docs" / "pseudo_pairs.json"
+DEMO = {"bm25": "bm25", "raw": "raw", "real pairs": "neg10", "raw, mean": "reference"}  # row -> label in the demo
+MEAN = {"BASE_POOLING": "mean", "QUERY_INSTRUCTION": ""}  # as the base model was made, where the demo's raw one is not
+WAYS = {  # row -> on spans?, how often a span is taken out of its passage in training, settings
+    "spans": (True, batches.HIDDEN, {}),
+    "spans in sight": (True, 0.0, {}),
+    "spans, mean": (True, batches.HIDDEN, MEAN),
+    "real pairs, mean": (False, batches.HIDDEN, MEAN),
+}
+PLANNED = [("spans", "raw"), ("spans", "real pairs"), ("spans", "bm25"), ("spans", "spans in sight"),
+           ("spans, mean", "raw, mean"), ("spans, mean", "real pairs, mean")]
+
+
+def with_spans(collection, seed):
+    """The collection with a span of its passage in the place of each training and dev query; the test part stays."""
+    queries, qrels, parts = {}, {}, {}
+    for query, part in collection.parts.items():
+        text, judged = collection.queries[query], collection.qrels[query]
+        if part != "test":
+            [passage, *_] = collection.positives(query)
+            text = span(collection.corpus[passage], random.Random(f"{seed} {passage}"))
+            query, judged = f"{PSEUDO}span-{passage}", {passage: 1}
+        if text:
+            queries[query], qrels[query], parts[query] = text, judged, part
+    return dataclasses.replace(collection, queries=queries, qrels=qrels, parts=parts)
+
+
+def train_and_measure(demo, row, seed):
+    """Each test query's metrics after the training of a row of WAYS; what is finished is not done again."""
+    (on_spans, hidden, changed), folder = WAYS[row], OUTPUT / f"{row.replace(', ', '_').replace(' ', '_')}_{seed}"
+    os.environ.update(changed | {"SEED": str(seed), "OUTPUT_DIR": str(folder), "DATA_DIR": str(folder / "data")})
+    settings, collection = Settings.load("demo"), with_spans(demo, seed) if on_spans else demo
+    for name in changed:
+        del os.environ[name]
+    if not (folder / "results" / "neg10.json").exists():
+        write_data(settings, collection, {"queries": row})
+        make_training_file(settings, find_recipe(settings, "neg10"), collection)
+        batches.HIDDEN = hidden
+        if not (folder / "neg10").exists():
+            finetune(settings, "neg10", one_process=True)  # in this process, where HIDDEN is what it is
+        encoder = Encoder(use_of(settings, "neg10"), settings.encode_batch_size)
+        dense = Dense(encoder).index(collection.corpus)
+        found = {part: dense.search(collection.part(part).queries) for part in ("test", "dev")}
+        results.save_result(settings, collection, "neg10", found, **results.facts(settings, encoder))
+    return metrics.per_query(demo.part("test").qrels, results.read_measured_run(settings, demo, "neg10"))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=1)
+    seeds, settings = range(42, 42 + parser.parse_args().seeds), Settings.load("demo")
+    demo = read_data(settings)
+    test = demo.part("test")
+    frames = {row: metrics.per_query(test.qrels, results.read_measured_run(settings, demo, label))
+              for row, label in DEMO.items()}
+    frames |= {row: sum(train_and_measure(demo, row, seed) for seed in seeds) / len(seeds) for row in WAYS}
+    rows = [{"label": row, "queries": len(test.queries), "corpus": len(test.corpus),
+             "seeds": len(seeds) * (row in WAYS), "metrics": metrics.mean(frame)} for row, frame in frames.items()]
+    rows = significance.add_significance(rows, frames, PLANNED, seed=settings.seed)
+    write_json(RESULT, rows)
+    for table in (figures.comparison_table(rows), figures.planned_table(rows).set_index("pair")):
+        print(table.to_markdown(disable_numparse=True), end="\n\n")
+
+
+if __name__ == "__main__":
+    run_command_line(main)

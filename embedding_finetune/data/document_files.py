@@ -1,0 +1,145 @@
+"""What stands in a file of text, Markdown, HTML or PDF: its lines, and which of them are headings.
+
+A document is a list of (place, level, text): the number of the line or page, counted from 1; 1 to 6 for a heading, 0
+for any other line; and the text.
+"""
+
+import logging
+import re
+import warnings
+from itertools import groupby, pairwise
+
+from embedding_finetune.files import one_line
+
+LARGEST = 2**25  # bytes
+FRONT_MATTER = re.compile(r"\A---[ \t]*\n.*?\n(?:---|\.\.\.)[ \t]*\n", re.DOTALL)  # settings of a site's generator
+NUMERAL = "[一二三四五六七八九十百零〇两0-9]+"
+NUMBERED = [re.compile(pattern) for pattern in (  # headings of plain text by their level
+    rf"第{NUMERAL}[章篇部编編卷]|(?i:chapter|part|kapitel|chapitre)\s+[0-9IVXLC]+\b",
+    rf"第{NUMERAL}[节節]", rf"{NUMERAL}、", rf"[(（]{NUMERAL}[)）]")]
+RULE = re.compile(r"={3,}|-{3,}|~{3,}|\^{3,}")
+DOTTED = re.compile(r"(\d+(?:\.\d+)+)\.?\s+\S")  # 2.1 Installation
+BOILERPLATE = ("script", "style", "noscript", "template", "nav", "footer", "aside", "form", "button", "svg", "iframe")
+HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
+BLOCKS = {*HEADINGS, *("p li dt dd td th caption pre blockquote div section article main body header figcaption "
+                       "summary details table tr ul ol dl address").split()}
+
+
+class Unreadable(Exception):
+    """Why a file is no document."""
+
+
+def read_document(path):
+    """The lines of a document, and the encoding where it had to be guessed, else ""; raises Unreadable."""
+    form = FORMS[path.suffix.lower()]
+    try:
+        if not path.is_file():
+            raise Unreadable("no file")  # a pipe, or a link to nothing
+        if path.stat().st_size > LARGEST:
+            raise Unreadable(f"larger than {LARGEST // 2**20} MB")
+        if form is _pdf:
+            return list(_pdf(path)), ""
+        text, encoding = _decode(path.read_bytes())
+    except OSError as error:
+        raise Unreadable(error.strerror or "cannot be read") from None
+    return list(form(re.sub(r"\r\n?", "\n", text))), encoding
+
+
+def _decode(content):
+    try:
+        text, guessed = content.decode("utf-8-sig"), ""
+    except UnicodeDecodeError:
+        import charset_normalizer
+        best = charset_normalizer.from_bytes(content).best()
+        text, guessed = (str(best), best.encoding) if best else ("\0", "")
+    if "\0" in text:
+        raise Unreadable("not text")
+    return text, guessed
+
+
+def _plain(text):
+    """Headings are underlined by =, -, ~ or ^, or numbered: 2.1 Setup, Chapter 3, 第一章, 第二节, 三、."""
+    ruled = 0  # the number of a line that underlines the one before
+    for number, (line, below) in enumerate(pairwise([*text.split("\n"), ""]), start=1):
+        title, rule = line.strip(), below.strip()
+        if RULE.fullmatch(rule) and title and not RULE.fullmatch(title) and len(title) <= 2 * len(rule):
+            ruled = number + 1
+            yield number, 1 + "=-~^".index(rule[0]), title
+        elif number != ruled:
+            yield number, _numbered(title), "" if RULE.fullmatch(title) else line
+
+
+def _numbered(title):
+    """The level of a heading by its number; 0 for a line that is none: too long, or a sentence."""
+    if len(title) > 60 or title.endswith(tuple("。！？；，：.!?;,:")):
+        return 0
+    dotted = DOTTED.match(title)
+    if dotted:
+        return min(1 + dotted[1].count("."), 6)
+    return next((level for level, pattern in enumerate(NUMBERED, start=1) if pattern.match(title)), 0)
+
+
+def _markdown(text):
+    """Headings as CommonMark has them, so not those in code; the rest as it is written."""
+    from markdown_it import MarkdownIt
+    text = FRONT_MATTER.sub(lambda head: "\n" * head[0].count("\n"), text)
+    headings, end = {}, 0
+    for token, inline in pairwise(MarkdownIt().parse(text)):
+        if token.type == "heading_open" and token.level == 0:
+            title = "".join(" " if child.type.endswith("break") else child.content for child in inline.children)
+            headings[token.map[0]] = token.map[1], int(token.tag[1]), title
+    for number, line in enumerate(text.split("\n")):
+        if number in headings:
+            end, level, title = headings[number]
+            yield number + 1, level, title
+        elif number >= end:
+            yield number + 1, 0, line
+
+
+def _html(text):
+    """The text of <main> or <body> by blocks, without navigation, scripts and forms; <title> where there is no <h1>."""
+    from bs4 import BeautifulSoup
+    with warnings.catch_warnings(action="ignore"):  # of XHTML it would say that it looks like XML
+        soup = BeautifulSoup(text, "html.parser")
+    for tag in soup(BOILERPLATE):
+        tag.decompose()
+    for tag in soup("br"):
+        tag.replace_with("\n")
+    root = soup.find("main") or soup.body or soup
+    if soup.title and not root.h1:
+        yield 1, 1, soup.title.get_text()
+    pieces = ((next((tag for tag in text.parents if tag.name in BLOCKS), root), text) for text in root.strings)
+    for _, same in groupby(pieces, key=lambda piece: id(piece[0])):
+        blocks, texts = zip(*same)
+        block, joined = blocks[0], "".join(texts)
+        level = int(block.name[1]) if block.name in HEADINGS else 0
+        if joined.strip():
+            yield block.sourceline or 1, level, joined if block.name == "pre" else " ".join(joined.split())
+
+
+def _pdf(path):
+    """The text of the pages; headings are the bookmarks of a page, since nothing else in a PDF says what one is."""
+    import pypdf
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)
+    try:
+        document = pypdf.PdfReader(path)
+        bookmarks = list(_bookmarks(document, document.outline))
+        for number, page in enumerate(document.pages):
+            yield from ((number + 1, level, title) for at, level, title in bookmarks if at == number)
+            yield from ((number + 1, 0, line) for line in page.extract_text().split("\n"))
+    except OSError:
+        raise
+    except Exception as error:  # a broken file makes pypdf fail in many ways
+        raise Unreadable(f"PDF that cannot be read ({one_line(error)[:80]})") from None
+
+
+def _bookmarks(document, outline, level=1):
+    for entry in outline:
+        if isinstance(entry, list):
+            yield from _bookmarks(document, entry, min(level + 1, 6))
+        else:
+            yield document.get_destination_page_number(entry), level, entry.title or ""
+
+
+FORMS = {".txt": _plain, ".text": _plain, ".rst": _plain, ".md": _markdown, ".markdown": _markdown, ".html": _html,
+         ".htm": _html, ".xhtml": _html, ".pdf": _pdf}
