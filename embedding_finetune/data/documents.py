@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
+from embedding_finetune.data.collection import BEIR
 from embedding_finetune.data.document_files import FORMS, Unreadable, read_document
 from embedding_finetune.data.readers import Row, reader
 from embedding_finetune.data.texts import PSEUDO, WORD, normalise, passage_id, tidy, words
@@ -91,7 +92,8 @@ def split_documents(settings):
         more = ", ..." if len(names) > NAMED else ""
         print(f"{len(names)} {'left out, ' if reason in left_out else ''}{reason}: {', '.join(names[:NAMED])}{more}")
     if not found:
-        raise UserError(f"{folder} has no document with text in it; documents are {', '.join(FORMS)}")
+        raise UserError(f"{folder} has no document with text in it; documents are {', '.join(FORMS)}; a folder in "
+                        f"BEIR's layout would have {', '.join(BEIR)} and qrels/")
     return found
 
 

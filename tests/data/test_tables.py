@@ -237,8 +237,8 @@ def test_loops_of_links_and_unreadable_places_are_one_line(tmp_path):
     os.symlink(tmp_path / "one.csv", tmp_path / "two.csv")
     (tmp_path / "folder").mkdir()
     os.symlink(tmp_path / "folder", tmp_path / "folder" / "itself")
-    for name in ("one.csv", "folder"):
-        with pytest.raises(UserError, match="cannot be read"):
+    for name, message in (("one.csv", "cannot be read"), ("folder", "has no document with text in it")):
+        with pytest.raises(UserError, match=message):
             read_pairs(at(tmp_path / name))
 
 

@@ -80,7 +80,7 @@ def test_passages_that_share_no_word_with_the_query_are_no_hard_negatives(built)
 def test_bm25_mines_in_the_language_of_the_setting(built, capsys):
     """A change of it makes other candidates, and so another training file; of the model's candidates it makes none."""
     recipe, german = recipe_of(built), dataclasses.replace(built, bm25_language="de")
-    Miner(german, recipe).mine(read_data(built).part("train"))
+    Miner(german, recipe).mine(training_pool(read_data(built)))
     assert "BM25 takes the words as de (All scripts)" in capsys.readouterr().out
     assert Miner(german, recipe).content() != Miner(built, recipe).content()
     alone = recipe_of(built, candidates=["model"])
