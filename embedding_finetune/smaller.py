@@ -77,11 +77,14 @@ def make(settings, use, form, texts, work):
     folder, (kind, _, int8) = settings.output_dir / f"{use.label}-{form}", form.partition("-")
     used = {name: value for name, value in asdict(use).items() if name not in ("title", "name", "differs")}
     made_of = {"form": form, "use": used, "content": model_content(use.name), "calibration": content_hash(texts)}
-    if folder.exists() and (read_json(folder / RECORD) or {}).get("made_of") == made_of:
+    record = read_json(folder / RECORD) or {}
+    if record.get("made_of") == made_of:
         print(f"{plain(folder)} is of these weights already: kept", flush=True)
         return folder
+    if folder.exists() and not record:
+        raise UserError(f"{plain(folder)} is no compiled model: move it out of the way")
     if folder.exists() and not may_overwrite():
-        raise UserError(f"{plain(folder)} is of other weights, or no compiled model; OVERWRITE=1 replaces it")
+        raise UserError(f"{plain(folder)} is of other weights, or of another use; OVERWRITE=1 replaces it")
     print(f"making {plain(folder)}", flush=True)
     partial = folder.with_name(f"{folder.name}.partial")
     graph = partial / GRAPHS[kind]

@@ -90,7 +90,10 @@ def test_what_is_there_is_kept_and_what_is_of_other_weights_is_in_the_way(compil
     monkeypatch.setenv("OVERWRITE", "1")
     smaller.smaller(compiled, "neg10", ["onnx"])
     assert model_content(str(folder)) != first
-    assert [path.name for path in compiled.output_dir.iterdir() if "partial" in path.name] == []
+    (folder / "compiled.json").unlink()  # another model of this name, which no OVERWRITE may remove
+    with pytest.raises(UserError, match="neg10-onnx is no compiled model: move it out of the way"):
+        smaller.smaller(compiled, "neg10", ["onnx"])
+    assert (folder / "config.json").exists() and not list(compiled.output_dir.glob("*partial*"))
 
 
 def test_a_graph_with_other_vectors_is_not_kept(compiled, monkeypatch):
