@@ -169,7 +169,8 @@ def finetune(settings, label, one_process=False):
           f"{plain(settings.output_dir)}", flush=True)
     tuned, unfinished = prepare(settings, recipe)
     if recipe.merge:
-        print(f"share of {recipe.merge}: {merge(settings, recipe, unfinished)}")
+        share = merge(settings, recipe, unfinished)
+        print(f"share of {recipe.merge}: {share}" + " (that model itself: averaging gains nothing)" * (share == 1))
     elif not (unfinished / "model.safetensors").exists():  # else it was stopped between the training's end and here
         module, flags = MODULES[tuned.trainer], flags_of(settings, recipe, tuned, unfinished)
         print(f"{module}\n    " + " ".join(flags).replace(" --", "\n    --"), flush=True)

@@ -8,7 +8,7 @@ import pytest
 from embedding_finetune.settings import ROOT, Settings
 
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh.md"
-COMMANDS = ("make", "jupyter", "nohup", "tail", "source")
+COMMANDS = ("make", "jupyter", "nohup", "tail", "source", "python")
 
 
 def code_blocks(page):
@@ -56,6 +56,8 @@ def test_commands_exist(line):
         if not words:
             continue
         assert words[0] in COMMANDS, f"no test knows {words[0]}"
+        if words[0] == "python":
+            assert words[1] == "-m" and (ROOT / f"{words[2].replace('.', '/')}.py").is_file()
         if words[0] == "make":
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
         for script in (word for word in words if word.endswith(".sh")):
