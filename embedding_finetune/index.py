@@ -217,7 +217,7 @@ def _make(settings, label, folder, facts, collection):
         retriever = (retriever_of(label, settings.bm25_language) if label in RETRIEVERS else
                      Dense(_encoder(settings, label)))
         retriever.index(collection.corpus).save(folder)
-        offsets, sources = [0], getattr(collection, "source", None) or {}
+        offsets, sources = [0], collection.source
         with atomic_write(folder / "passages.jsonl", "wb") as file:
             for identity, text in collection.corpus.items():
                 row = {"id": identity, "text": text} | ({"source": sources[identity]} if identity in sources else {})

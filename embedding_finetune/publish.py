@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData, constants, get_tok
 from huggingface_hub.utils import httpx
 
 from embedding_finetune.data.collection import read_data
-from embedding_finetune.data.sources import HUB_DATASET
+from embedding_finetune.data.sources import MSMARCO
 from embedding_finetune.evaluation.figures import comparison_table, pairs_table
 from embedding_finetune.evaluation.results import compare
 from embedding_finetune.files import (
@@ -120,7 +120,7 @@ def card(settings, label, to, rows, row):
     made = {name: public(value) for name, value in (record.get("settings", {}) | record.get("recipe", {})).items()}
     base, data = made.get("BASE_MODEL", "?"), settings.dataset
     base = {"bundled": BUNDLED}.get(base, base)
-    hub_data = HUB_DATASET if data == "msmarco" else data if data not in DATA_NOTES and public(data) == data else None
+    hub_data = MSMARCO if data == "msmarco" else data if data not in DATA_NOTES and public(data) == data else None
     known = hub_data or (data if data in DATA_NOTES else "not published")
     metrics = [EvalResult(task_type="information-retrieval", dataset_type=known, dataset_name=known,
                           dataset_split="test", metric_type=name, metric_name=name, metric_value=round(value, 4))

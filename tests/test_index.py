@@ -1,6 +1,7 @@
 """Saved indexes: they rank as the retrievers do, are found again without PyTorch, and are never taken for today's when
 they are not; the threshold by hand."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -166,11 +167,8 @@ def test_the_threshold_comes_from_dev_and_parts_the_hits(built):
 def test_sources_of_passages_come_back(built, monkeypatch):
     collection = read_data(built)
     first = next(iter(collection.corpus))
-
-    class Sourced(type(collection)):
-        source = {first: "manual.md, line 3"}
-
-    monkeypatch.setattr("embedding_finetune.data.collection.read_data", lambda settings: Sourced(**vars(collection)))
+    sourced = dataclasses.replace(collection, source={first: "manual.md, line 3"})
+    monkeypatch.setattr("embedding_finetune.data.collection.read_data", lambda settings: sourced)
     hits = open_index(built, "bm25").answer([collection.corpus[first]], 2)[0]
     assert hits[0]["source"] == "manual.md, line 3" and "source" not in hits[1]
     assert json.dumps(hits) and index.FORMAT

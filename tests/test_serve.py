@@ -231,7 +231,9 @@ def test_marks_are_rows_that_dataset_reads(tmp_path, settings):
     assert serve.mark(path, "a query", "doubtful", None) == {"query": "a query", "pos": ["right answer"],
                                                              "neg": ["wrong answer"]}
     collection, _ = read_pairs(settings.__class__(**(vars(settings) | {"dataset": str(path)})))
-    assert list(collection.corpus.values()) == ["right answer"] and list(collection.queries.values()) == ["a query"]
+    assert set(collection.corpus.values()) == {"right answer", "wrong answer"}
+    assert list(collection.queries.values()) == ["a query"]  # what has only wrong answers teaches nothing
+    assert sorted(*(judged.values() for judged in collection.qrels.values())) == [0, 1]
     path.write_text('{"query": "a')
     with pytest.raises(UserError, match="marks.jsonl, line 1: not valid JSON"):
         serve.mark(path, "a query", "right answer", True)

@@ -22,6 +22,7 @@ from embedding_finetune.settings import path_of
 
 # Pinned in requirements.txt, so that everybody reads the same docstrings.
 DOCSTRING_PACKAGES = "numpy scipy scikit-learn pandas networkx sympy matplotlib torch datasets".split()
+MSMARCO = "namespace-Pt/msmarco"  # its name on the model hub
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
 SHOWN = 5  # broken rows that are named
 
@@ -249,5 +250,5 @@ def _read_docstrings(settings):
 @reader("msmarco")
 def _read_msmarco(settings):
     """The MS MARCO pairs on the model hub."""
-    return read_table(dataclasses.replace(settings, dataset="namespace-Pt/msmarco", split="dev", query_column="query",
+    return read_table(dataclasses.replace(settings, dataset=MSMARCO, split="dev", query_column="query",
                                           positive_column="positive", negative_column="none", id_column="none"))

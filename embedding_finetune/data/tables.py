@@ -56,11 +56,10 @@ def read_table(settings):
 
     def row(values):
         query = "".join(_texts(values, chosen["QUERY_COLUMN"])[:1])
-        positives = _texts(values, chosen["POSITIVE_COLUMN"])
-        if not query.strip() or not any(text.strip() for text in positives):
+        positives, negatives = (_texts(values, chosen[name]) for name in ("POSITIVE_COLUMN", "NEGATIVE_COLUMN"))
+        if not query.strip() or not any(text.strip() for text in (*positives, *negatives)):
             raise ValueError("no query" if not query.strip() else "no passage that answers")
-        return Row(query, positives, _id(values, chosen["ID_COLUMN"]), _texts(values, chosen["NEGATIVE_COLUMN"]),
-                   _texts(values, chosen["source"])[:1])
+        return Row(query, positives, _id(values, chosen["ID_COLUMN"]), negatives, _texts(values, chosen["source"])[:1])
 
     yield from _rows(table, chosen, row)
 

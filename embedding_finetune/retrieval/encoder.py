@@ -16,7 +16,7 @@ from embedding_finetune.retrieval.vectors import VectorCache, text_key
 # Tokens in a batch, padding included. A CPU is fastest when activations stay in its caches; a GPU wants to be filled.
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 CHUNK = 16384  # texts that are tokenised, sorted and stored together
-FEW = 64  # texts that need no progress bar
+FEW = 8  # texts that need no progress bar
 
 
 def pool(hidden, mask, method):
