@@ -168,7 +168,9 @@ def test_other_test_sets_and_seeds_are_shown(finished, environment):
     rows = {row["label"]: row for row in comparison(settings)}
     assert {label for label, row in rows.items() if row.get("eval_sets")} == {"bm25", *MODELS}
     assert rows["bm25"]["eval_sets"][name]["recall@1"] > 0.5  # its words are the places' names
-    assert re.search(rf"own +{re.escape(name)}", text) and re.search("seeds +mean +spread", text)
+    assert re.search("^ +own ", text, re.MULTILINE) and re.search("seeds +mean +spread", text)
+    against = rows["neg10"]["eval_sets"][name]["against"]
+    assert against.keys() == {"raw", "reference"} and "each" not in rows["neg10"]["eval_sets"][name]
 
 
 def test_running_again_keeps_models_and_data(finished, capsys):
