@@ -4,8 +4,9 @@
 
 It needs a finished experiment (make demo). Clients are threads of this process, each with one connection that it keeps;
 every request has another query of the data set. Beside that, in the same run and without a server: one `encode` call a
-query, by sentence-transformers and by this package. The server and the clients share the cores. The last line of
-standard output is one JSON object.
+query, by sentence-transformers and by this package. The server and the clients share the cores. On a machine that
+others load, too, compare the processor's seconds (cpu_ratio), under OMP_NUM_THREADS=1. The last line of standard output
+is one JSON object.
 """
 
 import argparse
@@ -61,12 +62,18 @@ def load(port, queries, clients):
 
 
 def rate(encode, queries):
-    """Queries a second, one call each."""
+    """Queries a second, one call each; and milliseconds of the processor for each."""
     encode(queries[0])
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     for query in queries:
         encode(query)
-    return len(queries) / (time.perf_counter() - began)
+    return (len(queries) / (time.perf_counter() - began), 1000 * (time.process_time() - cpu) / len(queries))
+
+
+def used(process):
+    """Seconds of the processor that a process has used (Linux)."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main():
@@ -93,8 +100,10 @@ def main():
         cold.append(time.perf_counter() - began)
     server, port = started(model)
     try:
-        load(port, queries[:64], options.clients)
+        load(port, texts[-64:], options.clients)
+        before = used(server)
         times, errors, seconds = load(port, queries, options.clients)
+        cpu = 1000 * (used(server) - before) / len(times)
     finally:
         server.terminate()
         server.wait()
@@ -113,11 +122,13 @@ def main():
     served = len(times) / seconds
     print(f"{model}: cold search {', '.join(f'{second:.2f}' for second in cold)} s; {len(times)} requests of "
           f"{options.clients} clients: {served:.0f} a second; one call a query: "
-          + ", ".join(f"{name} {value:.0f}" for name, value in singles.items()) + " a second")
-    ratios = {f"throughput_ratio_{name}_loop": round(served / value, 2) for name, value in singles.items()}
+          + ", ".join(f"{name} {value:.0f}" for name, (value, _) in singles.items()) + " a second")
+    ratios = {f"throughput_ratio_{name}_loop": round(served / value, 2) for name, (value, _) in singles.items()}
+    ratios |= {f"cpu_ratio_{name}_loop": round(each / cpu, 2) for name, (_, each) in singles.items()}
     print(json.dumps({"search_cold_seconds": round(statistics.median(cold), 2), "requests": len(times),
                       "errors": errors, "p50_ms": round(1000 * percentiles[49]),
-                      "p99_ms": round(1000 * percentiles[98]), "requests_per_second": round(served, 1), **ratios}))
+                      "p99_ms": round(1000 * percentiles[98]), "requests_per_second": round(served, 1),
+                      "cpu_ms_per_request": round(cpu, 1), **ratios}))
 
 
 if __name__ == "__main__":

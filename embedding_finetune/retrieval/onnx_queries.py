@@ -15,6 +15,7 @@ from embedding_finetune.files import UserError, one_line, read_json, write_json
 
 GRAPH, TOKENIZER, FACTS = "queries.onnx", "tokenizer.json", "queries.json"
 SAMPLES = ("how far is the moon", "what is a dot product?", "x", "月亮有多远", "one two three four five " * 30)
+KNOWN = 4096  # queries whose vectors are kept in memory
 TOGETHER = 8  # queries of like length in a batch: more would pad more than they save
 
 
@@ -78,17 +79,19 @@ class QueryEncoder:
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)  # as PyTorch reads it; 0: all
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores are others', too
         self.session = onnxruntime.InferenceSession(str(folder / GRAPH), options, providers=["CPUExecutionProvider"])
+        self.known = {}  # the vectors of the last queries: people ask alike, and page by page
         self.inputs = [given.name for given in self.session.get_inputs()]
 
     def encode_queries(self, texts):
         """Vectors of queries, prompt included; float32 of shape (texts, dimensions)."""
-        texts = [self.use.query_prompt + text for text in texts]
-        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-        vectors = {}
-        for start in range(0, len(order), TOGETHER):
-            rows = order[start:start + TOGETHER]
-            found = self.tokenizer.encode_batch([texts[row] for row in rows])
-            values = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+        values = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+        missing = sorted(set(texts) - self.known.keys(), key=len)
+        for start in range(0, len(missing), TOGETHER):
+            some = missing[start:start + TOGETHER]
+            found = self.tokenizer.encode_batch([self.use.query_prompt + text for text in some])
             batch = {name: np.array([getattr(one, values[name]) for one in found], np.int64) for name in self.inputs}
-            vectors.update(zip(rows, self.session.run(None, batch)[0]))
-        return np.stack([vectors[row] for row in range(len(texts))])
+            self.known.update(zip(some, self.session.run(None, batch)[0]))
+        vectors = np.stack([self.known[text] for text in texts])
+        for text in list(self.known)[:max(0, len(self.known) - KNOWN)]:
+            del self.known[text]
+        return vectors

@@ -24,6 +24,9 @@ def test_the_same_vectors(tmp_path, make, pooling, normalize):
     encoder, expected = QueryEncoder(tmp_path), Encoder(use).encode_queries(TEXTS)
     assert encoder.use.pooling == pooling
     assert np.abs(encoder.encode_queries(TEXTS) - expected).max() < 1e-5
+    encoder.known = {text: None for text in map(str, range(onnx_queries.KNOWN))}
+    assert np.abs(encoder.encode_queries(TEXTS * 2)[len(TEXTS):] - expected).max() < 1e-5
+    assert len(encoder.known) == onnx_queries.KNOWN and set(TEXTS) < encoder.known.keys()
     unasked = Encoder(dataclasses.replace(use, query_prompt="")).encode_queries(TEXTS)
     assert np.abs(encoder.encode_queries(TEXTS) - unasked).max() > 1e-4
 
