@@ -229,7 +229,8 @@ def test_missing_data_are_one_line(settings, monkeypatch):
 def test_the_training_ends_with_its_terminal_unless_nohup_has_it_ignore_that(built, monkeypatch, ignored):
     words = []
     monkeypatch.setattr(finetuning, "torchrun", words.extend)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
+    every = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)  # the tests may run under nohup themselves
+    before = {number: signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL) for number in every}
     try:
         finetuning.launch(built, "module", ["--flag"])
     finally:

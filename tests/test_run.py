@@ -314,8 +314,10 @@ def root(tmp_path, monkeypatch):
 def test_outputs_of_the_last_run_are_put_into_the_notebooks(finished, root, capsys):
     before = {path.name: path.read_bytes() for path in root.glob("*.ipynb")}
     run.keep_outputs(finished[0])
-    assert "eval_train_hard.ipynb: no executed copy in" in capsys.readouterr().out
-    assert (root / "eval_train_hard.ipynb").read_bytes() == before.pop("eval_train_hard.ipynb")
+    said = capsys.readouterr().out
+    for name in ("eval_train_hard.ipynb", "learning_curve.ipynb"):
+        assert f"{name}: no executed copy in" in said
+        assert (root / name).read_bytes() == before.pop(name)
     for name in before:
         cells = code_cells(root / name)
         assert [cell.source for cell in cells] == [cell.source for cell in code_cells(ROOT / name)]
