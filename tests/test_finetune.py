@@ -230,7 +230,8 @@ def test_the_training_ends_with_its_terminal_unless_nohup_has_it_ignore_that(bui
     words = []
     monkeypatch.setattr(finetuning, "torchrun", words.extend)
     every = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)  # the tests may run under nohup themselves
-    before = {number: signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL) for number in every}
+    wanted = {number: signal.SIG_IGN if number in ignored else signal.SIG_DFL for number in every}
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     try:
         finetuning.launch(built, "module", ["--flag"])
     finally:
