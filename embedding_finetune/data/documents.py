@@ -24,9 +24,10 @@ from tqdm.auto import tqdm
 from embedding_finetune.data.collection import BEIR
 from embedding_finetune.data.document_files import FORMS, Unreadable, read_document
 from embedding_finetune.data.readers import Row, reader
+from embedding_finetune.data.tables import read_records
 from embedding_finetune.data.texts import PSEUDO, WORD, normalise, passage_id, tidy, words
-from embedding_finetune.files import UserError, read_jsonl
-from embedding_finetune.hub import cannot_load, model_path
+from embedding_finetune.files import UserError
+from embedding_finetune.hub import load, model_path
 from embedding_finetune.settings import path_of
 
 SPAN_WORDS = 4, 32  # of a passage that has at least twice the lower number; a Chinese character counts as a word
@@ -145,14 +146,13 @@ class _Cutter:
     """Cuts a section's text: yields (offset, text), each of which fits CHUNK_TOKENS together with its titles."""
 
     def __init__(self, settings):
-        import transformers  # takes seconds to import, and only this needs it
         name, self.size, self.overlap = model_path(settings.base_model), chunk_tokens(settings), settings.chunk_overlap
         if self.overlap * 2 > self.size:
             raise UserError(f"CHUNK_OVERLAP={self.overlap} is more than half of the {self.size} tokens of a passage")
-        try:
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(name).backend_tokenizer
-        except (OSError, ValueError, AttributeError) as error:
-            raise cannot_load(name, error) from None
+        tokenizer = load("AutoTokenizer", name, settings.base_model in settings.trust_remote_code.split())
+        if not tokenizer.is_fast:
+            raise UserError(f"{name} has a tokenizer in Python alone, with which documents cannot be split")
+        self.tokenizer = tokenizer.backend_tokenizer
         self.tokenizer.no_truncation()  # which would end the counting, too
         self.tokenizer.no_padding()
 
@@ -219,11 +219,13 @@ def span(text, generator):
 def _written(settings, passages):
     """Rows of QUERIES: `query`, its answer by `file`, `heading` and `text` (all given ones must fit), maybe `id`."""
     texts, path = [normalise(passage.text) for passage in passages], path_of(settings.queries)
-    for number, row in enumerate(read_jsonl(path, required=("query",), made_by="you"), start=1):
-        wanted = {key: normalise(str(row[key])) for key in ("file", "heading", "text") if row.get(key)}
-        where = f"{path}, row {number}"
-        if not wanted or not isinstance(row["query"], str):
-            raise UserError(f"{where}: needs a query, and the `file`, `heading` or `text` that answers it")
+    if not path.is_file():
+        raise UserError(f"QUERIES={settings.queries} does not exist or is no file")
+    for where, row in read_records(path, ("query", "file", "heading", "text", "id")):
+        row = {key: str(value).strip() for key, value in row.items() if value is not None and str(value).strip()}
+        wanted = {key: normalise(row[key]) for key in ("file", "heading", "text") if key in row}
+        if not wanted or "query" not in row:
+            raise UserError(f"{where}: needs a `query`, and the `file`, `heading` or `text` that answers it")
         answers = [passage for passage, text in zip(passages, texts) if _fits(passage, text, **wanted)]
         if not answers:
             said = ", ".join(f"{key} {row[key]!r}" for key in wanted)

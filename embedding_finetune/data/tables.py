@@ -81,6 +81,15 @@ def read_passages(name, settings):
     yield from _rows(table, chosen, row)
 
 
+def read_records(path, columns):
+    """Yield (file and row, column -> value), of those `columns` that there are; raises UserError at a broken row."""
+    table = _open(path, "", "")
+    for number, values in table.records([column for column in columns if column in table.columns]):
+        if isinstance(values, str):
+            raise UserError(f"{path}, {table.unit} {number}: {values}")
+        yield f"{path}, {table.unit} {number}", values
+
+
 def _rows(table, chosen, row):
     columns = list(dict.fromkeys(column for names in chosen.values() for column in names))
     for number, values in table.records(columns):

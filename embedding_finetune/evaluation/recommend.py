@@ -4,7 +4,7 @@ import time
 
 import pandas as pd
 
-from embedding_finetune.evaluation.results import finalists
+from embedding_finetune.evaluation.results import NO_PROOF, finalists
 from embedding_finetune.evaluation.significance import ALPHA
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.model_use import use_of
@@ -32,6 +32,8 @@ def recommendation(rows, metric=METRIC):
     already. Without both finalists, a sentence that says what is missing.
     """
     by_label, (ready, tuned) = {row["label"]: row for row in rows}, finalists(rows)
+    if any(row.get("pseudo_queries") for row in rows):
+        return f"Nothing to recommend. {NO_PROOF}"
     if not ready or not tuned:
         return f"Nothing to recommend yet: no {'fine-tuned' if ready else 'other'} model has been evaluated."
     pair = tuned["against"][ready["label"]][metric]

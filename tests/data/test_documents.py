@@ -227,16 +227,29 @@ def test_written_queries_are_the_test_part_and_nothing_of_their_answers_is_in_tr
 
 
 @pytest.mark.parametrize("row, message", [
-    ({"query": "x", "heading": "nowhere"}, "row 1: no passage has heading 'nowhere'"),
-    ({"query": "x", "file": "a.md", "text": "absent"}, "row 1: no passage has file 'a.md', text 'absent'"),
-    ({"query": "x", "file": "d.md"}, "row 1: no passage has file 'd.md'"),
-    ({"query": "x"}, "row 1: needs a query, and the `file`, `heading` or `text` that answers it"),
-    ({"text": "x"}, "line 1: no 'query'"),
+    ({"query": "x", "heading": "nowhere"}, "line 1: no passage has heading 'nowhere'"),
+    ({"query": "x", "file": "a.md", "text": "absent"}, "line 1: no passage has file 'a.md', text 'absent'"),
+    ({"query": "x", "file": "d.md"}, "line 1: no passage has file 'd.md'"),
+    ({"query": "x"}, "line 1: needs a `query`, and the `file`, `heading` or `text` that answers it"),
+    ({"text": "x"}, "line 1: needs a `query`"),
+    ({"query": None, "text": "x"}, "line 1: needs a `query`"),
 ])
 def test_a_written_query_without_an_answer_is_named(tmp_path, row, message):
     folder_of(tmp_path / "docs", abcd_md=manual(2), a_md=manual(2))
     with pytest.raises(UserError, match=message):
         read_pairs(settings_of(tmp_path / "docs", queries=queries_of(tmp_path / "q.jsonl", row)))
+
+
+def test_written_queries_may_be_a_table(tmp_path):
+    folder_of(tmp_path / "docs", a_md="# 指南\n\n升级之前请停止服务，然后备份数据。\n\n# Other\n\nsome text of eight words or more")
+    table = "query,text,heading,note\n升级之前要做什么,停止服务,,x\nwhat else,,other,y\n"
+    (tmp_path / "q.csv").write_text(table, encoding="utf-8-sig")
+    collection, _ = read_pairs(settings_of(tmp_path / "docs", queries=str(tmp_path / "q.csv")))
+    written = {text: collection.positives(query) for query, text in collection.queries.items() if query[0] == "q"}
+    assert {text: len(answers) for text, answers in written.items()} == {"升级之前要做什么": 1, "what else": 1}
+    assert collection.source[written["升级之前要做什么"][0]] == "a.md, line 3, 指南"
+    with pytest.raises(UserError, match="QUERIES=no.csv does not exist or is no file"):
+        read_pairs(settings_of(tmp_path / "docs", queries="no.csv"))
 
 
 def test_queries_for_no_documents_are_refused():

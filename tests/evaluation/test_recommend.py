@@ -93,3 +93,10 @@ def test_costs_are_those_of_the_model_behind(built):
     assert table.loc["hybrid_raw", "MB of weights"] == f"{size['weights'] / 1e6:.0f}"
     assert all(re.fullmatch(r"\d+\.\d", value) for value in table["ms a query"])
     assert float(table.loc["hybrid_raw", "ms a query"]) > 0 and int(table.loc["hybrid_raw", "passages a second"]) > 0
+
+
+def test_nothing_is_recommended_from_pseudo_queries():
+    rows = compared(row("bm25", 0.40, 0.5), row("raw", 0.45, 0.5), row("neg10", 0.9, 0.9))
+    assert recommendation(rows).startswith("Take neg10")
+    said = recommendation([{**one, "pseudo_queries": 8} for one in rows])
+    assert said.startswith("Nothing to recommend. The test queries are pseudo-queries")
