@@ -42,8 +42,9 @@ def training_pool(collection, near=True):
     There, texts may also be in the corpus twice; both then have one position.
     """
     train = collection.part("train")
-    own = {query: [passage for passage, grade in judged.items() if not grade] for query, judged in train.qrels.items()}
-    if not collection.given and not any(own.values()):
+    own = {query: [passage for passage, grade in judged.items() if not grade]
+           for query, judged in train.qrels.items() if not all(judged.values())}
+    if not collection.given and not own:
         ids, positives = train.pool()
         return Pool(train, ids, positives, [[]] * len(positives), len(ids))
     key = {passage: passage_id(collection.corpus[passage]) for passage in collection.judged()}
@@ -74,9 +75,10 @@ def with_given(pool, chosen):
     """The negatives that came with each query, as many as there is room for, and then those of its row of `chosen`;
     and for each place whether its negative came with the query: two arrays of the shape of `chosen`.
     """
-    merged, given = chosen.copy(), np.zeros(chosen.shape, dtype=bool)
+    merged, given = chosen, np.zeros(chosen.shape, dtype=bool)
     for row, own in enumerate(pool.negatives):
         if own:
+            merged = merged.copy() if merged is chosen else merged
             own = own[:chosen.shape[1]]
             merged[row] = [*own, *chosen[row, :chosen.shape[1] - len(own)]]
             given[row, :len(own)] = True
@@ -104,7 +106,7 @@ def sample_random(positives, pool_size, number, seed):
         raise UserError(f"{number} negatives a query were asked for, but a query has only {available.min()} other "
                         "passages in the training part: ask for fewer negatives or give more pairs (raise MAX_PAIRS)")
     rng = np.random.default_rng(seed)
-    chosen = np.empty((len(positives), number), dtype=np.int64)
+    chosen = np.empty((len(positives), number), dtype=np.int32)
     for step in range(number):
         last = available - number + step
         draw = rng.integers(0, last + 1)

@@ -47,7 +47,8 @@ def read_pairs(settings):
     if not collection.queries:
         raise UserError(f"DATASET={settings.dataset} has no query with a passage that answers it")
     counts |= {"queries kept": len(collection.queries), "passages kept": len(collection.corpus)}
-    return dataclasses.replace(collection, corpus=dict(sorted(collection.corpus.items()))), +counts
+    corpus = {passage: collection.corpus[passage] for passage in sorted(collection.corpus)}
+    return dataclasses.replace(collection, corpus=corpus), +counts
 
 
 def is_beir(name):

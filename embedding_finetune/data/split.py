@@ -53,9 +53,10 @@ def split(collection, *, test_fraction, dev_fraction, seed, together=True):
         if part not in assigned:
             raise UserError(f"{len(component)} queries are too few, or too entangled by shared passages, for a {part} "
                             "part: raise MAX_PAIRS, TEST_FRACTION or DEV_FRACTION, or give more pairs")
-    parts = {query: part for query, part, own in zip(collection.queries, assigned, written)
-             if own or not (mixed and part == "test")}
-    return dataclasses.replace(whole.of_queries([*whole.parts, *parts]), parts=whole.parts | parts)
+    parts = whole.parts | {query: part for query, part, own in zip(collection.queries, assigned, written)
+                           if own or not (mixed and part == "test")}
+    kept = whole if len(parts) == len(whole.queries) else whole.of_queries(parts)
+    return dataclasses.replace(kept, parts=parts)
 
 
 def _components(collection, together):

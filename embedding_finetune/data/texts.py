@@ -77,35 +77,40 @@ def near_duplicates(texts):
         enough = np.bincount(rows[shared] - block.start, minlength=len(of_block)) >= NEAR_DUPLICATE * of_block - 1e-9
         wanted.append(np.unique(hashes[shared & enough[rows - block.start]]))
     del count
-    wanted, cells = np.unique(np.concatenate(wanted)), []
-    for _, rows, hashes in _runs(flat, bounds):
-        columns = np.searchsorted(wanted, hashes)
-        known = np.append(wanted, np.uint64(0))[columns] == hashes
-        cells.append(np.stack([rows[known], columns[known]]))
-    rows, columns = np.concatenate(cells, axis=1)
-    del flat, cells
-    ones = np.ones(len(rows), np.int32)
-    return _contained(csr_array((ones, (rows, columns)), shape=(len(sizes), len(wanted))), sizes)
+    wanted, columns, known = np.unique(np.concatenate(wanted)), [], np.zeros(len(sizes) + 1, dtype=np.int64)
+    last = np.append(wanted, np.uint64(0))
+    for block, rows, hashes in _runs(flat, bounds):
+        place = np.searchsorted(wanted, hashes).astype(np.int32)
+        found = last[place] == hashes
+        columns.append(place[found])
+        of_block = np.bincount(rows[found] - block.start, minlength=block.stop - block.start)
+        known[block.start + 1:block.stop + 1] = of_block
+    del flat
+    columns = np.concatenate(columns)
+    ones = np.ones(len(columns), dtype=bool)  # of one byte, and a product of them cannot overflow
+    return _contained(csr_array((ones, columns, np.cumsum(known)), shape=(len(sizes), len(wanted))), sizes)
 
 
 def _contained(grams, sizes):
     """The pairs of near_duplicates: `grams` says which run is in which text (those in one text only may be left out),
     `sizes` how many runs a text has.
     """
-    rows, columns = np.repeat(np.arange(len(sizes)), np.diff(grams.indptr)), grams.indices
-    times = np.bincount(columns, minlength=grams.shape[1])
-    order = np.lexsort((times[columns], rows))
     alone = sizes - np.diff(grams.indptr)  # runs of the text that no other has: the rarest
-    place = np.arange(len(order)) + alone[rows] - grams.indptr[rows]
-    rare = order[place < (sizes - np.ceil(NEAR_DUPLICATE * sizes - 1e-9) + 1)[rows]]
-    prefix = csr_array((np.ones(len(rare), np.int32), (rows[rare], columns[rare])), shape=grams.shape)
-    effort = np.cumsum(np.bincount(rows[rare], times[columns[rare]], minlength=len(sizes)))
-    found, by_text = [np.empty((0, 2), dtype=np.int64)], grams.T.tocsr()
+    texts = np.flatnonzero(alone <= sizes - np.ceil(NEAR_DUPLICATE * sizes - 1e-9))  # which may be the shorter one
+    some = grams[texts]
+    rows, columns = np.repeat(np.arange(len(texts)), np.diff(some.indptr)), some.indices
+    times = np.bincount(grams.indices, minlength=grams.shape[1])
+    order = np.lexsort((times[columns], rows))
+    place = np.arange(len(order)) + alone[texts][rows] - some.indptr[rows]
+    rare = order[place < (sizes - np.ceil(NEAR_DUPLICATE * sizes - 1e-9) + 1)[texts][rows]]
+    effort = np.cumsum(np.bincount(rows[rare], times[columns[rare]], minlength=len(texts)))
+    met, columns = np.unique(columns[rare], return_inverse=True)
+    prefix = csr_array((np.ones(len(rare), dtype=bool), (rows[rare], columns)), shape=(len(texts), len(met)))
+    found, by_text = [np.empty((0, 2), dtype=np.int64)], grams[:, met].T.tocsr()
     ends = np.searchsorted(effort, np.arange(BLOCK, effort.max(initial=0), BLOCK))
-    for block in np.split(np.arange(len(sizes)), ends):
-        block = block[np.diff(prefix.indptr)[block] > 0]
+    for block in np.split(np.arange(len(texts)), ends):
         candidates = (prefix[block] @ by_text).tocoo()
-        one, other = block[candidates.row], candidates.col
+        one, other = texts[block][candidates.row], candidates.col
         shorter = (sizes[one] < sizes[other]) | (sizes[one] == sizes[other]) & (one < other)
         one, other = one[shorter], other[shorter]
         for start in range(0, len(one), 100_000):
@@ -117,11 +122,11 @@ def _contained(grams, sizes):
 
 def _numbered_words(texts):
     """The words of all texts as numbers, one array, and where each text begins in it and the last one ends."""
-    number, flat, lengths = {}, array("I"), [0]
+    number, flat, bounds = {}, array("I"), array("q", [0])
     for text in texts:
         flat.extend([number.setdefault(word, len(number)) for word in words(text)])
-        lengths.append(len(flat))
-    return np.array(flat, copy=False), np.array(lengths)
+        bounds.append(len(flat))
+    return np.array(flat, copy=False), np.array(bounds, copy=False)
 
 
 def _runs(flat, bounds):

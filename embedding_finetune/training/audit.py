@@ -1,13 +1,16 @@
 """The audit: nothing of the dev and test part is in a training file, as the files are on disk."""
 
 import json
+from array import array
 
 import numpy as np
 import pandas as pd
 
 from embedding_finetune.data.collection import MADE_BY, read_data
-from embedding_finetune.data.texts import near_duplicates, passage_id, query_id
+from embedding_finetune.data.texts import near_duplicates, passage_id
 from embedding_finetune.files import UserError, iter_jsonl
+
+POSITIVE, NEGATIVE = 1, 2  # bits: on which side of a training row a text was seen
 
 
 def audit(settings, collection, files):
@@ -37,35 +40,51 @@ def audit_data(settings, files):
 
 
 def _found(path, collection):
-    kept, key = {text: text for text in collection.corpus.values()}, {}  # one object and one key a text, not one a row
+    texts = list(dict.fromkeys(collection.corpus.values()))
+    place = {text: number for number, text in enumerate(texts)}  # one object and one key a text, not one a row
+    keys, sides, queries, own, repeated = array("Q", bytes(8 * len(texts))), bytearray(len(texts)), array("Q"), 0, 0
 
-    def keys(texts):
-        new = [kept.get(text, text) for text in texts if text not in key]
-        key.update((text, passage_id(text)) for text in new)
-        return [key[text] for text in texts]
+    def seen(row, side):
+        found = []
+        for text in row:
+            number = place.setdefault(text, len(texts))
+            if number == len(texts):
+                texts.append(text)
+                keys.append(0)
+                sides.append(0)
+            keys[number] = keys[number] or _key(text)
+            sides[number] |= side
+            found.append(keys[number])
+        return found
 
-    queries, positives, negatives, own, repeated = set(), set(), set(), 0, 0
     for row in iter_jsonl(path, required=("query", "pos", "neg"), made_by=MADE_BY):
-        pos, neg = keys(row["pos"]), keys(row["neg"])
-        queries.add(query_id(row["query"]))
-        positives.update(pos)
-        negatives.update(neg)
+        queries.append(_key(row["query"]))
+        pos, neg = seen(row["pos"], POSITIVE), seen(row["neg"], NEGATIVE)
         own += len({*pos} & {*neg})
         repeated += len(neg) - len({*neg})
+    del place
+    sides, keys = np.frombuffer(sides, dtype=np.uint8), np.array(keys)
+    training, negative = [text for text, side in zip(texts, sides) if side], sides[sides > 0] & NEGATIVE > 0
     held_out = {part: collection.part(part) for part in ("dev", "test")}
     passages = {part: [its.corpus[passage] for passage in its.pool()[0]] for part, its in held_out.items()}
-    training = list(key)
     near = near_duplicates([*training, *passages["dev"], *passages["test"]])
     near = near[near[:, 0] < len(training)]
-    negative = np.array([key[text] in negatives for text in training], dtype=bool)
     begin = len(training)
     for part, texts in passages.items():
-        same, counted = set(map(passage_id, texts)), near[(near[:, 1] >= begin) & (near[:, 1] < begin + len(texts))]
+        counted = near[(near[:, 1] >= begin) & (near[:, 1] < begin + len(texts))]
         if part in collection.given:  # what its positives are near to, its givers have to answer for
             counted = counted[negative[counted[:, 0]]]
         begin += len(texts)
+        asked, same = (np.fromiter(map(_key, some), dtype=np.uint64)
+                       for some in (held_out[part].queries.values(), texts))
         yield {"file": path.name, "against": part,
-               "queries": len(queries & set(map(query_id, held_out[part].queries.values()))),
-               "positives": len(positives & same), "negatives": len(negatives & same),
+               "queries": len(np.intersect1d(queries, asked)),
+               "positives": len(np.intersect1d(keys[sides & POSITIVE > 0], same)),
+               "negatives": len(np.intersect1d(keys[sides & NEGATIVE > 0], same)),
                "near-duplicates": len(np.unique(counted[:, 1])),
                "own positives as negatives": own, "repeated negatives": repeated}
+
+
+def _key(text):
+    """64 bits in which texts agree that count as the same."""
+    return int(passage_id(text)[1:], 16)

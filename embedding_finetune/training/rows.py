@@ -47,7 +47,7 @@ def _write(settings, recipe, path, pool, miner):
     if recipe.negatives == "mined":
         chosen, by = miner.mine(pool)
     else:
-        taken = [positives + negatives for positives, negatives in zip(pool.positives, pool.negatives)]
+        taken = [answers + others if others else answers for answers, others in zip(pool.positives, pool.negatives)]
         # A list, so that neg10 and neg50 differ by more than their length.
         chosen = sample_random(taken, pool.drawn, recipe.number, seed=[settings.seed, recipe.number])
         by = {"random": np.ones(chosen.shape, dtype=bool)}
@@ -55,7 +55,7 @@ def _write(settings, recipe, path, pool, miner):
     drawn = ~np.sort(given, axis=1)  # what was chosen for a place
     by = ({"with the data": given} if given.any() else {}) | {name: where & drawn for name, where in by.items()}
     scores = miner.scores(pool, chosen) if recipe.teacher else None
-    kept = sample_share(pool.train.queries, recipe.share, settings.seed)
+    kept = pool.train.queries if recipe.share == 1 else sample_share(pool.train.queries, recipe.share, settings.seed)
     rows = training_rows(pool, chosen, scores, base_use(settings).query_prompt)
     write_jsonl(path, (row for row in rows if row["id"] in kept))
     return {name: float(where.mean()) for name, where in by.items()}
