@@ -1,10 +1,11 @@
 """Indexes that stay open and follow their files, and a thread that answers together what waits together."""
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 from embedding_finetune.files import UserError, one_line
 from embedding_finetune.index import check_label, is_current, labels, open_index, stamps
@@ -75,19 +76,19 @@ class Answers:
 
     async def ask(self, index, query, k):
         """The hits of a query (see index.Index.answer). Raises Busy when too many wait."""
-        future = Future()
+        future = asyncio.get_running_loop().create_future()
         try:
             self.waiting.put_nowait((future, index, query, k))
         except queue.Full:
             raise Busy(f"{WAITING} queries are waiting already") from None
-        return await asyncio.wrap_future(future)
+        return await future
 
     def _work(self):
         while True:
             taken = [self.waiting.get()]
             while len(taken) < TOGETHER and not self.waiting.empty():
                 taken.append(self.waiting.get())
-            taken = [one for one in taken if one[0].set_running_or_notify_cancel()]  # some have gone away
+            taken = [one for one in taken if not one[0].done()]  # some have gone away
             for index in dict.fromkeys(index for _, index, _, _ in taken):
                 self._answer(index, [one for one in taken if one[1] is index])
 
@@ -95,9 +96,14 @@ class Answers:
     def _answer(index, taken):
         try:
             found = index.answer([query for _, _, query, _ in taken], max(k for *_, k in taken))
-            for (future, *_, k), hits in zip(taken, found):
-                future.set_result(hits[:k])
+            hits = [(future, future.set_result, hits[:k]) for (future, *_, k), hits in zip(taken, found)]
         except Exception as error:
-            for future, *_ in taken:
+            hits = [(future, future.set_exception, RuntimeError(one_line(error))) for future, *_ in taken]
+
+        def deliver():
+            for future, settle, value in hits:
                 if not future.done():
-                    future.set_exception(RuntimeError(one_line(error)))
+                    settle(value)
+
+        with contextlib.suppress(RuntimeError):  # the server has shut down
+            taken[0][0].get_loop().call_soon_threadsafe(deliver)  # once: waking the loop is not for nothing

@@ -12,11 +12,12 @@ from types import SimpleNamespace
 import numpy as np
 
 from embedding_finetune.files import UserError, one_line, read_json, write_json
+from embedding_finetune.retrieval.layout import plan_sub_batches
 
 GRAPH, TOKENIZER, FACTS = "queries.onnx", "tokenizer.json", "queries.json"
 SAMPLES = ("how far is the moon", "what is a dot product?", "x", "月亮有多远", "one two three four five " * 30)
 KNOWN = 4096  # queries whose vectors are kept in memory
-TOGETHER = 8  # queries of like length in a batch: more would pad more than they save
+CALL_COST = 16  # of a batch beside its tokens, in tokens: an estimate
 
 
 def save_query_encoder(folder, encoder):
@@ -74,7 +75,8 @@ class QueryEncoder:
         self.use = SimpleNamespace(**facts["use"])
         self.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         self.tokenizer.enable_truncation(self.use.query_max_len)
-        self.tokenizer.enable_padding(direction="right", pad_id=facts["padding"])
+        self.tokenizer.no_padding()  # which its file may ask for: here texts of like length are padded together
+        self.padding = facts["padding"]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)  # as PyTorch reads it; 0: all
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores are others', too
@@ -85,12 +87,16 @@ class QueryEncoder:
     def encode_queries(self, texts):
         """Vectors of queries, prompt included; float32 of shape (texts, dimensions)."""
         values = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-        missing = sorted(set(texts) - self.known.keys(), key=len)
-        for start in range(0, len(missing), TOGETHER):
-            some = missing[start:start + TOGETHER]
-            found = self.tokenizer.encode_batch([self.use.query_prompt + text for text in some])
-            batch = {name: np.array([getattr(one, values[name]) for one in found], np.int64) for name in self.inputs}
-            self.known.update(zip(some, self.session.run(None, batch)[0]))
+        missing = sorted(set(texts) - self.known.keys())
+        found = self.tokenizer.encode_batch([self.use.query_prompt + text for text in missing])
+        rows = sorted(range(len(missing)), key=lambda row: -len(found[row]))
+        for size in plan_sub_batches([len(found[row]) for row in rows], CALL_COST):
+            some, rows = rows[:size], rows[size:]
+            for row in some:
+                found[row].pad(len(found[some[0]]), pad_id=self.padding)
+            batch = {name: np.array([getattr(found[row], values[name]) for row in some], np.int64)
+                     for name in self.inputs}
+            self.known.update(zip((missing[row] for row in some), self.session.run(None, batch)[0]))
         vectors = np.stack([self.known[text] for text in texts])
         for text in list(self.known)[:max(0, len(self.known) - KNOWN)]:
             del self.known[text]
