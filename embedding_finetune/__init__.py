@@ -20,6 +20,7 @@ One module is one stage of the data's way; each imports only from modules above 
     data/negatives     random negatives, and the filter of mined ones
 
     retrieval/cpu          linear layers and dropout by quicker ways on a CPU
+    retrieval/layout       texts in batches of like length
     retrieval/vectors      vectors on disk, found by what they were made of
     retrieval/compiled     ONNX and OpenVINO in the place of PyTorch
     retrieval/model_use    how a model is used, read from the model
@@ -29,6 +30,8 @@ One module is one stage of the data's way; each imports only from modules above 
     retrieval/words        a text cut into words, by script and language
     retrieval/onnx_queries   queries turned into vectors without PyTorch
     retrieval/retrievers   dense, BM25 and fused: from queries to a run
+    retrieval/second_stage   a second look at what a first stage has found
+    retrieval/late           late interaction: by the vectors of tokens
 
     training/audit         nothing of the test part is in a training file
     training/rows          training files, made anew only when something changed

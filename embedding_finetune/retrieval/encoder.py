@@ -10,12 +10,14 @@ from embedding_finetune.files import UserError, sha256
 from embedding_finetune.hub import load, model_content
 from embedding_finetune.retrieval.compiled import CompiledModel, format_of, runtime_of
 from embedding_finetune.retrieval.cpu import use_fast_linear
+from embedding_finetune.retrieval.layout import batches
 from embedding_finetune.retrieval.loading import DenseLayers, load_encoder
-from embedding_finetune.retrieval.vectors import VectorCache, text_key
+from embedding_finetune.retrieval.vectors import TokenStore, VectorCache, text_key
 
 # Tokens in a batch, padding included. A CPU is fastest when activations stay in its caches; a GPU wants to be filled.
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 CHUNK = 16384  # texts that are tokenised, sorted and stored together
+TOKEN_CHUNK = 2048  # the same for token vectors, of which a text has a hundred
 FEW = 8  # texts that need no progress bar
 
 
@@ -36,19 +38,6 @@ def text_vectors(model, dense, batch, use):
     says: float32 of shape (texts, dimensions)."""
     vectors = dense(pool(model(**batch).last_hidden_state, batch["attention_mask"], use.pooling).float())
     return torch.nn.functional.normalize(vectors, dim=-1) if use.normalize else vectors
-
-
-def batches(lengths, batch_size, batch_tokens):
-    """Row numbers of each batch, longest texts first: if memory does not suffice, that shows at once.
-
-    A batch has `batch_size` texts or, if that is 0, as many as fill `batch_tokens` when padded to the longest of them.
-    """
-    order = np.argsort(-np.asarray(lengths), kind="stable")
-    start = 0
-    while start < len(order):
-        size = batch_size or max(1, batch_tokens // lengths[order[start]])
-        yield order[start:start + size]
-        start += size
 
 
 class Encoder:
@@ -74,14 +63,19 @@ class Encoder:
 
     def encode_queries(self, texts):
         """Vectors of queries, prompt included; float32 of shape (texts, dimensions)."""
-        return self._encode("queries", texts, self.use.query_max_len, self.use.query_prompt)
+        return self._encode("queries", texts)
 
     def encode_passages(self, texts):
         """Vectors of passages, prompt included; float32 of shape (texts, dimensions)."""
-        return self._encode("passages", texts, self.use.passage_max_len, self.use.passage_prompt)
+        return self._encode("passages", texts)
 
-    def _encode(self, kind, texts, max_length, prompt):
-        texts = list(texts)
+    def _asked(self, kind):
+        """Length and prompt of `queries` or `passages`."""
+        use = self.use
+        return (use.query_max_len, use.query_prompt) if kind == "queries" else (use.passage_max_len, use.passage_prompt)
+
+    def _encode(self, kind, texts):
+        texts, (max_length, prompt) = list(texts), self._asked(kind)
         keys = [text_key(text) for text in texts]
         cache = self.cache and VectorCache(self.cache, self._identity(max_length, prompt))
         vectors = cache.read() if cache else {}
@@ -119,25 +113,68 @@ class Encoder:
         if self._device == "cpu" and not self._compiled:
             use_fast_linear(self._model)
 
+    def encode_tokens(self, kind, texts):
+        """Vectors of the tokens of texts, for late interaction; `kind` is `queries` or `passages`.
+
+        Where the model was made for late interaction, as it says; else its last hidden states, of length 1, prompt
+        included and special tokens left out. A pair: float16 of shape (tokens of all texts, dimensions), and int64
+        (texts + 1,): those of text i begin at place i, and end where those of text i + 1 begin. They are memory-mapped
+        files in the cache or, without one, temporary ones.
+        """
+        texts, (max_length, prompt) = list(texts), self._asked(kind)
+        identity = self._identity(max_length, prompt) | {"pooling": "none", "normalize": True}
+        store = TokenStore(self.cache, identity, texts)
+        if not store.complete():
+            if self._model is None:
+                self._load()
+            with tqdm(total=len(texts), desc=f"tokens of {kind}", unit="text", disable=len(texts) < FEW) as progress:
+                chunks = (texts[start:start + TOKEN_CHUNK] for start in range(0, len(texts), TOKEN_CHUNK))
+                store.write(self._compute_tokens([prompt + text for text in chunk], max_length, progress)
+                            for chunk in chunks)
+        return store.read()
+
+    @torch.inference_mode()
+    def _compute_tokens(self, texts, max_length, progress):
+        """Token vectors of texts: float16 (tokens, dimensions), and how many each text has."""
+        found = [None] * len(texts)
+        for rows, batch, special in self._batches(texts, max_length, progress):
+            kept = (batch["attention_mask"].bool() & ~special).cpu()
+            hidden = self._called(lambda: self._model(**batch).last_hidden_state)
+            hidden = torch.nn.functional.normalize(hidden.float(), dim=-1).half().cpu()
+            for row, vectors, mask in zip(rows, hidden, kept):
+                found[row] = vectors[mask].numpy()
+        return self._finite(np.concatenate(found)), [len(vectors) for vectors in found]
+
     @torch.inference_mode()
     def _compute(self, texts, max_length, progress):
-        tokens = self._tokenizer(texts, truncation=True, max_length=max_length)
         vectors = None
+        for rows, batch, _ in self._batches(texts, max_length, progress):
+            pooled = self._called(lambda: text_vectors(self._model, self._dense, batch, self.use))
+            if vectors is None:
+                vectors = np.empty((len(texts), pooled.shape[1]), dtype=np.float32)
+            vectors[rows] = pooled.cpu().numpy()
+        return self._finite(vectors)
+
+    def _batches(self, texts, max_length, progress):
+        """Yield row numbers of the texts, their tokenised batch, and which of its tokens are special ones."""
+        tokens = self._tokenizer(texts, truncation=True, max_length=max_length, return_special_tokens_mask=True)
         sizes = [len(ids) for ids in tokens["input_ids"]]
         for rows in batches(sizes, self.batch_size, BATCH_TOKENS[torch.device(self._device).type]):
             batch = {name: [values[row] for row in rows] for name, values in tokens.items()}
             # At the left it would move the positions that a BERT counts, and the vectors would depend on the batch.
             batch = self._tokenizer.pad(batch, padding_side="right", return_tensors="pt")
-            try:
-                batch = batch.to(self._device)
-                pooled = text_vectors(self._model, self._dense, batch, self.use)
-            except torch.cuda.OutOfMemoryError:
-                raise UserError(f"{self.use.name} runs out of GPU memory while encoding: set ENCODE_BATCH_SIZE to 64, "
-                                "or less") from None
-            if vectors is None:
-                vectors = np.empty((len(texts), pooled.shape[1]), dtype=np.float32)
-            vectors[rows] = pooled.cpu().numpy()
+            batch = batch.to(self._device)
+            yield rows, batch, batch.pop("special_tokens_mask").bool()
             progress.update(len(rows))
+
+    def _called(self, model):
+        try:
+            return model()
+        except torch.cuda.OutOfMemoryError:
+            raise UserError(f"{self.use.name} runs out of GPU memory while encoding: set ENCODE_BATCH_SIZE to 64, "
+                            "or less") from None
+
+    def _finite(self, vectors):
         if not np.isfinite(vectors).all():
             raise UserError(f"{self.use.name} gives vectors that are not finite: its weights are broken")
         return vectors

@@ -207,7 +207,7 @@ def fuse_ranks(bm25, dense, constant=60, depth=DEPTH):
         for ranking in (_matching(bm25, query), dense[query]):
             for rank, passage in enumerate(ranking, start=1):
                 scores[passage] = scores.get(passage, 0) + 1 / (constant + rank)
-        fused[query] = _ranked(scores, depth)
+        fused[query] = ranked(scores, depth)
     return fused
 
 
@@ -223,7 +223,7 @@ def fuse_scores(bm25, dense, weight, depth=DEPTH):
         scale = max(words.values(), default=1)
         lexical = {passage: weight * score / scale for passage, score in words.items()}
         lowest = min(cosines.values(), default=0.0), min(lexical.values()) if len(lexical) >= depth else 0.0
-        fused[query] = _ranked({passage: cosines.get(passage, lowest[0]) + lexical.get(passage, lowest[1])
+        fused[query] = ranked({passage: cosines.get(passage, lowest[0]) + lexical.get(passage, lowest[1])
                                 for passage in cosines | lexical}, depth)
     return fused
 
@@ -239,11 +239,15 @@ class Fused(Retriever):
         bm25, dense = (self._run(part, texts) for part in (self.bm25, self.dense))
         depth = min(depth, DEPTH, len(self.tie_rank))
         scores, positions = np.zeros((len(texts), depth), np.float32), np.full((len(texts), depth), -1, np.int32)
-        for row, fused in fuse_scores(bm25, dense, self.weight, depth=DEPTH).items():
+        for row, fused in self.fused(texts, bm25, dense).items():
             found = list(fused.items())[:depth]
             positions[row, :len(found)] = [position for (_, position), _ in found]
             scores[row, :len(found)] = [score for _, score in found]
         return scores, positions
+
+    def fused(self, texts, bm25, dense):
+        """The run of both runs, whose queries are the numbers of the texts."""
+        return fuse_scores(bm25, dense, self.weight)
 
     def _run(self, part, texts):
         """A run of row numbers and of (tie rank, position) in place of ids, which sort as the ids do."""
@@ -257,7 +261,7 @@ def _matching(bm25, query):
     return {passage: score for passage, score in bm25[query].items() if score > 0}
 
 
-def _ranked(scores, depth):
-    """By (-score, id) in 32 bits."""
+def ranked(scores, depth=None):
+    """The `depth` best of the scores (passage id -> score) by (-score, id), in 32 bits, equal ones moved apart."""
     ranking = sorted(scores.items(), key=lambda item: (-np.float32(item[1]), item[0]))[:depth]
     return dict(zip((passage for passage, _ in ranking), spread([score for _, score in ranking]).tolist()))

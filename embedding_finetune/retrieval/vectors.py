@@ -10,11 +10,12 @@ import hashlib
 import io
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from embedding_finetune.files import atomic_write, write_json
+from embedding_finetune.files import atomic_write, read_json, sha256, write_json
 
 
 def text_key(text):
@@ -52,6 +53,57 @@ class VectorCache:
             write_json(self.folder / "identity.json", self.identity)
         with atomic_write(self.folder / f"{_hash(content.getbuffer())}.npy", "wb") as file:
             file.write(content.getbuffer())
+
+
+STORED = ("vectors.raw", "starts.npy")  # files of a TokenStore
+
+
+class TokenStore:
+    """The token vectors of many texts, which are too large to be kept one by one: one array for all of them.
+
+    `identity` has everything but the texts that the vectors depend on; without a `folder` they live in a temporary
+    file that goes with the store.
+    """
+
+    def __init__(self, folder, identity, texts):
+        self._temporary = None if folder else tempfile.TemporaryDirectory()
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+        for text in texts:
+            digest.update(text_key(text))
+        self.folder = Path(folder or self._temporary.name) / f"tokens-{digest.hexdigest()[:32]}"
+        self.identity = identity | {"texts": len(texts)}
+
+    def complete(self):
+        """Whether the files are there as they were written; damaged ones are reported, and written anew."""
+        written = read_json(self.folder / "identity.json")
+        if not written:  # it is written last
+            return False
+        whole = all((self.folder / name).is_file() and sha256(self.folder / name) == written.get(name)
+                    for name in STORED)
+        if not whole:
+            print(f"{self.folder} is damaged: its vectors are computed again", file=sys.stderr)
+        return whole
+
+    def write(self, chunks):
+        """Store `chunks`: pairs of float16 vectors (tokens, dimensions) and the number of tokens of each text."""
+        (self.folder / "identity.json").unlink(missing_ok=True)
+        sizes, shape = [], [0, 0]
+        with atomic_write(self.folder / "vectors.raw", "wb") as file:
+            for vectors, counts in chunks:
+                file.write(np.ascontiguousarray(vectors).data)
+                sizes += counts
+                shape = [shape[0] + len(vectors), vectors.shape[1]]
+        with atomic_write(self.folder / "starts.npy", "wb") as file:
+            np.save(file, np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
+        hashes = {name: sha256(self.folder / name) for name in STORED}
+        write_json(self.folder / "identity.json", self.identity | {"shape": shape} | hashes)
+
+    def read(self):
+        """Vectors, memory-mapped, and starts, see Encoder.encode_tokens."""
+        shape = tuple(read_json(self.folder / "identity.json")["shape"])
+        vectors = np.memmap(self.folder / "vectors.raw", np.float16, "r", shape=shape) if shape[0] else \
+            np.empty(shape, np.float16)
+        return vectors, np.load(self.folder / "starts.npy")
 
 
 def _hash(content):

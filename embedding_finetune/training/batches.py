@@ -10,10 +10,10 @@ import math
 import random
 from collections import defaultdict
 
-import numpy as np
 import torch
 
 from embedding_finetune.data.texts import PSEUDO, without
+from embedding_finetune.retrieval.layout import plan_sub_batches
 
 # Of ten times that a pseudo-query is drawn, it is taken out of its passage nine times: the model is to tell what goes
 # together, and not to forget that equal words do (inverse cloze task, Lee et al. 2019, arXiv 1906.00300).
@@ -87,26 +87,6 @@ class EpochSampler:
         order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             yield [(self.epoch, row) for row in order[start:start + self.batch_size]]
-
-
-def plan_sub_batches(lengths, call_cost, limit=None):
-    """Cut texts, longest first, into the sub-batches that cost least; returns their sizes.
-
-    A sub-batch of n texts costs n times its longest text (padding included) plus `call_cost`, all in tokens; the best
-    cut is found by dynamic programming. `lengths` must descend; no sub-batch exceeds `limit` texts.
-    """
-    lengths = np.asarray(lengths)
-    best, size_ending_at = np.zeros(len(lengths) + 1), [0]  # cost of the first k texts, size of the last sub-batch
-    for end in range(1, len(lengths) + 1):
-        first = max(0, end - (limit or end))
-        costs = best[first:end] + np.arange(end - first, 0, -1) * lengths[first:end] + call_cost
-        best[end] = costs.min()
-        size_ending_at.append(end - first - int(costs.argmin()))
-    sizes, end = [], len(lengths)
-    while end:
-        sizes.insert(0, size_ending_at[end])
-        end -= size_ending_at[end]
-    return sizes
 
 
 def sub_batches(tokenizer, token_ids, call_cost, limit=None, pad_to_multiple_of=None):

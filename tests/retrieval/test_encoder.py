@@ -15,7 +15,7 @@ from tiny import tiny_texts, tiny_xlmr
 
 from embedding_finetune.files import UserError
 from embedding_finetune.retrieval import encoder as module
-from embedding_finetune.retrieval.encoder import Encoder, batches, pool
+from embedding_finetune.retrieval.encoder import Encoder, pool
 from embedding_finetune.retrieval.model_use import ModelUse
 
 INSTRUCTION = "Tell me: "
@@ -125,12 +125,6 @@ def test_padding_at_either_end_is_no_part_of_a_vector():
 def test_the_mean_in_half_precision_does_not_overflow():
     hidden = torch.full((1, 512, 4), 200.0, dtype=torch.float16)  # their sum is beyond 65,504
     assert pool(hidden, torch.ones(1, 512, dtype=torch.long), "mean").tolist() == [[200.0] * 4]
-
-
-def test_batches_are_full_but_not_overfull():
-    lengths = [3, 10, 1, 2, 10, 4, 30]
-    assert [list(rows) for rows in batches(lengths, 0, 20)] == [[6], [1, 4], [5, 0, 3, 2]]
-    assert [list(rows) for rows in batches(lengths, 3, 20)] == [[6, 1, 4], [5, 0, 3], [2]]
 
 
 def test_what_is_in_the_cache_needs_no_model(use, texts, tmp_path, loadings):

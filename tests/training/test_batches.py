@@ -1,7 +1,5 @@
 """What a step draws, the order of the rows, the layout of a batch, and the plan of sub-batches against brute force."""
 
-import itertools
-import random
 from collections import Counter
 
 import pytest
@@ -16,7 +14,6 @@ from embedding_finetune.training.batches import (
     Collator,
     EpochSampler,
     TrainingSet,
-    plan_sub_batches,
     sub_batches,
     text_key,
 )
@@ -111,22 +108,6 @@ def test_the_teachers_scores_are_those_of_the_drawn_texts(tiny):
         item = training[0, number]
         assert item["teacher_scores"] == [known[text] for text in item["passages"]]
     assert TrainingSet(rows, use(), 4, seed=5)[0, 0]["teacher_scores"] is None
-
-
-def test_the_plan_is_the_cheapest_one():
-    draw = random.Random(0)
-    for _ in range(6):
-        lengths = sorted((draw.randint(1, 50) for _ in range(7)), reverse=True)
-        call_cost, limit = draw.choice([0, 10, 60]), draw.choice([None, 3])
-
-        def cost(sizes, lengths=lengths, call_cost=call_cost):
-            starts = [sum(sizes[:i]) for i in range(len(sizes))]
-            return sum(size * lengths[start] + call_cost for size, start in zip(sizes, starts, strict=True))
-
-        plans = [sizes for count in range(1, 8) for sizes in itertools.product(range(1, (limit or 7) + 1), repeat=count)
-                 if sum(sizes) == 7]
-        plan = plan_sub_batches(lengths, call_cost, limit)
-        assert sum(plan) == 7 and max(plan) <= (limit or 7) and cost(plan) == min(map(cost, plans))
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

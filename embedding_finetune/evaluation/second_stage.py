@@ -1,0 +1,45 @@
+"""A second stage chosen and measured: how deep it looks, and what it weighs beside the first, as dev queries have it."""
+
+from embedding_finetune.evaluation.metrics import measure
+from embedding_finetune.retrieval.retrievers import fuse_scores
+from embedding_finetune.retrieval.second_stage import add_second, union
+from embedding_finetune.settings import CHOSEN_BY
+
+DEPTHS = 10, 20, 30, 50  # passages of BM25 and of the model that are looked at again
+BM25_WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
+WEIGHTS = 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0  # of the second stage, beside a cosine
+
+
+def limits(collection, bm25, dense, depths=DEPTHS):
+    """Depth -> the share of positives that a second stage can see at all: their recall in the union of both runs."""
+    found = {}
+    for depth in depths:
+        seen = union(dense, bm25, depth=depth)
+        shares = [len({*own} & {*seen[query]}) / len(own) for query in collection.queries
+                  if (own := collection.positives(query))]
+        found[depth] = sum(shares) / max(1, len(shares))
+    return found
+
+
+def choose(dev, bm25, dense, second, depths=DEPTHS):
+    """What is best on dev queries by MRR@10: `weight` of BM25, `second_weight`, and `depth`; for test queries never.
+
+    `bm25`, `dense` are runs of the dev queries, `second` the run of the second stage over the union at the largest
+    depth. Weights are chosen at that depth and the depth with them; the smallest of equals, which costs least.
+    """
+    candidates = {depth: union(dense, bm25, depth=depth) for depth in depths}
+
+    def value(first, second_weight, depth):
+        return round(measure(dev, add_second(first, second, second_weight, candidates[depth]))[CHOSEN_BY], 9)
+
+    first = {weight: fuse_scores(bm25, dense, weight) for weight in BM25_WEIGHTS}
+    weight, second_weight = max(((one, other) for one in BM25_WEIGHTS for other in WEIGHTS),
+                                key=lambda pair: (value(first[pair[0]], pair[1], max(depths)), -pair[0], -pair[1]))
+    depth = max(depths, key=lambda depth: (value(first[weight], second_weight, depth), -depth))
+    return {"weight": weight, "second_weight": second_weight, "depth": depth}
+
+
+def reordered(bm25, dense, second, *, weight, second_weight, depth):
+    """The run of BM25, a model and a second stage together; `weight` 0 leaves BM25's scores out, `second_weight` None
+    counts the second stage alone."""
+    return add_second(fuse_scores(bm25, dense, weight), second, second_weight, union(dense, bm25, depth=depth))

@@ -1,0 +1,127 @@
+"""A second look at the best hits: a stage that scores what a first one has found, more closely than could be afforded
+for a whole corpus, and the runs that come of both.
+
+A stage is named KIND_MODEL_on_FIRST: `late_reference_on_neg10` reorders the first passages of BM25 and neg10 by the
+token vectors of the reference. Where both are one model, `late_neg10` is enough. KINDS has what there is.
+"""
+
+import re
+import time
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from embedding_finetune.files import UserError
+from embedding_finetune.retrieval.retrievers import DEPTH, Fused, fuse_scores, ranked
+
+KINDS = {}  # kind -> class
+FEW = 20  # queries that need no progress bar
+
+
+def kind(name):
+    """Register the decorated class as a kind of second stage."""
+    def register(stage):
+        KINDS[name] = stage
+        return stage
+    return register
+
+
+def parts_of(label):
+    """(kind, label of the stage's model, label of the first stage) of a stage. Raises UserError when it is none."""
+    found = re.fullmatch(rf"({'|'.join(KINDS)})_(\w+?)(?:_on_(\w+))?", label, re.ASCII)
+    if not found:
+        raise UserError(f"{label!r} is no second stage: it must be KIND_MODEL or KIND_MODEL_on_FIRST, such as "
+                        f"late_reference_on_neg10; kinds are {', '.join(KINDS)}")
+    return found[1], found[2], found[3] or found[2]
+
+
+class SecondStage:
+    """Scores candidates: `index` a corpus once, then `score`. A kind is a class with `build` and `scores`."""
+
+    about = ""  # what scores, for people
+    bytes_per_passage = 0  # of what is stored beside the text
+    ms_per_query = 0.0  # of the latest `score`
+
+    def index(self, corpus):
+        """Take in the corpus (id -> text); returns the stage."""
+        self.position = {passage: place for place, passage in enumerate(corpus)}
+        self.build(list(corpus.values()))
+        return self
+
+    def score(self, queries, candidates):
+        """The run of the candidates (query id -> passage ids) of the queries (id -> text), best first.
+
+        `ms_per_query` is what that took. Raises UserError for a candidate that is not in the corpus.
+        """
+        try:
+            places = [[self.position[passage] for passage in candidates[query]] for query in queries]
+        except KeyError as error:
+            raise UserError(f"{error} is not in this corpus or has no candidates: the first stage ranked another one, "
+                            "run it again") from None
+        began = time.perf_counter()
+        scores = self.scores(list(queries.values()), places)
+        run = {query: ranked(dict(zip(candidates[query], row.tolist())))
+               for query, row in zip(queries, tqdm(scores, self.about, len(places), disable=len(places) < FEW))}
+        self.ms_per_query = 1000 * (time.perf_counter() - began) / max(1, len(places))
+        return run
+
+    def build(self, texts):
+        """Make whatever `scores` needs of the passages' texts."""
+        raise NotImplementedError
+
+    def scores(self, texts, places):
+        """Yield for each query (texts, a list) the scores of the passages at its places (a list of lists): float32."""
+        raise NotImplementedError
+
+
+def union(*runs, depth):
+    """The `depth` best passages of each run together: query id -> passage ids, the first run's first.
+
+    What a retriever puts behind its hits to fill a run file (see runs.padded) counts as not found.
+    """
+    return {query: list(dict.fromkeys(passage for run in runs for passage, score in list(run[query].items())[:depth]
+                                      if score > 0 or run is runs[0]))
+            for query in runs[0]}
+
+
+def add_second(first, second, weight, candidates=None, depth=DEPTH):
+    """A run of the first stage, reordered: its score plus `weight` times that of the second stage.
+
+    Only `candidates` (by default all that the second stage has scored) take part; the other passages of the first run
+    come after them, in their order. With `weight` None the second stage alone decides.
+    """
+    reordered = {}
+    for query, ranking in first.items():
+        scored = {passage: second[query][passage] for passage in (candidates or second)[query]}
+        lowest = min(ranking.values(), default=0.0)
+        scores = {passage: score if weight is None else ranking.get(passage, lowest) + weight * score
+                  for passage, score in scored.items()}
+        floor = min(scores.values(), default=0.0) - 1
+        rest = [passage for passage in ranking if passage not in scores]
+        scores |= {passage: floor - place for place, passage in enumerate(rest)}
+        reordered[query] = ranked(scores, depth)
+    return reordered
+
+
+class Reordered(Fused):
+    """BM25 and a dense retriever, fused and reordered by a second stage over the same corpus; weights and depth as
+    evaluation.second_stage chose them."""
+
+    def __init__(self, bm25, dense, stage, weight, second_weight, candidates):
+        super().__init__(bm25, dense, weight)
+        self.stage, self.second_weight, self.candidates = stage, second_weight, candidates
+        self.about += f" + {stage.about}"
+
+    def fused(self, texts, bm25, dense):
+        chosen = union(dense, bm25, depth=self.candidates)
+        places = [[position for _, position in chosen[row]] for row in range(len(texts))]
+        second = {row: dict(zip(chosen[row], scores.tolist()))
+                  for row, scores in enumerate(self.stage.scores(texts, places))}
+        return add_second(fuse_scores(bm25, dense, self.weight), second, self.second_weight)
+
+
+def check_finite(scores, about):
+    """The scores, as they are. Raises UserError when some are no numbers."""
+    if not np.isfinite(scores).all():
+        raise UserError(f"{about} gives scores that are not finite: its weights are broken")
+    return scores

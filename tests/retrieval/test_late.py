@@ -1,0 +1,98 @@
+"""MaxSim against a plain loop and sentence-transformers; token vectors against transformers; stores that can be hurt."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import MultiVectorEncoder
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+from sentence_transformers.util.similarity import mean_maxsim
+from tiny import tiny_pairs, tiny_texts
+
+from embedding_finetune.files import UserError
+from embedding_finetune.retrieval.encoder import Encoder
+from embedding_finetune.retrieval.late import LateInteraction, max_sim
+from embedding_finetune.retrieval.model_use import ModelUse
+
+QUERIES = {"q1": "the otter of the north", "q2": "where does it sleep"}
+
+
+@pytest.fixture
+def use(tiny_settings, tmp_path):
+    folder = shutil.copytree(tiny_settings["BASE_MODEL"], tmp_path / "model")
+    return ModelUse("raw", "tiny", str(folder), pooling="cls", query_prompt="ask: ", passage_prompt="",
+                    query_max_len=16, passage_max_len=24)
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return {f"p{number}": text * (number % 3 + 1) for number, text in enumerate(tiny_texts(tiny_pairs(12))[:12])}
+
+
+def test_max_sim_is_that_of_a_plain_loop_and_of_sentence_transformers():
+    rng = np.random.default_rng(1)
+    query, passages = rng.standard_normal((3, 8), dtype=np.float32), [rng.standard_normal((n, 8)).astype(np.float16)
+                                                                      for n in (4, 0, 1, 7)]
+    vectors, starts = np.concatenate(passages), np.cumsum([0, *map(len, passages)])
+    found = max_sim(query, vectors, starts, [3, 1, 0, 2])
+    plain = [np.mean([max(float(token @ other) for other in passage.astype(np.float32)) for token in query])
+             if len(passage) else -1 for passage in (passages[place] for place in (3, 1, 0, 2))]
+    assert found.dtype == np.float32 and found == pytest.approx(plain, abs=1e-5)
+    other = mean_maxsim([torch.tensor(query)], [torch.tensor(passages[place]).float() for place in (3, 0, 2)])
+    assert found[[0, 2, 3]] == pytest.approx(other[0].numpy(), abs=1e-5)
+    assert max_sim(query, vectors, starts, [1]).tolist() == [-1] and not len(max_sim(query, vectors, starts, []))
+
+
+def test_scores_are_those_of_sentence_transformers_multi_vector_encoder(use, corpus):
+    """Special tokens left out, prompts in, cut at each side's length."""
+    stage = LateInteraction(Encoder(use)).index(corpus)
+    run = stage.score(QUERIES, {query: list(corpus) for query in QUERIES})
+    encoder = Transformer(use.name, max_seq_length=use.passage_max_len)
+    special = encoder.tokenizer.all_special_tokens
+    model = MultiVectorEncoder(modules=[
+        encoder, MultiVectorMask(special, skiplist_tasks=["query", "document"]),
+        Normalize(module_input_name="token_embeddings")], similarity_fn_name="meanmaxsim")
+    queries = model.encode_query([use.query_prompt + text for text in QUERIES.values()])
+    scores = model.similarity(queries, model.encode_document(list(corpus.values()))).numpy()
+    for row, query in zip(scores, QUERIES):
+        assert [run[query][passage] for passage in corpus] == pytest.approx(row.tolist(), abs=1e-3)  # float16
+
+
+def test_token_vectors_are_kept_and_damage_is_seen(use, corpus, tmp_path, capsys, monkeypatch):
+    encoder = Encoder(use, cache=tmp_path / "cache")
+    vectors, starts = encoder.encode_tokens("passages", corpus.values())
+    assert vectors.dtype == np.float16 and len(starts) == len(corpus) + 1 and starts[-1] == len(vectors)
+    assert np.linalg.norm(vectors.astype(np.float32), axis=1) == pytest.approx(1, abs=2e-3)
+    monkeypatch.setattr(Encoder, "_load", lambda self: pytest.fail("it is encoded again"))
+    again = Encoder(use, cache=tmp_path / "cache").encode_tokens("passages", corpus.values())
+    assert np.array_equal(again[0], vectors) and isinstance(again[0], np.memmap)
+    monkeypatch.undo()
+    vectors = np.array(vectors)  # no longer the file
+    path, = (tmp_path / "cache").glob("tokens-*/vectors.raw")
+    content = bytearray(path.read_bytes())
+    content[5] ^= 1
+    path.write_bytes(content)
+    repaired = Encoder(use, cache=tmp_path / "cache").encode_tokens("passages", corpus.values())
+    assert np.array_equal(repaired[0], vectors) and "is damaged" in capsys.readouterr().err
+
+
+def test_a_text_alone_has_the_vectors_it_has_beside_others(use, corpus):
+    vectors, starts = Encoder(use).encode_tokens("passages", corpus.values())
+    alone, _ = Encoder(use).encode_tokens("passages", [corpus["p3"]])
+    assert alone.astype(np.float32) == pytest.approx(vectors[starts[3]:starts[4]].astype(np.float32), abs=2e-3)
+
+
+def test_a_query_without_a_token_is_refused_by_name(use, corpus):
+    stage = LateInteraction(Encoder(ModelUse(**vars(use) | {"query_prompt": ""}))).index(corpus)
+    with pytest.raises(UserError, match="the query '\\\\x00' has no token"):
+        stage.score({"q": "\0"}, {"q": ["p1"]})
+
+
+def test_broken_weights_are_said(use, corpus):
+    encoder = Encoder(use)
+    encoder._load()
+    next(encoder._model.parameters()).data[:] = float("nan")
+    with pytest.raises(UserError, match="not finite"):
+        encoder.encode_tokens("passages", corpus.values())
