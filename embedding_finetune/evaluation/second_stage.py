@@ -1,4 +1,4 @@
-"""A second stage chosen and measured: how deep it looks, and what it weighs beside the first, as dev queries have it."""
+"""A second stage chosen: how deep it looks, and what it weighs beside the first, as dev queries have it."""
 
 from embedding_finetune.evaluation.metrics import measure
 from embedding_finetune.retrieval.retrievers import fuse_scores

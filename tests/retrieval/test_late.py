@@ -1,4 +1,4 @@
-"""MaxSim against a plain loop and sentence-transformers; token vectors against transformers; stores that can be hurt."""
+"""MaxSim against a plain loop and sentence-transformers; token vectors that are kept, and can be damaged."""
 
 import shutil
 
