@@ -50,8 +50,8 @@ One module is one stage of the data's way; each imports only from modules above 
     evaluation/metrics        recall, MRR, nDCG from a run and judgements
     evaluation/significance   which differences between models are real
     evaluation/data_report    what the data are like, before any training
-    evaluation/second_stage   how deep a second stage looks, and what it weighs, by dev queries
     evaluation/results        what was measured, and the planned comparison of it
+    evaluation/second_stage   how deep a second stage looks, and what it weighs, by dev queries
     evaluation/recommend      what to take, by the numbers
     evaluation/figures        tables, plots and sentences for the reader
     evaluation/curve          the learning curve, and what twice as many pairs would bring

@@ -1,10 +1,11 @@
 """A saved index of a label: made, found again in a fraction of a second, and asked.
 
-LABEL is a model's (raw, reference, a recipe's ..), bm25, or hybrid_LABEL as the comparison fused it. In
-OUTPUT_DIR/index/LABEL/IDENTITY, where IDENTITY is the hash of everything that the index was made from:
+LABEL is a model's (raw, reference, a recipe's ..), bm25, or hybrid_LABEL as the comparison fused it, with a second
+stage where LABEL is that of one. In OUTPUT_DIR/index/LABEL/IDENTITY, where IDENTITY is the hash of everything that the
+index was made from:
 
     passages.jsonl, offsets.npy    the passages (id, text, source), and at which byte each begins
-    vectors.npy, bm25/, ..         what the retriever keeps, mapped into memory rather than read
+    vectors.npy, bm25/, ..         what the retriever or second stage keeps, mapped into memory rather than read
     manifest.json                  what it was made from, and from which score on it answers; written last
 
 As long as settings and files are those that an index was made from (by size and time of change), it is taken as it is,
@@ -26,6 +27,7 @@ from embedding_finetune.files import UserError, atomic_write, content_hash, one_
 from embedding_finetune.settings import plain
 
 FOR_PEOPLE = ("title", "name", "seen", "differs")  # of a ModelUse: folders may move
+FUSION = "hybrid_of", "weight", "second_weight", "depth"  # of a result, what its index needs to know
 FORMAT = 1  # of an index: another number makes all of them anew
 
 
@@ -140,11 +142,22 @@ def _opened(settings, folder, manifest):
     label = manifest["label"]
     if "weight" in manifest:
         bm25, dense = (open_index(settings, part) for part in ("bm25", manifest["hybrid_of"]))
-        return Index(dense.folder, manifest, Fused(bm25.retriever, dense.retriever, manifest["weight"]))
+        fused = Fused(bm25.retriever, dense.retriever, manifest["weight"])
+        return Index(dense.folder, manifest, _reordered(settings, folder, manifest, fused))
     if label in RETRIEVERS:
         return Index(folder, manifest, retriever_of(label, settings.bm25_language).restore(folder))
     encoder = QueryEncoder(folder) if (folder / GRAPH).exists() else _encoder(settings, label)
     return Index(folder, manifest, Dense(encoder).restore(folder))
+
+
+def _reordered(settings, folder, manifest, fused):
+    """The fused retriever with the second stage of an index, if it has one."""
+    if "second" not in manifest:
+        return fused
+    from embedding_finetune.evaluation.second_stage import stage_of
+    from embedding_finetune.retrieval.second_stage import Reordered
+    stage = stage_of(settings, manifest["second"]["stage"]).restore(folder)
+    return Reordered(fused, stage, manifest["second_weight"], manifest["depth"])
 
 
 def _encoder(settings, label):
@@ -196,7 +209,7 @@ def _source(settings, label):
             raise UserError(f"{label} was measured on other data or with another model: evaluate "
                             f"{result['hybrid_of']} again")
         parts = [part.folder.name for part in (bm25, dense)]
-        facts |= {"hybrid_of": result["hybrid_of"], "weight": result["weight"], "parts": parts}
+        facts |= {name: result[name] for name in (*FUSION, "second") if name in result} | {"parts": parts}
         return facts, stamps([path]) | bm25.manifest["files"] | dense.manifest["files"]
     if label in RETRIEVERS:
         return facts | {"language": settings.bm25_language}, files
@@ -212,7 +225,10 @@ def _make(settings, label, folder, facts, collection):
     from embedding_finetune.retrieval.onnx_queries import save_query_encoder
     from embedding_finetune.retrieval.retrievers import RETRIEVERS, Dense, retriever_of
     manifest = {"label": label, "passages": len(collection.corpus), "facts": facts, "no_answer": {"threshold": None}}
-    manifest |= {name: facts[name] for name in ("hybrid_of", "weight") if name in facts}
+    manifest |= {name: facts[name] for name in (*FUSION, "second") if name in facts}
+    if "second" in facts:
+        from embedding_finetune.evaluation.second_stage import stage_of
+        stage_of(settings, facts["second"]["stage"]).index(collection.corpus).save(folder)
     if "weight" not in facts:
         retriever = (retriever_of(label, settings.bm25_language) if label in RETRIEVERS else
                      Dense(_encoder(settings, label)))

@@ -27,7 +27,7 @@ from embedding_finetune.training.records import is_current, script_of
 
 # Other fine-tuned models take eval_train_hard.ipynb, other ready-made ones eval_bge_m3.ipynb.
 NOTEBOOK_OF = {"raw": "eval_raw_bert.ipynb", "neg10": "eval_train_neg10.ipynb", "neg50": "eval_train_neg50.ipynb",
-               "reference": "eval_bge_m3.ipynb"}
+               "reference": "eval_bge_m3.ipynb", "late_reference": "second_stage.ipynb"}
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -35,17 +35,19 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 def plan(settings):
     """The steps as pairs: a notebook or script, and the label it runs for where that is not its own.
 
-    RECIPES adds fine-tunings, SEEDS repeats all fine-tunings, EXTRA_MODELS adds evaluations; the comparison comes last,
-    and after it the learning curve where a recipe takes a share of the queries.
+    RECIPES adds fine-tunings, SEEDS repeats all fine-tunings, EXTRA_MODELS adds evaluations, SECOND_STAGES second looks
+    at their hits; the comparison comes last, and after it the learning curve where a recipe takes a share of the
+    queries.
     """
     trained, others = trained_labels(settings), [label for label in ready_made(settings) if label not in NOTEBOOK_OF]
-    evaluated = ["raw", *trained, *others, "reference"]
+    evaluated, stages = ["raw", *trained, *others, "reference"], settings.second_stages.split()
     shares = any(find_recipe(settings, label).share < 1 for label in trained)
     default = dict.fromkeys(trained, "eval_train_hard.ipynb") | dict.fromkeys(others, "eval_bge_m3.ipynb")
+    default |= dict.fromkeys(stages, "second_stage.ipynb")
     return [("build_train_dataset.ipynb", None), ("build_eval_dataset.ipynb", None),
             *((script_of(label).split()[0], label) for label in trained),
             *((NOTEBOOK_OF.get(label, default.get(label)), None if label in NOTEBOOK_OF else label)
-              for label in evaluated),
+              for label in evaluated + stages),
             ("compare.ipynb", None), *[("learning_curve.ipynb", None)] * shares]
 
 

@@ -52,6 +52,10 @@ EXTRA = (lambda text: all(re.fullmatch(r"(?!(raw|reference|bm25)=)\w+=[^,\s]+(,(
          "must list label=model or label=model,pooling, with new labels")
 
 
+SECOND = (lambda text: re.fullmatch(r"\s*([a-z0-9]+_\w+\s*)*", text, re.ASCII),
+          "must list second stages such as late_reference or late_reference_on_neg10")
+
+
 OF_MODEL = {  # how a model is used (argument of ModelUse -> setting): said of one model, it is not meant for another
     "BASE_MODEL": {"pooling": "BASE_POOLING", "query_prompt": "QUERY_INSTRUCTION",
                    "passage_prompt": "PASSAGE_INSTRUCTION"},
@@ -111,6 +115,8 @@ class Settings:
                               (lambda text: "bm25" in text.split(), "must list bm25, and perhaps others"))
     bm25_language: str = setting("whose stemmer and stop words: a code, none, or auto: the corpus's", EVALUATION,
                                  "auto", LANGUAGE)  # LANGUAGE itself is gettext's, and set on many desktops
+    second_stages: str = setting("second looks that `make run` measures: KIND_MODEL or KIND_MODEL_on_FIRST ..",
+                                 NOTHING, "late_reference", SECOND)
     eval_sets: str = setting("more test sets: folders in BEIR's layout, or general (of a package)", EVALUATION, "")
 
     no_answer_precision: float = setting("share of right first hits, on dev, from the score on that says \"an answer\"",

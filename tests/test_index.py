@@ -8,10 +8,11 @@ import subprocess
 import sys
 
 import pytest
+from stages import measured_stage
 
 from embedding_finetune import index
 from embedding_finetune.data.collection import read_data
-from embedding_finetune.evaluation.results import facts, save_result
+from embedding_finetune.evaluation.results import facts, read_measured_run, save_result
 from embedding_finetune.files import UserError, read_json, write_json
 from embedding_finetune.index import choose_threshold, default_label, likely, open_index, threshold_line
 from embedding_finetune.retrieval.encoder import Encoder
@@ -49,6 +50,17 @@ def test_an_index_answers_as_the_retriever_does(built, label, made):
         assert [hit["score"] for hit in hits] == pytest.approx(list(expected[query].values()), abs=1e-5)
         assert [hit["rank"] for hit in hits] == list(range(1, len(hits) + 1))
         assert all(hit["text"] == collection.corpus[hit["id"]] for hit in hits)
+
+
+def test_a_second_stage_answers_as_it_was_measured(built):
+    _, (_, fused) = measured_stage(built)
+    run, test = read_measured_run(built, read_data(built), "hybrid_late_reference"), read_data(built).part("test")
+    open_index(built, "hybrid_late_reference")
+    again = open_index(built, "hybrid_late_reference")  # from the disk
+    assert again.manifest["depth"] == fused["depth"] and (again.folder.parent.name) == "reference"
+    for query, hits in zip(test.queries, again.answer(list(test.queries.values()), 5), strict=True):
+        assert [hit["id"] for hit in hits] == list(run[query])[:5]
+        assert [hit["score"] for hit in hits] == pytest.approx(list(run[query].values())[:5], abs=1e-3)
 
 
 def test_a_fusion_answers_as_the_comparison_fused(built):

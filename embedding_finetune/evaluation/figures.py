@@ -256,5 +256,14 @@ def examples(test, run, *, right, number=3):
     } for query in chosen])
 
 
+def flips(test, wrong, right, number=3):
+    """A few queries whose first passage is no positive in the run `wrong`, but is one in the run `right`: a table."""
+    before, after = (first_positive_rank(test, run) for run in (wrong, right))
+    return pd.DataFrame([{
+        "query": test.queries[query], "wrong": _short(test.corpus[next(iter(wrong[query]))]),
+        "right": _short(test.corpus[next(iter(right[query]))]),
+    } for query in before.index[(before != 1) & (after == 1)][:number] if wrong[query]])
+
+
 def _short(text, length=140):
     return text if len(text) <= length else text[:length].rsplit(" ", 1)[0] + " …"

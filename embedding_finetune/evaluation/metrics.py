@@ -43,6 +43,12 @@ def first_positive_rank(collection, run):
     return pd.Series({query: rank(query) for query in collection.queries}, dtype="float64", name="rank")
 
 
+def reciprocal_rank(collection, run):
+    """MRR@10 alone, which takes a hundredth of the time of all measures: for a choice among many runs."""
+    rank = first_positive_rank(collection, run)
+    return float((1 / rank[rank <= 10]).sum() / max(1, len(rank)))
+
+
 def by_corpus_size(collection, retriever):
     """Metrics while the corpus grows from the positives alone to the whole: rows with `passages` and the measures.
 

@@ -58,8 +58,9 @@ def recommendation(rows, metric=METRIC):
 def costs(settings, collection, rows):
     """One line for BM25 and each finalist: size, and speed measured here and now.
 
-    Milliseconds to encode one query alone (a fusion takes BM25's search, too), passages encoded in a second, megabytes
-    of weights, bytes of a vector in float32.
+    Milliseconds to encode one query alone (a fusion takes BM25's search, too, and a second stage what it took when it
+    was measured), passages encoded in a second, megabytes of weights, bytes a passage in the index: a vector in
+    float32, and what a second stage keeps.
     """
     test, by_label, table = collection.part("test"), {row["label"]: row for row in rows}, {}
     queries, passages = list(test.queries.values())[:TIMED_QUERIES + 1], list(test.corpus.values())[:TIMED_PASSAGES + 1]
@@ -68,13 +69,16 @@ def costs(settings, collection, rows):
     for label in dict.fromkeys(["bm25", *(row["label"] for row in finalists(rows) if row)]):
         model, line = by_label.get(label, {}).get("hybrid_of", label), table.setdefault(label, {})
         size, seconds = by_label.get(model, {}).get("size") or {}, bm25 if model != label or label == "bm25" else 0
+        row = by_label.get(label, {})
+        seconds += row.get("ms_per_query", 0) / 1000
         if size:
             encoder = Encoder(use_of(settings, model), batch_size=1)
             seconds += _seconds(encoder.encode_queries, queries)
             encoder.batch_size = settings.encode_batch_size
             line["passages a second"] = f"{1 / _seconds(encoder.encode_passages, passages):.0f}"
             line["MB of weights"] = f"{size['weights'] / 1e6:.0f}" if size["weights"] else ""
-            line["bytes of a vector"] = f"{4 * size['vector']}" if size["vector"] else ""
+            stored = 4 * size["vector"] + row.get("bytes_per_passage", 0) if size["vector"] else 0
+            line["bytes a passage"] = f"{stored}" if stored else ""
         line["ms a query"] = f"{1000 * seconds:.1f}" if seconds else ""
     return pd.DataFrame.from_dict(table, orient="index").fillna("")
 

@@ -120,19 +120,25 @@ def _misfit(settings, result, contents):
     told = result["settings"].get("BM25_LANGUAGE", settings.bm25_language)
     if told != settings.bm25_language and (result.get("content") is None or "hybrid_of" in result):
         return f"it was measured with BM25_LANGUAGE={told}"
-    if result.get("content") is None:
+    models = [(label, result)] + [(second["model"], second) for second in [result.get("second")] if second]
+    return next(filter(None, (_changed(settings, *model, contents) for model in models)), None)
+
+
+def _changed(settings, label, measured, contents):
+    """What of a model has changed since it was measured, or None; `measured` has its `content` and `used`."""
+    if measured.get("content") is None:
         return None
     try:
-        use = use_of(settings, label)
+        use = use_of(settings, label) if measured["used"] else None
         if label not in contents:
-            contents[label] = model_content(use.name)
+            contents[label] = model_content(use.name if use else str(settings.output_dir / label))
     except UserError as error:
         return f"its model cannot be looked at ({error})"
-    if contents[label] != result["content"]:
+    if contents[label] != measured["content"]:
         return "its model has changed since"
     words = "label", "title", "name", "seen", "differs", "note"  # what a model is called, and what is said about it
-    changed = [name for name, value in asdict(use).items()
-               if name not in words and result["used"].get(name, value) != value]
+    changed = [name for name, value in (asdict(use) if use else {}).items()
+               if name not in words and measured["used"].get(name, value) != value]
     return f"it was measured with another {changed[0]}" if changed else None
 
 

@@ -1,9 +1,11 @@
 """A second stage chosen: how deep it looks, and what it weighs beside the first, as dev queries have it."""
 
-from embedding_finetune.evaluation.metrics import measure
+from embedding_finetune.evaluation.metrics import reciprocal_rank
+from embedding_finetune.evaluation.results import save_result
+from embedding_finetune.files import read_json
+from embedding_finetune.retrieval import late  # noqa: F401  one of KINDS
 from embedding_finetune.retrieval.retrievers import fuse_scores
-from embedding_finetune.retrieval.second_stage import add_second, union
-from embedding_finetune.settings import CHOSEN_BY
+from embedding_finetune.retrieval.second_stage import KINDS, add_second, parts_of, union
 
 DEPTHS = 10, 20, 30, 50  # passages of BM25 and of the model that are looked at again
 BM25_WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
@@ -30,7 +32,8 @@ def choose(dev, bm25, dense, second, depths=DEPTHS):
     candidates = {depth: union(dense, bm25, depth=depth) for depth in depths}
 
     def value(first, second_weight, depth):
-        return round(measure(dev, add_second(first, second, second_weight, candidates[depth]))[CHOSEN_BY], 9)
+        run = add_second(first, second, second_weight, candidates[depth], depth=10)
+        return round(reciprocal_rank(dev, run), 9)
 
     first = {weight: fuse_scores(bm25, dense, weight) for weight in BM25_WEIGHTS}
     weight, second_weight = max(((one, other) for one in BM25_WEIGHTS for other in WEIGHTS),
@@ -43,3 +46,24 @@ def reordered(bm25, dense, second, *, weight, second_weight, depth):
     """The run of BM25, a model and a second stage together; `weight` 0 leaves BM25's scores out, `second_weight` None
     counts the second stage alone."""
     return add_second(fuse_scores(bm25, dense, weight), second, second_weight, union(dense, bm25, depth=depth))
+
+
+def stage_of(settings, label):
+    """The stage of a label such as `late_reference`, without a corpus yet. Raises UserError when there is none."""
+    kind, model, _ = parts_of(label)
+    return KINDS[kind].of(settings, model)
+
+
+def save_stage(settings, collection, label, stage, alone, fused, chosen):
+    """Save what a stage brought: `alone` (LABEL), and `fused` (hybrid_LABEL) with BM25 and the first stage; both have a
+    run for "test" and for "dev". `chosen` is what `choose` returned. Returns both results.
+    """
+    _, model, first = parts_of(label)
+    of = read_json(settings.output_dir / "results" / f"{first}.json")
+    more = {"hybrid_of": first, "used": of["used"], "content": of["content"], "depth": chosen["depth"],
+            "second": {"stage": label, "model": model, "used": stage.used, "content": stage.content},
+            "ms_per_query": round(stage.ms_per_query, 3), "bytes_per_passage": round(stage.bytes_per_passage)}
+    return (save_result(settings, collection, label, alone, model=f"{stage.about}, after BM25 and {of['model']}",
+                        weight=0.0, second_weight=None, **more),
+            save_result(settings, collection, f"hybrid_{label}", fused, model=f"BM25 + {of['model']} + {stage.about}",
+                        weight=chosen["weight"], second_weight=chosen["second_weight"], **more))

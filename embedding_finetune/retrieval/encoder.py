@@ -33,10 +33,10 @@ def pool(hidden, mask, method):
     return hidden[torch.arange(hidden.shape[0], device=hidden.device), first if method == "cls" else last]
 
 
-def text_vectors(model, dense, batch, use):
-    """Vectors of tokenised texts (tensors by name) by a model and its Dense layers (see loading), as `use`, a ModelUse,
-    says: float32 of shape (texts, dimensions)."""
-    vectors = dense(pool(model(**batch).last_hidden_state, batch["attention_mask"], use.pooling).float())
+def text_vectors(hidden, dense, mask, use):
+    """Vectors of texts from a model's last hidden states and the attention mask, by its Dense layers (see loading), as
+    `use`, a ModelUse, says: float32 of shape (texts, dimensions)."""
+    vectors = dense(pool(hidden, mask, use.pooling).float())
     return torch.nn.functional.normalize(vectors, dim=-1) if use.normalize else vectors
 
 
@@ -85,7 +85,7 @@ class Encoder:
         with tqdm(total=len(missing), desc=kind, unit="text", disable=len(missing) < FEW) as progress:
             for start in range(0, len(missing), CHUNK):
                 new_keys, new_texts = zip(*missing[start:start + CHUNK])
-                new_vectors = self._compute([prompt + text for text in new_texts], max_length, progress)
+                new_vectors, _ = self._compute([prompt + text for text in new_texts], max_length, progress)
                 vectors.update(zip(new_keys, new_vectors))
                 if cache:
                     cache.write(new_keys, new_vectors)
@@ -113,47 +113,60 @@ class Encoder:
         if self._device == "cpu" and not self._compiled:
             use_fast_linear(self._model)
 
-    def encode_tokens(self, kind, texts):
-        """Vectors of the tokens of texts, for late interaction; `kind` is `queries` or `passages`.
+    def encode_passage_tokens(self, texts):
+        """Vectors of the tokens of passages, for late interaction: the last hidden states, of length 1, prompt included
+        and special tokens left out.
 
-        Where the model was made for late interaction, as it says; else its last hidden states, of length 1, prompt
-        included and special tokens left out. A pair: float16 of shape (tokens of all texts, dimensions), and int64
-        (texts + 1,): those of text i begin at place i, and end where those of text i + 1 begin. They are memory-mapped
-        files in the cache or, without one, temporary ones.
+        A pair: float16 of shape (tokens of all texts, dimensions), and int64 (texts + 1,): those of text i begin at
+        place i, and end where those of text i + 1 begin. They are memory-mapped files in the cache or, without one,
+        temporary ones. The cache gets the passages' own vectors, too: both come of one pass.
         """
-        texts, (max_length, prompt) = list(texts), self._asked(kind)
-        identity = self._identity(max_length, prompt) | {"pooling": "none", "normalize": True}
-        store = TokenStore(self.cache, identity, texts)
+        texts, (max_length, prompt) = list(texts), self._asked("passages")
+        store = TokenStore(self.cache, self._identity(max_length, prompt) | {"pooling": "none"}, texts)
         if not store.complete():
-            if self._model is None:
-                self._load()
-            with tqdm(total=len(texts), desc=f"tokens of {kind}", unit="text", disable=len(texts) < FEW) as progress:
-                chunks = (texts[start:start + TOKEN_CHUNK] for start in range(0, len(texts), TOKEN_CHUNK))
-                store.write(self._compute_tokens([prompt + text for text in chunk], max_length, progress)
-                            for chunk in chunks)
+            store.write(self._token_chunks("passages", texts))
         return store.read()
 
-    @torch.inference_mode()
-    def _compute_tokens(self, texts, max_length, progress):
-        """Token vectors of texts: float16 (tokens, dimensions), and how many each text has."""
-        found = [None] * len(texts)
-        for rows, batch, special in self._batches(texts, max_length, progress):
-            kept = (batch["attention_mask"].bool() & ~special).cpu()
-            hidden = self._called(lambda: self._model(**batch).last_hidden_state)
-            hidden = torch.nn.functional.normalize(hidden.float(), dim=-1).half().cpu()
-            for row, vectors, mask in zip(rows, hidden, kept):
-                found[row] = vectors[mask].numpy()
-        return self._finite(np.concatenate(found)), [len(vectors) for vectors in found]
+    def encode_query_tokens(self, texts):
+        """The same of queries, which are not stored: a list of float16 (tokens, dimensions)."""
+        return [tokens for chunk in self._token_chunks("queries", list(texts)) for tokens in chunk]
+
+    def _token_chunks(self, kind, texts):
+        """Yield lists of the token vectors of texts, a chunk of them at a time."""
+        if self._model is None:
+            self._load()
+        max_length, prompt = self._asked(kind)
+        cache = self.cache and kind == "passages" and VectorCache(self.cache, self._identity(max_length, prompt))
+        with tqdm(total=len(texts), desc=f"tokens of {kind}", unit="text", disable=len(texts) < FEW) as progress:
+            for start in range(0, len(texts), TOKEN_CHUNK):
+                chunk = texts[start:start + TOKEN_CHUNK]
+                vectors, tokens = self._compute([prompt + text for text in chunk], max_length, progress, tokens=True)
+                if cache:
+                    cache.write([text_key(text) for text in chunk], vectors)
+                yield tokens
 
     @torch.inference_mode()
-    def _compute(self, texts, max_length, progress):
-        vectors = None
-        for rows, batch, _ in self._batches(texts, max_length, progress):
-            pooled = self._called(lambda: text_vectors(self._model, self._dense, batch, self.use))
+    def _compute(self, texts, max_length, progress, tokens=False):
+        """Vectors of texts, and a list of those of their tokens, if these are wanted."""
+        vectors, own = None, [None] * len(texts)
+        for rows, batch, special in self._batches(texts, max_length, progress):
+            mask = batch["attention_mask"]
+            try:
+                hidden = self._model(**batch).last_hidden_state
+                pooled = text_vectors(hidden, self._dense, mask, self.use)
+            except torch.cuda.OutOfMemoryError:
+                raise UserError(f"{self.use.name} runs out of GPU memory while encoding: set ENCODE_BATCH_SIZE to 64, "
+                                "or less") from None
             if vectors is None:
                 vectors = np.empty((len(texts), pooled.shape[1]), dtype=np.float32)
             vectors[rows] = pooled.cpu().numpy()
-        return self._finite(vectors)
+            if tokens:
+                scaled = torch.nn.functional.normalize(hidden.float(), dim=-1).half().cpu()
+                for row, some, kept in zip(rows, scaled, (mask.bool() & ~special).cpu()):
+                    own[row] = some[kept].numpy()
+        if not np.isfinite(vectors).all():
+            raise UserError(f"{self.use.name} gives vectors that are not finite: its weights are broken")
+        return vectors, own
 
     def _batches(self, texts, max_length, progress):
         """Yield row numbers of the texts, their tokenised batch, and which of its tokens are special ones."""
@@ -166,15 +179,3 @@ class Encoder:
             batch = batch.to(self._device)
             yield rows, batch, batch.pop("special_tokens_mask").bool()
             progress.update(len(rows))
-
-    def _called(self, model):
-        try:
-            return model()
-        except torch.cuda.OutOfMemoryError:
-            raise UserError(f"{self.use.name} runs out of GPU memory while encoding: set ENCODE_BATCH_SIZE to 64, "
-                            "or less") from None
-
-    def _finite(self, vectors):
-        if not np.isfinite(vectors).all():
-            raise UserError(f"{self.use.name} gives vectors that are not finite: its weights are broken")
-        return vectors

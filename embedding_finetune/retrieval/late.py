@@ -6,10 +6,14 @@ arXiv 2004.12832; here the mean over the query's tokens, so that scores lie betw
 has token vectors, though only a training for it makes the most of them.)
 """
 
+from dataclasses import asdict
+
 import numpy as np
 import torch
 
 from embedding_finetune.files import UserError
+from embedding_finetune.retrieval.encoder import Encoder
+from embedding_finetune.retrieval.model_use import use_of
 from embedding_finetune.retrieval.second_stage import SecondStage, kind
 
 FILES = "token_vectors.npy", "token_starts.npy"
@@ -17,14 +21,18 @@ FILES = "token_vectors.npy", "token_starts.npy"
 
 @kind("late")
 class LateInteraction(SecondStage):
-    """Scores candidates by the token vectors of an encoder (see encoder.Encoder.encode_tokens)."""
+    """Scores candidates by the token vectors of an encoder (see encoder.Encoder)."""
 
     def __init__(self, encoder):
-        self.encoder = encoder
+        self.encoder, self.content, self.used = encoder, encoder.content, asdict(encoder.use)
         self.about = f"late interaction of {encoder.use.title}"
 
+    @classmethod
+    def of(cls, settings, label):
+        return cls(Encoder(use_of(settings, label), settings.encode_batch_size, cache=settings.output_dir / "cache"))
+
     def build(self, texts):
-        self.vectors, self.starts = self.encoder.encode_tokens("passages", texts)
+        self.vectors, self.starts = self.encoder.encode_passage_tokens(texts)
         self.bytes_per_passage = self.vectors.nbytes / max(1, len(texts))
 
     def save(self, folder):
@@ -38,18 +46,17 @@ class LateInteraction(SecondStage):
         return self
 
     def scores(self, texts, places):
-        vectors, starts = self.encoder.encode_tokens("queries", texts)
-        for text, start, end, own in zip(texts, starts, starts[1:], places):
-            if start == end:
+        for text, tokens, own in zip(texts, self.encoder.encode_query_tokens(texts), places):
+            if not len(tokens):
                 raise UserError(f"the query {text[:100]!r} has no token but the model's special ones: leave it out")
-            yield max_sim(np.array(vectors[start:end], np.float32), self.vectors, self.starts, own)
+            yield max_sim(tokens.astype(np.float32), self.vectors, self.starts, own)
 
 
 def max_sim(query, vectors, starts, places):
     """Mean over a query's tokens of the best cosine with a token of the passage, for the passages at `places`: float32.
 
-    `query` is float32 (tokens, dimensions); `vectors` and `starts` as Encoder.encode_tokens returns them. A passage
-    without a token has -1.
+    `query` is float32 (tokens, dimensions); `vectors` and `starts` as Encoder.encode_passage_tokens returns them. A
+    passage without a token has -1.
     """
     own = [vectors[starts[place]:starts[place + 1]] for place in places]
     sizes = np.array([len(rows) for rows in own], dtype=np.int64)

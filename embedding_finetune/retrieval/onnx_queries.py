@@ -45,7 +45,8 @@ def save_query_encoder(folder, encoder):
             self.model, self.dense = model, dense
 
         def forward(self, *tensors):
-            return text_vectors(self.model, self.dense, dict(zip(batch, tensors)), use)
+            given = dict(zip(batch, tensors))
+            return text_vectors(self.model(**given).last_hidden_state, self.dense, given["attention_mask"], use)
 
     free = {name: {0: "texts", 1: "tokens"} for name in batch} | {"vectors": {0: "texts"}}
     write_json(folder / FACTS, {"use": asdict(use), "padding": tokenizer.pad_token_id})

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from embedding_finetune.files import UserError
-from embedding_finetune.retrieval.retrievers import DEPTH, Fused, fuse_scores, ranked
+from embedding_finetune.retrieval.retrievers import DEPTH, Fused, ranked
 
 KINDS = {}  # kind -> class
 FEW = 20  # queries that need no progress bar
@@ -39,8 +39,15 @@ class SecondStage:
     """Scores candidates: `index` a corpus once, then `score`. A kind is a class with `build` and `scores`."""
 
     about = ""  # what scores, for people
+    content = None  # of its model, see hub.model_content
+    used = {}  # how it is used, as arguments of model_use.ModelUse
     bytes_per_passage = 0  # of what is stored beside the text
     ms_per_query = 0.0  # of the latest `score`
+
+    @classmethod
+    def of(cls, settings, label):
+        """The stage with the model of a label, as the settings have it. Raises UserError when it cannot be had."""
+        raise NotImplementedError
 
     def index(self, corpus):
         """Take in the corpus (id -> text); returns the stage."""
@@ -64,6 +71,10 @@ class SecondStage:
                for query, row in zip(queries, tqdm(scores, self.about, len(places), disable=len(places) < FEW))}
         self.ms_per_query = 1000 * (time.perf_counter() - began) / max(1, len(places))
         return run
+
+    def save(self, folder):
+        """Write to `folder` what `restore` maps into memory there. Raises UserError where a kind has no such form."""
+        raise UserError(f"{self.about} cannot be kept on disk for a search")
 
     def build(self, texts):
         """Make whatever `scores` needs of the passages' texts."""
@@ -104,11 +115,11 @@ def add_second(first, second, weight, candidates=None, depth=DEPTH):
 
 
 class Reordered(Fused):
-    """BM25 and a dense retriever, fused and reordered by a second stage over the same corpus; weights and depth as
-    evaluation.second_stage chose them."""
+    """BM25 and a dense retriever (`fused`, a Fused) reordered by a second stage over the same corpus, whose weight and
+    depth evaluation.second_stage has chosen."""
 
-    def __init__(self, bm25, dense, stage, weight, second_weight, candidates):
-        super().__init__(bm25, dense, weight)
+    def __init__(self, fused, stage, second_weight, candidates):
+        super().__init__(fused.bm25, fused.dense, fused.weight)
         self.stage, self.second_weight, self.candidates = stage, second_weight, candidates
         self.about += f" + {stage.about}"
 
@@ -117,7 +128,7 @@ class Reordered(Fused):
         places = [[position for _, position in chosen[row]] for row in range(len(texts))]
         second = {row: dict(zip(chosen[row], scores.tolist()))
                   for row, scores in enumerate(self.stage.scores(texts, places))}
-        return add_second(fuse_scores(bm25, dense, self.weight), second, self.second_weight)
+        return add_second(super().fused(texts, bm25, dense), second, self.second_weight)
 
 
 def check_finite(scores, about):

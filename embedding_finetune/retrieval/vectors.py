@@ -85,14 +85,14 @@ class TokenStore:
         return whole
 
     def write(self, chunks):
-        """Store `chunks`: pairs of float16 vectors (tokens, dimensions) and the number of tokens of each text."""
+        """Store `chunks`: lists of float16 vectors (tokens, dimensions), an array a text."""
         (self.folder / "identity.json").unlink(missing_ok=True)
         sizes, shape = [], [0, 0]
         with atomic_write(self.folder / "vectors.raw", "wb") as file:
-            for vectors, counts in chunks:
-                file.write(np.ascontiguousarray(vectors).data)
-                sizes += counts
-                shape = [shape[0] + len(vectors), vectors.shape[1]]
+            for vectors in chunks:
+                file.write(np.concatenate(vectors).data)
+                sizes += map(len, vectors)
+                shape = [sum(sizes), vectors[0].shape[1]]
         with atomic_write(self.folder / "starts.npy", "wb") as file:
             np.save(file, np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
         hashes = {name: sha256(self.folder / name) for name in STORED}

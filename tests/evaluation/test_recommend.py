@@ -89,7 +89,7 @@ def test_costs_are_those_of_the_model_behind(built):
     rows = [row("bm25", 0.4, 0.4), row("raw", 0.3, 0.3, size=size), row("hybrid_raw", 0.5, 0.5, hybrid_of="raw")]
     table = costs(built, read_data(built), rows)
     assert list(table.index) == ["bm25", "hybrid_raw"]
-    assert (table.loc["bm25"].drop("ms a query") == "").all() and table.loc["hybrid_raw", "bytes of a vector"] == "256"
+    assert (table.loc["bm25"].drop("ms a query") == "").all() and table.loc["hybrid_raw", "bytes a passage"] == "256"
     assert table.loc["hybrid_raw", "MB of weights"] == f"{size['weights'] / 1e6:.0f}"
     assert all(re.fullmatch(r"\d+\.\d", value) for value in table["ms a query"])
     assert float(table.loc["hybrid_raw", "ms a query"]) > 0 and int(table.loc["hybrid_raw", "passages a second"]) > 0

@@ -62,11 +62,11 @@ def test_scores_are_those_of_sentence_transformers_multi_vector_encoder(use, cor
 
 def test_token_vectors_are_kept_and_damage_is_seen(use, corpus, tmp_path, capsys, monkeypatch):
     encoder = Encoder(use, cache=tmp_path / "cache")
-    vectors, starts = encoder.encode_tokens("passages", corpus.values())
+    vectors, starts = encoder.encode_passage_tokens(corpus.values())
     assert vectors.dtype == np.float16 and len(starts) == len(corpus) + 1 and starts[-1] == len(vectors)
     assert np.linalg.norm(vectors.astype(np.float32), axis=1) == pytest.approx(1, abs=2e-3)
     monkeypatch.setattr(Encoder, "_load", lambda self: pytest.fail("it is encoded again"))
-    again = Encoder(use, cache=tmp_path / "cache").encode_tokens("passages", corpus.values())
+    again = Encoder(use, cache=tmp_path / "cache").encode_passage_tokens(corpus.values())
     assert np.array_equal(again[0], vectors) and isinstance(again[0], np.memmap)
     monkeypatch.undo()
     vectors = np.array(vectors)  # no longer the file
@@ -74,13 +74,13 @@ def test_token_vectors_are_kept_and_damage_is_seen(use, corpus, tmp_path, capsys
     content = bytearray(path.read_bytes())
     content[5] ^= 1
     path.write_bytes(content)
-    repaired = Encoder(use, cache=tmp_path / "cache").encode_tokens("passages", corpus.values())
+    repaired = Encoder(use, cache=tmp_path / "cache").encode_passage_tokens(corpus.values())
     assert np.array_equal(repaired[0], vectors) and "is damaged" in capsys.readouterr().err
 
 
 def test_a_text_alone_has_the_vectors_it_has_beside_others(use, corpus):
-    vectors, starts = Encoder(use).encode_tokens("passages", corpus.values())
-    alone, _ = Encoder(use).encode_tokens("passages", [corpus["p3"]])
+    vectors, starts = Encoder(use).encode_passage_tokens(corpus.values())
+    alone, _ = Encoder(use).encode_passage_tokens([corpus["p3"]])
     assert alone.astype(np.float32) == pytest.approx(vectors[starts[3]:starts[4]].astype(np.float32), abs=2e-3)
 
 
@@ -94,5 +94,6 @@ def test_broken_weights_are_said(use, corpus):
     encoder = Encoder(use)
     encoder._load()
     next(encoder._model.parameters()).data[:] = float("nan")
-    with pytest.raises(UserError, match="not finite"):
-        encoder.encode_tokens("passages", corpus.values())
+    for encode in (encoder.encode_passage_tokens, encoder.encode_query_tokens):
+        with pytest.raises(UserError, match="not finite"):
+            encode(corpus.values())
