@@ -25,6 +25,7 @@ One module is one stage of the data's way; each imports only from modules above 
     retrieval/compiled     ONNX and OpenVINO in the place of PyTorch
     retrieval/model_use    how a model is used, read from the model
     retrieval/loading      a model's encoder and the layers after it, whole or not at all
+    retrieval/tokens       vectors of tokens, and MaxSim
     retrieval/encoder      a model turned into vectors
     retrieval/runs         runs and judgements in TREC's formats
     retrieval/words        a text cut into words, by script and language
@@ -42,6 +43,7 @@ One module is one stage of the data's way; each imports only from modules above 
     training/checkpoints   checkpoints that are whole or absent
     training/log           the log of a training
     training/trainer       the training loop
+    training/export_late   the part of a finished folder that compares by tokens
     training/export        a finished model folder that three libraries read alike
     training/merge         a fine-tuned model averaged with its base
     training/train         one training, as told by flags

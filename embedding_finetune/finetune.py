@@ -39,7 +39,7 @@ from embedding_finetune.training.rows import make_training_file, read_training_f
 MODULES = {"embedding_finetune": "embedding_finetune.training.train",
            "flagembedding": "FlagEmbedding.finetune.embedder.encoder_only.base"}
 # Flags that FlagEmbedding's trainer does not know.
-OURS = ("grad_cache_chunk", "dev_steps", "dev_corpus_size", "lora_rank", "lora_alpha")
+OURS = ("grad_cache_chunk", "dev_steps", "dev_corpus_size", "lora_rank", "lora_alpha", "interaction", "token_dim")
 WITH_PROMPT = "train_data.json"  # the training file as FlagEmbedding's trainer wants it
 
 
@@ -58,9 +58,10 @@ def prepare(settings, recipe):
     use, collection = base_use(tuned), read_data(settings)
     check_hub(use.name)
     check_lengths(use.name, tuned.query_max_len, tuned.passage_max_len, trusted=use.trusted)
-    if tuned.trainer == "flagembedding" and (tuned.lora_rank or use.dense):
-        raise UserError(f"FlagEmbedding's trainer has no {'LoRA' if tuned.lora_rank else 'Dense layers'}: "
-                        "TRAINER=embedding_finetune has")
+    for lacks, wanted in {"LoRA": tuned.lora_rank, "Dense layers": use.dense,
+                          "late interaction": tuned.interaction != "dense"}.items():
+        if wanted and tuned.trainer == "flagembedding":
+            raise UserError(f"FlagEmbedding's trainer has no {lacks}: TRAINER=embedding_finetune has")
     print(f"the base, as it is trained and will be used: {use}", flush=True)
     if recipe.merge:
         check_trained(settings, recipe.merge)

@@ -115,6 +115,8 @@ class Settings:
                               (lambda text: "bm25" in text.split(), "must list bm25, and perhaps others"))
     bm25_language: str = setting("whose stemmer and stop words: a code, none, or auto: the corpus's", EVALUATION,
                                  "auto", LANGUAGE)  # LANGUAGE itself is gettext's, and set on many desktops
+    token_store: str = setting("what token vectors are kept as", EVALUATION, "float16", one_of("float16", "int8"))
+    token_merge: int = setting("token vectors of a passage that become one, on average", EVALUATION, 1, at_least(1))
     second_stages: str = setting("second looks that `make run` measures: KIND_MODEL or KIND_MODEL_on_FIRST ..",
                                  NOTHING, "late_reference", SECOND)
     eval_sets: str = setting("more test sets: folders in BEIR's layout, or general (of a package)", EVALUATION, "")
@@ -138,6 +140,10 @@ class Settings:
                              one_of("auto", "fp32", "bf16", "fp16"))
     query_max_len: int = setting("tokens of a query with its prompt", TRAINING, check=at_least(8), flag="query_max_len")
     passage_max_len: int = setting("tokens of a passage", TRAINING, check=at_least(8), flag="passage_max_len")
+    interaction: str = setting("what is trained to tell passages apart: one vector (dense), all tokens' (late), both",
+                               TRAINING, "dense", one_of("dense", "late", "both"), "interaction")
+    token_dim: int = setting("dimensions of the tokens' vectors, by a projection; 0: the model's own", TRAINING, 0,
+                             at_least(0), "token_dim")
     lora_rank: int = setting("LoRA: so many dimensions a weight matrix are trained; 0 trains all weights", TRAINING,
                              0, (range(1025).__contains__, "must be 0 to 1024"), "lora_rank")
     lora_alpha: float = setting("LoRA: its part counts LORA_ALPHA / LORA_RANK", TRAINING, 32.0, POSITIVE, "lora_alpha")

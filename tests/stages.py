@@ -8,9 +8,9 @@ from embedding_finetune.retrieval.model_use import use_of
 from embedding_finetune.retrieval.retrievers import BM25, Dense
 
 
-def measured_stage(settings, label="late_reference"):
+def measured_stage(settings, label="late_reference", collection=None):
     """BM25, the reference, and a stage over both, measured and saved as the notebooks do it."""
-    collection, use = read_data(settings), use_of(settings, "reference")
+    collection, use = collection or read_data(settings), use_of(settings, "reference")
     parts = {part: collection.part(part) for part in ("dev", "test")}
     runs = []
     for retriever, more in ((BM25(), {"model": "BM25"}), (Dense(Encoder(use)), None)):

@@ -20,7 +20,7 @@ def code_of(name):
 
 def test_the_notebooks_are_there():
     assert set(NOTEBOOKS) == {"build_train_dataset.ipynb", "build_eval_dataset.ipynb", "compare.ipynb",
-                              "learning_curve.ipynb", *EVALUATIONS}
+                              "second_stage.ipynb", "learning_curve.ipynb", *EVALUATIONS}
     assert len(EVALUATIONS) == 5
 
 

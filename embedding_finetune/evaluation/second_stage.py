@@ -1,9 +1,9 @@
 """A second stage chosen: how deep it looks, and what it weighs beside the first, as dev queries have it."""
 
+import embedding_finetune.retrieval.late  # noqa: F401  which registers it as a kind
 from embedding_finetune.evaluation.metrics import reciprocal_rank
 from embedding_finetune.evaluation.results import save_result
 from embedding_finetune.files import read_json
-from embedding_finetune.retrieval import late  # noqa: F401  one of KINDS
 from embedding_finetune.retrieval.retrievers import fuse_scores
 from embedding_finetune.retrieval.second_stage import KINDS, add_second, parts_of, union
 

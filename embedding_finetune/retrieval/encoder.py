@@ -12,6 +12,7 @@ from embedding_finetune.retrieval.compiled import CompiledModel, format_of, runt
 from embedding_finetune.retrieval.cpu import use_fast_linear
 from embedding_finetune.retrieval.layout import batches
 from embedding_finetune.retrieval.loading import DenseLayers, load_encoder
+from embedding_finetune.retrieval.tokens import added_ids, load_projection, token_vectors
 from embedding_finetune.retrieval.vectors import TokenStore, VectorCache, text_key
 
 # Tokens in a batch, padding included. A CPU is fastest when activations stay in its caches; a GPU wants to be filled.
@@ -101,6 +102,7 @@ class Encoder:
     def _load(self):
         dtype = torch.float32 if self._device == "cpu" else torch.float16
         self._tokenizer = load("AutoTokenizer", self.use.name, self.use.trusted)
+        self._added, self._projection = added_ids(self._tokenizer), load_projection(self.use.name).to(self._device)
         if self._compiled:
             self._model = CompiledModel(self.use.name)
             self._dense = DenseLayers.load(self.use.name, self.use.dense).eval()
@@ -114,8 +116,8 @@ class Encoder:
             use_fast_linear(self._model)
 
     def encode_passage_tokens(self, texts):
-        """Vectors of the tokens of passages, for late interaction: the last hidden states, of length 1, prompt included
-        and special tokens left out.
+        """Vectors of the tokens of passages, for late interaction (see tokens): prompt included, without the tokens
+        that the tokenizer adds.
 
         A pair: float16 of shape (tokens of all texts, dimensions), and int64 (texts + 1,): those of text i begin at
         place i, and end where those of text i + 1 begin. They are memory-mapped files in the cache or, without one,
@@ -149,11 +151,10 @@ class Encoder:
     def _compute(self, texts, max_length, progress, tokens=False):
         """Vectors of texts, and a list of those of their tokens, if these are wanted."""
         vectors, own = None, [None] * len(texts)
-        for rows, batch, special in self._batches(texts, max_length, progress):
-            mask = batch["attention_mask"]
+        for rows, batch in self._batches(texts, max_length, progress):
             try:
                 hidden = self._model(**batch).last_hidden_state
-                pooled = text_vectors(hidden, self._dense, mask, self.use)
+                pooled = text_vectors(hidden, self._dense, batch["attention_mask"], self.use)
             except torch.cuda.OutOfMemoryError:
                 raise UserError(f"{self.use.name} runs out of GPU memory while encoding: set ENCODE_BATCH_SIZE to 64, "
                                 "or less") from None
@@ -161,21 +162,20 @@ class Encoder:
                 vectors = np.empty((len(texts), pooled.shape[1]), dtype=np.float32)
             vectors[rows] = pooled.cpu().numpy()
             if tokens:
-                scaled = torch.nn.functional.normalize(hidden.float(), dim=-1).half().cpu()
-                for row, some, kept in zip(rows, scaled, (mask.bool() & ~special).cpu()):
-                    own[row] = some[kept].numpy()
+                scaled = token_vectors(hidden, batch, self._added, self._projection).half().cpu()
+                for row, some in zip(rows, scaled):
+                    own[row] = some[some.any(dim=-1)].numpy()
         if not np.isfinite(vectors).all():
             raise UserError(f"{self.use.name} gives vectors that are not finite: its weights are broken")
         return vectors, own
 
     def _batches(self, texts, max_length, progress):
-        """Yield row numbers of the texts, their tokenised batch, and which of its tokens are special ones."""
-        tokens = self._tokenizer(texts, truncation=True, max_length=max_length, return_special_tokens_mask=True)
+        """Yield row numbers of the texts, and their tokenised batch."""
+        tokens = self._tokenizer(texts, truncation=True, max_length=max_length)
         sizes = [len(ids) for ids in tokens["input_ids"]]
         for rows in batches(sizes, self.batch_size, BATCH_TOKENS[torch.device(self._device).type]):
             batch = {name: [values[row] for row in rows] for name, values in tokens.items()}
             # At the left it would move the positions that a BERT counts, and the vectors would depend on the batch.
             batch = self._tokenizer.pad(batch, padding_side="right", return_tensors="pt")
-            batch = batch.to(self._device)
-            yield rows, batch, batch.pop("special_tokens_mask").bool()
+            yield rows, batch.to(self._device)
             progress.update(len(rows))

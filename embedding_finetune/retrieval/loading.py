@@ -36,10 +36,10 @@ class DenseLayers(torch.nn.ModuleList):
             layer.save(os.path.join(folder, path))
 
     def forward(self, pooled):
-        """Pooled vectors [texts, dim] -> vectors [texts, the last layer's dim]."""
+        """Vectors [.., dim] -> vectors [.., the last layer's dim]."""
         with torch.autocast(pooled.device.type, enabled=False):
             for layer in self:
-                pooled = layer({"sentence_embedding": pooled.float()})["sentence_embedding"]
+                pooled = layer({layer.module_input_name: pooled.float()})[layer.module_output_name]
         return pooled
 
 

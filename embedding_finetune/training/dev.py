@@ -32,8 +32,7 @@ class DevSet:
     def _encode(self, model, laid_out):
         texts, rows = laid_out
         pooled = [model([{name: tensor.to(self.device) for name, tensor in sub.items()}]) for sub in texts]
-        vectors = torch.cat(pooled).float()[rows.to(self.device)]
-        return torch.nn.functional.normalize(vectors, dim=-1) if model.normalize else vectors
+        return torch.cat(pooled).float()[rows.to(self.device)]
 
     @torch.no_grad()  # not inference_mode: what the model keeps for later must be able to take part in a backward pass
     def evaluate(self, model):

@@ -15,6 +15,7 @@ from embedding_finetune.files import UserError, atomic_write, write_json
 from embedding_finetune.hub import load
 from embedding_finetune.retrieval.encoder import pool
 from embedding_finetune.retrieval.loading import ENCODER_HALF, DenseLayers, load_encoder
+from embedding_finetune.training.export_late import export_late
 
 METRICS_HEADING = "## Metrics"  # what stands below it is the evaluation's to replace
 SAMPLES = ("how far is the moon", "what is a dot product?", "The Moon circles the Earth at a distance of 384,400 km.")
@@ -67,12 +68,14 @@ scores = model.encode_queries(["a query"]) @ model.encode_corpus([{passage_promp
 ```"""
 
 
-def export(model, tokenizer, folder, use, *, dense=(), card=None, curve=()):
+def export(model, tokenizer, folder, use, *, dense=(), projection=None, card=None, curve=()):
     """Write model (transformers' PreTrainedModel) and tokenizer as a finished folder, once past the parity check.
 
     `use` is a ModelUse, `dense` the loading.DenseLayers of the model; `card` (name -> value) and `curve` (rows with
-    step, recall@10, mrr@10) go into the model card. The weights are moved into `folder` last: a folder without them
-    was never finished. Returns the lowest cosine of the check; raises UserError when the libraries disagree.
+    step, recall@10, mrr@10) go into the model card. `projection` (DenseLayers, perhaps without a layer) is given where
+    token vectors were trained: then the folder tokens.FOLDER is written, too. The weights are moved into `folder` last:
+    a folder without them was never finished. Returns the lowest cosine of the check; raises UserError when the
+    libraries disagree.
     """
     folder, dense = Path(folder), DenseLayers(dense)
     partial, use = folder / ".export.partial", dataclasses.replace(use, dense=dense.folders)
@@ -86,6 +89,8 @@ def export(model, tokenizer, folder, use, *, dense=(), card=None, curve=()):
         text = _card(folder.name.split(".")[0], use, model.config.model_type, card or {}, curve)
         (partial / "README.md").write_text(text, encoding="utf-8")
         worst = check_parity(partial, use)
+        if projection is not None:
+            export_late(partial, use, projection)
         for file in sorted(partial.iterdir(), key=lambda file: file.suffix == ".safetensors"):
             if (folder / file.name).is_dir():
                 shutil.rmtree(folder / file.name)

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import itertools
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from embedding_finetune.retrieval.encoder import pool
 from embedding_finetune.retrieval.loading import DenseLayers
+from embedding_finetune.retrieval.tokens import max_sim, token_vectors
 
 
 def false_negatives(passage_keys, positive_keys, targets):
@@ -44,21 +46,26 @@ class ContrastiveModel(nn.Module):
       loss on each of W processes while gradients reach only the own embeddings, so that averaging over processes leaves
       1/W of it (unnoticed by Adam, but not by gradient clipping nor beside a distillation term).
 
-    `score` turns the vectors of queries and passages into a matrix of scores. `distillation` is None, `kl_div` or
-    `m3_kd_loss`; `mrl_dims` are the sizes of Matryoshka's truncated vectors, () for whole ones.
+    `interaction` says what is compared: `dense`, one vector a text, by inner product; `late`, the vectors of all
+    tokens, by MaxSim (see retrieval.tokens), through `projection` if there is one; `both`, with the mean of both
+    losses, as BGE-M3 was trained (Chen et al. 2024, arXiv 2402.03216) but for its sparse third and its teaching of each
+    by all. `distillation` is None, `kl_div` or `m3_kd_loss`; `mrl_dims` are the sizes of Matryoshka's truncated
+    vectors, () for whole ones. `added` are the ids of tokens.added_ids, `longest` is the length of the longest text.
     """
 
-    def __init__(self, encoder, *, dense=(), pooling="cls", normalize=True, temperature=0.02, score=dot,
-                 mask_false_negatives=True, cross_device=False, distillation=None, mrl_dims=()):
+    def __init__(self, encoder, *, dense=(), pooling="cls", normalize=True, temperature=0.02, interaction="dense",
+                 projection=(), added=(), longest=0, mask_false_negatives=True, cross_device=False, distillation=None,
+                 mrl_dims=()):
         super().__init__()
-        self.encoder, self.dense = encoder, DenseLayers(dense)
-        self.pooling, self.normalize, self.temperature, self.score = pooling, normalize, temperature, score
+        self.encoder, self.dense, self.projection = encoder, DenseLayers(dense), DenseLayers(projection)
+        self.pooling, self.normalize, self.temperature = pooling, normalize, temperature
+        self.interaction, self.added, self.longest = interaction, list(added), longest
         self.mask_false_negatives, self.cross_device = mask_false_negatives, cross_device
         self.distillation, self.mrl_dims = distillation, tuple(mrl_dims) or (None,)
         self.takes_embeddings = "inputs_embeds" in inspect.signature(encoder.forward).parameters
 
     def forward(self, texts, rows=None, passage_keys=None, positive_keys=None, teacher_scores=None):
-        """{"loss": the loss of a batch}; without `rows` the texts' pooled embeddings [texts, dim], not normalised."""
+        """{"loss": the loss of a batch}; without `rows` what `pool` returns."""
         pooled = self.pool(texts)
         if rows is None:
             return pooled
@@ -68,7 +75,10 @@ class ContrastiveModel(nn.Module):
         self.encoder.gradient_checkpointing_enable(**options)
 
     def pool(self, texts):
-        """One embedding for each text of the sub-batches, in their order: [texts, dim].
+        """What is compared of each text of the sub-batches, in their order: [texts, dim], not normalised.
+
+        One embedding; with `late` one a token in a row, zeros after the last, longest * dim numbers in all; with `both`
+        the one, and then those.
 
         The sub-batches are padded on the right (see batches.sub_batches), as models that number the positions of
         embeddings expect it.
@@ -82,8 +92,29 @@ class ContrastiveModel(nn.Module):
         pooled = []
         for sub, given in zip(texts, inputs, strict=True):
             hidden = self.encoder(**given, attention_mask=sub["attention_mask"]).last_hidden_state
-            pooled.append(pool(hidden, sub["attention_mask"], self.pooling))
-        return self.dense(torch.cat(pooled))
+            views = []
+            if self.interaction != "late":
+                views.append(self.dense(pool(hidden, sub["attention_mask"], self.pooling)))
+            if self.interaction != "dense":
+                tokens = token_vectors(hidden, sub, self.added, self.projection)
+                views.append(torch.nn.functional.pad(tokens, (0, 0, 0, self.longest - tokens.shape[1])).flatten(1))
+            pooled.append(torch.cat(views, dim=1))
+        return torch.cat(pooled)
+
+    def views(self, pooled):
+        """What `pool` returned, as it is compared: pairs of vectors and of the function that compares them."""
+        of_tokens, size = self.interaction != "dense", pooled.shape[1]
+        if of_tokens:
+            dim = self.projection[-1].out_features if self.projection else self.encoder.config.hidden_size
+            size -= self.longest * dim
+        dense = [(pooled[:, :size], dot)] * (self.interaction != "late")
+        return dense + [(pooled[:, size:].unflatten(1, (self.longest, dim)), max_sim) for _ in range(of_tokens)]
+
+    def score(self, queries, passages):
+        """Every query against every passage, by the mean of the views: two results of `pool` -> [queries, passages]."""
+        scores = [score(*((normalize(vectors, dim=-1) if self.normalize else vectors) for vectors in (one, other)))
+                  for (one, score), (other, _) in zip(self.views(queries), self.views(passages))]
+        return sum(scores) / len(scores)
 
     def loss(self, pooled, rows, passage_keys, positive_keys, teacher_scores=None):
         """Mean cross entropy of each query's target among all passages, plus the distillation term if there is a
@@ -95,18 +126,18 @@ class ContrastiveModel(nn.Module):
         teacher = None if teacher_scores is None else teacher_scores.softmax(dim=-1)
         losses = []
         with torch.autocast(pooled.device.type, enabled=False):  # bfloat16 rounds a cosine to 0.004: a fifth, over 0.02
-            embeddings = pooled.float()[rows]
-            for dim in self.mrl_dims:
+            views = self.views(pooled.float()[rows])
+            for (embeddings, score), dim in itertools.product(views, self.mrl_dims):
                 vectors = normalize(embeddings[..., :dim], dim=-1) if self.normalize else embeddings[..., :dim]
                 queries, passages = vectors.split([len(positive_keys), len(passage_keys)])
-                losses.append(self._loss(queries, passages, passage_keys, positive_keys, teacher))
+                losses.append(self._loss(score, queries, passages, passage_keys, positive_keys, teacher))
         return sum(losses) / len(losses)
 
-    def _loss(self, queries, passages, passage_keys, positive_keys, teacher):
+    def _loss(self, score, queries, passages, passage_keys, positive_keys, teacher):
         group = len(passages) // len(queries)
         gather = _gather if self.cross_device else lambda tensor: tensor
         all_queries, all_passages = gather(queries), gather(passages)
-        scores = self.score(all_queries, all_passages) / self.temperature
+        scores = score(all_queries, all_passages) / self.temperature
         targets = torch.arange(len(all_queries), device=scores.device) * group
         if self.mask_false_negatives:
             known = false_negatives(gather(passage_keys), gather(positive_keys), targets)
@@ -118,7 +149,7 @@ class ContrastiveModel(nn.Module):
         if self.cross_device:  # same value, the gradient of the joined batch once averaged over processes
             loss = dist.get_world_size() * loss - (dist.get_world_size() - 1) * loss.detach()
         if teacher is not None and self.distillation == "kl_div":
-            scores = self.score(queries, passages) / self.temperature
+            scores = score(queries, passages) / self.temperature
             columns = torch.arange(len(passages), device=scores.device).view(len(queries), group)
             loss = loss + AbsEmbedderModel.distill_loss("kl_div", teacher, scores.gather(1, columns), group)
         return loss

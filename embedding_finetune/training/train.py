@@ -28,8 +28,9 @@ from embedding_finetune.data.collection import read_collection
 from embedding_finetune.files import UserError, one_line, read_json, run_command_line
 from embedding_finetune.hub import check_lengths, load
 from embedding_finetune.retrieval.cpu import use_fast_dropout, use_fast_linear
-from embedding_finetune.retrieval.loading import load_encoder
+from embedding_finetune.retrieval.loading import DenseLayers, load_encoder
 from embedding_finetune.retrieval.model_use import ModelUse, said_by_model
+from embedding_finetune.retrieval.tokens import added_ids, load_projection, new_projection
 from embedding_finetune.settings import CHOSEN_BY
 from embedding_finetune.training.batches import CALL_COST, Collator, EpochSampler, TrainingSet
 from embedding_finetune.training.checkpoints import alone_in, complete_checkpoints, remove
@@ -58,6 +59,8 @@ class DataArguments(EncoderOnlyEmbedderDataArguments):
 
 @dataclass
 class TrainArguments(EncoderOnlyEmbedderTrainingArguments):
+    interaction: str = field(default="dense", metadata={"help": "dense, late (MaxSim over tokens), or both."})
+    token_dim: int = field(default=0, metadata={"help": "Dimensions of the tokens' vectors; 0: the model's."})
     lora_rank: int = field(default=0, metadata={"help": "Train adapters of this rank instead of all weights (LoRA)."})
     lora_alpha: float = field(default=32.0, metadata={"help": "What the adapters add counts lora_alpha / lora_rank."})
     grad_cache_chunk: int = field(default=0, metadata={"help": "Train in the memory of so many texts (GradCache)."})
@@ -135,10 +138,15 @@ def load_model(model_args, data_args, args, use):
         use_fast_dropout(encoder)
         if not args.bf16:  # with it, oneDNN multiplies in bfloat16
             use_fast_linear(encoder)
+    projection = DenseLayers()
+    if args.interaction != "dense":
+        projection = load_projection(use.name) or new_projection(encoder.config.hidden_size, args.token_dim)
+    dense.requires_grad_(args.interaction != "late")  # it takes no part in it
     return tokenizer, ContrastiveModel(
         encoder, dense=dense, pooling=args.sentence_pooling_method, normalize=args.normalize_embeddings,
-        temperature=args.temperature, mask_false_negatives=args.mask_false_negatives,
-        cross_device=args.negatives_cross_device,
+        temperature=args.temperature, interaction=args.interaction, projection=projection,
+        added=added_ids(tokenizer), longest=max(use.query_max_len, use.passage_max_len),
+        mask_false_negatives=args.mask_false_negatives, cross_device=args.negatives_cross_device,
         distillation=args.kd_loss_type if data_args.knowledge_distillation else None,
         mrl_dims=args.mrl_dims if args.use_mrl else ())
 
@@ -191,7 +199,9 @@ def finish(trainer, use, output):
             **(read_json(output / "training.json") or {}).get("settings", {})}
     encoder = trainer.model.encoder
     encoder = encoder.merge_and_unload() if isinstance(encoder, peft.PeftModel) else encoder
-    export(encoder, trainer.processing_class, output, use, dense=trainer.model.dense, card=card, curve=curve)
+    late = trainer.args.interaction != "dense"
+    export(encoder, trainer.processing_class, output, use, dense=trainer.model.dense, card=card, curve=curve,
+           projection=trainer.model.projection if late else None)
     for folder in output.glob("checkpoint-*"):
         remove(folder)
     before = curve[0][CHOSEN_BY] if curve and curve[0]["step"] == 0 else 0

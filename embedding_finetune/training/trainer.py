@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from embedding_finetune.files import UserError, one_line
 from embedding_finetune.retrieval.loading import DenseLayers
+from embedding_finetune.retrieval.tokens import FOLDER
 from embedding_finetune.settings import CHOSEN_BY
 from embedding_finetune.training.checkpoints import complete_checkpoints, is_complete, publish, remove
 from embedding_finetune.training.log import LOG_NAME, duration, read_log
@@ -94,6 +95,7 @@ class Trainer(transformers.Trainer):
         if self.args.should_save:
             self.model.encoder.save_pretrained(output_dir)
             self.model.dense.save(output_dir)
+            self.model.projection.save(Path(output_dir) / FOLDER)
             self.processing_class.save_pretrained(output_dir)
 
     def _save_checkpoint(self, model, trial=None):
@@ -129,8 +131,9 @@ class Trainer(transformers.Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """A checkpoint holds the encoder (with LoRA, its adapters alone), without its wrapper's prefix, and the layers
         after it."""
-        encoder, dense, folder = self.model.encoder, self.model.dense, Path(resume_from_checkpoint)
-        dense.load_state_dict(DenseLayers.load(folder, dense.folders).state_dict())
+        encoder, folder = self.model.encoder, Path(resume_from_checkpoint)
+        for layers, place in ((self.model.dense, folder), (self.model.projection, folder / FOLDER)):
+            layers.load_state_dict(DenseLayers.load(place, layers.folders).state_dict())
         if isinstance(encoder, peft.PeftModel):
             adapters = load_file(folder / peft.utils.SAFETENSORS_WEIGHTS_NAME)
             peft.set_peft_model_state_dict(encoder, adapters)

@@ -52,6 +52,19 @@ def test_a_stage_enters_the_comparison_until_its_model_changes(built):
     assert len(results.load_results(other)[1]) == 3
 
 
+def test_the_test_part_has_no_say_in_the_choice(built):
+    """Other test queries with other answers: depth, weights, and what dev measures stay as they are."""
+    collection, honest = measured_stage(built)
+    test, passages = list(collection.part("test").queries), list(collection.corpus)
+    queries = collection.queries | {query: f"something else {number}" for number, query in enumerate(test)}
+    qrels = collection.qrels | {query: {passages[number]: 1} for number, query in enumerate(test)}
+    _, other = measured_stage(built, collection=replace(collection, queries=queries, qrels=qrels))
+    for one, two in zip(honest, other, strict=True):
+        assert one["metrics"] != two["metrics"]
+        assert {name: one[name] for name in ("weight", "second_weight", "depth", "dev")} == {
+            name: two[name] for name in ("weight", "second_weight", "depth", "dev")}
+
+
 def test_there_is_no_stage_of_what_is_not_there(built):
     with pytest.raises(UserError, match="holds no finished model"):
         stage_of(built, "late_nobody")

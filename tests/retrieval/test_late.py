@@ -97,3 +97,20 @@ def test_broken_weights_are_said(use, corpus):
     for encode in (encoder.encode_passage_tokens, encoder.encode_query_tokens):
         with pytest.raises(UserError, match="not finite"):
             encode(corpus.values())
+
+
+def test_a_smaller_store_has_nearly_the_same_scores(use, corpus):
+    """int8 errs by less than a hundredth; half of the vectors are half of the bytes; one vector is the mean of all."""
+    every = {query: list(corpus) for query in QUERIES}
+    stages = {name: LateInteraction(Encoder(use), *how).index(corpus) for name, how in {
+        "plain": (), "int8": ("int8",), "half": ("float16", 2), "one": ("float16", 1000)}.items()}
+    plain, int8 = (stages[name].score(QUERIES, every) for name in ("plain", "int8"))
+    for query in QUERIES:
+        assert [int8[query][passage] for passage in corpus] == pytest.approx(
+            [plain[query][passage] for passage in corpus], abs=0.01)
+    sizes = {name: stage.bytes_per_passage for name, stage in stages.items()}
+    assert sizes["int8"] * 2 == sizes["plain"] and 0.4 < sizes["half"] / sizes["plain"] <= 0.5
+    vectors, starts = stages["plain"].vectors, stages["plain"].starts
+    assert len(stages["one"].vectors) == len(corpus)
+    mean = vectors[:starts[1]].astype(np.float32).mean(axis=0)
+    assert stages["one"].vectors[0].astype(np.float32) == pytest.approx(mean / np.linalg.norm(mean), abs=2e-3)

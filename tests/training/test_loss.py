@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, AutoTokenizer
 
 from embedding_finetune.retrieval.encoder import pool
+from embedding_finetune.retrieval.tokens import new_projection
 from embedding_finetune.training.loss import ContrastiveModel, false_negatives, grad_cache_step
 
 SCRIPT = Path(__file__).parent.parent / "two_processes.py"
@@ -83,9 +84,10 @@ def test_masked_loss_by_hand(tiny):
     assert model.loss(pooled, **labels).item() == pytest.approx(unmasked, rel=1e-6)
 
 
-def test_another_score_by_hand(tiny):
+def test_another_score_by_hand(tiny, monkeypatch):
     """Minus the distance instead of the inner product: |1 - 1| and |1 - 3|, |2 - 1| and |2 - 3|."""
-    model = load(tiny / "bert", temperature=0.5, normalize=False, score=lambda a, b: -(a - b.T).abs())
+    monkeypatch.setattr("embedding_finetune.training.loss.dot", lambda a, b: -(a - b.T).abs())
+    model = load(tiny / "bert", temperature=0.5, normalize=False)
     labels = {"rows": torch.tensor([0, 1, 0, 2]), "passage_keys": torch.tensor([5, 6]),
               "positive_keys": torch.tensor([[5], [6]])}
     expected = (math.log(1 + math.e**-4) + math.log(2)) / 2
@@ -184,6 +186,38 @@ def test_grad_cache_equals_plain_gradients_with_the_same_dropout(tiny, scores):
     torch.manual_seed(3)
     model(**batch)
     assert torch.rand(1) == after, "the replay must leave the random state where one pass leaves it"
+
+
+@pytest.mark.parametrize("interaction, dim", [("late", 0), ("both", 8)])
+def test_the_loss_over_tokens_is_that_of_plain_loops_and_of_grad_cache(tiny, interaction, dim):
+    """Each view has FlagEmbedding's loss, by means over a query's tokens of the best cosine; `both` is their mean."""
+    batch, features = batch_of(tiny, limit=5)
+    torch.manual_seed(2)
+    options = {"interaction": interaction, "projection": new_projection(32, dim), "added": [2, 3], "longest": 48}
+    model = load(tiny / "bert", **options).eval()
+    assert AutoTokenizer.from_pretrained(tiny / "bert")("")["input_ids"] == [2, 3]
+    loss = model(**batch)["loss"]
+    loss.backward()
+    found = gradients(model)
+    texts = {side: [model.encoder(**{name: values[row:row + 1] for name, values in features[side].items()
+                                     if name != "token_type_ids"}).last_hidden_state[0][1:size - 1]
+                    for row, size in enumerate(features[side]["attention_mask"].sum(1).tolist())]
+             for side in ("queries", "passages")}
+    queries, passages = ([torch.nn.functional.normalize(model.projection(text), dim=-1) for text in texts[side]]
+                         for side in ("queries", "passages"))
+    scores = torch.stack([torch.stack([(one @ other.T).max(1).values.mean() for other in passages])
+                          for one in queries]) / 0.05
+    targets = torch.arange(6) * 4
+    known = false_negatives(batch["passage_keys"], batch["positive_keys"], targets)
+    expected = torch.nn.functional.cross_entropy(scores.masked_fill(known, -torch.inf), targets)
+    if interaction == "both":
+        dense = load(tiny / "bert").eval()
+        expected = (expected + dense(**batch)["loss"]) / 2
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    model.zero_grad()
+    cached = grad_cache_step(model, model, lambda loss: loss.backward(), **batch)
+    assert cached.item() == pytest.approx(loss.item(), abs=1e-5)
+    torch.testing.assert_close(gradients(model), found, atol=1e-5, rtol=1e-4)
 
 
 def test_two_processes_with_shared_negatives_equal_one_on_the_joined_batch(tiny, tmp_path):

@@ -22,13 +22,15 @@ from FlagEmbedding.finetune.embedder.encoder_only.base import (
     EncoderOnlyEmbedderTrainingArguments,
 )
 from safetensors.torch import load_file
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from tiny_training import training_rows, write_rows
 from transformers import AutoModel, AutoTokenizer
 
 from embedding_finetune.data.collection import Collection, write_collection
 from embedding_finetune.files import UserError, read_json
+from embedding_finetune.retrieval.encoder import Encoder
+from embedding_finetune.retrieval.model_use import ModelUse
 from embedding_finetune.training import train as training
 from embedding_finetune.training.checkpoints import MARKER, complete_checkpoints
 from embedding_finetune.training.log import read_log
@@ -217,6 +219,35 @@ def test_adapters_and_dense_layers_continue_to_the_same_parameters(tiny, tmp_pat
     # 4 (32 + 32) in 4 matrices and 4 (32 + 64) in 2 of each of two layers, 4 (32 + 32) in the pooler; the Dense layer.
     assert 2 * (4 * 256 + 2 * 384) + 256 + 32 * 24 + 24 == 4632
     assert ("LoRA: 4,632 of " in capsys.readouterr().out) is ("lora_rank" in changes)
+
+
+def test_a_model_trained_for_late_interaction_continues_and_is_exported(tiny, tmp_path, monkeypatch):
+    """Interrupted and continued; sentence-transformers loads its folder `late`, whose weights are stored once."""
+    interruptions, original = [23], training.Trainer._checked
+
+    def checked(self, loss):
+        if self.state.global_step + 1 in interruptions:
+            raise KeyboardInterrupt
+        return original(self, loss)
+
+    monkeypatch.setattr(training.Trainer, "_checked", checked)
+    changes = {"interaction": "both", "token_dim": 8, "learning_rate": 1e-3, **dev(tiny)}
+    with pytest.raises(KeyboardInterrupt):
+        training.train(flags(tiny, tmp_path / "interrupted", **changes))
+    interruptions.clear()
+    for name in ("interrupted", "whole"):
+        training.train(flags(tiny, tmp_path / name, **changes))
+    for part in ("", "late/1_Dense"):
+        continued, whole = (parameters(tmp_path / name / part) for name in ("interrupted", "whole"))
+        torch.testing.assert_close(continued, whole, atol=1e-5, rtol=0)
+    folder = tmp_path / "whole"
+    assert os.path.samefile(folder / "model.safetensors", folder / "late" / "model.safetensors")
+    assert SentenceTransformer(str(folder), device="cpu").get_embedding_dimension() == 32
+    use = ModelUse("x", "x", str(folder), "cls", "find: ", "", 16, 48)
+    found = Encoder(use).encode_query_tokens(["river moon"])[0]
+    theirs = MultiVectorEncoder(str(folder / "late"), device="cpu").encode_query(["river moon"])[0]
+    assert found.shape == theirs.shape and found.shape[1] == 8
+    assert found.astype("float32") == pytest.approx(theirs.cpu().numpy(), abs=2e-3)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,66 @@
+"""The part of a finished folder that sentence-transformers' MultiVectorEncoder loads: the token vectors' model."""
+
+import dataclasses
+import os
+
+import numpy as np
+import torch
+
+from embedding_finetune.files import UserError
+from embedding_finetune.hub import load
+from embedding_finetune.retrieval.encoder import Encoder
+from embedding_finetune.retrieval.late import max_sim
+from embedding_finetune.retrieval.tokens import FOLDER, added_ids
+
+SAMPLES = ("how far is the moon", "what is a dot product?", "The Moon circles the Earth at a distance of 384,400 km.")
+
+
+def export_late(folder, use, projection):
+    """Write FOLDER into a finished model's folder, with which it shares the weights where the file system can.
+
+    `use` is a ModelUse, `projection` the DenseLayers of the token vectors, if any. Returns the lowest cosine between
+    the score lists of sentence-transformers and of this package; raises UserError below 0.9999.
+    """
+    from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers.base.modules import Normalize, Transformer
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+
+    late, tokenizer = folder / FOLDER, load("AutoTokenizer", folder, use.trusted)
+    added = tokenizer.convert_ids_to_tokens(added_ids(tokenizer))
+    encoder = Transformer(str(folder), max_seq_length=use.passage_max_len, query_length=use.query_max_len,
+                          document_length=use.passage_max_len)
+    MultiVectorEncoder(
+        modules=[encoder, *projection, MultiVectorMask(added, skiplist_tasks=["query", "document"]),
+                 Normalize(module_input_name="token_embeddings")],
+        prompts={"query": use.query_prompt, "document": use.passage_prompt}, similarity_fn_name="meanmaxsim",
+    ).save(str(late), create_model_card=False)
+    for path in late.glob("*.safetensors"):
+        _share(folder / path.name, path)
+    return _check(folder, use)
+
+
+def _share(path, other):
+    """Make the second file a second name of the first, where that is possible; they have the same content."""
+    partial = other.with_suffix(".partial")
+    try:
+        os.link(path, partial)
+        os.replace(partial, other)
+    except OSError:
+        partial.unlink(missing_ok=True)
+
+
+def _check(folder, use):
+    from sentence_transformers import MultiVectorEncoder
+
+    texts = [*SAMPLES, f"{SAMPLES[2]} " * (use.query_max_len // 8 + 1)]
+    model = MultiVectorEncoder(str(folder / FOLDER), device="cpu")
+    theirs = model.similarity(model.encode_query(texts), model.encode_document(texts)).cpu().float()
+    encoder = Encoder(dataclasses.replace(use, name=str(folder)))
+    vectors, starts = encoder.encode_passage_tokens(texts)
+    ours = np.array([max_sim(tokens.astype(np.float32), vectors, starts, range(len(texts)))
+                     for tokens in encoder.encode_query_tokens(texts)])
+    worst = torch.cosine_similarity(torch.from_numpy(ours), theirs, dim=-1).min().item()
+    if not worst >= 0.9999 or np.abs(ours - theirs.numpy()).max() > 0.01:
+        raise UserError(f"parity check of {folder / FOLDER}: the scores of sentence-transformers are others (cosine "
+                        f"{worst:.4f}); the model was not exported")
+    return worst
