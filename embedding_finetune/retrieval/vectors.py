@@ -9,13 +9,15 @@ it all.
 import hashlib
 import io
 import json
+import math
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from embedding_finetune.files import atomic_write, read_json, sha256, write_json
+from embedding_finetune.files import UserError, atomic_write, read_json, sha256, write_json
 
 
 def text_key(text):
@@ -85,7 +87,10 @@ class TokenStore:
         return whole
 
     def write(self, chunks):
-        """Store `chunks`: lists of float16 vectors (tokens, dimensions), an array a text."""
+        """Store `chunks`: lists of float16 vectors (tokens, dimensions), an array a text.
+
+        Raises UserError as soon as the first chunk shows that the disk will not hold them all.
+        """
         (self.folder / "identity.json").unlink(missing_ok=True)
         sizes, shape = [], [0, 0]
         with atomic_write(self.folder / "vectors.raw", "wb") as file:
@@ -93,10 +98,19 @@ class TokenStore:
                 file.write(np.concatenate(vectors).data)
                 sizes += map(len, vectors)
                 shape = [sum(sizes), vectors[0].shape[1]]
+                self._check_space(2 * math.prod(shape) * (self.identity["texts"] / len(sizes) - 1))
         with atomic_write(self.folder / "starts.npy", "wb") as file:
             np.save(file, np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
         hashes = {name: sha256(self.folder / name) for name in STORED}
         write_json(self.folder / "identity.json", self.identity | {"shape": shape} | hashes)
+
+    def _check_space(self, needed):
+        """Raise UserError unless so many bytes are free."""
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise UserError(f"the token vectors of {self.identity['texts']:,} passages take some {needed / 1e9:,.1f} GB "
+                            f"more, and {self.folder.parent} has {free / 1e9:,.1f} GB free: free some, or do without "
+                            "the second look (SECOND_STAGES=\"\")")
 
     def read(self):
         """Vectors, memory-mapped, and starts, see Encoder.encode_tokens."""

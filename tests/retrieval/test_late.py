@@ -1,6 +1,7 @@
 """MaxSim against a plain loop and sentence-transformers; token vectors that are kept, and can be damaged."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -114,3 +115,11 @@ def test_a_smaller_store_has_nearly_the_same_scores(use, corpus):
     assert len(stages["one"].vectors) == len(corpus)
     mean = vectors[:starts[1]].astype(np.float32).mean(axis=0)
     assert stages["one"].vectors[0].astype(np.float32) == pytest.approx(mean / np.linalg.norm(mean), abs=2e-3)
+
+
+def test_too_little_space_is_said_before_it_is_used_up(use, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("embedding_finetune.retrieval.encoder.TOKEN_CHUNK", 4)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=5000))
+    with pytest.raises(UserError, match="the token vectors of 12 passages take some .*SECOND_STAGES"):
+        Encoder(use, cache=tmp_path / "cache").encode_passage_tokens(corpus.values())
+    assert not [path for path in (tmp_path / "cache").rglob("*") if "vectors.raw" in path.name]
