@@ -108,7 +108,7 @@ class TokenStore:
         """Raise UserError unless so many bytes are free."""
         free = shutil.disk_usage(self.folder).free
         if needed > free:
-            raise UserError(f"the token vectors of {self.identity['texts']:,} passages take some {needed / 1e9:,.1f} GB "
+            raise UserError(f"the token vectors of {self.identity['texts']:,} passages take {needed / 1e9:,.1f} GB "
                             f"more, and {self.folder.parent} has {free / 1e9:,.1f} GB free: free some, or do without "
                             "the second look (SECOND_STAGES=\"\")")
 

@@ -120,6 +120,6 @@ def test_a_smaller_store_has_nearly_the_same_scores(use, corpus):
 def test_too_little_space_is_said_before_it_is_used_up(use, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("embedding_finetune.retrieval.encoder.TOKEN_CHUNK", 4)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=5000))
-    with pytest.raises(UserError, match="the token vectors of 12 passages take some .*SECOND_STAGES"):
+    with pytest.raises(UserError, match="the token vectors of 12 passages take .*SECOND_STAGES"):
         Encoder(use, cache=tmp_path / "cache").encode_passage_tokens(corpus.values())
     assert not [path for path in (tmp_path / "cache").rglob("*") if "vectors.raw" in path.name]
