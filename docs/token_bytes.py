@@ -1,4 +1,4 @@
-"""Quality against bytes: the token vectors of a second stage kept whole, in int8, and merged. One line a way of keeping.
+"""Quality against bytes: the token vectors of a second stage kept whole, in int8, and merged; one line a way.
 
     PROFILE=demo python docs/token_bytes.py [late_reference]
 
