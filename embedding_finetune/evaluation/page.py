@@ -14,6 +14,7 @@ import pandas as pd
 
 from embedding_finetune.data.texts import near_duplicates, tidy
 from embedding_finetune.evaluation.figures import verdict
+from embedding_finetune.evaluation.recommend import recommendation
 from embedding_finetune.evaluation.results import read_measured_run
 from embedding_finetune.files import UserError, atomic_write
 from embedding_finetune.training.log import read_log
@@ -22,7 +23,8 @@ DEPTH = 100  # ranks that are looked at; runs are at least this deep (or as deep
 SHOWN = 5  # passages of each model on the page
 PASSAGE_CHARACTERS = 1000  # longer passages are cut on the page, and say so
 CURVE_POINTS = 300  # a longer training curve is averaged down to about as many points
-ROW_FIELDS = ("label", "model", "dataset", "metrics", "ci95", "against", "note", "chosen")  # of comparison.json
+ROW_FIELDS = ("label", "model", "dataset", "metrics", "ci95", "against", "note", "chosen", "ms_per_query",
+              "bytes_per_passage")  # of comparison.json
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
@@ -159,7 +161,7 @@ def page_data(evidence, curves):
     number[used] = np.arange(len(used))
     return {
         "rows": [{name: row[name] for name in ROW_FIELDS if name in row} for row in evidence.rows],
-        "verdicts": verdicts(evidence.rows),
+        "verdicts": verdicts(evidence.rows), "recommendation": recommendation(evidence.rows),
         "labels": evidence.labels, "depth": DEPTH, "shown": SHOWN, "corpus": len(evidence.passages),
         "ids": evidence.query_ids, "queries": evidence.queries,
         "passages": [text if len(text) <= PASSAGE_CHARACTERS else text[:PASSAGE_CHARACTERS] + " … (cut)"

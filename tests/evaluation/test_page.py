@@ -12,6 +12,7 @@ import pytest
 from embedding_finetune.data.collection import Collection
 from embedding_finetune.evaluation import page as report
 from embedding_finetune.evaluation.figures import planned_table, verdict
+from embedding_finetune.evaluation.recommend import recommendation
 from embedding_finetune.evaluation.significance import add_significance
 from embedding_finetune.files import UserError, write_jsonl
 from embedding_finetune.retrieval.runs import write_run
@@ -39,7 +40,7 @@ def comparison_rows(labels, values, chosen, planned):
     """Rows as results.compare makes them, around random per-query values."""
     frames = {label: pd.DataFrame(value, columns=METRICS) for label, value in zip(labels, values)}
     rows = [{"label": label, "model": f"models/{label}", "dataset": "small", "metrics": frame.mean().to_dict(),
-             "chosen": label == chosen, **({} if label == "bm25" else {"note": "read much; or little"})}
+             "dev": frame.mean().to_dict(), **({"recipe": label} if label == "tuned" else {}), "chosen": label == chosen, **({} if label == "bm25" else {"note": "read much; or little"})}
             for label, frame in frames.items()]
     return add_significance(rows, frames, planned, resamples=200)
 
@@ -306,6 +307,11 @@ def test_numbers_of_the_page_are_those_of_the_comparison(page, evidence):
     assert page.locator("#doubts tbody tr", has_text="bm25").inner_text().split() == ["bm25", "4", "1", "4"]
     assert "1 of 5 test queries have several positives" in page.locator("#several").inner_text()
     assert page.locator("#training svg[role=img]").count() == 3
+
+
+def test_the_page_says_what_to_take(page, evidence):
+    said = page.locator("#take").inner_text()
+    assert said == recommendation(evidence.rows) and said.startswith("Take tuned, which was fine-tuned.")
 
 
 def test_a_note_stands_once_with_the_labels_it_is_about(page):
