@@ -16,10 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from embedding_finetune.data.collection import read_data  # noqa: E402
 from embedding_finetune.evaluation.metrics import per_query  # noqa: E402
 from embedding_finetune.evaluation.results import read_measured_run  # noqa: E402
-from embedding_finetune.evaluation.second_stage import DEPTHS, choose, reordered, stage_of, union  # noqa: E402
+from embedding_finetune.evaluation.second_stage import DEPTHS, choose, reordered  # noqa: E402
 from embedding_finetune.evaluation.significance import add_significance  # noqa: E402
 from embedding_finetune.files import atomic_write, run_command_line  # noqa: E402
-from embedding_finetune.retrieval.second_stage import parts_of  # noqa: E402
+from embedding_finetune.retrieval.second_stage import parts_of, union  # noqa: E402
+from embedding_finetune.retrieval.stages import stage_of  # noqa: E402
 from embedding_finetune.settings import Settings  # noqa: E402
 
 WAYS = {"float16": ("float16", 1), "int8": ("int8", 1), "float16, 2 merged": ("float16", 2),

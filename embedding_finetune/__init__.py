@@ -32,7 +32,9 @@ One module is one stage of the data's way; each imports only from modules above 
     retrieval/onnx_queries   queries turned into vectors without PyTorch
     retrieval/retrievers   dense, BM25 and fused: from queries to a run
     retrieval/second_stage   a second look at what a first stage has found
-    retrieval/late           late interaction: by the vectors of tokens
+    retrieval/late             by the vectors of tokens
+    retrieval/cross_encoder    by reading query and passage together
+    retrieval/stages           the second stages that there are
 
     training/audit         nothing of the test part is in a training file
     training/rows          training files, made anew only when something changed
@@ -43,6 +45,7 @@ One module is one stage of the data's way; each imports only from modules above 
     training/checkpoints   checkpoints that are whole or absent
     training/log           the log of a training
     training/trainer       the training loop
+    training/reranker      what a reranker's training has of its own
     training/export_late   the part of a finished folder that compares by tokens
     training/export        a finished model folder that three libraries read alike
     training/merge         a fine-tuned model averaged with its base

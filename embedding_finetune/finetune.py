@@ -33,7 +33,14 @@ from embedding_finetune.settings import TABLE, Settings, plain
 from embedding_finetune.training.export import complete
 from embedding_finetune.training.log import duration
 from embedding_finetune.training.merge import merge
-from embedding_finetune.training.records import RECORD, check_trained, read_record, record_of, same_training
+from embedding_finetune.training.records import (
+    RECORD,
+    check_trained,
+    read_record,
+    record_of,
+    reranker_base,
+    same_training,
+)
 from embedding_finetune.training.rows import make_training_file, read_training_file, training_path, write_with_prompt
 
 MODULES = {"embedding_finetune": "embedding_finetune.training.train",
@@ -55,14 +62,19 @@ def prepare(settings, recipe):
     unfinished = settings.output_dir / f"{recipe.label}.{'flagembedding.' * (tuned.trainer == 'flagembedding')}partial"
     if finished.exists() and not may_overwrite():
         raise UserError(f"{plain(finished)} holds a finished model; OVERWRITE=1 moves it aside and trains anew")
-    use, collection = base_use(tuned), read_data(settings)
-    check_hub(use.name)
-    check_lengths(use.name, tuned.query_max_len, tuned.passage_max_len, trusted=use.trusted)
+    use, collection, reranker = base_use(tuned), read_data(settings), recipe.kind == "reranker"
+    name, together = (reranker_base(settings), tuned.query_max_len) if reranker else (use.name, 0)
+    check_hub(name)
+    check_lengths(name, tuned.query_max_len, tuned.passage_max_len + together, trusted=use.trusted)
     for lacks, wanted in {"LoRA": tuned.lora_rank, "Dense layers": use.dense,
-                          "late interaction": tuned.interaction != "dense"}.items():
+                          "late interaction": tuned.interaction != "dense", "reranker": reranker}.items():
         if wanted and tuned.trainer == "flagembedding":
             raise UserError(f"FlagEmbedding's trainer has no {lacks}: TRAINER=embedding_finetune has")
-    print(f"the base, as it is trained and will be used: {use}", flush=True)
+    if reranker and (tuned.lora_rank or tuned.grad_cache_chunk or tuned.interaction != "dense" or recipe.teacher):
+        raise UserError(f"{recipe.label}: a reranker is trained without LORA_RANK, GRAD_CACHE_CHUNK, INTERACTION and "
+                        "teacher; leave them out")
+    begins = f"{plain(name)}, {'with a new head' * (not settings.reranker)}" if reranker else use
+    print(f"the base, as it is trained and will be used: {begins}", flush=True)
     if recipe.merge:
         check_trained(settings, recipe.merge)
     else:
@@ -109,6 +121,10 @@ def flags_of(settings, recipe, tuned, output):
         **({"knowledge_distillation": True, "kd_loss_type": "kl_div"} if recipe.teacher else {}),
         **({"negatives_cross_device": True} if tuned.gpus > 1 else {}),
     }
+    if recipe.kind == "reranker":
+        prompts = dict.fromkeys(("query_instruction_for_retrieval", "passage_instruction_for_retrieval"))
+        flags |= prompts | {"model_name_or_path": reranker_base(settings), "negatives_cross_device": None,
+                            "reranker": True, "new_head": not settings.reranker}
     return [word for name, value in flags.items() if value is not None for word in (f"--{name}", str(value))]
 
 

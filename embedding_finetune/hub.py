@@ -62,14 +62,14 @@ def model_path(name):
 
 def model_content(name):
     """What would be loaded as model `name`: the SHA-256 of each file in its folder and in those of its layers after
-    the pooling, or the commit of its repository.
+    the encoder, or the commit of its repository.
 
     Raises UserError when the hub does not have it, does not answer, or is offline and nothing was downloaded
     before.
     """
     folder = Path(name)
     if folder.is_dir():
-        files = sorted([*folder.iterdir(), *folder.glob("*Dense*/*")])
+        files = sorted([*folder.iterdir(), *folder.glob("*Dense*/*"), *folder.glob("late/*Dense*/*")])
         return {str(path.relative_to(folder)): sha256(path) for path in files if path.suffix in MODEL_FILES}
     commit = check_hub(name)
     if commit is None:

@@ -154,8 +154,8 @@ def _reordered(settings, folder, manifest, fused):
     """The fused retriever with the second stage of an index, if it has one."""
     if "second" not in manifest:
         return fused
-    from embedding_finetune.evaluation.second_stage import stage_of
     from embedding_finetune.retrieval.second_stage import Reordered
+    from embedding_finetune.retrieval.stages import stage_of
     stage = stage_of(settings, manifest["second"]["stage"]).restore(folder)
     return Reordered(fused, stage, manifest["second_weight"], manifest["depth"])
 
@@ -227,7 +227,7 @@ def _make(settings, label, folder, facts, collection):
     manifest = {"label": label, "passages": len(collection.corpus), "facts": facts, "no_answer": {"threshold": None}}
     manifest |= {name: facts[name] for name in (*FUSION, "second") if name in facts}
     if "second" in facts:
-        from embedding_finetune.evaluation.second_stage import stage_of
+        from embedding_finetune.retrieval.stages import stage_of
         stage_of(settings, facts["second"]["stage"]).index(collection.corpus).save(folder)
     if "weight" not in facts:
         retriever = (retriever_of(label, settings.bm25_language) if label in RETRIEVERS else
@@ -256,7 +256,8 @@ def labels(settings):
     from embedding_finetune.recipes import all_recipes
     from embedding_finetune.retrieval.model_use import ready_made
     from embedding_finetune.retrieval.retrievers import RETRIEVERS
-    tuned = [label for label in all_recipes(settings) if (settings.output_dir / label / "config.json").is_file()]
+    tuned = [label for label, recipe in all_recipes(settings).items()
+             if recipe.kind == "model" and (settings.output_dir / label / "config.json").is_file()]
     fused = [path.stem for path in sorted((settings.output_dir / "results").glob("hybrid_*.json"))]
     return list(dict.fromkeys([*RETRIEVERS, *ready_made(settings), *tuned, *fused]))
 

@@ -18,6 +18,7 @@ class Recipe:
 
     label: str
     about: str = ""
+    kind: str = "model"  # an embedding model, or a reranker
     file: str = ""  # the training file, in DATA_DIR; by default training_LABEL.json
     negatives: str = "random"  # random ones, or mined ones
     number: int = 10  # of negatives a query
@@ -71,8 +72,9 @@ def all_recipes(settings):
             raise UserError(f"{path}, recipe {label!r}: EXTRA_MODELS has this label, too")
         if not recipe.merge and files.setdefault(recipe.file, recipe.data) != recipe.data:
             raise UserError(f"{path}, recipe {label!r}: another recipe writes other rows to {recipe.file}")
-        if recipe.merge and (recipe.merge not in recipes or recipes[recipe.merge].merge):
-            raise UserError(f"{path}, recipe {label!r}: merge must be the label of a recipe that is trained")
+        if recipe.merge and (recipe.merge not in recipes or recipes[recipe.merge].merge
+                             or recipes[recipe.merge].kind != "model"):
+            raise UserError(f"{path}, recipe {label!r}: merge must be the label of a model that is trained")
         try:
             epochs = settings.changed(recipe.settings).epochs
         except UserError as error:
@@ -125,6 +127,7 @@ def _recipe(path, entries, label, seen=()):
         inherited = {name: getattr(parent, name) for name in KEYS if name != "file"}
         entry = inherited | entry | {"settings": parent.settings | entry.get("settings", {})}
     recipe = Recipe(label=label, **{"file": f"training_{label}.json"} | entry)
+    demand(recipe.kind in ("model", "reranker"), "kind must be model or reranker")
     demand(recipe.negatives in ("random", "mined"), "negatives must be random or mined")
     demand(recipe.number >= 1 and recipe.depth >= 1, "number and depth must be 1 or more")
     demand(recipe.candidates in (["model"], ["bm25"], ["model", "bm25"], ["bm25", "model"]),

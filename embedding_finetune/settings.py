@@ -99,6 +99,8 @@ class Settings:
     base_pooling: str = setting("auto: as the model's own files say", TRAINING, "auto", one_of("auto", *POOLINGS))
     query_instruction: str = setting("put before each query; auto: as the model's files say", TRAINING, "auto")
     passage_instruction: str = setting("put before each passage; auto as above", TRAINING, "auto")
+    reranker: str = setting("what a recipe of kind reranker begins with: a hub name, a folder; empty: BASE_MODEL",
+                            NOTHING, "")
     reference_model: str = setting("the ready-made model that fine-tuning has to beat", EVALUATION)
     reference_pooling: str = setting("as BASE_POOLING", EVALUATION, "auto", one_of("auto", *POOLINGS))
     reference_instruction: str = setting("put before its queries; auto as above", EVALUATION, "auto")

@@ -2,10 +2,12 @@
 
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation import results
-from embedding_finetune.evaluation.second_stage import choose, reordered, save_stage, stage_of, union
+from embedding_finetune.evaluation.second_stage import choose, reordered, save_stage
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.model_use import use_of
 from embedding_finetune.retrieval.retrievers import BM25, Dense
+from embedding_finetune.retrieval.second_stage import union
+from embedding_finetune.retrieval.stages import stage_of
 
 
 def measured_stage(settings, label="late_reference", collection=None):

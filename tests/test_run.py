@@ -26,7 +26,7 @@ from embedding_finetune.settings import ROOT, Settings
 TRAINED = ["neg10", "neg10_seed43", "neg50", "neg50_seed43", "hard_kd", "hard_kd_seed43"]
 MODELS = ["raw", *TRAINED, "reference", "other"]  # in the order of the story
 EVALUATED = ["raw", *TRAINED, "other", "reference"]  # in the order of the run
-STAGES = ["late_reference", "late_hard_kd_on_neg10"]
+STAGES = ["late_reference", "late_hard_kd_on_neg10", "rerank_reranker_on_reference"]
 MEASURED = ["bm25", *MODELS, *STAGES, *(f"hybrid_{label}" for label in [*MODELS, *STAGES])]
 
 
@@ -49,7 +49,7 @@ def far_set(folder):
 @pytest.fixture(scope="module")
 def environment(tiny_settings, tmp_path_factory):
     """The tiny experiment with a recipe of mined negatives, two seeds, one more model and one more test set."""
-    more = {"RECIPES": "hard_kd", "SEEDS": "2", "EXTRA_MODELS": f"other={tiny_settings['BASE_MODEL']},last_token",
+    more = {"RECIPES": "hard_kd reranker", "SEEDS": "2", "EXTRA_MODELS": f"other={tiny_settings['BASE_MODEL']},last_token",
             "EVAL_SETS": far_set(tmp_path_factory.mktemp("far")), "OMP_NUM_THREADS": "1",
             "SECOND_STAGES": " ".join(STAGES)}
     with pytest.MonkeyPatch.context() as patch:
@@ -72,16 +72,17 @@ def comparison(settings):
 
 def test_every_step_leaves_its_files(finished):
     settings, printed = finished
-    titles = re.findall(r"^\[(\d+)/20\] (.*): done in", printed, re.MULTILINE)
-    assert [int(number) for number, _ in titles] == list(range(1, 21))
+    titles = re.findall(r"^\[(\d+)/23\] (.*): done in", printed, re.MULTILINE)
+    assert [int(number) for number, _ in titles] == list(range(1, 24))
     assert [title for _, title in titles] == [
         "build_train_dataset.ipynb", "build_eval_dataset.ipynb", "finetune_neg10.sh",
         "finetune_hard.sh for neg10_seed43", "finetune_neg50.sh", "finetune_hard.sh for neg50_seed43",
-        "finetune_hard.sh for hard_kd", "finetune_hard.sh for hard_kd_seed43", "eval_raw_bert.ipynb",
+        "finetune_hard.sh for hard_kd", "finetune_hard.sh for hard_kd_seed43", "finetune_reranker.sh",
+        "finetune_hard.sh for reranker_seed43", "eval_raw_bert.ipynb",
         "eval_train_neg10.ipynb", "eval_train_hard.ipynb for neg10_seed43", "eval_train_neg50.ipynb",
         "eval_train_hard.ipynb for neg50_seed43", "eval_train_hard.ipynb for hard_kd",
         "eval_train_hard.ipynb for hard_kd_seed43", "eval_bge_m3.ipynb for other", "eval_bge_m3.ipynb",
-        "second_stage.ipynb", "second_stage.ipynb for late_hard_kd_on_neg10", "compare.ipynb"]
+        "second_stage.ipynb", *(f"second_stage.ipynb for {label}" for label in STAGES[1:]), "compare.ipynb"]
     data = ["corpus.jsonl", "queries.jsonl", *(f"qrels/{part}.tsv" for part in ("train", "dev", "test")),
             "dataset.json", "eval_dataset.json", "qrels.trec", "training_neg_10.json", "training_neg_50.json",
             "training_hard_kd.json"]
@@ -92,7 +93,7 @@ def test_every_step_leaves_its_files(finished):
               "report.html"]
     for folder, names in ((settings.data_dir, data), (settings.output_dir, output)):
         assert [name for name in names if not (folder / name).is_file() or not (folder / name).stat().st_size] == []
-    notebooks = {f"eval_{label}.ipynb" for label in [*EVALUATED, STAGES[1]]} - {"eval_raw.ipynb", "eval_neg10.ipynb",
+    notebooks = {f"eval_{label}.ipynb" for label in [*EVALUATED, *STAGES[1:]]} - {"eval_raw.ipynb", "eval_neg10.ipynb",
                                                                   "eval_neg50.ipynb", "eval_reference.ipynb"}
     notebooks |= {path.name for path in ROOT.glob("*.ipynb")} - {"eval_train_hard.ipynb", "learning_curve.ipynb"}
     assert {path.name for path in (settings.output_dir / "notebooks").iterdir()} == notebooks

@@ -1,11 +1,10 @@
 """A second stage chosen: how deep it looks, and what it weighs beside the first, as dev queries have it."""
 
-import embedding_finetune.retrieval.late  # noqa: F401  which registers it as a kind
 from embedding_finetune.evaluation.metrics import reciprocal_rank
 from embedding_finetune.evaluation.results import save_result
 from embedding_finetune.files import read_json
 from embedding_finetune.retrieval.retrievers import fuse_scores
-from embedding_finetune.retrieval.second_stage import KINDS, add_second, parts_of, union
+from embedding_finetune.retrieval.second_stage import add_second, parts_of, union
 
 DEPTHS = 10, 20, 30, 50  # passages of BM25 and of the model that are looked at again
 BM25_WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
@@ -46,12 +45,6 @@ def reordered(bm25, dense, second, *, weight, second_weight, depth):
     """The run of BM25, a model and a second stage together; `weight` 0 leaves BM25's scores out, `second_weight` None
     counts the second stage alone."""
     return add_second(fuse_scores(bm25, dense, weight), second, second_weight, union(dense, bm25, depth=depth))
-
-
-def stage_of(settings, label):
-    """The stage of a label such as `late_reference`, without a corpus yet. Raises UserError when there is none."""
-    kind, model, _ = parts_of(label)
-    return KINDS[kind].of(settings, model)
 
 
 def save_stage(settings, collection, label, stage, alone, fused, chosen):

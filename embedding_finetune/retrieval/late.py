@@ -15,14 +15,13 @@ from tqdm.auto import tqdm
 from embedding_finetune.files import UserError
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.model_use import use_of
-from embedding_finetune.retrieval.second_stage import FEW, SecondStage, kind
+from embedding_finetune.retrieval.second_stage import FEW, SecondStage
 
 FILES = "token_vectors.npy", "token_starts.npy"
 INT8 = 127  # what 1 is in int8; a component of a vector of length 1 is no larger
 CHUNK = 1 << 18  # vectors that are turned into int8 together
 
 
-@kind("late")
 class LateInteraction(SecondStage):
     """Scores candidates by the token vectors of an encoder (see encoder.Encoder)."""
 

@@ -2,7 +2,8 @@
 for a whole corpus, and the runs that come of both.
 
 A stage is named KIND_MODEL_on_FIRST: `late_reference_on_neg10` reorders the first passages of BM25 and neg10 by the
-token vectors of the reference. Where both are one model, `late_neg10` is enough. KINDS has what there is.
+token vectors of the reference. Where both are one model, `late_neg10` is enough. (retrieval.stages has what there
+is.)
 """
 
 import re
@@ -14,24 +15,15 @@ from tqdm.auto import tqdm
 from embedding_finetune.files import UserError
 from embedding_finetune.retrieval.retrievers import DEPTH, Fused, ranked
 
-KINDS = {}  # kind -> class
 FEW = 20  # queries that need no progress bar
 
 
-def kind(name):
-    """Register the decorated class as a kind of second stage."""
-    def register(stage):
-        KINDS[name] = stage
-        return stage
-    return register
-
-
-def parts_of(label):
+def parts_of(label, kinds=("late", "rerank")):
     """(kind, label of the stage's model, label of the first stage) of a stage. Raises UserError when it is none."""
-    found = re.fullmatch(rf"({'|'.join(KINDS)})_(\w+?)(?:_on_(\w+))?", label, re.ASCII)
+    found = re.fullmatch(rf"({'|'.join(kinds)})_(\w+?)(?:_on_(\w+))?", label, re.ASCII)
     if not found:
         raise UserError(f"{label!r} is no second stage: it must be KIND_MODEL or KIND_MODEL_on_FIRST, such as "
-                        f"late_reference_on_neg10; kinds are {', '.join(KINDS)}")
+                        f"late_reference_on_neg10; kinds are {', '.join(kinds)}")
     return found[1], found[2], found[3] or found[2]
 
 
@@ -68,7 +60,8 @@ class SecondStage:
         began = time.perf_counter()
         scores = self.scores(list(queries.values()), places)
         run = {query: ranked(dict(zip(candidates[query], row.tolist())))
-               for query, row in zip(queries, tqdm(scores, self.about, len(places), disable=len(places) < FEW))}
+               for query, row in zip(queries, tqdm(scores, self.about, len(places), disable=len(places) < FEW),
+                                     strict=True)}
         self.ms_per_query = 1000 * (time.perf_counter() - began) / max(1, len(places))
         return run
 

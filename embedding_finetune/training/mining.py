@@ -3,19 +3,18 @@
 from dataclasses import asdict
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from embedding_finetune.data.negatives import Filter, choose, interleave, screen
 from embedding_finetune.data.texts import near_duplicates
 from embedding_finetune.files import UserError
-from embedding_finetune.hub import check_hub, load, model_content
+from embedding_finetune.hub import check_hub, model_content
 from embedding_finetune.recipes import all_recipes
+from embedding_finetune.retrieval.cross_encoder import CrossEncoder
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.model_use import model_path, ready_made, use_of
 from embedding_finetune.retrieval.retrievers import Dense, retriever_of
-
-RERANKED = 64  # pairs that a reranker scores together
+from embedding_finetune.retrieval.stages import is_stage, stage_of
 
 
 class Miner:
@@ -25,12 +24,15 @@ class Miner:
         """Raises UserError when a model of the recipe is not there, or is not of its kind."""
         self.settings, self.recipe = settings, recipe
         self.use = self._use(recipe.miner) if recipe.negatives == "mined" else None
-        self.teacher = self.reranker = None
+        self.teacher = self.stage = None
         if recipe.teacher in (*ready_made(settings), *all_recipes(settings)):
             self.teacher = self._use(recipe.teacher)
+        elif is_stage(recipe.teacher):
+            self.stage = stage_of(settings, recipe.teacher)
         elif recipe.teacher:
-            self.reranker = model_path(recipe.teacher)
-            check_hub(self.reranker)
+            name = model_path(recipe.teacher)
+            check_hub(name)
+            self.stage = CrossEncoder(name, recipe.teacher, recipe.teacher in settings.trust_remote_code.split())
 
     def _use(self, label):
         folder = self.settings.output_dir / label
@@ -44,8 +46,7 @@ class Miner:
         uses = [use for use in (self.use, self.teacher) if use]
         how = [{**asdict(use), "title": "", "name": ""} for use in uses]  # folders may move
         language = [self.settings.bm25_language] if "bm25" in self.recipe.candidates else []
-        return [how, *(model_content(use.name) for use in uses), self.reranker and model_content(self.reranker),
-                *language]
+        return [how, *(model_content(use.name) for use in uses), self.stage and self.stage.content, *language]
 
     def mine(self, pool):
         """Negatives of each query of a negatives.Pool, as positions in it, an array (queries, number), and for each
@@ -78,45 +79,28 @@ class Miner:
         of `chosen`, over the teacher's temperature.
 
         FlagEmbedding turns the scores of a query into probabilities by a softmax; the temperature says how sharp. A
-        label's score is its cosine; another teacher is a cross-encoder, whose score is a logit.
+        model's score is its cosine, that of late interaction a mean of cosines; a reranker's is a logit.
         """
-        score = (self._cosines if self.teacher else self._logits)(pool.train, pool.texts())
-        for query, (own, others) in enumerate(zip(pool.positives, chosen, strict=True)):
-            scores = np.asarray(score(query, np.concatenate([own, others])), dtype=np.float64)
-            yield (scores / self.recipe.teacher_temperature).round(6).tolist()
+        places = [np.concatenate([own, others]) for own, others in zip(pool.positives, chosen, strict=True)]
+        for scores in self._scores(list(pool.train.queries.values()), pool.texts(), places):
+            scores = np.asarray(scores, dtype=np.float64) / self.recipe.teacher_temperature
+            yield scores.round(6).tolist()
+
+    def _scores(self, queries, passages, places):
+        progress = tqdm(desc="teacher", unit="query", total=len(queries))
+        if self.stage:
+            self.stage.build(passages)
+            scores = self.stage.scores(queries, places)
+        else:
+            encoder = self._encoder(self.teacher)
+            queries, passages = encoder.encode_queries(queries), encoder.encode_passages(passages)
+            scores = (passages[own] @ query for query, own in zip(queries, places))
+        for row in scores:
+            progress.update()
+            yield row
 
     def _encoder(self, use):
         return Encoder(use, self.settings.encode_batch_size, cache=self.settings.output_dir / "cache")
-
-    def _cosines(self, train, texts):
-        encoder = self._encoder(self.teacher)
-        queries, passages = encoder.encode_queries(train.queries.values()), encoder.encode_passages(texts)
-        return lambda query, own: passages[own] @ queries[query]
-
-    def _logits(self, train, passages):
-        name, device = self.reranker, "cuda:0" if torch.cuda.is_available() else "cpu"
-        trusted = self.recipe.teacher in self.settings.trust_remote_code.split()
-        tokenizer = load("AutoTokenizer", name, trusted)
-        model = load("AutoModelForSequenceClassification", name, trusted, dtype=torch.float32)
-        if model.config.num_labels != 1 or "ForSequenceClassification" not in str(model.config.architectures):
-            raise UserError(f"teacher = {self.recipe.teacher!r} is no reranker that gives one score a pair; name one, "
-                            "or the label of a model (reference, raw)")
-        model.to(device).eval()
-        queries = list(train.queries.values())
-        progress = tqdm(total=len(queries), desc="teacher", unit="query")
-
-        @torch.inference_mode()
-        def score(query, own):
-            progress.update()
-            scores = []
-            for start in range(0, len(own), RERANKED):
-                texts = [passages[place] for place in own[start:start + RERANKED].tolist()]
-                batch = tokenizer([queries[query]] * len(texts), texts, padding=True, truncation=True, max_length=512,
-                                  return_tensors="pt")
-                scores += model(**batch.to(device)).logits[:, 0].tolist()
-            return scores
-
-        return score
 
 
 def _sources(chosen, mined, found):

@@ -5,6 +5,7 @@ from dataclasses import MISSING, asdict
 
 from embedding_finetune.data.collection import data_identity
 from embedding_finetune.files import UserError, read_json
+from embedding_finetune.hub import model_content, model_path
 from embedding_finetune.recipes import all_recipes, find_recipe
 from embedding_finetune.retrieval.model_use import base_use, ready_made
 from embedding_finetune.settings import TABLE, TRAINING, plain
@@ -24,8 +25,15 @@ def record_of(settings, recipe):
               "data": data_identity(settings)}
     if recipe.merge:
         return record | {"made_of": made_of(settings, recipe)}
+    if recipe.kind == "reranker":
+        record["begins_with"] = model_content(reranker_base(settings))
     rows = read_training_file(training_path(settings, recipe), teacher=bool(recipe.teacher))
     return record | {"training_file": rows_identity(rows)}
+
+
+def reranker_base(settings):
+    """The model that a reranker's training begins with, a folder or a hub name."""
+    return model_path(settings.reranker) if settings.reranker else base_use(settings).name
 
 
 def read_record(folder):
@@ -72,7 +80,7 @@ def check_trained(settings, label):
 
 def script_of(label):
     """What trains the model of a label."""
-    return f"finetune_{label}.sh" if label in ("neg10", "neg50") else f"finetune_hard.sh {label}"
+    return f"finetune_{label}.sh" if label in ("neg10", "neg50", "reranker") else f"finetune_hard.sh {label}"
 
 
 def trained_by_us(settings):

@@ -32,6 +32,7 @@ from embedding_finetune.retrieval.loading import DenseLayers, load_encoder
 from embedding_finetune.retrieval.model_use import ModelUse, said_by_model
 from embedding_finetune.retrieval.tokens import added_ids, load_projection, new_projection
 from embedding_finetune.settings import CHOSEN_BY
+from embedding_finetune.training import reranker
 from embedding_finetune.training.batches import CALL_COST, Collator, EpochSampler, TrainingSet
 from embedding_finetune.training.checkpoints import alone_in, complete_checkpoints, remove
 from embedding_finetune.training.dev import DevSet
@@ -61,6 +62,8 @@ class DataArguments(EncoderOnlyEmbedderDataArguments):
 class TrainArguments(EncoderOnlyEmbedderTrainingArguments):
     interaction: str = field(default="dense", metadata={"help": "dense, late (MaxSim over tokens), or both."})
     token_dim: int = field(default=0, metadata={"help": "Dimensions of the tokens' vectors; 0: the model's."})
+    reranker: bool = field(default=False, metadata={"help": "Train a reranker of pairs."})
+    new_head: bool = field(default=False, metadata={"help": "Its head is drawn at random, on an encoder."})
     lora_rank: int = field(default=0, metadata={"help": "Train adapters of this rank instead of all weights (LoRA)."})
     lora_alpha: float = field(default=32.0, metadata={"help": "What the adapters add counts lora_alpha / lora_rank."})
     grad_cache_chunk: int = field(default=0, metadata={"help": "Train in the memory of so many texts (GradCache)."})
@@ -112,8 +115,8 @@ def use_from_flags(model_args, data_args, args):
         prompts.append(before)
     name = model_args.model_name_or_path
     return ModelUse("", name, name, args.sentence_pooling_method, *prompts, data_args.query_max_len,
-                    data_args.passage_max_len, args.normalize_embeddings, said_by_model(name).get("dense", ""),
-                    model_args.trust_remote_code)
+                    data_args.passage_max_len, args.normalize_embeddings,
+                    "" if args.reranker else said_by_model(name).get("dense", ""), model_args.trust_remote_code)
 
 
 def load_model(model_args, data_args, args, use):
@@ -166,7 +169,13 @@ def run(model_args, data_args, args):
     if checkpoint:
         say(f"continuing from {checkpoint}")
     transformers.set_seed(args.seed)
-    tokenizer, model = load_model(model_args, data_args, args, use)
+    if args.reranker:
+        tokenizer, model = reranker.load_model(args, use, args.new_head)
+        collator = reranker.PairCollator(tokenizer, use, CALL_COST[args.device.type])
+    else:
+        tokenizer, model = load_model(model_args, data_args, args, use)
+        collator = Collator(tokenizer, use, CALL_COST[args.device.type], args.grad_cache_chunk or None,
+                            data_args.pad_to_multiple_of)
     if args.lora_rank:
         sizes = [(weights.numel(), weights.requires_grad) for weights in model.parameters()]
         say(f"LoRA: {sum(size for size, trained in sizes if trained):,} of {sum(size for size, _ in sizes):,} weights "
@@ -174,17 +183,17 @@ def run(model_args, data_args, args):
     if dev is not None:
         args.eval_strategy, args.eval_steps = transformers.IntervalStrategy.STEPS, args.dev_steps
         args.metric_for_best_model, args.greater_is_better, args.eval_on_start = CHOSEN_BY, True, checkpoint is None
-        dev = DevSet(dev, data_args.dev_corpus_size, tokenizer, use, args.seed, args.device)
+        kind, laid_out_by = (reranker.RerankDev, collator) if args.reranker else (DevSet, tokenizer)
+        dev = kind(dev, data_args.dev_corpus_size, laid_out_by, use, args.seed, args.device)
     trainer = Trainer(
         model=model, args=args, dev=dev, processing_class=tokenizer,
         train_dataset=TrainingSet(rows, use, data_args.train_group_size, args.seed, data_args.knowledge_distillation),
         sampler=EpochSampler(len(rows), args.per_device_train_batch_size,
                              args.seed if args.data_seed is None else args.data_seed, args.dataloader_drop_last),
-        data_collator=Collator(tokenizer, use, CALL_COST[args.device.type], args.grad_cache_chunk or None,
-                               data_args.pad_to_multiple_of))
+        data_collator=collator)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if RANK == 0:
-        finish(trainer, use, output)
+        (finish_reranker if args.reranker else finish)(trainer, use, output)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -209,6 +218,33 @@ def finish(trainer, use, output):
         say(f"warning: on the dev set the best checkpoint ({CHOSEN_BY} {state.best_metric:.4f}) stays behind the base "
             f"model ({before:.4f})")
     say(f"finished after {state.global_step} steps, kept step {best}: the model is in {output}")
+
+
+def finish_reranker(trainer, use, output):
+    """Export the best reranker by dev, or the one that the training began with where dev has not improved on it."""
+    state, dev, curve = trainer.state, trainer.dev, [row for row in read_log(output) if CHOSEN_BY in row]
+    best = state.best_global_step or state.global_step
+    if best != state.global_step:
+        trainer._load_from_checkpoint(output / f"checkpoint-{best}")
+    before = curve[0] if curve and curve[0]["step"] == 0 and not trainer.args.new_head else None
+    model = trainer.model
+    if dev is not None:
+        after = dev.evaluate(model)
+        for warning in reranker.warnings_of(before, after):
+            say(f"warning: {warning}")
+        if before and after[CHOSEN_BY] <= before[CHOSEN_BY]:
+            _, model = reranker.load_model(trainer.args, use, new_head=False)
+            best = 0
+            say(f"the reranker that the training began with is kept: {use.name}")
+    calibration = reranker.calibrate(dev.scores(model), dev.right) if dev is not None else None
+    if calibration:
+        say("probability that a passage is right: sigmoid({scale:.3f} x score {bias:+.3f}); log loss on dev "
+            "{log_loss:.4f}, of sigmoid(score) {log_loss_before:.4f}".format(**calibration))
+    reranker.export_reranker(model.encoder, trainer.processing_class, output, use.query_max_len + use.passage_max_len,
+                             calibration)
+    for folder in output.glob("checkpoint-*"):
+        remove(folder)
+    say(f"finished after {state.global_step} steps, kept step {best}: the reranker is in {output}")
 
 
 def say(line):

@@ -9,8 +9,9 @@ from stages import measured_stage
 from embedding_finetune.data.collection import Collection
 from embedding_finetune.evaluation import results, second_stage
 from embedding_finetune.evaluation.metrics import measure, reciprocal_rank
-from embedding_finetune.evaluation.second_stage import choose, limits, reordered, stage_of
+from embedding_finetune.evaluation.second_stage import choose, limits, reordered
 from embedding_finetune.files import UserError
+from embedding_finetune.retrieval.stages import stage_of
 
 QUERIES = {"q0": "?", "q1": "?", "q2": "?"}
 DEV = Collection(QUERIES, {f"p{number}": "." for number in range(6)}, {f"q{n}": {f"p{n}": 1} for n in range(3)},

@@ -1,0 +1,100 @@
+"""Rerankers: a cross-encoder reads query and passage together, and gives one score a pair.
+
+It sees every word of the one beside every word of the other, and has to be run anew for every pair: for a second look
+only. (Nogueira and Cho, "Passage Re-ranking with BERT", 2019, arXiv 1901.04085.)
+"""
+
+import json
+
+import numpy as np
+import torch
+
+from embedding_finetune.files import UserError, atomic_write
+from embedding_finetune.hub import load, model_content, positions_of
+from embedding_finetune.retrieval.cpu import use_fast_linear
+from embedding_finetune.retrieval.layout import batches
+from embedding_finetune.retrieval.second_stage import SecondStage, check_finite
+
+BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
+TEXTS = "texts.json"
+
+
+def load_reranker(name, trusted=False, new_head=False):
+    """Tokenizer and sequence classifier with one output. Raises UserError when `name` is none, unless `new_head` puts a
+    head with random weights on an encoder."""
+    config = load("AutoConfig", name, trusted)
+    is_one = "ForSequenceClassification" in str(config.architectures)
+    if not new_head and not (is_one and config.num_labels == 1):
+        raise UserError(f"{name} is no reranker that gives one score a pair ({config.num_labels} outputs, "
+                        f"{', '.join(config.architectures or ['no architecture'])}): name one such as "
+                        "BAAI/bge-reranker-v2-m3")
+    options = {} if is_one else {"num_labels": 1}
+    return (load("AutoTokenizer", name, trusted),
+            load("AutoModelForSequenceClassification", name, trusted, dtype=torch.float32, **options))
+
+
+class CrossEncoder(SecondStage):
+    """Scores candidates by a reranker; scores are its logits, float32."""
+
+    def __init__(self, name, title="", trusted=False, max_length=0):
+        """`name` is a folder or a hub name; pairs are cut at `max_length` tokens, 0: at what the model can read."""
+        self.name, self.trusted, self.max_length, self.cut, self.model = name, trusted, max_length, 0, None
+        self.about, self.content = f"reranker {title or name}", model_content(name)
+        self.device = "cuda:0" if torch.cuda.is_available() else "cpu"
+
+    def _load(self):
+        self.tokenizer, model = load_reranker(self.name, self.trusted)
+        own = min(self.tokenizer.model_max_length, positions_of(self.name, trusted=self.trusted))
+        self.max_length = self.max_length or min(own, 512)
+        self.model = model.to(self.device).eval()
+        if self.device == "cpu":
+            use_fast_linear(self.model)
+
+    @classmethod
+    def of(cls, settings, label):
+        folder = settings.output_dir / label
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder} holds no finished reranker: run `bash finetune_reranker.sh` first")
+        return cls(str(folder), label)
+
+    def build(self, texts):
+        self.texts = texts
+
+    def save(self, folder):
+        with atomic_write(folder / TEXTS) as file:
+            json.dump(self.texts, file, ensure_ascii=False)
+
+    def restore(self, folder):
+        """Take up what `save` wrote: for `scores`, not for `score`. Returns the stage."""
+        self.texts = json.loads((folder / TEXTS).read_text(encoding="utf-8"))
+        return self
+
+    def scores(self, texts, places):
+        self.cut, pairs = 0, 0
+        for query, own in zip(texts, places):
+            yield self.pairs(query, [self.texts[place] for place in own])
+            pairs += len(own)
+        if self.cut:
+            print(f"{self.about}: {self.cut} of {pairs} passages were cut, with their query they have more than "
+                  f"{self.max_length} tokens")
+
+    @torch.inference_mode()
+    def pairs(self, query, passages):
+        """Scores of a query with each of some passages: float32 (passages,)."""
+        if self.model is None:
+            self._load()
+        scores = np.zeros(len(passages), np.float32)
+        if not passages:
+            return scores
+        tokens = self.tokenizer([query] * len(passages), passages)
+        long = [len(ids) > self.max_length for ids in tokens["input_ids"]]
+        if any(long):
+            self.cut += sum(long)
+            tokens = self.tokenizer([query] * len(passages), passages, truncation="only_second",
+                                    max_length=self.max_length)
+        sizes = [len(ids) for ids in tokens["input_ids"]]
+        for rows in batches(sizes, 0, BATCH_TOKENS[torch.device(self.device).type]):
+            batch = {name: [values[row] for row in rows] for name, values in tokens.items()}
+            batch = self.tokenizer.pad(batch, padding_side="right", return_tensors="pt").to(self.device)
+            scores[rows] = self.model(**batch).logits[:, 0].float().cpu().numpy()
+        return check_finite(scores, self.about)

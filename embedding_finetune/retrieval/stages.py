@@ -1,0 +1,18 @@
+"""The second stages that there are, by their labels."""
+
+from embedding_finetune.retrieval.cross_encoder import CrossEncoder
+from embedding_finetune.retrieval.late import LateInteraction
+from embedding_finetune.retrieval.second_stage import parts_of
+
+KINDS = {"late": LateInteraction, "rerank": CrossEncoder}
+
+
+def is_stage(label):
+    """Whether a label is one of a second stage, such as `late_reference`."""
+    return label.partition("_")[0] in KINDS and "_" in label
+
+
+def stage_of(settings, label):
+    """The stage of a label, without a corpus yet. Raises UserError when there is none."""
+    kind, model, _ = parts_of(label, KINDS)
+    return KINDS[kind].of(settings, model)

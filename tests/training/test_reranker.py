@@ -1,0 +1,136 @@
+"""A reranker's training: FlagEmbedding's loss, resume, the starting point that is kept, calibration, export."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from FlagEmbedding.finetune.reranker.encoder_only.base.modeling import CrossEncoderModel
+from safetensors.torch import load_file
+from scipy.special import expit
+from test_train import dev, flags
+from tiny_training import rows_of, use
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from embedding_finetune.data.collection import Collection, read_collection, write_collection
+from embedding_finetune.files import read_json
+from embedding_finetune.retrieval.cross_encoder import CrossEncoder
+from embedding_finetune.training import reranker
+from embedding_finetune.training import train as training
+from embedding_finetune.training.batches import TrainingSet
+from embedding_finetune.training.log import read_log
+from embedding_finetune.training.reranker import PairCollator, RerankDev, RerankerModel, calibrate, warnings_of
+
+
+def reranker_flags(tiny, output, **changes):
+    """Dev passages have ids of their own here: one that has the query's id would be the query itself."""
+    data = read_collection(tiny / "data")
+    write_collection(tiny / "pairs", replace(
+        data, corpus={f"p{place}": text for place, text in data.corpus.items()},
+        qrels={query: {f"p{place}": 1 for place in judged} for query, judged in data.qrels.items()}))
+    return flags(tiny, output, **{"reranker": True, "new_head": True, "query_instruction_for_retrieval": None,
+                                  "learning_rate": 1e-3, **dev(tiny), "dev_data": tiny / "pairs"} | changes)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    """A finished reranker, begun with a new head."""
+    folder = tmp_path_factory.mktemp("reranker") / "model"
+    training.train(reranker_flags(tiny, folder))
+    return folder
+
+
+def test_the_loss_is_flagembeddings(tiny):
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "bert")
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny / "bert", num_labels=1).eval()
+    dataset = TrainingSet(rows_of(tiny), use(), group=4, seed=5)
+    items = [dataset[0, number] for number in range(6)]
+    batch = PairCollator(tokenizer, use(), call_cost=10)(items)
+    assert len(batch["texts"]) > 1
+    loss = RerankerModel(model)(**batch)["loss"]
+    pairs = [(item["query"], text) for item in items for text in item["passages"]]
+    theirs = CrossEncoderModel(model, tokenizer, train_batch_size=6)
+    theirs.training = True  # without dropout
+    features = tokenizer(*map(list, zip(*pairs)), truncation="only_second", max_length=64, padding=True,
+                         return_tensors="pt")
+    assert loss.item() == pytest.approx(theirs(dict(features)).loss.item(), abs=1e-5)
+
+
+def test_it_learns_and_is_read_alike(trained):
+    """The export has compared three libraries; a calibrated score is a probability."""
+    curve = [row for row in read_log(trained) if "mrr@10" in row]
+    assert max(row["mrr@10"] for row in curve) > curve[0]["mrr@10"] + 0.05
+    assert (trained / "model.safetensors").exists() and not list(trained.glob("checkpoint-*"))
+    told = read_json(trained / reranker.CALIBRATION)
+    assert told["log_loss"] < told["log_loss_before"] and told["scale"] > 0
+    assert len(CrossEncoder(str(trained)).pairs("river", ["moon", "copper"])) == 2
+
+
+def test_interrupted_it_continues_to_the_same_weights(tiny, trained, tmp_path, monkeypatch):
+    original, interruptions = training.Trainer._checked, [17]
+
+    def checked(self, loss):
+        if self.state.global_step + 1 in interruptions:
+            raise KeyboardInterrupt
+        return original(self, loss)
+
+    monkeypatch.setattr(training.Trainer, "_checked", checked)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(reranker_flags(tiny, tmp_path / "model"))
+    interruptions.clear()
+    training.train(reranker_flags(tiny, tmp_path / "model"))
+    one, other = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path / "model"))
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_a_given_reranker_is_kept_where_training_harms_it(tiny, trained, tmp_path, capsys):
+    base = shutil.copytree(trained, tmp_path / "given")
+    training.train(reranker_flags(tiny, tmp_path / "model", model_name_or_path=base, new_head=False, learning_rate=0.5,
+                                  num_train_epochs=1))
+    said = capsys.readouterr().out
+    assert "training has not improved it on dev" in said and "is kept" in said and "kept step 0" in said
+    one, other = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "model"))
+    torch.testing.assert_close(one, other, atol=0, rtol=0)
+
+
+def test_what_went_wrong_is_said():
+    before, flat = {"mrr@10": 0.5, "spread": 1.0}, {"mrr@10": 0.6, "spread": 0.001}
+    assert [text.split(":")[0] for text in warnings_of(None, flat)] == [
+        "the scores have collapsed (spread 0.0010 on dev)"]
+    assert [text.split("(")[0].strip() for text in warnings_of(before, before | {"mrr@10": 0.5})] == [
+        "training has not improved it on dev"]
+    assert not list(warnings_of(before, before | {"mrr@10": 0.51}))
+
+
+def test_dev_measures_the_order_of_bm25s_candidates(tiny):
+    """By hand: the score of a pair is the number of its passage; BM25 finds two of four, and the third query nothing."""
+    corpus = {"a": "moon one", "b": "moon two", "c": "copper", "d": "glacier"}
+    queries = {"q1": "moon", "q2": "copper", "q3": "violin"}
+    collection = Collection(queries, corpus, {"q1": {"a": 1}, "q2": {"c": 1}, "q3": {"d": 1}},
+                            dict.fromkeys(queries, "dev"))
+    collator = PairCollator(AutoTokenizer.from_pretrained(tiny / "bert"), use(), 10)
+    measured = RerankDev(collection, 100, collator, use(), 1, torch.device("cpu"))
+    first = measured.pairs[0][1] == "moon one"
+    assert [len(right) for right in measured.right] == [2, 1, 0]
+
+    class Numbers(torch.nn.Module):
+        def scores(self, texts, rows):
+            return torch.arange(3.0)
+
+    found = measured.evaluate(Numbers())
+    assert found["mrr@10"] == pytest.approx(((0.5 if first else 1) + 1 + 0) / 3) and found["recall@10"] == pytest.approx(2 / 3)
+    assert found["spread"] == pytest.approx((0.5 + 0) / 2)
+
+
+def test_calibrated_scores_are_probabilities():
+    """Labels that were drawn with the probabilities sigmoid(2 x - 1): the parameters are found again."""
+    rng = np.random.default_rng(3)
+    scores = rng.normal(size=20000)
+    right = rng.random(20000) < expit(2 * scores - 1)
+    told = calibrate([scores[:5], scores[5:]], [right[:5], right[5:]])
+    assert told["scale"] == pytest.approx(2, abs=0.1) and told["bias"] == pytest.approx(-1, abs=0.1)
+    chance = expit(told["scale"] * scores + told["bias"])
+    assert told["log_loss"] == pytest.approx(-np.mean(np.log(np.where(right, chance, 1 - chance))), abs=1e-9)
+    assert told["log_loss"] < told["log_loss_before"]
