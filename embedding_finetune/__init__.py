@@ -33,6 +33,7 @@ One module is one stage of the data's way; each imports only from modules above 
     retrieval/retrievers   dense, BM25 and fused: from queries to a run
     retrieval/second_stage   a second look at what a first stage has found
     retrieval/late             by the vectors of tokens
+    retrieval/m3               by all three scores of BGE-M3
     retrieval/cross_encoder    by reading query and passage together
     retrieval/stages           the second stages that there are
 

@@ -18,7 +18,7 @@ from embedding_finetune.retrieval.retrievers import DEPTH, Fused, ranked
 FEW = 20  # queries that need no progress bar
 
 
-def parts_of(label, kinds=("late", "rerank")):
+def parts_of(label, kinds=("late", "m3", "rerank")):
     """(kind, label of the stage's model, label of the first stage) of a stage. Raises UserError when it is none."""
     found = re.fullmatch(rf"({'|'.join(kinds)})_(\w+?)(?:_on_(\w+))?", label, re.ASCII)
     if not found:

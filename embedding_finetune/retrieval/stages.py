@@ -2,9 +2,10 @@
 
 from embedding_finetune.retrieval.cross_encoder import CrossEncoder
 from embedding_finetune.retrieval.late import LateInteraction
+from embedding_finetune.retrieval.m3 import M3
 from embedding_finetune.retrieval.second_stage import parts_of
 
-KINDS = {"late": LateInteraction, "rerank": CrossEncoder}
+KINDS = {"late": LateInteraction, "m3": M3, "rerank": CrossEncoder}
 
 
 def is_stage(label):
