@@ -28,7 +28,7 @@ class Recipe:
     miner: str = "reference"  # the model that searches and filters: a label of a model or of another recipe
     filter: str = "share 0.95"  # which candidates are kept, see data.negatives.Filter
     depth: int = 100  # candidates a query of each source
-    teacher: str = ""  # whose scores are learnt, too: a label, or the name of a reranker
+    teacher: str = ""  # whose scores are learnt, too: a label, a second stage's, or the name of a reranker
     teacher_temperature: float = 0.02  # its scores are divided by it: about 0.02 for cosines, 1 for a reranker's logits
     merge: str = ""  # the label whose weights are averaged with its base's, in the place of a training
     merge_share: float = 0.0  # of that model in the average; 0 chooses it on dev queries, see training.merge
