@@ -18,7 +18,6 @@ class Recipe:
 
     label: str
     about: str = ""
-    kind: str = "model"  # an embedding model, or a reranker
     file: str = ""  # the training file, in DATA_DIR; by default training_LABEL.json
     negatives: str = "random"  # random ones, or mined ones
     number: int = 10  # of negatives a query
@@ -32,6 +31,7 @@ class Recipe:
     teacher_temperature: float = 0.02  # its scores are divided by it: about 0.02 for cosines, 1 for a reranker's logits
     merge: str = ""  # the label whose weights are averaged with its base's, in the place of a training
     merge_share: float = 0.0  # of that model in the average; 0 chooses it on dev queries, see training.merge
+    kind: str = "model"  # an embedding model, or a reranker
     settings: dict = field(default_factory=dict)  # NAME = value of the settings in which this fine-tuning differs
     repeats: str = ""  # the label of the recipe that this one repeats with another seed
 
@@ -74,7 +74,7 @@ def all_recipes(settings):
             raise UserError(f"{path}, recipe {label!r}: another recipe writes other rows to {recipe.file}")
         if recipe.merge and (recipe.merge not in recipes or recipes[recipe.merge].merge
                              or recipes[recipe.merge].kind != "model"):
-            raise UserError(f"{path}, recipe {label!r}: merge must be the label of a model that is trained")
+            raise UserError(f"{path}, recipe {label!r}: merge must be the label of a recipe that is trained")
         try:
             epochs = settings.changed(recipe.settings).epochs
         except UserError as error:

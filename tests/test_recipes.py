@@ -21,7 +21,7 @@ def test_the_recipes_that_come_with_the_repository():
     recipes = all_recipes(Settings.load("demo"))
     curve = ["neg10_eighth", "neg10_quarter", "neg10_half", "neg10_half_long"]
     assert list(recipes) == ["neg10", "neg50", *curve, "neg10_merged", "hard", "tokens", "both",
-                             "hard_kd", "hard_round2", "hard_kd_round2"]
+                             "hard_kd", "hard_round2", "hard_kd_round2", "reranker"]
     assert recipes["neg10"].data == {"negatives": "random", "number": 10}
     assert recipes["neg50"].data["number"] == 50 and recipes["neg10"].file == "training_neg_10.json"
     mined = {"negatives": "mined", "number": 10, "candidates": ["model"], "miner": "reference", "filter": "share 0.95",
@@ -30,8 +30,8 @@ def test_the_recipes_that_come_with_the_repository():
     taught = {"teacher": "reference", "teacher_temperature": 0.02}
     assert recipes["hard_kd"].data == mined | taught
     assert recipes["hard_kd_round2"].data == mined | taught | {"miner": "hard_kd"}
-    assert len({recipe.about for recipe in recipes.values()}) == 13
-    assert len({recipe.file for recipe in recipes.values()}) == 11  # tokens and both take the rows of hard
+    assert len({recipe.about for recipe in recipes.values()}) == 14
+    assert len({recipe.file for recipe in recipes.values()}) == 12  # tokens and both take the rows of hard
     shares = [0.125, 0.25, 0.5, 0.5]
     assert [recipes[label].data for label in curve] == [recipes["neg10"].data | {"share": share} for share in shares]
     assert recipes["neg10_merged"].data == {"merge": "neg10", "merge_share": 0}

@@ -49,7 +49,8 @@ def far_set(folder):
 @pytest.fixture(scope="module")
 def environment(tiny_settings, tmp_path_factory):
     """The tiny experiment with a recipe of mined negatives, two seeds, one more model and one more test set."""
-    more = {"RECIPES": "hard_kd reranker", "SEEDS": "2", "EXTRA_MODELS": f"other={tiny_settings['BASE_MODEL']},last_token",
+    more = {"RECIPES": "hard_kd reranker", "SEEDS": "2",
+            "EXTRA_MODELS": f"other={tiny_settings['BASE_MODEL']},last_token",
             "EVAL_SETS": far_set(tmp_path_factory.mktemp("far")), "OMP_NUM_THREADS": "1",
             "SECOND_STAGES": " ".join(STAGES)}
     with pytest.MonkeyPatch.context() as patch:
@@ -192,7 +193,8 @@ def test_running_again_keeps_models_and_data(finished, capsys):
     for script, label in run.plan(settings):
         if script.endswith(".sh"):
             run.run_script(settings, script, label)
-    assert capsys.readouterr().out.count(" is trained with these settings and this file already: kept") == len(TRAINED)
+    kept = capsys.readouterr().out.count(" is trained with these settings and this file already: kept")
+    assert kept == len(TRAINED) + 2  # and the rerankers
     assert {path: path.read_bytes() for path in before} == {path: content for path, (content, _) in before.items()}
     for path in (settings.output_dir / label / "model.safetensors" for label in TRAINED):
         assert path.stat().st_mtime_ns == before[path][1]

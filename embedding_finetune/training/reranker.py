@@ -51,7 +51,7 @@ class RerankerModel(nn.Module):
         self.encoder.gradient_checkpointing_enable(**options)
 
 
-def load_model(args, use, new_head):
+def load_reranker_model(args, use, new_head):
     """Tokenizer and RerankerModel of the base that the training begins with, in float32."""
     tokenizer, model = load_reranker(use.name, use.trusted, new_head)
     if args.device.type == "cpu":

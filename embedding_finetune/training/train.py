@@ -32,13 +32,20 @@ from embedding_finetune.retrieval.loading import DenseLayers, load_encoder
 from embedding_finetune.retrieval.model_use import ModelUse, said_by_model
 from embedding_finetune.retrieval.tokens import added_ids, load_projection, new_projection
 from embedding_finetune.settings import CHOSEN_BY
-from embedding_finetune.training import reranker
 from embedding_finetune.training.batches import CALL_COST, Collator, EpochSampler, TrainingSet
 from embedding_finetune.training.checkpoints import alone_in, complete_checkpoints, remove
 from embedding_finetune.training.dev import DevSet
 from embedding_finetune.training.export import export
 from embedding_finetune.training.log import read_log
 from embedding_finetune.training.loss import ContrastiveModel
+from embedding_finetune.training.reranker import (
+    PairCollator,
+    RerankDev,
+    calibrate,
+    export_reranker,
+    load_reranker_model,
+    warnings_of,
+)
 from embedding_finetune.training.rows import read_training_file
 from embedding_finetune.training.trainer import Trainer
 
@@ -170,8 +177,8 @@ def run(model_args, data_args, args):
         say(f"continuing from {checkpoint}")
     transformers.set_seed(args.seed)
     if args.reranker:
-        tokenizer, model = reranker.load_model(args, use, args.new_head)
-        collator = reranker.PairCollator(tokenizer, use, CALL_COST[args.device.type])
+        tokenizer, model = load_reranker_model(args, use, args.new_head)
+        collator = PairCollator(tokenizer, use, CALL_COST[args.device.type])
     else:
         tokenizer, model = load_model(model_args, data_args, args, use)
         collator = Collator(tokenizer, use, CALL_COST[args.device.type], args.grad_cache_chunk or None,
@@ -183,7 +190,7 @@ def run(model_args, data_args, args):
     if dev is not None:
         args.eval_strategy, args.eval_steps = transformers.IntervalStrategy.STEPS, args.dev_steps
         args.metric_for_best_model, args.greater_is_better, args.eval_on_start = CHOSEN_BY, True, checkpoint is None
-        kind, laid_out_by = (reranker.RerankDev, collator) if args.reranker else (DevSet, tokenizer)
+        kind, laid_out_by = (RerankDev, collator) if args.reranker else (DevSet, tokenizer)
         dev = kind(dev, data_args.dev_corpus_size, laid_out_by, use, args.seed, args.device)
     trainer = Trainer(
         model=model, args=args, dev=dev, processing_class=tokenizer,
@@ -230,17 +237,17 @@ def finish_reranker(trainer, use, output):
     model = trainer.model
     if dev is not None:
         after = dev.evaluate(model)
-        for warning in reranker.warnings_of(before, after):
+        for warning in warnings_of(before, after):
             say(f"warning: {warning}")
         if before and after[CHOSEN_BY] <= before[CHOSEN_BY]:
-            _, model = reranker.load_model(trainer.args, use, new_head=False)
+            _, model = load_reranker_model(trainer.args, use, new_head=False)
             best = 0
             say(f"the reranker that the training began with is kept: {use.name}")
-    calibration = reranker.calibrate(dev.scores(model), dev.right) if dev is not None else None
+    calibration = calibrate(dev.scores(model), dev.right) if dev is not None else None
     if calibration:
         say("probability that a passage is right: sigmoid({scale:.3f} x score {bias:+.3f}); log loss on dev "
             "{log_loss:.4f}, of sigmoid(score) {log_loss_before:.4f}".format(**calibration))
-    reranker.export_reranker(model.encoder, trainer.processing_class, output, use.query_max_len + use.passage_max_len,
+    export_reranker(model.encoder, trainer.processing_class, output, use.query_max_len + use.passage_max_len,
                              calibration)
     for folder in output.glob("checkpoint-*"):
         remove(folder)

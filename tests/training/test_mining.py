@@ -18,6 +18,7 @@ from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.model_use import use_of
 from embedding_finetune.training import rows as rows_module
 from embedding_finetune.training.export import export
+from embedding_finetune.retrieval.stages import stage_of
 from embedding_finetune.training.mining import Miner
 from embedding_finetune.training.rows import make_training_file, read_training_file, training_path, training_rows
 
@@ -174,7 +175,7 @@ def reranker(tmp_path_factory):
 
 
 def test_a_reranker_can_be_the_teacher(built, reranker, monkeypatch):
-    monkeypatch.setattr("embedding_finetune.training.mining.RERANKED", 3)  # so that a query takes several batches
+    monkeypatch.setattr("embedding_finetune.retrieval.cross_encoder.BATCH_TOKENS", {"cpu": 60})  # several for a query
     folder, tokenizer, model = reranker
     rows, _ = make(built, recipe_of(built, "hard_kd", teacher=str(folder)))
     for row in rows[:5]:
@@ -183,6 +184,16 @@ def test_a_reranker_can_be_the_teacher(built, reranker, monkeypatch):
             pairs = tokenizer([row["query"]] * len(texts), texts, padding=True, return_tensors="pt")
             logits = model(**pairs).logits[:, 0]
         assert np.allclose([*row["pos_scores"], *row["neg_scores"]], logits.numpy() / 0.5, atol=1e-4)
+
+
+def test_late_interaction_can_be_the_teacher(built):
+    rows, _ = make(built, recipe_of(built, "hard_kd", teacher="late_reference"))
+    stage = stage_of(built, "late_reference")
+    for row in rows[:5]:
+        texts = dict(enumerate([*row["pos"], *row["neg"]]))
+        scores = stage.index(texts).score({"q": row["query"]}, {"q": list(texts)})["q"]
+        assert [*row["pos_scores"], *row["neg_scores"]] == pytest.approx(
+            [scores[place] / 0.5 for place in texts], abs=2e-3)
 
 
 @pytest.mark.parametrize("teacher, message", [

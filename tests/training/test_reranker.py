@@ -105,7 +105,7 @@ def test_what_went_wrong_is_said():
 
 
 def test_dev_measures_the_order_of_bm25s_candidates(tiny):
-    """By hand: the score of a pair is the number of its passage; BM25 finds two of four, and the third query nothing."""
+    """By hand: the score of a pair is its number; BM25 finds two passages of four, and nothing for the third query."""
     corpus = {"a": "moon one", "b": "moon two", "c": "copper", "d": "glacier"}
     queries = {"q1": "moon", "q2": "copper", "q3": "violin"}
     collection = Collection(queries, corpus, {"q1": {"a": 1}, "q2": {"c": 1}, "q3": {"d": 1}},
@@ -120,7 +120,8 @@ def test_dev_measures_the_order_of_bm25s_candidates(tiny):
             return torch.arange(3.0)
 
     found = measured.evaluate(Numbers())
-    assert found["mrr@10"] == pytest.approx(((0.5 if first else 1) + 1 + 0) / 3) and found["recall@10"] == pytest.approx(2 / 3)
+    assert found["mrr@10"] == pytest.approx(((0.5 if first else 1) + 1 + 0) / 3)
+    assert found["recall@10"] == pytest.approx(2 / 3)
     assert found["spread"] == pytest.approx((0.5 + 0) / 2)
 
 
