@@ -20,7 +20,8 @@ from embedding_finetune.settings import path_of
 
 UNLOADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError,
               SafetensorError)  # what transformers raises of models that are broken or not there
-MODEL_FILES = (".json", ".txt", ".model", ".safetensors", ".bin", ".py")  # configuration, vocabulary, weights, code
+# Configuration, vocabulary, weights, code.
+MODEL_FILES = ".json", ".txt", ".model", ".safetensors", ".bin", ".pt", ".py"
 
 
 def check_hub(name, kind="model", timeout=10):
@@ -89,20 +90,29 @@ def model_size(name):
             "vector": read_model_file(name, "config.json").get("hidden_size")}
 
 
-def read_model_file(name, path):
-    """The JSON value in a file of the model `name` (a folder or a repository), {} where it has no such file.
+def model_file(name, path):
+    """Where a file of the model `name` (a folder or a repository) is on this disk; None where it has no such file.
 
-    Raises UserError when the file cannot be had, or is broken: that it is not there is an answer of its own.
+    Raises UserError when the file cannot be had: that it is not there is an answer of its own.
     """
     try:
         found = Path(name) / path if Path(name).is_dir() else Path(hf_hub_download(name, path))
     except EntryNotFoundError as error:
         if isinstance(error, LocalEntryNotFoundError) and not is_offline_mode():
             raise cannot_load(name, error) from None
-        return {}
+        return None
     except (OSError, ValueError, httpx.HTTPError) as error:
         raise cannot_load(name, error) from None
-    value = read_json(found) if found.exists() else {}
+    return found if found.exists() else None
+
+
+def read_model_file(name, path):
+    """The JSON value in a file of the model `name`, {} where it has no such file (see model_file).
+
+    Raises UserError when the file cannot be had, or is broken.
+    """
+    found = model_file(name, path)
+    value = read_json(found) if found else {}
     if value is None:
         raise UserError(f"{name} has a {path} that is not JSON: mend or remove it")
     return value

@@ -1,26 +1,45 @@
 """BGE-M3 as it is meant: one vector, weights of words and vectors of tokens, all from one model, through FlagEmbedding.
 
 (Chen et al. 2024, "M3-Embedding", arXiv 2402.03216.) As a first stage it is its dense third alone; this second look is
-the whole.
+the whole, so that its order does not depend on which model's hits it looks at.
 """
 
 import pickle
 from dataclasses import asdict
 from pathlib import Path
 
-import httpx
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import is_offline_mode, snapshot_download
 
 from embedding_finetune.files import UserError
-from embedding_finetune.hub import UNLOADABLE, cannot_load, model_content
+from embedding_finetune.hub import MODEL_FILES, UNLOADABLE, cannot_load, model_content, model_file
+from embedding_finetune.retrieval.encoder import TOKEN_CHUNK
 from embedding_finetune.retrieval.late import max_sim
 from embedding_finetune.retrieval.model_use import use_of
 from embedding_finetune.retrieval.second_stage import SecondStage, check_finite
+from embedding_finetune.retrieval.vectors import TokenStore
 
 LAYERS = "sparse_linear.pt", "colbert_linear.pt"
-WEIGHTS = 0.4, 0.2, 0.4  # of dense, sparse and multi-vector scores, as its authors' page has them
+WEIGHTS = 0.4, 0.2, 0.4  # of dense, sparse and multi-vector scores, as its authors' page has them; they sum to 1
+BATCH = 16  # texts; FlagEmbedding's own 256 is slow on a CPU
+
+
+def layer_weights(use, layer):
+    """The weights in a file of LAYERS, loaded without running what a pickle may bring.
+
+    Raises UserError when there are none.
+    """
+    path = model_file(use.name, layer)
+    if path is None:
+        offline = " (or it was not downloaded before the hub went offline)" if is_offline_mode() else ""
+        raise UserError(f"{use.title} has no {layer}: it is no BGE-M3{offline}, take another second stage, such as "
+                        f"late_{use.label}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)["weight"]
+    except (*UNLOADABLE, pickle.UnpicklingError, EOFError):
+        raise UserError(f"{use.title} has a {layer} that is damaged, or has something else than weights in it, which "
+                        "is not loaded: download it anew") from None
 
 
 class M3(SecondStage):
@@ -30,51 +49,58 @@ class M3(SecondStage):
         """`use` is a ModelUse. Raises UserError when the model lacks the layers that make it a BGE-M3."""
         self.use, self.used, self.content = use, asdict(use), model_content(use.name)
         self.about = f"dense, sparse and multi-vector scores of {use.title}"
-        self.model = None
-        for layer in LAYERS:
-            try:
-                path = Path(use.name) / layer if Path(use.name).is_dir() else hf_hub_download(use.name, layer)
-                torch.load(path, map_location="cpu", weights_only=True)
-            except pickle.UnpicklingError:
-                raise UserError(f"{use.title} has a {layer} with something else than weights in it, which is not "
-                                "loaded") from None
-            except (OSError, ValueError, RuntimeError, httpx.HTTPError):
-                raise UserError(f"{use.title} has no {layer}: it is no BGE-M3, take another second stage, such as "
-                                f"late_{use.label}") from None
+        self.model, self.token_dim = None, [len(layer_weights(use, layer)) for layer in LAYERS][-1]
 
     @classmethod
     def of(cls, settings, label):
         return cls(use_of(settings, label))
 
     def build(self, texts):
-        vectors = self._encode("encode_corpus", [self.use.passage_prompt + text for text in texts],
-                               self.use.passage_max_len)
-        self.dense, self.words, tokens = (vectors[name] for name in ("dense_vecs", "lexical_weights", "colbert_vecs"))
-        self.starts = np.cumsum([0, *map(len, tokens)])
-        self.tokens = np.concatenate(tokens).astype(np.float16)
+        self.dense, self.words = [], []
+        store = TokenStore(None, {}, texts)
+        store.write(self._passage_tokens([self.use.passage_prompt + text for text in texts]))
+        self.tokens, self.starts = store.read()
+        self.dense = np.concatenate(self.dense)
         words = 6 * sum(map(len, self.words))  # a number of a word and its weight, in 4 and 2 bytes
-        self.bytes_per_passage = (self.tokens.nbytes + words) / max(1, len(texts))
+        self.bytes_per_passage = (self.dense.nbytes + self.tokens.nbytes + words) / max(1, len(texts))
+
+    def _passage_tokens(self, texts):
+        """Yield lists of the passages' token vectors, float16, and keep the two other thirds, which are small."""
+        for found in self._encoded(texts, self.use.passage_max_len):
+            self.dense.append(found["dense_vecs"].astype(np.float32))
+            self.words += found["lexical_weights"]
+            yield [tokens.astype(np.float16) for tokens in found["colbert_vecs"]]
 
     def scores(self, texts, places):
-        queries = self._encode("encode_queries", [self.use.query_prompt + text for text in texts],
-                               self.use.query_max_len)
-        for dense, words, tokens, own in zip(*queries.values(), places):
-            parts = (self.dense[own] @ dense, [self.model.compute_lexical_matching_score(words, self.words[place])
-                                               for place in own],
+        queries = [self.use.query_prompt + text for text in texts]
+        encoded = (query for found in self._encoded(queries, self.use.query_max_len)
+                   for query in zip(found["dense_vecs"], found["lexical_weights"], found["colbert_vecs"]))
+        for (dense, words, tokens), own in zip(encoded, places):
+            parts = (self.dense[own] @ dense.astype(np.float32),
+                     [self.model.compute_lexical_matching_score(words, self.words[place]) for place in own],
                      max_sim(tokens.astype(np.float32), self.tokens, self.starts, own))
             scores = sum(weight * np.asarray(part, np.float32) for weight, part in zip(WEIGHTS, parts))
-            yield check_finite(scores.astype(np.float32) / np.float32(sum(WEIGHTS)), self.about)
+            yield check_finite(scores.astype(np.float32), self.about)
 
-    def _encode(self, encode, texts, max_length):
+    def _encoded(self, texts, max_length):
+        """Yield what FlagEmbedding makes of the texts, prompts included, a chunk of them at a time."""
+        for start in range(0, len(texts), TOKEN_CHUNK):
+            found = self._loaded().encode(texts[start:start + TOKEN_CHUNK], max_length=max_length, batch_size=BATCH,
+                                          return_dense=True, return_sparse=True, return_colbert_vecs=True)
+            found["lexical_weights"] = [{word: float(weight) for word, weight in words.items()}  # sums in float64
+                                        for words in found["lexical_weights"]]
+            yield found
+
+    def _loaded(self):
         if self.model is None:
-            from FlagEmbedding import BGEM3FlagModel
-            gpu = torch.cuda.is_available()
+            from FlagEmbedding import BGEM3FlagModel  # takes seconds to import
+            name, gpu = self.use.name, torch.cuda.is_available()
             try:
-                self.model = BGEM3FlagModel(self.use.name, pooling_method=self.use.pooling, use_fp16=gpu,
-                                            normalize_embeddings=self.use.normalize,
+                if not Path(name).is_dir():  # FlagEmbedding would fetch the same model in the form of ONNX, too
+                    name = snapshot_download(name, allow_patterns=[f"*{ending}" for ending in MODEL_FILES])
+                self.model = BGEM3FlagModel(name, pooling_method=self.use.pooling, colbert_dim=self.token_dim,
+                                            normalize_embeddings=self.use.normalize, use_fp16=gpu,
                                             devices=["cuda:0" if gpu else "cpu"], trust_remote_code=self.use.trusted)
             except UNLOADABLE as error:
                 raise cannot_load(self.use.title, error) from None
-        found = getattr(self.model, encode)(texts, max_length=max_length, batch_size=16, return_dense=True,
-                                            return_sparse=True, return_colbert_vecs=True)
-        return {name: found[name] for name in ("dense_vecs", "lexical_weights", "colbert_vecs")}
+        return self.model

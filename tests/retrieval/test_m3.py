@@ -1,58 +1,157 @@
-"""A stand-in of BGE-M3's layout: scores are FlagEmbedding's, the words' part that of a plain loop."""
+"""A stand-in of BGE-M3's layout: scores are FlagEmbedding's, the words' part that of a plain loop; what is none."""
 
 import shutil
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from FlagEmbedding import BGEM3FlagModel
-from tiny import tiny_pairs, tiny_texts, tiny_xlmr
+from hub import hub, hub_environment
+from tiny import SIZES, tiny_pairs, tiny_texts, tiny_xlmr
 
 from embedding_finetune.files import UserError
+from embedding_finetune.hub import model_content
+from embedding_finetune.retrieval import m3
 from embedding_finetune.retrieval.m3 import WEIGHTS, M3
 from embedding_finetune.retrieval.model_use import ModelUse
 
 TEXTS = tiny_texts(tiny_pairs(12))
 CORPUS = {f"p{number}": text for number, text in enumerate(TEXTS[1::2])}
 QUERIES = {"q1": TEXTS[0], "q2": TEXTS[4]}
+ALL = {query: list(CORPUS) for query in QUERIES}
+
+
+def tiny_m3(folder, token_dim=SIZES["hidden_size"]):
+    """A random model with two random layers beside it, as BGE-M3 has them."""
+    tiny_xlmr(folder, TEXTS)
+    weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    larger = {name: 8 * value if "encoder" in name and value.ndim == 2 else value for name, value in weights.items()}
+    torch.save(larger, folder / "pytorch_model.bin")  # else the first token's vector hardly depends on the text
+    torch.manual_seed(1)
+    sparse, colbert = (torch.nn.Linear(SIZES["hidden_size"], size) for size in (1, token_dim))
+    sparse.bias.data[:] = 0.5  # at random a whole text can weigh nothing
+    for name, layer in (("sparse", sparse), ("colbert", colbert)):
+        torch.save(layer.state_dict(), folder / f"{name}_linear.pt")
+    return folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("m3") / "model"
-    tiny_xlmr(folder, TEXTS)
-    torch.manual_seed(1)
-    hidden = 32 if (config := (folder / "config.json").read_text()).find('"hidden_size": 32') > 0 else \
-        int(config.split('"hidden_size": ')[1].split(",")[0])
-    torch.save(torch.nn.Linear(hidden, 1).state_dict(), folder / "sparse_linear.pt")
-    torch.save(torch.nn.Linear(hidden, hidden).state_dict(), folder / "colbert_linear.pt")
-    return folder
+    return tiny_m3(tmp_path_factory.mktemp("m3") / "model")
 
 
-def use(folder):
-    return ModelUse("reference", "stand-in", str(folder), "cls", "", "", 24, 40)
+def use(folder, **others):
+    return ModelUse("reference", "stand-in", str(folder), "cls", **{
+        "query_prompt": "ask: ", "passage_prompt": "", "query_max_len": 24, "passage_max_len": 40} | others)
 
 
-def test_scores_are_flagembeddings(folder):
+def theirs(folder, query, **options):
+    """FlagEmbedding's scores, a pair at a time: the zeros that pad a passage in a batch can be a token's best match."""
+    model = BGEM3FlagModel(str(folder), use_fp16=False, devices=["cpu"], **options)
+    found = [model.compute_score(["ask: " + query, passage], max_query_length=24, max_passage_length=40,
+                                 weights_for_different_modes=list(WEIGHTS)) for passage in CORPUS.values()]
+    return {part: [scores[part] for scores in found] for part in found[0]}
+
+
+def test_scores_are_flagembeddings(folder, monkeypatch):
+    monkeypatch.setattr(m3, "TOKEN_CHUNK", 5)  # chunks come together in order
     stage = M3(use(folder)).index(CORPUS)
-    run = stage.score(QUERIES, {query: list(CORPUS) for query in QUERIES})
-    model = BGEM3FlagModel(str(folder), use_fp16=False, devices=["cpu"])
+    run = stage.score(QUERIES, ALL)
     for query, text in QUERIES.items():
-        theirs = model.compute_score([[text, passage] for passage in CORPUS.values()], max_passage_length=40,
-                                     weights_for_different_modes=list(WEIGHTS))
-        assert [run[query][passage] for passage in CORPUS] == pytest.approx(
-            theirs["colbert+sparse+dense"], abs=1e-3)  # the tokens' vectors are float16
-    words, own = stage.model.encode_queries([QUERIES["q1"]], return_dense=False, return_sparse=True)[
-        "lexical_weights"][0], stage.words[0]
-    assert stage.model.compute_lexical_matching_score(words, own) == pytest.approx(
-        sum(weight * own[word] for word, weight in words.items() if word in own))
-    assert stage.bytes_per_passage > 100 and stage.ms_per_query > 0
+        expected = theirs(folder, text)
+        found = [run[query][passage] for passage in CORPUS]
+        assert found == pytest.approx(expected["colbert+sparse+dense"], abs=1e-4)
+        assert min(np.ptp(expected[part]) for part in ("dense", "sparse", "colbert")) > 0.01  # each one counts
+    assert stage.ms_per_query > 0
 
 
-def test_what_is_no_m3_is_refused(folder, tmp_path):
-    plain = shutil.copytree(folder, tmp_path / "plain")
-    (plain / "colbert_linear.pt").unlink()
-    with pytest.raises(UserError, match="stand-in has no colbert_linear.pt: it is no BGE-M3"):
-        M3(use(plain))
-    torch.save({"weight": print}, plain / "colbert_linear.pt")
-    with pytest.raises(UserError, match="something else than weights"):
-        M3(use(plain))
+def test_the_part_of_the_words_is_that_of_a_plain_loop(folder, monkeypatch):
+    """A word weighs what its heaviest token does, and special ones nothing."""
+    monkeypatch.setattr(m3, "WEIGHTS", (0, 1, 0))
+    stage = M3(use(folder)).index(CORPUS)
+    run, model = stage.score(QUERIES, ALL), stage.model
+    layer, special = torch.load(folder / "sparse_linear.pt", weights_only=True), set(model.tokenizer.all_special_ids)
+
+    def words(text, length):
+        tokens = model.tokenizer(text, truncation=True, max_length=length, return_tensors="pt")
+        with torch.no_grad():
+            hidden, weights = model.model.model(**tokens).last_hidden_state[0], {}
+        for word, vector in zip(tokens["input_ids"][0].tolist(), hidden):
+            weight = max(0, (vector @ layer["weight"][0] + layer["bias"][0]).item())
+            weights[word] = max(weights.get(word, 0), 0 if word in special else weight)
+        return weights
+
+    for query, text in QUERIES.items():
+        asked = words("ask: " + text, 24)
+        plain = [sum(weight * own.get(word, 0) for word, weight in asked.items())
+                 for own in (words(passage, 40) for passage in CORPUS.values())]
+        assert max(plain) > 0 and [run[query][passage] for passage in CORPUS] == pytest.approx(plain, abs=1e-5)
+
+
+def test_token_vectors_may_be_smaller_and_bytes_are_counted(folder, tmp_path):
+    small = tiny_m3(tmp_path / "small", token_dim=16)
+    stages = [M3(use(name)).index(CORPUS) for name in (folder, small)]
+    run = stages[1].score(QUERIES, ALL)
+    expected = theirs(small, QUERIES["q2"], colbert_dim=16)["colbert+sparse+dense"]
+    assert [run["q2"][passage] for passage in CORPUS] == pytest.approx(expected, abs=1e-4)
+    tokens, dense = len(stages[0].tokens) / len(CORPUS), 4 * 64
+    words = 6 * sum(map(len, stages[0].words)) / len(CORPUS)
+    assert [stage.bytes_per_passage for stage in stages] == pytest.approx(
+        [dense + words + 2 * size * tokens for size in (64, 16)])
+
+
+def test_a_name_on_the_hub_is_loaded_without_its_onnx_form(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "remote")
+    (tmp_path / "remote/onnx").mkdir()
+    (tmp_path / "remote/onnx/model.onnx_data").write_bytes(b"large")
+    with hub({"models": {"BAAI/bge-m3": tmp_path / "remote"}}) as endpoint:
+        program = f"""
+from embedding_finetune.retrieval.m3 import M3
+from embedding_finetune.retrieval.model_use import ModelUse
+use = ModelUse("reference", "BAAI/bge-m3", "BAAI/bge-m3", "cls", "ask: ", "", 24, 40)
+print(M3(use).index({{"p0": {CORPUS["p0"]!r}}}).score({{"q1": {QUERIES["q1"]!r}}}, {{"q1": ["p0"]}})["q1"]["p0"])
+"""
+        done = subprocess.run([sys.executable, "-c", program], env=hub_environment(endpoint, tmp_path / "home"),
+                              capture_output=True, text=True, check=True)
+    assert float(done.stdout) == pytest.approx(theirs(folder, QUERIES["q1"])["colbert+sparse+dense"][0], abs=1e-4)
+    assert not any("onnx" in request for request in endpoint.requests if "resolve" in request)
+
+
+class Evil:
+    def __reduce__(self):
+        return open, ("was_here", "w")
+
+
+DAMAGES = {
+    "none": (lambda path: path.unlink(), "has no colbert_linear.pt: it is no BGE-M3, take .* late_reference"),
+    "code": (lambda path: torch.save({"weight": Evil()}, path), "something else than weights"),
+    "empty": (lambda path: path.write_bytes(b""), "is damaged"),
+    "half": (lambda path: path.write_bytes(path.read_bytes()[:500]), "is damaged"),
+    "a pointer of git-lfs": (lambda path: path.write_text("version https://git-lfs"), "is damaged"),
+    "another thing": (lambda path: torch.save([1, 2], path), "something else than weights"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_what_is_no_m3_is_refused(folder, tmp_path, monkeypatch, name):
+    damage, message = DAMAGES[name]
+    monkeypatch.chdir(tmp_path)
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    damage(broken / "colbert_linear.pt")
+    with pytest.raises(UserError, match=message):
+        M3(use(broken))
+    assert not (tmp_path / "was_here").exists()
+
+
+def test_layers_of_another_model_are_refused_and_broken_weights_said(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    torch.save(torch.nn.Linear(32, 1).state_dict(), other / "sparse_linear.pt")
+    assert model_content(str(other)) != model_content(str(folder))
+    with pytest.raises(UserError, match="cannot load stand-in .*size mismatch"):
+        M3(use(other)).index(CORPUS)
+    layer = torch.nn.Linear(64, 64).state_dict()
+    torch.save(layer | {"bias": layer["bias"] * float("nan")}, folder / "colbert_linear.pt")
+    with pytest.raises(UserError, match="not finite"):
+        M3(use(folder)).index(CORPUS).score(QUERIES, ALL)
