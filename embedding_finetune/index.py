@@ -161,9 +161,9 @@ def _reordered(settings, folder, manifest, fused):
 
 
 def _encoder(settings, label):
-    from embedding_finetune.retrieval.encoder import Encoder
+    from embedding_finetune.retrieval.encoder import encoder_of
     from embedding_finetune.retrieval.model_use import use_of
-    return Encoder(use_of(settings, label), settings.encode_batch_size, cache=settings.output_dir / "cache")
+    return encoder_of(settings, use_of(settings, label))
 
 
 def _renewed(settings, label, home):

@@ -40,8 +40,8 @@ def plan(settings):
     queries.
     """
     trained, others = trained_labels(settings), [label for label in ready_made(settings) if label not in NOTEBOOK_OF]
-    models, stages = [label for label in trained if find_recipe(settings, label).kind == "model"], \
-        settings.second_stages.split()
+    models = [label for label in trained if find_recipe(settings, label).kind == "model"]
+    stages = settings.second_stages.split()
     evaluated = ["raw", *models, *others, "reference"]
     shares = any(find_recipe(settings, label).share < 1 for label in trained)
     default = dict.fromkeys(trained, "eval_train_hard.ipynb") | dict.fromkeys(others, "eval_bge_m3.ipynb")

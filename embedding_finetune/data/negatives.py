@@ -75,10 +75,9 @@ def with_given(pool, chosen):
     """The negatives that came with each query, as many as there is room for, and then those of its row of `chosen`;
     and for each place whether its negative came with the query: two arrays of the shape of `chosen`.
     """
-    merged, given = chosen, np.zeros(chosen.shape, dtype=bool)
+    merged, given = chosen.copy() if any(pool.negatives) else chosen, np.zeros(chosen.shape, dtype=bool)
     for row, own in enumerate(pool.negatives):
         if own:
-            merged = merged.copy() if merged is chosen else merged
             own = own[:chosen.shape[1]]
             merged[row] = [*own, *chosen[row, :chosen.shape[1] - len(own)]]
             given[row, :len(own)] = True

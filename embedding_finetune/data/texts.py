@@ -96,13 +96,14 @@ def _contained(grams, sizes):
     `sizes` how many runs a text has.
     """
     alone = sizes - np.diff(grams.indptr)  # runs of the text that no other has: the rarest
-    texts = np.flatnonzero(alone <= sizes - np.ceil(NEAR_DUPLICATE * sizes - 1e-9))  # which may be the shorter one
+    spare = sizes - np.ceil(NEAR_DUPLICATE * sizes - 1e-9)  # runs that the shorter text of a pair may have for itself
+    texts = np.flatnonzero(alone <= spare)
     some = grams[texts]
     rows, columns = np.repeat(np.arange(len(texts)), np.diff(some.indptr)), some.indices
     times = np.bincount(grams.indices, minlength=grams.shape[1])
     order = np.lexsort((times[columns], rows))
     place = np.arange(len(order)) + alone[texts][rows] - some.indptr[rows]
-    rare = order[place < (sizes - np.ceil(NEAR_DUPLICATE * sizes - 1e-9) + 1)[texts][rows]]
+    rare = order[place < (spare + 1)[texts][rows]]
     effort = np.cumsum(np.bincount(rows[rare], times[columns[rare]], minlength=len(texts)))
     met, columns = np.unique(columns[rare], return_inverse=True)
     prefix = csr_array((np.ones(len(rare), dtype=bool), (rows[rare], columns)), shape=(len(texts), len(met)))

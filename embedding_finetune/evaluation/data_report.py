@@ -17,7 +17,7 @@ from embedding_finetune.evaluation.metrics import mean, per_query
 from embedding_finetune.evaluation.significance import ALPHA, queries_needed
 from embedding_finetune.files import write_json
 from embedding_finetune.hub import cannot_load, positions_of
-from embedding_finetune.retrieval.encoder import Encoder
+from embedding_finetune.retrieval.encoder import encoder_of
 from embedding_finetune.retrieval.model_use import base_use
 from embedding_finetune.retrieval.retrievers import Dense, retriever_of
 from embedding_finetune.retrieval.words import SHARE, language_shares, script_title
@@ -148,7 +148,7 @@ def _first_look(settings, use, collection, rng):
     chosen = judged | set(_some(others, max(0, LOOK_PASSAGES - len(judged)), rng))
     corpus = {passage: text for passage, text in collection.corpus.items() if passage in chosen}
     bm25 = retriever_of("bm25", settings.bm25_language).index(corpus)
-    base = Dense(Encoder(use, settings.encode_batch_size, cache=settings.output_dir / "cache")).index(corpus)
+    base = Dense(encoder_of(settings, use)).index(corpus)
     values = {label: per_query(dev.qrels, retriever.search(dev.queries))
               for label, retriever in (("bm25", bm25), ("base", base))}
     gaps = values["bm25"]["recall@1"] - values["base"]["recall@1"]

@@ -67,9 +67,9 @@ def costs(settings, collection, rows):
     words = retriever_of("bm25", settings.bm25_language).index(test.corpus)
     bm25 = _seconds(lambda texts: words.search(dict(enumerate(texts))), queries)
     for label in dict.fromkeys(["bm25", *(row["label"] for row in finalists(rows) if row)]):
-        model, line = by_label.get(label, {}).get("hybrid_of", label), table.setdefault(label, {})
+        row, line = by_label.get(label, {}), table.setdefault(label, {})
+        model = row.get("hybrid_of", label)
         size, seconds = by_label.get(model, {}).get("size") or {}, bm25 if model != label or label == "bm25" else 0
-        row = by_label.get(label, {})
         seconds += row.get("ms_per_query", 0) / 1000
         if size:
             encoder = Encoder(use_of(settings, model), batch_size=1)

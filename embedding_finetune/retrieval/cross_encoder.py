@@ -12,10 +12,9 @@ import torch
 from embedding_finetune.files import UserError, atomic_write
 from embedding_finetune.hub import load, model_content, positions_of
 from embedding_finetune.retrieval.cpu import use_fast_linear
-from embedding_finetune.retrieval.layout import batches
+from embedding_finetune.retrieval.layout import padded_batches
 from embedding_finetune.retrieval.second_stage import SecondStage, check_finite
 
-BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 TEXTS = "texts.json"
 
 
@@ -92,9 +91,6 @@ class CrossEncoder(SecondStage):
             self.cut += sum(long)
             tokens = self.tokenizer([query] * len(passages), passages, truncation="only_second",
                                     max_length=self.max_length)
-        sizes = [len(ids) for ids in tokens["input_ids"]]
-        for rows in batches(sizes, 0, BATCH_TOKENS[torch.device(self.device).type]):
-            batch = {name: [values[row] for row in rows] for name, values in tokens.items()}
-            batch = self.tokenizer.pad(batch, padding_side="right", return_tensors="pt").to(self.device)
+        for rows, batch in padded_batches(self.tokenizer, tokens, 0, self.device):
             scores[rows] = self.model(**batch).logits[:, 0].float().cpu().numpy()
         return check_finite(scores, self.about)

@@ -10,13 +10,11 @@ from embedding_finetune.files import UserError, sha256
 from embedding_finetune.hub import load, model_content
 from embedding_finetune.retrieval.compiled import CompiledModel, format_of, runtime_of
 from embedding_finetune.retrieval.cpu import use_fast_linear
-from embedding_finetune.retrieval.layout import batches
+from embedding_finetune.retrieval.layout import padded_batches
 from embedding_finetune.retrieval.loading import DenseLayers, load_encoder
 from embedding_finetune.retrieval.tokens import added_ids, load_projection, token_vectors
 from embedding_finetune.retrieval.vectors import TokenStore, VectorCache, text_key
 
-# Tokens in a batch, padding included. A CPU is fastest when activations stay in its caches; a GPU wants to be filled.
-BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 CHUNK = 16384  # texts that are tokenised, sorted and stored together
 TOKEN_CHUNK = 2048  # the same for token vectors, of which a text has a hundred
 FEW = 8  # texts that need no progress bar
@@ -151,7 +149,8 @@ class Encoder:
     def _compute(self, texts, max_length, progress, tokens=False):
         """Vectors of texts, and a list of those of their tokens, if these are wanted."""
         vectors, own = None, [None] * len(texts)
-        for rows, batch in self._batches(texts, max_length, progress):
+        tokenised = self._tokenizer(texts, truncation=True, max_length=max_length)
+        for rows, batch in padded_batches(self._tokenizer, tokenised, self.batch_size, self._device):
             try:
                 hidden = self._model(**batch).last_hidden_state
                 pooled = text_vectors(hidden, self._dense, batch["attention_mask"], self.use)
@@ -165,17 +164,12 @@ class Encoder:
                 scaled = token_vectors(hidden, batch, self._added, self._projection).half().cpu()
                 for row, some in zip(rows, scaled):
                     own[row] = some[some.any(dim=-1)].numpy()
+            progress.update(len(rows))
         if not np.isfinite(vectors).all():
             raise UserError(f"{self.use.name} gives vectors that are not finite: its weights are broken")
         return vectors, own
 
-    def _batches(self, texts, max_length, progress):
-        """Yield row numbers of the texts, and their tokenised batch."""
-        tokens = self._tokenizer(texts, truncation=True, max_length=max_length)
-        sizes = [len(ids) for ids in tokens["input_ids"]]
-        for rows in batches(sizes, self.batch_size, BATCH_TOKENS[torch.device(self._device).type]):
-            batch = {name: [values[row] for row in rows] for name, values in tokens.items()}
-            # At the left it would move the positions that a BERT counts, and the vectors would depend on the batch.
-            batch = self._tokenizer.pad(batch, padding_side="right", return_tensors="pt")
-            yield rows, batch.to(self._device)
-            progress.update(len(rows))
+
+def encoder_of(settings, use):
+    """The Encoder of a model's use, with the batch size and the cache that the settings say."""
+    return Encoder(use, settings.encode_batch_size, cache=settings.output_dir / "cache")

@@ -13,9 +13,10 @@ import torch
 from tqdm.auto import tqdm
 
 from embedding_finetune.files import UserError
-from embedding_finetune.retrieval.encoder import Encoder
+from embedding_finetune.retrieval.encoder import encoder_of
 from embedding_finetune.retrieval.model_use import use_of
 from embedding_finetune.retrieval.second_stage import FEW, SecondStage
+from embedding_finetune.retrieval.tokens import NO_TOKEN
 
 FILES = "token_vectors.npy", "token_starts.npy"
 INT8 = 127  # what 1 is in int8; a component of a vector of length 1 is no larger
@@ -33,8 +34,7 @@ class LateInteraction(SecondStage):
 
     @classmethod
     def of(cls, settings, label):
-        encoder = Encoder(use_of(settings, label), settings.encode_batch_size, cache=settings.output_dir / "cache")
-        return cls(encoder, settings.token_store, settings.token_merge)
+        return cls(encoder_of(settings, use_of(settings, label)), settings.token_store, settings.token_merge)
 
     def build(self, texts):
         self.vectors, self.starts = self.encoder.encode_passage_tokens(texts)
@@ -65,11 +65,11 @@ def max_sim(query, vectors, starts, places):
     """Mean over a query's tokens of the best cosine with a token of the passage, for the passages at `places`: float32.
 
     `query` is float32 (tokens, dimensions); `vectors` and `starts` as Encoder.encode_passage_tokens returns them. A
-    passage without a token has -1.
+    passage without a token has NO_TOKEN.
     """
     own = [vectors[starts[place]:starts[place + 1]] for place in places]
     sizes = np.array([len(rows) for rows in own], dtype=np.int64)
-    scores = np.full(len(places), -1, np.float32)
+    scores = np.full(len(places), NO_TOKEN, np.float32)
     if sizes.any():
         cosines = (torch.from_numpy(query) @ torch.from_numpy(np.concatenate(own)).float().T).numpy()
         begins = (np.cumsum(sizes) - sizes)[sizes > 0]

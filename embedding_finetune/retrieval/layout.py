@@ -2,6 +2,9 @@
 
 import numpy as np
 
+# Tokens in a batch, padding included. A CPU is fastest when activations stay in its caches; a GPU wants to be filled.
+BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
+
 
 def batches(lengths, batch_size, batch_tokens):
     """Row numbers of each batch, longest texts first: if memory does not suffice, that shows at once.
@@ -13,6 +16,26 @@ def batches(lengths, batch_size, batch_tokens):
     while start < len(order):
         size = batch_size or max(1, batch_tokens // lengths[order[start]])
         yield order[start:start + size]
+        start += size
+
+
+def padded_batches(tokenizer, tokens, batch_size, device):
+    """Yield the row numbers of each batch, and the batch (tensors by name, on `device`) padded to its longest text.
+
+    `tokens` is what the tokenizer made of the texts, not padded yet; for `batch_size` see `batches`.
+    """
+    lengths = [len(ids) for ids in tokens["input_ids"]]
+    for rows in batches(lengths, batch_size, BATCH_TOKENS[device.partition(":")[0]]):
+        batch = {name: [values[row] for row in rows] for name, values in tokens.items()}
+        # At the left it would move the positions that a BERT counts, and the vectors would depend on the batch.
+        yield rows, tokenizer.pad(batch, padding_side="right", return_tensors="pt").to(device)
+
+
+def sub_batch_rows(lengths, call_cost, limit=None):
+    """Yield the row numbers of each sub-batch as `plan_sub_batches` cuts them, longest texts first."""
+    order, start = np.argsort(-np.asarray(lengths), kind="stable"), 0
+    for size in plan_sub_batches(np.asarray(lengths)[order], call_cost, limit):
+        yield order[start:start + size].tolist()
         start += size
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from embedding_finetune.files import UserError, one_line, read_json, write_json
-from embedding_finetune.retrieval.layout import plan_sub_batches
+from embedding_finetune.retrieval.layout import sub_batch_rows
 
 GRAPH, TOKENIZER, FACTS = "queries.onnx", "tokenizer.json", "queries.json"
 SAMPLES = ("how far is the moon", "what is a dot product?", "x", "月亮有多远", "one two three four five " * 30)
@@ -90,9 +90,7 @@ class QueryEncoder:
         values = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
         missing = sorted(set(texts) - self.known.keys())
         found = self.tokenizer.encode_batch([self.use.query_prompt + text for text in missing])
-        rows = sorted(range(len(missing)), key=lambda row: -len(found[row]))
-        for size in plan_sub_batches([len(found[row]) for row in rows], CALL_COST):
-            some, rows = rows[:size], rows[size:]
+        for some in sub_batch_rows([len(tokens) for tokens in found], CALL_COST):
             for row in some:
                 found[row].pad(len(found[some[0]]), pad_id=self.padding)
             batch = {name: np.array([getattr(found[row], values[name]) for row in some], np.int64)

@@ -2,8 +2,7 @@
 for a whole corpus, and the runs that come of both.
 
 A stage is named KIND_MODEL_on_FIRST: `late_reference_on_neg10` reorders the first passages of BM25 and neg10 by the
-token vectors of the reference. Where both are one model, `late_neg10` is enough. (retrieval.stages has what there
-is.)
+token vectors of the reference. Where both are one model, `late_neg10` is enough.
 """
 
 import re
@@ -15,15 +14,16 @@ from tqdm.auto import tqdm
 from embedding_finetune.files import UserError
 from embedding_finetune.retrieval.retrievers import DEPTH, Fused, ranked
 
+KINDS = "late", "m3", "rerank"  # of a stage; retrieval.stages has the class of each
 FEW = 20  # queries that need no progress bar
 
 
-def parts_of(label, kinds=("late", "m3", "rerank")):
+def parts_of(label):
     """(kind, label of the stage's model, label of the first stage) of a stage. Raises UserError when it is none."""
-    found = re.fullmatch(rf"({'|'.join(kinds)})_(\w+?)(?:_on_(\w+))?", label, re.ASCII)
+    found = re.fullmatch(rf"({'|'.join(KINDS)})_(\w+?)(?:_on_(\w+))?", label, re.ASCII)
     if not found:
         raise UserError(f"{label!r} is no second stage: it must be KIND_MODEL or KIND_MODEL_on_FIRST, such as "
-                        f"late_reference_on_neg10; kinds are {', '.join(kinds)}")
+                        f"late_reference_on_neg10; kinds are {', '.join(KINDS)}")
     return found[1], found[2], found[3] or found[2]
 
 

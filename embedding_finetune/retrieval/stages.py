@@ -3,9 +3,9 @@
 from embedding_finetune.retrieval.cross_encoder import CrossEncoder
 from embedding_finetune.retrieval.late import LateInteraction
 from embedding_finetune.retrieval.m3 import M3
-from embedding_finetune.retrieval.second_stage import parts_of
+from embedding_finetune.retrieval.second_stage import KINDS, parts_of
 
-KINDS = {"late": LateInteraction, "m3": M3, "rerank": CrossEncoder}
+CLASSES = {"late": LateInteraction, "m3": M3, "rerank": CrossEncoder}
 
 
 def is_stage(label):
@@ -15,5 +15,5 @@ def is_stage(label):
 
 def stage_of(settings, label):
     """The stage of a label, without a corpus yet. Raises UserError when there is none."""
-    kind, model, _ = parts_of(label, KINDS)
-    return KINDS[kind].of(settings, model)
+    kind, model, _ = parts_of(label)
+    return CLASSES[kind].of(settings, model)

@@ -9,7 +9,6 @@ it all.
 import hashlib
 import io
 import json
-import math
 import shutil
 import sys
 import tempfile
@@ -92,17 +91,17 @@ class TokenStore:
         Raises UserError as soon as the first chunk shows that the disk will not hold them all.
         """
         (self.folder / "identity.json").unlink(missing_ok=True)
-        sizes, shape = [], [0, 0]
+        sizes, dim = [], 0
         with atomic_write(self.folder / "vectors.raw", "wb") as file:
             for vectors in chunks:
                 file.write(np.concatenate(vectors).data)
                 sizes += map(len, vectors)
-                shape = [sum(sizes), vectors[0].shape[1]]
-                self._check_space(2 * math.prod(shape) * (self.identity["texts"] / len(sizes) - 1))
+                dim = vectors[0].shape[1]
+                self._check_space(file.tell() * (self.identity["texts"] / len(sizes) - 1))
         with atomic_write(self.folder / "starts.npy", "wb") as file:
             np.save(file, np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
         hashes = {name: sha256(self.folder / name) for name in STORED}
-        write_json(self.folder / "identity.json", self.identity | {"shape": shape} | hashes)
+        write_json(self.folder / "identity.json", self.identity | {"shape": [sum(sizes), dim]} | hashes)
 
     def _check_space(self, needed):
         """Raise UserError unless so many bytes are free."""
@@ -113,7 +112,7 @@ class TokenStore:
                             "the second look (SECOND_STAGES=\"\")")
 
     def read(self):
-        """Vectors, memory-mapped, and starts, see Encoder.encode_tokens."""
+        """Vectors, memory-mapped, and starts, see Encoder.encode_passage_tokens."""
         shape = tuple(read_json(self.folder / "identity.json")["shape"])
         vectors = np.memmap(self.folder / "vectors.raw", np.float16, "r", shape=shape) if shape[0] else \
             np.empty(shape, np.float16)

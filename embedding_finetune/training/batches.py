@@ -13,7 +13,7 @@ from collections import defaultdict
 import torch
 
 from embedding_finetune.data.texts import PSEUDO, without
-from embedding_finetune.retrieval.layout import plan_sub_batches
+from embedding_finetune.retrieval.layout import sub_batch_rows
 
 # Of ten times that a pseudo-query is drawn, it is taken out of its passage nine times: the model is to tell what goes
 # together, and not to forget that equal words do (inverse cloze task, Lee et al. 2019, arXiv 1906.00300).
@@ -97,12 +97,11 @@ def sub_batches(tokenizer, token_ids, call_cost, limit=None, pad_to_multiple_of=
     """
     distinct = sorted(set(map(tuple, token_ids)), key=lambda ids: (-len(ids), ids))
     place = {ids: row for row, ids in enumerate(distinct)}
-    padded, start = [], 0
-    for size in plan_sub_batches([len(ids) for ids in distinct], call_cost, limit):
-        texts = [list(ids) for ids in distinct[start:start + size]]
+    padded = []
+    for rows in sub_batch_rows([len(ids) for ids in distinct], call_cost, limit):
+        texts = [list(distinct[row]) for row in rows]
         padded.append(dict(tokenizer.pad({"input_ids": texts}, pad_to_multiple_of=pad_to_multiple_of,
                                          padding_side="right", return_tensors="pt")))
-        start += size
     return padded, torch.tensor([place[tuple(ids)] for ids in token_ids])
 
 

@@ -47,6 +47,26 @@ def remove(folder):
 
 
 @contextlib.contextmanager
+def finishing(folder, what="model"):
+    """A path to write a finished model to: what is there when the block ends moves into `folder`, the weights last, so
+    that a folder without them was never finished. Raises UserError when the disk has no room.
+    """
+    partial = folder / ".export.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        yield partial
+        for file in sorted(partial.iterdir(), key=lambda file: file.suffix == ".safetensors"):
+            if (folder / file.name).is_dir():
+                shutil.rmtree(folder / file.name)
+            os.replace(file, folder / file.name)
+    except OSError as error:
+        raise UserError(f"cannot write the {what} to {folder}: {error}; free some space and run the same command "
+                        "again") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def alone_in(folder):
     """Hold the folder's lock; raises UserError when another training does. The lock ends with the process."""
     folder.mkdir(parents=True, exist_ok=True)

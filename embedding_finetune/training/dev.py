@@ -8,14 +8,25 @@ from embedding_finetune.data.texts import PSEUDO, without
 from embedding_finetune.training.batches import CALL_COST, sub_batches
 
 
+def dev_passages(collection, size, seed):
+    """The passages of a dev search, id -> text: the dev positives, out of which pseudo-queries are taken, and a seeded
+    sample of `size` others of the corpus."""
+    judged, _ = collection.pool()
+    others = sorted(set(collection.corpus) - set(judged))
+    others = random.Random(seed).sample(others, min(size, len(others)))
+    texts = {passage: collection.corpus[passage] for passage in judged + others}
+    for query in collection.queries:
+        for passage in collection.positives(query) if query.startswith(PSEUDO) else ():
+            texts[passage] = without(texts[passage], collection.queries[query])
+    return texts
+
+
 class DevSet:
     """Dev queries over their positives, out of which pseudo-queries are taken, and a seeded sample of the corpus."""
 
     def __init__(self, collection, size, tokenizer, use, seed, device):
         """`collection` is the dev part; `size` passages beside the positives are sampled; `use` is a ModelUse."""
-        judged, positives = collection.pool()
-        others = sorted(set(collection.corpus) - set(judged))
-        others = random.Random(seed).sample(others, min(size, len(others)))
+        _, positives = collection.pool()
         self.positives, self.device = [set(own) for own in positives], device
 
         def lay_out(prompt, texts, max_length):
@@ -23,11 +34,8 @@ class DevSet:
             return sub_batches(tokenizer, tokens["input_ids"], CALL_COST[device.type], limit=64)
 
         self.queries = lay_out(use.query_prompt, collection.queries.values(), use.query_max_len)
-        texts = {passage: collection.corpus[passage] for passage in judged + others}
-        for query in collection.queries:
-            for passage in collection.positives(query) if query.startswith(PSEUDO) else ():
-                texts[passage] = without(texts[passage], collection.queries[query])
-        self.corpus = lay_out(use.passage_prompt, texts.values(), use.passage_max_len)
+        corpus = dev_passages(collection, size, seed)
+        self.corpus = lay_out(use.passage_prompt, corpus.values(), use.passage_max_len)
 
     def _encode(self, model, laid_out):
         texts, rows = laid_out

@@ -5,8 +5,6 @@ package reads it, too.
 """
 
 import dataclasses
-import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -15,10 +13,10 @@ from embedding_finetune.files import UserError, atomic_write, write_json
 from embedding_finetune.hub import load
 from embedding_finetune.retrieval.encoder import pool
 from embedding_finetune.retrieval.loading import ENCODER_HALF, DenseLayers, load_encoder
-from embedding_finetune.training.export_late import export_late
+from embedding_finetune.training.checkpoints import finishing
+from embedding_finetune.training.export_late import SAMPLES, export_late
 
 METRICS_HEADING = "## Metrics"  # what stands below it is the evaluation's to replace
-SAMPLES = ("how far is the moon", "what is a dot product?", "The Moon circles the Earth at a distance of 384,400 km.")
 CARD = """---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -78,9 +76,8 @@ def export(model, tokenizer, folder, use, *, dense=(), projection=None, card=Non
     libraries disagree.
     """
     folder, dense = Path(folder), DenseLayers(dense)
-    partial, use = folder / ".export.partial", dataclasses.replace(use, dense=dense.folders)
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
+    use = dataclasses.replace(use, dense=dense.folders)
+    with finishing(folder) as partial:
         model.save_pretrained(partial)
         tokenizer.padding_side = "right"  # as in training: on the left it would move the positions of a text's tokens
         tokenizer.save_pretrained(partial)
@@ -91,15 +88,6 @@ def export(model, tokenizer, folder, use, *, dense=(), projection=None, card=Non
         worst = check_parity(partial, use)
         if projection is not None:
             export_late(partial, use, projection)
-        for file in sorted(partial.iterdir(), key=lambda file: file.suffix == ".safetensors"):
-            if (folder / file.name).is_dir():
-                shutil.rmtree(folder / file.name)
-            os.replace(file, folder / file.name)
-    except OSError as error:
-        raise UserError(f"cannot write the model to {folder}: {error}; free some space and run the same command "
-                        "again") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return worst
 
 

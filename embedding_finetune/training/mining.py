@@ -11,7 +11,7 @@ from embedding_finetune.files import UserError
 from embedding_finetune.hub import check_hub, model_content
 from embedding_finetune.recipes import all_recipes
 from embedding_finetune.retrieval.cross_encoder import CrossEncoder
-from embedding_finetune.retrieval.encoder import Encoder
+from embedding_finetune.retrieval.encoder import encoder_of
 from embedding_finetune.retrieval.model_use import model_path, ready_made, use_of
 from embedding_finetune.retrieval.retrievers import Dense, retriever_of
 from embedding_finetune.retrieval.stages import is_stage, stage_of
@@ -58,7 +58,7 @@ class Miner:
         recipe, train, corpus = self.recipe, pool.train, dict(zip(pool.ids, pool.texts()))
         print(f"mining for {recipe.label}: {len(train.queries)} training queries, {pool.drawn} training passages, "
               f"model {self.use.title}", flush=True)
-        dense = Dense(self._encoder(self.use)).index(corpus)
+        dense = Dense(encoder_of(self.settings, self.use)).index(corpus)
         retrievers = {"model": dense}
         if "bm25" in recipe.candidates:
             retrievers["bm25"] = retriever_of("bm25", self.settings.bm25_language).index(corpus)
@@ -87,20 +87,14 @@ class Miner:
             yield scores.round(6).tolist()
 
     def _scores(self, queries, passages, places):
-        progress = tqdm(desc="teacher", unit="query", total=len(queries))
         if self.stage:
             self.stage.build(passages)
             scores = self.stage.scores(queries, places)
         else:
-            encoder = self._encoder(self.teacher)
-            queries, passages = encoder.encode_queries(queries), encoder.encode_passages(passages)
-            scores = (passages[own] @ query for query, own in zip(queries, places))
-        for row in scores:
-            progress.update()
-            yield row
-
-    def _encoder(self, use):
-        return Encoder(use, self.settings.encode_batch_size, cache=self.settings.output_dir / "cache")
+            encoder = encoder_of(self.settings, self.teacher)
+            vectors, passages = encoder.encode_queries(queries), encoder.encode_passages(passages)
+            scores = (passages[own] @ query for query, own in zip(vectors, places))
+        return tqdm(scores, "teacher", len(queries), unit="query")
 
 
 def _sources(chosen, mined, found):

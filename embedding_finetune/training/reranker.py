@@ -4,10 +4,7 @@ The loss is FlagEmbedding's: cross entropy of the positive among the passages of
 checkpoints, log and resume, is the one of all trainings.
 """
 
-import os
 import random
-import shutil
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,9 +14,11 @@ from torch import nn
 from embedding_finetune.files import UserError, write_json
 from embedding_finetune.retrieval.cpu import use_fast_dropout, use_fast_linear
 from embedding_finetune.retrieval.cross_encoder import CrossEncoder, load_reranker
-from embedding_finetune.retrieval.layout import plan_sub_batches
+from embedding_finetune.retrieval.layout import sub_batch_rows
 from embedding_finetune.retrieval.loading import DenseLayers
 from embedding_finetune.retrieval.retrievers import BM25
+from embedding_finetune.training.checkpoints import finishing
+from embedding_finetune.training.dev import dev_passages
 
 CANDIDATES = 30  # passages a dev query, by BM25
 COLLAPSED = 0.01  # spread of a query's dev scores, in logits, below which they say nothing
@@ -74,14 +73,12 @@ class PairCollator:
     def lay_out(self, pairs, limit=None):
         """Length-sorted sub-batches of tokenised pairs, and the place of each pair in them."""
         tokens = self.tokenizer(*map(list, zip(*pairs)), truncation="only_second", max_length=self.max_length)
-        lengths = np.array([len(ids) for ids in tokens["input_ids"]])
-        order, texts = np.argsort(-lengths, kind="stable"), []
-        places = iter(order.tolist())
-        for size in plan_sub_batches(lengths[order], self.call_cost, limit):
-            some = [next(places) for _ in range(size)]
-            batch = {name: [values[place] for place in some] for name, values in tokens.items()}
+        texts, order = [], []
+        for rows in sub_batch_rows([len(ids) for ids in tokens["input_ids"]], self.call_cost, limit):
+            batch = {name: [values[row] for row in rows] for name, values in tokens.items()}
             texts.append(dict(self.tokenizer.pad(batch, padding_side="right", return_tensors="pt")))
-        return {"texts": texts, "rows": torch.from_numpy(np.argsort(order))}
+            order += rows
+        return {"texts": texts, "rows": torch.tensor(order).argsort()}
 
 
 class RerankDev:
@@ -91,18 +88,14 @@ class RerankDev:
     """
 
     def __init__(self, collection, size, collator, use, seed, device):
-        judged, _ = collection.pool()
-        others = sorted(set(collection.corpus) - set(judged))
-        others = random.Random(seed).sample(others, min(size, len(others)))
-        run = BM25().index({passage: collection.corpus[passage] for passage in [*judged, *others]}).search(
-            collection.queries, CANDIDATES)
+        corpus = dev_passages(collection, size, seed)
+        run = BM25().index(corpus).search(collection.queries, CANDIDATES)
         # In a random order: scores that are all the same must not profit from BM25's.
         run = {query: random.Random(f"{seed} {query}").sample(list(found), len(found)) for query, found in run.items()}
         self.collator, self.device = collator, device
-        self.pairs = [(use.query_prompt + collection.queries[query], use.passage_prompt + collection.corpus[passage])
+        self.pairs = [(use.query_prompt + collection.queries[query], use.passage_prompt + corpus[passage])
                       for query, found in run.items() for passage in found]
-        self.right = [np.array([passage in set(collection.positives(query)) for passage in found], dtype=bool)
-                      for query, found in run.items()]
+        self.right = [np.isin(found, collection.positives(query)) for query, found in run.items()]
 
     @torch.no_grad()
     def scores(self, model):
@@ -116,9 +109,12 @@ class RerankDev:
         return np.split(np.concatenate(found), np.cumsum([len(right) for right in self.right])[:-1])
 
     def evaluate(self, model):
+        """{"recall@10", "mrr@10", "spread"} of a model, see `measure`."""
+        return self.measure(self.scores(model))
+
+    def measure(self, scores):
         """{"recall@10", "mrr@10", "spread"}: of the candidates in the order of their scores; the spread is the mean
         over queries of the scores' standard deviation."""
-        scores = self.scores(model)
         ranked = [right[np.argsort(-own, kind="stable")][:10] for own, right in zip(scores, self.right)]
         return {"recall@10": float(np.mean([hits.any() for hits in ranked])),
                 "mrr@10": float(np.mean([1 / (hits.argmax() + 1) if hits.any() else 0 for hits in ranked])),
@@ -155,24 +151,14 @@ def export_reranker(model, tokenizer, folder, max_length, calibration):
 
     Returns the largest difference of the check; raises UserError above 1e-4.
     """
-    folder, partial = Path(folder), Path(folder) / ".export.partial"
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
+    with finishing(folder, "reranker") as partial:
         model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}  # logits, not 0 to 1
         model.save_pretrained(partial)
         tokenizer.padding_side, tokenizer.model_max_length = "right", max_length
         tokenizer.save_pretrained(partial)
         if calibration:
             write_json(partial / CALIBRATION, calibration)
-        worst = check_parity(partial, max_length)
-        for file in sorted(partial.iterdir(), key=lambda file: file.suffix == ".safetensors"):
-            os.replace(file, folder / file.name)
-    except OSError as error:
-        raise UserError(f"cannot write the reranker to {folder}: {error}; free some space and run the same command "
-                        "again") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return worst
+        return check_parity(partial, max_length)
 
 
 def check_parity(folder, max_length):

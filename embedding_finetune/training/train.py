@@ -200,58 +200,58 @@ def run(model_args, data_args, args):
         data_collator=collator)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if RANK == 0:
-        (finish_reranker if args.reranker else finish)(trainer, use, output)
+        finish(trainer, use, output)
     trainer.accelerator.wait_for_everyone()
 
 
 def finish(trainer, use, output):
     """Export the best model (the last one without a dev set) and remove the checkpoints."""
-    state = trainer.state
+    state, what = trainer.state, "reranker" if trainer.args.reranker else "model"
     best = state.best_global_step or state.global_step
     if best != state.global_step:
         trainer._load_from_checkpoint(output / f"checkpoint-{best}")
     curve = [row for row in read_log(output) if CHOSEN_BY in row]
-    card = {"training rows": len(trainer.train_dataset), "steps": f"{best} of {state.max_steps}",
+    kept = (finish_reranker if trainer.args.reranker else finish_model)(trainer, use, output, best, curve)
+    for folder in output.glob("checkpoint-*"):
+        remove(folder)
+    before = curve[0][CHOSEN_BY] if curve and curve[0]["step"] == 0 and what == "model" else 0
+    if state.best_metric is not None and state.best_metric < before:
+        say(f"warning: on the dev set the best checkpoint ({CHOSEN_BY} {state.best_metric:.4f}) stays behind the base "
+            f"model ({before:.4f})")
+    say(f"finished after {state.global_step} steps, kept step {kept}: the {what} is in {output}")
+
+
+def finish_model(trainer, use, output, best, curve):
+    """Export the embedding model of step `best`, which is loaded; returns that step. `curve` has the dev metrics."""
+    card = {"training rows": len(trainer.train_dataset), "steps": f"{best} of {trainer.state.max_steps}",
             **(read_json(output / "training.json") or {}).get("settings", {})}
     encoder = trainer.model.encoder
     encoder = encoder.merge_and_unload() if isinstance(encoder, peft.PeftModel) else encoder
     late = trainer.args.interaction != "dense"
     export(encoder, trainer.processing_class, output, use, dense=trainer.model.dense, card=card, curve=curve,
            projection=trainer.model.projection if late else None)
-    for folder in output.glob("checkpoint-*"):
-        remove(folder)
-    before = curve[0][CHOSEN_BY] if curve and curve[0]["step"] == 0 else 0
-    if state.best_metric is not None and state.best_metric < before:
-        say(f"warning: on the dev set the best checkpoint ({CHOSEN_BY} {state.best_metric:.4f}) stays behind the base "
-            f"model ({before:.4f})")
-    say(f"finished after {state.global_step} steps, kept step {best}: the model is in {output}")
+    return best
 
 
-def finish_reranker(trainer, use, output):
-    """Export the best reranker by dev, or the one that the training began with where dev has not improved on it."""
-    state, dev, curve = trainer.state, trainer.dev, [row for row in read_log(output) if CHOSEN_BY in row]
-    best = state.best_global_step or state.global_step
-    if best != state.global_step:
-        trainer._load_from_checkpoint(output / f"checkpoint-{best}")
+def finish_reranker(trainer, use, output, best, curve):
+    """The same for a reranker; where dev has not improved on the one that was given, that is kept, as step 0."""
+    dev, model, calibration = trainer.dev, trainer.model, None
     before = curve[0] if curve and curve[0]["step"] == 0 and not trainer.args.new_head else None
-    model = trainer.model
     if dev is not None:
-        after = dev.evaluate(model)
+        scores = dev.scores(model)
+        after = dev.measure(scores)
         for warning in warnings_of(before, after):
             say(f"warning: {warning}")
         if before and after[CHOSEN_BY] <= before[CHOSEN_BY]:
             _, model = load_reranker_model(trainer.args, use, new_head=False)
-            best = 0
+            best, scores = 0, dev.scores(model.to(trainer.args.device))
             say(f"the reranker that the training began with is kept: {use.name}")
-    calibration = calibrate(dev.scores(model), dev.right) if dev is not None else None
-    if calibration:
+        calibration = calibrate(scores, dev.right)
         say("probability that a passage is right: sigmoid({scale:.3f} x score {bias:+.3f}); log loss on dev "
             "{log_loss:.4f}, of sigmoid(score) {log_loss_before:.4f}".format(**calibration))
     export_reranker(model.encoder, trainer.processing_class, output, use.query_max_len + use.passage_max_len,
-                             calibration)
-    for folder in output.glob("checkpoint-*"):
-        remove(folder)
-    say(f"finished after {state.global_step} steps, kept step {best}: the reranker is in {output}")
+                    calibration)
+    return best
 
 
 def say(line):

@@ -16,6 +16,7 @@ from tiny import tiny_texts, tiny_xlmr
 from embedding_finetune.files import UserError
 from embedding_finetune.retrieval import encoder as module
 from embedding_finetune.retrieval.encoder import Encoder, pool
+from embedding_finetune.retrieval.layout import BATCH_TOKENS
 from embedding_finetune.retrieval.model_use import ModelUse
 
 INSTRUCTION = "Tell me: "
@@ -74,7 +75,7 @@ def base_embedder(use):
 @pytest.mark.parametrize("batch_size", [0, 3])
 def test_vectors_are_those_of_base_embedder(use, rows, texts, tmp_path, monkeypatch, pooling, architecture, batch_size):
     """In the texts' order, prompt and truncation included, whatever the batches."""
-    monkeypatch.setitem(module.BATCH_TOKENS, "cpu", 100)
+    monkeypatch.setitem(BATCH_TOKENS, "cpu", 100)
     name = use.name if architecture == "bert" else str(tiny_xlmr(tmp_path / "xlmr", tiny_texts(rows)))
     use = dataclasses.replace(use, name=name, pooling=pooling)
     ours, theirs = Encoder(use, batch_size), base_embedder(use)

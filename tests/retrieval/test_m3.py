@@ -14,7 +14,7 @@ from tiny import SIZES, tiny_pairs, tiny_texts, tiny_xlmr
 from embedding_finetune.files import UserError
 from embedding_finetune.hub import model_content
 from embedding_finetune.retrieval import m3
-from embedding_finetune.retrieval.m3 import WEIGHTS, M3
+from embedding_finetune.retrieval.m3 import M3, WEIGHTS
 from embedding_finetune.retrieval.model_use import ModelUse
 
 TEXTS = tiny_texts(tiny_pairs(12))

@@ -16,9 +16,9 @@ from embedding_finetune.files import UserError
 from embedding_finetune.recipes import find_recipe
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.model_use import use_of
+from embedding_finetune.retrieval.stages import stage_of
 from embedding_finetune.training import rows as rows_module
 from embedding_finetune.training.export import export
-from embedding_finetune.retrieval.stages import stage_of
 from embedding_finetune.training.mining import Miner
 from embedding_finetune.training.rows import make_training_file, read_training_file, training_path, training_rows
 
@@ -175,7 +175,7 @@ def reranker(tmp_path_factory):
 
 
 def test_a_reranker_can_be_the_teacher(built, reranker, monkeypatch):
-    monkeypatch.setattr("embedding_finetune.retrieval.cross_encoder.BATCH_TOKENS", {"cpu": 60})  # several for a query
+    monkeypatch.setattr("embedding_finetune.retrieval.layout.BATCH_TOKENS", {"cpu": 60})  # several for a query
     folder, tokenizer, model = reranker
     rows, _ = make(built, recipe_of(built, "hard_kd", teacher=str(folder)))
     for row in rows[:5]:
