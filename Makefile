@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help install demo run curve notebooks test bench-train bench-encode bench-search bench-serve clean clean-cache
+.PHONY: help install demo run curve notebooks test bench-train bench-encode bench-search bench-second bench-serve clean clean-cache
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ bench-encode: install  ## encoding speed beside FlagEmbedding and sentence-trans
 
 bench-search: install  ## search in 1 million vectors, side by side with the bare product of matrices
 	python benchmarks/bench_search.py
+
+bench-second: install  ## 30 passages of a query by token vectors and by a cross-encoder, beside sentence-transformers
+	python benchmarks/bench_second.py
 
 bench-serve: install  ## a cold search, and the server with 32 clients, side by side with single encode calls (PROFILE)
 	python benchmarks/bench_serve.py

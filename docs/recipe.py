@@ -100,18 +100,24 @@ def table(rows):
         for row in rows for against in [row.get("against")]]).fillna("").set_index("row")
 
 
+def write(rows):
+    """docs/recipe.json, a row a line."""
+    LADDER.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", encoding="utf-8")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=(*SETS, "collect", "table"))
     parser.add_argument("label", nargs="?", default="neg10")
     parser.add_argument("--seed", type=int, default=SEED)
-    options, rows = parser.parse_args(), read_json(LADDER)
+    options, everything = parser.parse_args(), read_json(LADDER)
+    rows = [row for row in everything if "ladder" not in row]  # those of second_ladder.py have it
     if options.what in SETS:
         return run_row(options.what, options.label, options.seed)
     if options.what == "collect":
         finished = [name for name in SETS if (OUTPUT / name / "minutes.json").exists()]
         rows = [row for row in rows if row["set"] not in finished] + [row for name in finished for row in collect(name)]
-        LADDER.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", encoding="utf-8")  # a row a line
+        write(rows + [row for row in everything if "ladder" in row])
     for name in SETS:
         print(table(row for row in rows if row["set"] == name).to_markdown(disable_numparse=True), end="\n\n")
 

@@ -46,7 +46,8 @@ from embedding_finetune.training.rows import make_training_file, read_training_f
 MODULES = {"embedding_finetune": "embedding_finetune.training.train",
            "flagembedding": "FlagEmbedding.finetune.embedder.encoder_only.base"}
 # Flags that FlagEmbedding's trainer does not know.
-OURS = ("grad_cache_chunk", "dev_steps", "dev_corpus_size", "lora_rank", "lora_alpha", "interaction", "token_dim")
+OURS = ("grad_cache_chunk", "dev_steps", "dev_corpus_size", "lora_rank", "lora_alpha", "interaction", "token_dim",
+        "query_expansion")
 WITH_PROMPT = "train_data.json"  # the training file as FlagEmbedding's trainer wants it
 
 
@@ -73,6 +74,9 @@ def prepare(settings, recipe):
     if reranker and (tuned.lora_rank or tuned.grad_cache_chunk or tuned.interaction != "dense" or recipe.teacher):
         raise UserError(f"{recipe.label}: a reranker is trained without LORA_RANK, GRAD_CACHE_CHUNK, INTERACTION and "
                         "teacher; leave them out")
+    if tuned.query_expansion and (tuned.interaction != "late" or tuned.query_expansion > tuned.query_max_len):
+        raise UserError(f"QUERY_EXPANSION={tuned.query_expansion} goes with INTERACTION=late alone (it would change a "
+                        f"query's one vector), and up to QUERY_MAX_LEN ({tuned.query_max_len})")
     begins = f"{plain(name)}, {'with a new head' * (not settings.reranker)}" if reranker else use
     print(f"the base, as it is trained and will be used: {begins}", flush=True)
     if recipe.merge:

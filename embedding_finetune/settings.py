@@ -144,15 +144,15 @@ class Settings:
     passage_max_len: int = setting("tokens of a passage", TRAINING, check=at_least(8), flag="passage_max_len")
     interaction: str = setting("what is trained to tell passages apart: one vector (dense), all tokens' (late), both",
                                TRAINING, "dense", one_of("dense", "late", "both"), "interaction")
-    token_dim: int = setting("dimensions of the tokens' vectors, by a projection; 0: the model's own", TRAINING, 0,
-                             at_least(0), "token_dim")
+    token_dim: int = setting("of a token's vector; 0: the model's own", TRAINING, 0, at_least(0), "token_dim")
+    query_expansion: int = setting("late interaction: a query is filled up to so many tokens with [MASK]; 0: not",
+                                   TRAINING, 0, at_least(0), "query_expansion")
     lora_rank: int = setting("LoRA: so many dimensions a weight matrix are trained; 0 trains all weights", TRAINING,
                              0, (range(1025).__contains__, "must be 0 to 1024"), "lora_rank")
     lora_alpha: float = setting("LoRA: its part counts LORA_ALPHA / LORA_RANK", TRAINING, 32.0, POSITIVE, "lora_alpha")
     grad_cache_chunk: int = setting("GradCache: train in the memory of so many texts; 0 is off", NOTHING,
                                     0, at_least(0), "grad_cache_chunk")
-    dev_steps: float = setting("steps between looks at the dev set; below 1 a share of all", TRAINING, 0.1, POSITIVE,
-                               "dev_steps")
+    dev_steps: float = setting("steps between dev evaluations; below 1: a share", TRAINING, 0.1, POSITIVE, "dev_steps")
     dev_corpus_size: int = setting("passages of the dev search beside the dev positives", TRAINING, 2000, at_least(0),
                                    "dev_corpus_size")
     logging_steps: int = setting("steps between two lines of the log", NOTHING, 10, at_least(1), "logging_steps")

@@ -117,6 +117,10 @@ def test_what_cannot_be_trained_is_refused_before_the_old_model_moves(built, unt
         prepare(dataclasses.replace(built, seed=7))
     with pytest.raises(UserError, match="is no model folder"):
         prepare(dataclasses.replace(built, base_model="/no/model"))
+    for changes in ({"query_expansion": 9}, {"query_expansion": 9, "interaction": "both"},
+                    {"query_expansion": built.query_max_len + 1, "interaction": "late"}):
+        with pytest.raises(UserError, match="QUERY_EXPANSION=.* goes with INTERACTION=late alone"):
+            prepare(dataclasses.replace(built, **changes))
     assert folder.exists() and len(untrained) == 1
 
 

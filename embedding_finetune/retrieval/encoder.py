@@ -12,7 +12,7 @@ from embedding_finetune.retrieval.compiled import CompiledModel, format_of, runt
 from embedding_finetune.retrieval.cpu import use_fast_linear
 from embedding_finetune.retrieval.layout import padded_batches
 from embedding_finetune.retrieval.loading import DenseLayers, load_encoder
-from embedding_finetune.retrieval.tokens import added_ids, load_projection, token_vectors
+from embedding_finetune.retrieval.tokens import added_ids, expanded, load_expansion, load_projection, token_vectors
 from embedding_finetune.retrieval.vectors import TokenStore, VectorCache, text_key
 
 CHUNK = 16384  # texts that are tokenised, sorted and stored together
@@ -101,6 +101,7 @@ class Encoder:
         dtype = torch.float32 if self._device == "cpu" else torch.float16
         self._tokenizer = load("AutoTokenizer", self.use.name, self.use.trusted)
         self._added, self._projection = added_ids(self._tokenizer), load_projection(self.use.name).to(self._device)
+        self._expansion = load_expansion(self.use.name)
         if self._compiled:
             self._model = CompiledModel(self.use.name)
             self._dense = DenseLayers.load(self.use.name, self.use.dense).eval()
@@ -140,16 +141,20 @@ class Encoder:
         with tqdm(total=len(texts), desc=f"tokens of {kind}", unit="text", disable=len(texts) < FEW) as progress:
             for start in range(0, len(texts), TOKEN_CHUNK):
                 chunk = texts[start:start + TOKEN_CHUNK]
-                vectors, tokens = self._compute([prompt + text for text in chunk], max_length, progress, tokens=True)
+                vectors, tokens = self._compute([prompt + text for text in chunk], max_length, progress, tokens=True,
+                                                expansion=self._expansion if kind == "queries" else 0)
                 if cache:
                     cache.write([text_key(text) for text in chunk], vectors)
                 yield tokens
 
     @torch.inference_mode()
-    def _compute(self, texts, max_length, progress, tokens=False):
-        """Vectors of texts, and a list of those of their tokens, if these are wanted."""
+    def _compute(self, texts, max_length, progress, tokens=False, expansion=0):
+        """Vectors of texts, and a list of those of their tokens, if these are wanted; `expansion` see
+        tokens.expanded."""
         vectors, own = None, [None] * len(texts)
         tokenised = self._tokenizer(texts, truncation=True, max_length=max_length)
+        if expansion:
+            tokenised = {"input_ids": expanded(self._tokenizer, tokenised["input_ids"], expansion)}
         for rows, batch in padded_batches(self._tokenizer, tokenised, self.batch_size, self._device):
             try:
                 hidden = self._model(**batch).last_hidden_state

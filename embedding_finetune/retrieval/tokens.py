@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch.nn.functional import normalize
 
+from embedding_finetune.files import UserError, read_json
 from embedding_finetune.retrieval.loading import DenseLayers
 
-FOLDER, PROJECTION = "late", "1_Dense"
+FOLDER, PROJECTION, HOW = "late", "1_Dense", "sentence_bert_config.json"
 NO_TOKEN = -1.0  # the lowest cosine: what a query's token finds in a passage without any
 TOGETHER = 1 << 26  # cosines that are in memory at once
 
@@ -35,6 +36,19 @@ def new_projection(hidden_size, dim):
     from sentence_transformers.base.modules.dense import Dense
     return DenseLayers([Dense(hidden_size, dim, bias=False, activation_function=torch.nn.Identity(),
                               module_input_name="token_embeddings")])
+
+
+def load_expansion(name):
+    """To how many tokens a model fills up its queries (see `expanded`); 0 for most."""
+    return ((read_json(Path(name) / FOLDER / HOW) or {}).get("query_expansion") or {}).get("length", 0)
+
+
+def expanded(tokenizer, token_ids, length):
+    """Token ids of queries (a list of lists), filled up to `length` with mask tokens, which look for a passage's tokens
+    as the query's own do: ColBERT's query expansion. Raises UserError when the tokenizer has no mask token."""
+    if length and tokenizer.mask_token_id is None:
+        raise UserError("this model's tokenizer has no mask token to fill up queries with: leave QUERY_EXPANSION out")
+    return [[*ids, *[tokenizer.mask_token_id] * (length - len(ids))] for ids in token_ids]
 
 
 def token_vectors(hidden, batch, added, projection):

@@ -14,6 +14,7 @@ import torch
 
 from embedding_finetune.data.texts import PSEUDO, without
 from embedding_finetune.retrieval.layout import sub_batch_rows
+from embedding_finetune.retrieval.tokens import expanded
 
 # Of ten times that a pseudo-query is drawn, it is taken out of its passage nine times: the model is to tell what goes
 # together, and not to forget that equal words do (inverse cloze task, Lee et al. 2019, arXiv 1906.00300).
@@ -108,8 +109,9 @@ def sub_batches(tokenizer, token_ids, call_cost, limit=None, pad_to_multiple_of=
 class Collator:
     """Items of a TrainingSet to the arguments of ContrastiveModel.forward, queries and passages laid out together."""
 
-    def __init__(self, tokenizer, use, call_cost=CALL_COST["cpu"], limit=None, pad_to_multiple_of=None):
-        self.tokenizer, self.use = tokenizer, use
+    def __init__(self, tokenizer, use, call_cost=CALL_COST["cpu"], limit=None, pad_to_multiple_of=None, expansion=0):
+        """`expansion`: to how many tokens queries are filled up, see tokens.expanded."""
+        self.tokenizer, self.use, self.expansion = tokenizer, use, expansion
         self.layout = {"call_cost": call_cost, "limit": limit, "pad_to_multiple_of": pad_to_multiple_of}
 
     def __call__(self, items):
@@ -117,6 +119,7 @@ class Collator:
             return self.tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
 
         token_ids = tokenize([item["query"] for item in items], self.use.query_max_len)
+        token_ids = expanded(self.tokenizer, token_ids, self.expansion)
         token_ids += tokenize([passage for item in items for passage in item["passages"]], self.use.passage_max_len)
         texts, rows = sub_batches(self.tokenizer, token_ids, **self.layout)
         batch = {

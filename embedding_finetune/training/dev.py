@@ -5,6 +5,7 @@ import random
 import torch
 
 from embedding_finetune.data.texts import PSEUDO, without
+from embedding_finetune.retrieval.tokens import expanded
 from embedding_finetune.training.batches import CALL_COST, sub_batches
 
 
@@ -24,16 +25,18 @@ def dev_passages(collection, size, seed):
 class DevSet:
     """Dev queries over their positives, out of which pseudo-queries are taken, and a seeded sample of the corpus."""
 
-    def __init__(self, collection, size, tokenizer, use, seed, device):
-        """`collection` is the dev part; `size` passages beside the positives are sampled; `use` is a ModelUse."""
+    def __init__(self, collection, size, tokenizer, use, seed, device, expansion=0):
+        """`collection` is the dev part; `size` passages beside the positives are sampled; `use` is a ModelUse;
+        `expansion` as in batches.Collator."""
         _, positives = collection.pool()
         self.positives, self.device = [set(own) for own in positives], device
 
-        def lay_out(prompt, texts, max_length):
+        def lay_out(prompt, texts, max_length, length=0):
             tokens = tokenizer([prompt + text for text in texts], truncation=True, max_length=max_length)
-            return sub_batches(tokenizer, tokens["input_ids"], CALL_COST[device.type], limit=64)
+            token_ids = expanded(tokenizer, tokens["input_ids"], length)
+            return sub_batches(tokenizer, token_ids, CALL_COST[device.type], limit=64)
 
-        self.queries = lay_out(use.query_prompt, collection.queries.values(), use.query_max_len)
+        self.queries = lay_out(use.query_prompt, collection.queries.values(), use.query_max_len, expansion)
         corpus = dev_passages(collection, size, seed)
         self.corpus = lay_out(use.passage_prompt, corpus.values(), use.passage_max_len)
 

@@ -66,14 +66,14 @@ scores = model.encode_queries(["a query"]) @ model.encode_corpus([{passage_promp
 ```"""
 
 
-def export(model, tokenizer, folder, use, *, dense=(), projection=None, card=None, curve=()):
+def export(model, tokenizer, folder, use, *, dense=(), projection=None, expansion=0, card=None, curve=()):
     """Write model (transformers' PreTrainedModel) and tokenizer as a finished folder, once past the parity check.
 
     `use` is a ModelUse, `dense` the loading.DenseLayers of the model; `card` (name -> value) and `curve` (rows with
     step, recall@10, mrr@10) go into the model card. `projection` (DenseLayers, perhaps without a layer) is given where
-    token vectors were trained: then the folder tokens.FOLDER is written, too. The weights are moved into `folder` last:
-    a folder without them was never finished. Returns the lowest cosine of the check; raises UserError when the
-    libraries disagree.
+    token vectors were trained: then the folder tokens.FOLDER is written, too, with the `expansion` of queries (see
+    tokens.expanded). The weights are moved into `folder` last: a folder without them was never finished. Returns the
+    lowest cosine of the check; raises UserError when the libraries disagree.
     """
     folder, dense = Path(folder), DenseLayers(dense)
     use = dataclasses.replace(use, dense=dense.folders)
@@ -87,7 +87,7 @@ def export(model, tokenizer, folder, use, *, dense=(), projection=None, card=Non
         (partial / "README.md").write_text(text, encoding="utf-8")
         worst = check_parity(partial, use)
         if projection is not None:
-            export_late(partial, use, projection)
+            export_late(partial, use, projection, expansion)
     return worst
 
 

@@ -15,10 +15,11 @@ from embedding_finetune.retrieval.tokens import FOLDER, added_ids
 SAMPLES = ("how far is the moon", "what is a dot product?", "The Moon circles the Earth at a distance of 384,400 km.")
 
 
-def export_late(folder, use, projection):
+def export_late(folder, use, projection, expansion=0):
     """Write FOLDER into a finished model's folder, with which it shares the weights where the file system can.
 
-    `use` is a ModelUse, `projection` the DenseLayers of the token vectors, if any. Returns the lowest cosine between
+    `use` is a ModelUse, `projection` the DenseLayers of the token vectors, if any, and `expansion` the tokens that
+    queries are filled up to (see tokens.expanded). Returns the lowest cosine between
     the score lists of sentence-transformers and of this package; raises UserError below 0.9999.
     """
     from sentence_transformers import MultiVectorEncoder
@@ -28,7 +29,8 @@ def export_late(folder, use, projection):
     late, tokenizer = folder / FOLDER, load("AutoTokenizer", folder, use.trusted)
     added = tokenizer.convert_ids_to_tokens(added_ids(tokenizer))
     encoder = Transformer(str(folder), max_seq_length=use.passage_max_len, query_length=use.query_max_len,
-                          document_length=use.passage_max_len)
+                          document_length=use.passage_max_len, query_expansion={
+                              "strategy": "min", "attend": True, "length": expansion} if expansion else None)
     MultiVectorEncoder(
         modules=[encoder, *projection, MultiVectorMask(added, skiplist_tasks=["query", "document"]),
                  Normalize(module_input_name="token_embeddings")],

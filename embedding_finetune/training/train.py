@@ -69,6 +69,7 @@ class DataArguments(EncoderOnlyEmbedderDataArguments):
 class TrainArguments(EncoderOnlyEmbedderTrainingArguments):
     interaction: str = field(default="dense", metadata={"help": "dense, late (MaxSim over tokens), or both."})
     token_dim: int = field(default=0, metadata={"help": "Dimensions of the tokens' vectors; 0: the model's."})
+    query_expansion: int = field(default=0, metadata={"help": "Fill up queries to so many tokens with mask tokens."})
     reranker: bool = field(default=False, metadata={"help": "Train a reranker of pairs."})
     new_head: bool = field(default=False, metadata={"help": "Its head is drawn at random, on an encoder."})
     lora_rank: int = field(default=0, metadata={"help": "Train adapters of this rank instead of all weights (LoRA)."})
@@ -182,7 +183,7 @@ def run(model_args, data_args, args):
     else:
         tokenizer, model = load_model(model_args, data_args, args, use)
         collator = Collator(tokenizer, use, CALL_COST[args.device.type], args.grad_cache_chunk or None,
-                            data_args.pad_to_multiple_of)
+                            data_args.pad_to_multiple_of, args.query_expansion)
     if args.lora_rank:
         sizes = [(weights.numel(), weights.requires_grad) for weights in model.parameters()]
         say(f"LoRA: {sum(size for size, trained in sizes if trained):,} of {sum(size for size, _ in sizes):,} weights "
@@ -190,8 +191,8 @@ def run(model_args, data_args, args):
     if dev is not None:
         args.eval_strategy, args.eval_steps = transformers.IntervalStrategy.STEPS, args.dev_steps
         args.metric_for_best_model, args.greater_is_better, args.eval_on_start = CHOSEN_BY, True, checkpoint is None
-        kind, laid_out_by = (RerankDev, collator) if args.reranker else (DevSet, tokenizer)
-        dev = kind(dev, data_args.dev_corpus_size, laid_out_by, use, args.seed, args.device)
+        of = dev, data_args.dev_corpus_size, collator if args.reranker else tokenizer, use, args.seed, args.device
+        dev = RerankDev(*of) if args.reranker else DevSet(*of, args.query_expansion)
     trainer = Trainer(
         model=model, args=args, dev=dev, processing_class=tokenizer,
         train_dataset=TrainingSet(rows, use, data_args.train_group_size, args.seed, data_args.knowledge_distillation),
@@ -229,7 +230,7 @@ def finish_model(trainer, use, output, best, curve):
     encoder = encoder.merge_and_unload() if isinstance(encoder, peft.PeftModel) else encoder
     late = trainer.args.interaction != "dense"
     export(encoder, trainer.processing_class, output, use, dense=trainer.model.dense, card=card, curve=curve,
-           projection=trainer.model.projection if late else None)
+           projection=trainer.model.projection if late else None, expansion=trainer.args.query_expansion)
     return best
 
 

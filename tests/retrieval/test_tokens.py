@@ -4,9 +4,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from embedding_finetune.files import UserError
 from embedding_finetune.retrieval import tokens
 from embedding_finetune.retrieval.loading import DenseLayers
-from embedding_finetune.retrieval.tokens import added_ids, max_sim, new_projection, token_vectors
+from embedding_finetune.retrieval.tokens import added_ids, expanded, max_sim, new_projection, token_vectors
 
 
 def texts(generator, count, longest, dim=5):
@@ -57,3 +58,14 @@ def test_what_the_tokenizer_adds_and_padding_are_no_tokens_of_a_text(tiny):
     assert vectors[0, 1] == pytest.approx((hidden[0, 1] / hidden[0, 1].norm()).numpy(), abs=1e-6)
     small = token_vectors(hidden, batch, added, new_projection(32, 8))
     assert small.shape[-1] == 8 and small.norm(dim=-1).sum().item() == pytest.approx(3, abs=1e-5)
+
+
+def test_queries_are_filled_up_with_mask_tokens(tiny):
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "bert")
+    ids = tokenizer(["river moon", "moon moon moon"])["input_ids"]
+    assert expanded(tokenizer, ids, 0) == ids
+    short, long = expanded(tokenizer, ids, 5)
+    assert short == [*ids[0], tokenizer.mask_token_id] and long == ids[1]
+    tokenizer.mask_token = None
+    with pytest.raises(UserError, match="no mask token"):
+        expanded(tokenizer, ids, 5)

@@ -250,6 +250,21 @@ def test_a_model_trained_for_late_interaction_continues_and_is_exported(tiny, tm
     assert found.astype("float32") == pytest.approx(theirs.cpu().numpy(), abs=2e-3)
 
 
+def test_queries_filled_up_in_training_are_filled_up_in_use(tiny, tmp_path):
+    """With as many vectors as sentence-transformers has, and the same; what is longer stays as it is."""
+    changes = {"interaction": "late", "query_expansion": 9, "learning_rate": 1e-3, "num_train_epochs": 1, **dev(tiny)}
+    training.train(flags(tiny, tmp_path / "filled", **changes))
+    use = ModelUse("x", "x", str(tmp_path / "filled"), "cls", "find: ", "", 16, 48)
+    queries = ["river moon", " ".join(["river moon"] * 6)]
+    model = MultiVectorEncoder(str(tmp_path / "filled" / "late"), device="cpu")
+    for query, found in zip(queries, Encoder(use).encode_query_tokens(queries)):
+        theirs = model.encode_query([query])[0].cpu().numpy()
+        assert found.shape == theirs.shape and found.astype("float32") == pytest.approx(theirs, abs=2e-3)
+    filled, long = Encoder(use).encode_query_tokens(queries)
+    assert len(filled) == 9 - 2 and len(long) == 16 - 2
+    assert len(Encoder(use).encode_passage_tokens(["river moon"])[0]) == 2
+
+
 @contextlib.contextmanager
 def started(*command, **variables):
     """A Python process with these environment variables besides, which is ended in the end, and what it has started."""

@@ -1,0 +1,205 @@
+"""The ladder of the second look: what token vectors bring, untrained and trained, and at what cost.
+
+    python docs/second_ladder.py docstrings late_tokens    one system: trains what it needs, and measures it
+    python docs/second_ladder.py costs                     ms a query of all that is finished, one by one
+    python docs/second_ladder.py collect (or: table)       docs/recipe.json from all that is finished
+
+A system is a recipe of docs/ladder_second.toml, tokens_seed43 with another seed, or a second stage of such models, as
+late_tokens_seed43_on_dense. All models begin with the
+bundled one, used as it was made. PAIRS is a file of MS MARCO's pairs in the place of the hub's, COVIDQA a folder with
+pairs.jsonl and corpus.jsonl.
+"""
+
+import argparse
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import recipe as ladder
+
+from embedding_finetune import finetune, recipes, run
+from embedding_finetune.data.collection import read_data
+from embedding_finetune.evaluation import metrics, results, significance
+from embedding_finetune.files import read_json, run_command_line, write_json
+from embedding_finetune.retrieval.encoder import encoder_of
+from embedding_finetune.retrieval.model_use import ready_made, use_of
+from embedding_finetune.retrieval.retrievers import Dense, retriever_of
+from embedding_finetune.retrieval.second_stage import parts_of, union
+from embedding_finetune.retrieval.stages import is_stage, stage_of
+from embedding_finetune.settings import Settings
+from embedding_finetune.training.log import read_log
+
+OUTPUT, SEED = ladder.ROOT / "output" / "second_ladder", ladder.SEED
+COMMON = {"PROFILE": "demo", "RECIPE_FILE": "docs/ladder_second.toml", "BASE_POOLING": "auto",
+          "QUERY_INSTRUCTION": "auto", "DEV_FRACTION": "0.1", "DEV_STEPS": "0.5", "DEV_CORPUS_SIZE": "0",
+          "EVAL_SETS": "", "SECOND_STAGES": "", "SEEDS": "3"}
+LARGE_BATCH = {"BATCH_SIZE": "128", "GRAD_CACHE_CHUNK": "128", "LEARNING_RATE": "1e-4", "EPOCHS": "2"}
+COVIDQA = Path(os.environ.get("COVIDQA", "covidqa"))
+SETS = {  # batches and rates are those that dev chose for one vector in docs/ladder.md
+    "docstrings": {"DATASET": "docstrings", "MAX_PAIRS": "6000", **LARGE_BATCH},
+    "msmarco": {"DATASET": os.environ.get("PAIRS", "msmarco"), "MAX_PAIRS": "0", "PASSAGE_MAX_LEN": "128",
+                "LEARNING_RATE": "2e-5", "EPOCHS": "0.5"},
+    "covidqa": {"DATASET": COVIDQA / "pairs.jsonl", "CORPUS": COVIDQA / "corpus.jsonl", "MAX_PAIRS": "0",
+                "PASSAGE_MAX_LEN": "256", **LARGE_BATCH}}
+BUILD = "build_train_dataset", "build_eval_dataset"
+BASELINES = "bm25", "reference", "hybrid_reference", "late_reference", "hybrid_late_reference"
+TIMED = 100  # queries
+
+
+def settings_of(name, **more):
+    """The settings of a set's ladder; they are put into the environment, where the notebooks find them."""
+    own = {"OUTPUT_DIR": OUTPUT / name, "DATA_DIR": OUTPUT / name / "data"}
+    os.environ.update({key: str(value) for key, value in (COMMON | SETS[name] | own | more).items()})
+    return Settings.load()
+
+
+def run_system(name, label):
+    """Train and measure a recipe or a second stage, after the models that it needs; what is there is kept."""
+    settings = settings_of(name)
+    output = settings.output_dir
+    if (output / "results" / f"{label}.json").exists():
+        return
+    for notebook in () if (settings.data_dir / "corpus.jsonl").exists() else BUILD:
+        run.run_notebook(ladder.ROOT / f"{notebook}.ipynb", output / "notebooks")
+    if is_stage(label):
+        for model in dict.fromkeys(parts_of(label)[1:]):
+            run_system(name, model)
+        run.run_notebook(ladder.ROOT / "second_stage.ipynb", output / "notebooks", label)
+    elif label in ready_made(settings):
+        evaluate(name, label, "eval_bge_m3.ipynb")
+    else:
+        train(settings, name, label)
+
+
+def train(settings, name, label):
+    """Train a recipe after its teacher, and measure it, unless it is a reranker, which has nothing to search with."""
+    found, output = recipes.find_recipe(settings, label), settings.output_dir
+    if found.teacher:
+        run_system(name, found.teacher)
+    if not (output / label).exists():
+        started, minutes = time.monotonic(), read_json(output / "minutes.json") or {}
+        finetune.finetune(settings, label)
+        write_json(output / "minutes.json", minutes | {label: (time.monotonic() - started) / 60})
+    if found.kind == "model":
+        evaluate(name, label, "eval_train_hard.ipynb")
+
+
+def evaluate(name, label, notebook):
+    """Measure one vector a passage, alone and fused with BM25; its tokens are kept in the same pass."""
+    settings = settings_of(name, SECOND_STAGES=f"late_{label}")
+    run.run_notebook(ladder.ROOT / notebook, settings.output_dir / "notebooks", label)
+    settings_of(name)
+
+
+def costs(name):
+    """Milliseconds of each finished system for one query alone, and of its parts, into costs.json: an idle machine."""
+    settings = settings_of(name)
+    test, found = read_data(settings).part("test"), {}
+    queries = dict(list(test.queries.items())[:TIMED + 1])
+    words = retriever_of("bm25", settings.bm25_language).index(test.corpus)
+    dense = Dense(encoder_of(settings, use_of(settings, "reference"))).index(test.corpus)
+    dense.encoder.cache = None  # a query is encoded anew
+    bm25, found["bm25"] = timed(words.search, queries)
+    vector, found["one vector"] = timed(dense.search, queries)
+    for result in results.load_results(settings)[0]:
+        label = result["label"]
+        if is_stage(label):
+            stage = stage_of(settings, label).index(test.corpus)
+            seen = union(vector, bm25, depth=result["depth"])
+            found[label] = timed(lambda some: stage.score(some, seen), queries)[1]
+    write_json(settings.output_dir / "costs.json", found)
+
+
+def timed(search, queries):
+    """The runs of the queries (id -> text), asked one by one, and milliseconds a query without the first one's."""
+    (first, text), *others = queries.items()
+    runs = search({first: text})
+    began = time.perf_counter()
+    for query, text in others:
+        runs |= search({query: text})
+    return runs, 1000 * (time.perf_counter() - began) / len(others)
+
+
+def collect(name):
+    """The finished systems of a set: means over seeds, their paired differences in recall@1, and what they cost."""
+    settings, found = settings_of(name), {}
+    entries, test = recipes.all_recipes(settings), read_data(settings).part("test")
+    minutes, ms = (read_json(settings.output_dir / file) or {} for file in ("minutes.json", "costs.json"))
+    fitting, left_out = results.load_results(settings)
+    print(*left_out, sep="\n", file=sys.stderr)
+    for result in fitting:
+        label, seed = without_seed(result["label"])
+        values = metrics.per_query(test.qrels, results.read_measured_run(settings, test, result["label"]))
+        found.setdefault(label, []).append(result | {"seed": seed, "values": values})
+    means = {label: sum(result["values"] for result in found[label]) / len(found[label]) for label in found}
+    compared = significance.add_significance([{"label": label} for label in means], means, planned=[], seed=SEED)
+    vector = 4 * found["reference"][0]["size"]["vector"]  # bytes
+    return [_row(name, row, found[row["label"]], means[row["label"]].mean(), entries, minutes, ms, vector)
+            for row in compared]
+
+
+def without_seed(label):
+    """(label of the first seed's system, the seed)."""
+    seeds = re.findall(r"_seed(\d+)", label)
+    return re.sub(r"_seed\d+", "", label), seeds[0] if seeds else str(SEED)
+
+
+def _row(name, row, seeds, means, entries, minutes, ms, vector):
+    label, first = row["label"], seeds[0]
+    system = label.removeprefix("hybrid_")
+    stage = is_stage(system)
+    models = dict.fromkeys(parts_of(system)[1:] if stage else [system])
+    trained = [entries[model] for model in models if model in entries]
+    parts = ["one vector"] * (label != "bm25") + [system] * stage
+    parts += ["bm25"] * (label == "bm25" or label != system or stage)
+    against = {other: pair["recall@1"] for other, pair in row["against"].items()}
+    return {"ladder": "second", "set": name, "label": label, "trained": [recipe.about for recipe in trained],
+            "queries": first["queries"], "corpus": first["corpus"], "dev": first["dev"]["mrr@10"],
+            **means[["recall@1", "recall@10", "mrr@10"]], "ci95": row["ci95"]["recall@1"],
+            "share": min((recipe.share for recipe in trained), default=0), "seeds": len(seeds) * bool(trained),
+            "steps": sum(read_log(OUTPUT / name / recipe.label)[-1]["step"] for recipe in trained),
+            "minutes": round(sum(minutes.get(recipe.label, 0) for recipe in trained), 1),
+            "ms_per_query": round(sum(ms[part] for part in parts), 1) if set(parts) <= set(ms) else None,
+            "bytes_per_passage": (label != "bm25") * vector + first.get("bytes_per_passage", 0),
+            **{key: first.get(key) for key in ("depth", "weight", "second_weight")},
+            "recall@1 by seed": {result["seed"]: result["metrics"]["recall@1"] for result in seeds if trained},
+            "baselines": {other: against[other] for other in BASELINES if other in against}}
+
+
+def table(rows):
+    """Rows of docs/recipe.json as a frame of text, what costs least first."""
+    def shown(low, high, value, form="{:.3f} [{:.3f}, {:.3f}]"):
+        return form.format(value, low, high)
+
+    return pd.DataFrame([{
+        "system": row["label"], "trained": ", ".join(row["trained"]), "dev": row["dev"] and f"{row['dev']:.3f}",
+        "recall@1": shown(*row["ci95"], row["recall@1"]),
+        "beside hybrid_reference": against and shown(*against["ci95"], against["difference"],
+                                                     "{:+.3f} [{:+.3f}, {:+.3f}]"),
+        **{key: row[key] for key in ("seeds", "minutes", "ms_per_query", "bytes_per_passage")}}
+        for row in rows for against in [row["baselines"].get("hybrid_reference")]]).fillna("").set_index("system")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=(*SETS, "costs", "collect", "table"))
+    parser.add_argument("label", nargs="?", default="late_reference")
+    options, rows = parser.parse_args(), read_json(ladder.LADDER)
+    finished = [name for name in SETS if (OUTPUT / name / "results").exists()]
+    if options.what in SETS:
+        return run_system(options.what, options.label)
+    if options.what == "costs":
+        return [costs(name) for name in finished]
+    if options.what == "collect":
+        rows = [row for row in rows if row.get("ladder") != "second" or row["set"] not in finished]
+        ladder.write(rows + [row for name in finished for row in collect(name)])
+    for name in SETS:
+        some = [row for row in read_json(ladder.LADDER) if row.get("ladder") == "second" and row["set"] == name]
+        print(name, table(some).to_markdown(disable_numparse=True) if some else "-", sep="\n", end="\n\n")
+
+
+if __name__ == "__main__":
+    run_command_line(main)

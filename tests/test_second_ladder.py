@@ -1,0 +1,134 @@
+"""The ladder of the second look: its rows are what its page says, and a system comes from its results to a row."""
+
+import importlib.util
+import json
+import os
+import re
+import sys
+from unittest import mock
+
+import pytest
+
+from embedding_finetune.data.collection import Collection, write_data
+from embedding_finetune.evaluation.results import save_result
+from embedding_finetune.files import write_json, write_jsonl
+from embedding_finetune.recipes import all_recipes
+from embedding_finetune.retrieval.second_stage import parts_of
+from embedding_finetune.retrieval.stages import is_stage
+from embedding_finetune.settings import ROOT
+
+with mock.patch.object(sys, "path", [str(ROOT / "docs"), *sys.path]):
+    SPEC = importlib.util.spec_from_file_location("second_ladder", ROOT / "docs" / "second_ladder.py")
+    ladder = importlib.util.module_from_spec(SPEC)
+    SPEC.loader.exec_module(ladder)
+ROWS = [row for row in json.loads((ROOT / "docs" / "recipe.json").read_text()) if row.get("ladder") == "second"]
+PAGE = ROOT / "docs" / "second_look.md"
+
+
+@pytest.fixture(autouse=True)
+def own_environment(tmp_path, monkeypatch):
+    """The ladder puts its settings into the environment, and writes to a folder of its own."""
+    monkeypatch.setattr(ladder, "OUTPUT", tmp_path)
+    with mock.patch.dict(os.environ):
+        yield
+
+
+def test_each_row_has_what_it_claims():
+    entries, seen = all_recipes(ladder.settings_of("msmarco")), set()
+    for row in ROWS:
+        system = row["label"].removeprefix("hybrid_")
+        models = dict.fromkeys(parts_of(system)[1:] if is_stage(system) else [system])
+        assert row["trained"] == [entries[model].about for model in models if model in entries]
+        low, high = row["ci95"]
+        assert low <= row["recall@1"] <= high and (row["set"], row["label"]) not in seen
+        seen.add((row["set"], row["label"]))
+        assert (row["seeds"] > 0) == bool(row["trained"]) == (row["steps"] > 0) == (row["minutes"] > 0)
+        by_seed = row["recall@1 by seed"].values()
+        assert len(by_seed) == row["seeds"]
+        assert not by_seed or sum(by_seed) / len(by_seed) == pytest.approx(row["recall@1"], abs=1e-5)
+        assert row["ms_per_query"] > 0 and (row["bytes_per_passage"] > 0) == (row["label"] != "bm25")
+    for name in {row["set"] for row in ROWS}:
+        assert {(name, label) for label in ladder.BASELINES} <= seen
+
+
+def test_the_pages_figures_are_the_rows():
+    """A cell `0.966 [0.956, 0.975]` of the page's tables with a system in front is a row of recipe.json."""
+    known = {(row["label"], "{:.3f} [{:.3f}, {:.3f}]".format(row["recall@1"], *row["ci95"])) for row in ROWS}
+    section = PAGE.read_text(encoding="utf-8").partition("## Trained, too")[2].partition("\n## ")[0]
+    lines = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| `")]
+    cells = [(line[0].strip(" `"), cell.strip(" *")) for line in lines for cell in line[1:]
+             if re.search(r"\d\.\d{3} \[\d", cell)]
+    assert len(cells) >= 8
+    for cell in cells:
+        assert cell in known, cell
+
+
+def test_finished_systems_are_collected(tmp_path):
+    """Four test queries; the seeds of a system become one row, its costs the sum of its parts'."""
+    names = [(part, f"{part}{number}") for part, count in {"train": 3, "dev": 2, "test": 4}.items()
+             for number in range(count)]
+    collection = Collection({f"q-{name}": name for _, name in names}, {f"p-{name}": name for _, name in names},
+                            {f"q-{name}": {f"p-{name}": 1} for _, name in names},
+                            {f"q-{name}": part for part, name in names})
+    settings = ladder.settings_of("msmarco")
+    write_data(settings, collection, {})
+
+    def measured(label, right, **more):
+        def ranking(query, good):
+            return {"p" + query[1:]: 2.0} if good else {"p-train0": 2.0, "p" + query[1:]: 1.0}
+
+        save_result(settings, collection, label, {
+            "test": {f"q-test{number}": ranking(f"q-test{number}", number in right) for number in range(4)},
+            "dev": {f"q-dev{number}": ranking(f"q-dev{number}", number == 0) for number in range(2)}},
+            model="", size={"vector": 8, "weights": 1}, **more)
+
+    def looked_again(label, right, first):
+        measured(label, right, hybrid_of=first, depth=2, bytes_per_passage=100, ms_per_query=9.0, second_weight=None)
+
+    measured("bm25", {0})
+    measured("reference", {0, 1})
+    measured("hybrid_reference", {0, 1}, hybrid_of="reference", weight=0.1)
+    measured("tokens", {1})
+    measured("tokens_seed43", {1})
+    looked_again("late_tokens_on_reference", {0, 1, 2}, "reference")
+    looked_again("late_tokens_seed43_on_reference", {0, 1, 2, 3}, "reference")
+    output = tmp_path / "msmarco"
+    write_json(output / "minutes.json", {"tokens": 4.0, "tokens_seed43": 6.0})
+    write_json(output / "costs.json", {"bm25": 1.0, "one vector": 2.0, "late_tokens_on_reference": 4.0})
+    write_jsonl(output / "tokens" / "training_log.jsonl", [{"step": 7}])
+    rows = {row["label"]: row for row in ladder.collect("msmarco")}
+    assert set(rows) == {"bm25", "reference", "hybrid_reference", "tokens", "late_tokens_on_reference"}
+    row = rows["late_tokens_on_reference"]
+    assert row["recall@1"] == 0.875 and row["recall@1 by seed"] == {"42": 0.75, "43": 1.0} and row["seeds"] == 2
+    assert row["steps"] == 7 and row["minutes"] == 4.0 and row["ms_per_query"] == 7.0 and row["dev"] == 0.75
+    assert row["bytes_per_passage"] == 132 and row["trained"] == ["token vectors, fine-tuned"]
+    assert row["baselines"]["hybrid_reference"]["difference"] == pytest.approx(0.375)
+    assert rows["bm25"]["ms_per_query"] == 1.0 and rows["bm25"]["bytes_per_passage"] == 0
+    assert rows["hybrid_reference"]["ms_per_query"] == 3.0 and rows["reference"]["bytes_per_passage"] == 32
+    shown = ladder.table(rows.values())
+    assert shown.loc["late_tokens_on_reference", "recall@1"].startswith("0.875 [")
+
+
+def test_a_system_is_made_of_what_it_needs_once(monkeypatch):
+    asked, output = [], ladder.settings_of("msmarco").output_dir
+
+    def run_notebook(path, folder, label=None):
+        asked.append((path.stem, label))
+        if label:
+            write_json(output / "results" / f"{label}.json", {})
+
+    def train(settings, label):
+        asked.append(("train", label))
+        (output / label).mkdir(parents=True)
+
+    monkeypatch.setattr(ladder.run, "run_notebook", run_notebook)
+    monkeypatch.setattr(ladder.finetune, "finetune", train)
+    ladder.run_system("msmarco", "late_taught_by_tokens_seed43_on_dense")
+    assert [step for step in asked if step[1]] == [
+        ("train", "tokens"), ("eval_train_hard", "tokens"), ("eval_bge_m3", "reference"),
+        ("second_stage", "late_tokens_on_reference"), ("train", "taught_by_tokens_seed43"),
+        ("eval_train_hard", "taught_by_tokens_seed43"), ("train", "dense"), ("eval_train_hard", "dense"),
+        ("second_stage", "late_taught_by_tokens_seed43_on_dense")]
+    asked.clear()
+    ladder.run_system("msmarco", "late_tokens_on_reference")
+    assert not asked
