@@ -31,7 +31,7 @@ notebooks: demo  ## run the demo and put its outputs into the notebooks
 	PROFILE=demo python -m embedding_finetune.run --notebooks
 
 test: install  ## the tests
-	python -m pytest tests -n 2 --dist loadfile
+	python -m pytest tests -n 2 --dist loadfile --max-worker-restart 0
 
 bench-train: install  ## training speed and memory beside FlagEmbedding and sentence-transformers (PAIRS=file.jsonl)
 	python benchmarks/bench_train.py

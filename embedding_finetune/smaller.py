@@ -42,7 +42,7 @@ from embedding_finetune.files import (
     write_json,
 )
 from embedding_finetune.hub import load, model_content
-from embedding_finetune.retrieval.compiled import GRAPHS, RECORD
+from embedding_finetune.retrieval.compiled import GRAPHS, RECORD, openvino_core
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.loading import DenseLayers, load_encoder
 from embedding_finetune.retrieval.model_use import use_of
@@ -98,7 +98,7 @@ def make(settings, use, form, texts, work):
             shutil.copy(source, graph)
         else:
             import openvino
-            openvino.save_model(openvino.Core().read_model(source), graph, compress_to_fp16=False)
+            openvino.save_model(openvino_core().read_model(source), graph, compress_to_fp16=False)
         config = load("AutoConfig", use.name, use.trusted)
         config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)

@@ -5,6 +5,7 @@ the graph lies where sentence-transformers looks for it (`backend="onnx"` or `"o
 in any other model's folder, so that whatever takes a model's label or folder takes this one.
 """
 
+import functools
 import importlib.metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,8 +59,18 @@ def _onnx(path, threads):
     return lambda batch: session.run(["last_hidden_state"], batch)[0]
 
 
-def _openvino(path, threads):
+@functools.cache
+def openvino_core():
+    """The process's one OpenVINO, which also reads and writes graphs.
+
+    A second one leaves the main thread without its signal stack when it goes (2026.4.1): the process dies of the
+    next signal that has a handler, such as the end of a child process after a DataLoader's workers.
+    """
     import openvino
+    return openvino.Core()
+
+
+def _openvino(path, threads):
     wanted = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    model = openvino.Core().compile_model(str(path), "CPU", wanted)
+    model = openvino_core().compile_model(str(path), "CPU", wanted)
     return lambda batch: model(batch)["last_hidden_state"]

@@ -3,6 +3,8 @@
 import importlib.metadata
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -13,7 +15,14 @@ from tiny_training import use
 from transformers import AutoTokenizer
 
 from embedding_finetune.files import UserError, write_json
-from embedding_finetune.retrieval.compiled import GRAPHS, RECORD, CompiledModel, format_of, runtime_of
+from embedding_finetune.retrieval.compiled import (
+    GRAPHS,
+    RECORD,
+    CompiledModel,
+    format_of,
+    openvino_core,
+    runtime_of,
+)
 from embedding_finetune.retrieval.encoder import Encoder
 
 TEXTS = ["moon cools river", "harbour", "copper shelters the moon " * 9]
@@ -37,7 +46,7 @@ def folder(request, tiny, tmp_path):
     path.parent.mkdir()
     onnx.save(model, path if request.param == "onnx" else tmp_path / "graph.onnx")
     if request.param == "openvino":
-        openvino.save_model(openvino.Core().read_model(tmp_path / "graph.onnx"), path)
+        openvino.save_model(openvino_core().read_model(tmp_path / "graph.onnx"), path)
     write_json(tmp_path / "model" / RECORD, {"format": request.param})
     return tmp_path / "model"
 
@@ -74,3 +83,14 @@ def test_a_graph_that_is_broken_or_gone_is_one_line(folder):
         with pytest.raises(UserError, match=f"cannot load {path} .*make it anew with") as caught:
             CompiledModel(folder)
         assert "\n" not in str(caught.value)
+
+
+def test_graphs_that_come_and_go_leave_the_process_its_signals(folder):
+    """With a second OpenVINO in the process, the end of a child was its end as well (SIGSEGV)."""
+    code = ("import gc, signal, subprocess, sys\n"
+            "from embedding_finetune.retrieval.compiled import CompiledModel\n"
+            "signal.signal(signal.SIGCHLD, lambda *_: None)\n"
+            "models = [CompiledModel(sys.argv[1]) for _ in range(2)]\n"
+            "del models[0]; gc.collect(); del models[0]; gc.collect()\n"
+            "subprocess.run(['true'])")
+    assert subprocess.run([sys.executable, "-X", "faulthandler", "-c", code, folder]).returncode == 0
