@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from embedding_finetune.data.collection import read_data  # noqa: E402
 from embedding_finetune.evaluation.metrics import per_query  # noqa: E402
 from embedding_finetune.evaluation.results import read_measured_run  # noqa: E402
-from embedding_finetune.evaluation.second_stage import DEPTHS, choose, reordered  # noqa: E402
+from embedding_finetune.evaluation.second_stage import choose, reordered  # noqa: E402
 from embedding_finetune.evaluation.significance import add_significance  # noqa: E402
 from embedding_finetune.files import atomic_write, run_command_line  # noqa: E402
 from embedding_finetune.retrieval.second_stage import parts_of, union  # noqa: E402
@@ -38,7 +38,7 @@ def main():
         stage = stage_of(settings, label)
         stage.dtype, stage.merged = dtype, merged
         stage.index(collection.corpus)
-        second = {part: stage.score(of.queries, union(dense[part], bm25[part], depth=max(DEPTHS)))
+        second = {part: stage.score(of.queries, union(dense[part], bm25[part], depth=max(stage.depths)))
                   for part, of in parts.items()}
         chosen = choose(parts["dev"], bm25["dev"], dense["dev"], second["dev"])
         for name, how in {"alone": chosen | {"weight": 0.0, "second_weight": None}, "fused": chosen}.items():

@@ -47,7 +47,7 @@ MODULES = {"embedding_finetune": "embedding_finetune.training.train",
            "flagembedding": "FlagEmbedding.finetune.embedder.encoder_only.base"}
 # Flags that FlagEmbedding's trainer does not know.
 OURS = ("grad_cache_chunk", "dev_steps", "dev_corpus_size", "lora_rank", "lora_alpha", "interaction", "token_dim",
-        "query_expansion")
+        "query_expansion", "patience")
 WITH_PROMPT = "train_data.json"  # the training file as FlagEmbedding's trainer wants it
 
 
@@ -68,7 +68,8 @@ def prepare(settings, recipe):
     check_hub(name)
     check_lengths(name, tuned.query_max_len, tuned.passage_max_len + together, trusted=use.trusted)
     for lacks, wanted in {"LoRA": tuned.lora_rank, "Dense layers": use.dense,
-                          "late interaction": tuned.interaction != "dense", "reranker": reranker}.items():
+                          "late interaction": tuned.interaction != "dense", "reranker": reranker,
+                          "end by dev (PATIENCE)": tuned.patience}.items():
         if wanted and tuned.trainer == "flagembedding":
             raise UserError(f"FlagEmbedding's trainer has no {lacks}: TRAINER=embedding_finetune has")
     if reranker and (tuned.lora_rank or tuned.grad_cache_chunk or tuned.interaction != "dense" or recipe.teacher):

@@ -50,12 +50,8 @@ POSITIVE = lambda value: value > 0, "must be more than 0"
 EXTRA = (lambda text: all(re.fullmatch(r"(?!(raw|reference|bm25)=)\w+=[^,\s]+(,(cls|mean|last_token))?", model)
                           for model in text.split()),
          "must list label=model or label=model,pooling, with new labels")
-
-
 SECOND = (lambda text: re.fullmatch(r"\s*([a-z0-9]+_\w+\s*)*", text, re.ASCII),
           "must list second stages such as late_reference or late_reference_on_neg10")
-
-
 OF_MODEL = {  # how a model is used (argument of ModelUse -> setting): said of one model, it is not meant for another
     "BASE_MODEL": {"pooling": "BASE_POOLING", "query_prompt": "QUERY_INSTRUCTION",
                    "passage_prompt": "PASSAGE_INSTRUCTION"},
@@ -153,6 +149,8 @@ class Settings:
     grad_cache_chunk: int = setting("GradCache: train in the memory of so many texts; 0 is off", NOTHING,
                                     0, at_least(0), "grad_cache_chunk")
     dev_steps: float = setting("steps between dev evaluations; below 1: a share", TRAINING, 0.1, POSITIVE, "dev_steps")
+    patience: int = setting("dev evaluations without a better one after which a training ends; 0: it never does",
+                            TRAINING, 0, at_least(0), "patience")
     dev_corpus_size: int = setting("passages of the dev search beside the dev positives", TRAINING, 2000, at_least(0),
                                    "dev_corpus_size")
     logging_steps: int = setting("steps between two lines of the log", NOTHING, 10, at_least(1), "logging_steps")

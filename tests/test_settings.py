@@ -93,7 +93,8 @@ def test_each_flag_of_the_table_is_one_that_the_trainer_knows(built, monkeypatch
     changed = {"TRAIN_GROUP_SIZE": 3, "BATCH_SIZE": 5, "LEARNING_RATE": 2e-4, "EPOCHS": 1.5, "WARMUP_RATIO": 0.25,
                "TEMPERATURE": 0.07, "QUERY_MAX_LEN": 33, "PASSAGE_MAX_LEN": 77, "GRAD_CACHE_CHUNK": 9,
                "LORA_RANK": 6, "LORA_ALPHA": 12.5, "DEV_STEPS": 0.3, "DEV_CORPUS_SIZE": 123, "LOGGING_STEPS": 7,
-               "INTERACTION": "both", "TOKEN_DIM": 11, "QUERY_EXPANSION": 13}
+               "INTERACTION": "both", "TOKEN_DIM": 11, "QUERY_EXPANSION": 13,
+               "PATIENCE": 3}
     flagged = {name: row.metadata["flag"] for name, row in TABLE.items() if row.metadata["flag"]}
     assert set(changed) == set(flagged)
     for name, value in changed.items():

@@ -4,9 +4,8 @@ from embedding_finetune.evaluation.metrics import reciprocal_rank
 from embedding_finetune.evaluation.results import save_result
 from embedding_finetune.files import read_json
 from embedding_finetune.retrieval.retrievers import fuse_scores
-from embedding_finetune.retrieval.second_stage import add_second, parts_of, union
+from embedding_finetune.retrieval.second_stage import DEPTHS, add_second, parts_of, union
 
-DEPTHS = 10, 20, 30, 50  # passages of BM25 and of the model that are looked at again
 BM25_WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
 WEIGHTS = 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0  # of the second stage, beside a cosine
 

@@ -35,6 +35,8 @@ def load_reranker(name, trusted=False, new_head=False):
 class CrossEncoder(SecondStage):
     """Scores candidates by a reranker; scores are its logits, float32."""
 
+    depths = 5, 10, 20  # each passage costs as much as the encoding of a query and a passage
+
     def __init__(self, name, title="", trusted=False, max_length=0):
         """`name` is a folder or a hub name; pairs are cut at `max_length` tokens, 0: at what the model can read."""
         self.name, self.trusted, self.max_length, self.cut, self.model = name, trusted, max_length, 0, None

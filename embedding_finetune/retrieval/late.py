@@ -55,10 +55,15 @@ class LateInteraction(SecondStage):
         return self
 
     def scores(self, texts, places):
-        for text, tokens, own in zip(texts, self.encoder.encode_query_tokens(texts), places):
+        for tokens, own in zip(self.query_tokens(texts), places):
+            yield max_sim(tokens, self.vectors, self.starts, own)
+
+    def query_tokens(self, texts):
+        """Yield the token vectors of queries: float32 (tokens, dimensions). Raises UserError for one without any."""
+        for text, tokens in zip(texts, self.encoder.encode_query_tokens(texts)):
             if not len(tokens):
                 raise UserError(f"the query {text[:100]!r} has no token but the model's special ones: leave it out")
-            yield max_sim(tokens.astype(np.float32), self.vectors, self.starts, own)
+            yield tokens.astype(np.float32)
 
 
 def max_sim(query, vectors, starts, places):

@@ -15,6 +15,7 @@ from embedding_finetune.files import UserError
 from embedding_finetune.retrieval.retrievers import DEPTH, Fused, ranked
 
 KINDS = "late", "m3", "rerank"  # of a stage; retrieval.stages has the class of each
+DEPTHS = 10, 20, 30, 50  # passages of BM25 and of the model that are looked at again: dev chooses among these
 FEW = 20  # queries that need no progress bar
 
 
@@ -33,6 +34,7 @@ class SecondStage:
     about = ""  # what scores, for people
     content = None  # of its model, see hub.model_content
     used = {}  # how it is used, as arguments of model_use.ModelUse
+    depths = DEPTHS
     bytes_per_passage = 0  # of what is stored beside the text
     ms_per_query = 0.0  # of the latest `score`
 

@@ -17,3 +17,9 @@ def stage_of(settings, label):
     """The stage of a label, without a corpus yet. Raises UserError when there is none."""
     kind, model, _ = parts_of(label)
     return CLASSES[kind].of(settings, model)
+
+
+def keeps_tokens(settings, label):
+    """Whether a second stage that the settings name looks at the token vectors of a model: its evaluation keeps them,
+    in the same pass that makes its passages' own vectors."""
+    return ("late", label) in [parts_of(stage)[:2] for stage in settings.second_stages.split()]

@@ -77,6 +77,7 @@ class TrainArguments(EncoderOnlyEmbedderTrainingArguments):
     grad_cache_chunk: int = field(default=0, metadata={"help": "Train in the memory of so many texts (GradCache)."})
     mask_false_negatives: bool = field(default=True, metadata={"help": "No positive of a query is its negative."})
     dev_steps: float = field(default=0.2, metadata={"help": "Steps between dev evaluations; below 1 a share of all."})
+    patience: int = field(default=0, metadata={"help": "End after so many dev evaluations without a better one."})
 
 
 def parse(arguments):
@@ -199,6 +200,8 @@ def run(model_args, data_args, args):
         sampler=EpochSampler(len(rows), args.per_device_train_batch_size,
                              args.seed if args.data_seed is None else args.data_seed, args.dataloader_drop_last),
         data_collator=collator)
+    if dev is not None and args.patience:
+        trainer.add_callback(transformers.EarlyStoppingCallback(args.patience))
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if RANK == 0:
         finish(trainer, use, output)

@@ -1,10 +1,13 @@
 """A second look: what takes part, what comes after it, and what refuses."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from embedding_finetune.files import UserError
 from embedding_finetune.retrieval.second_stage import SecondStage, add_second, parts_of, union
+from embedding_finetune.retrieval.stages import keeps_tokens
 
 
 class Lengths(SecondStage):
@@ -23,6 +26,12 @@ def test_a_stage_is_named_by_its_kind_its_model_and_what_it_reorders():
     assert parts_of("late_hard_kd_on_neg10") == ("late", "hard_kd", "neg10")
     with pytest.raises(UserError, match="'early_neg10' is no second stage: it must be KIND_MODEL"):
         parts_of("early_neg10")
+
+
+def test_tokens_are_kept_of_the_models_that_late_stages_look_with():
+    settings = SimpleNamespace(second_stages="late_reference_on_neg10 rerank_hard late_tokens")
+    kept = [label for label in ("reference", "neg10", "hard", "tokens", "late") if keeps_tokens(settings, label)]
+    assert kept == ["reference", "tokens"]
 
 
 def test_candidates_are_scored_best_first_and_equal_ones_by_id():

@@ -150,9 +150,12 @@ def test_log_and_final_folder(uninterrupted, tiny, tmp_path, capsys):
     assert lines[-1].endswith(f"the model is in {output}")
 
 
-@pytest.mark.parametrize("interrupted, strategy", [(False, "steps"), (True, "steps"), (False, "no")])
-def test_the_best_checkpoint_by_dev_metric_is_the_model(tiny, tmp_path, monkeypatch, capsys, interrupted, strategy):
-    """Dev values are made to peak at step 14: its parameters are kept to the end, through an interruption after 20."""
+@pytest.mark.parametrize("interrupted, strategy, patience, last", [
+    (False, "steps", 0, 30), (True, "steps", 0, 30), (False, "no", 0, 30), (False, "no", 2, 28), (True, "steps", 2, 28)])
+def test_the_best_checkpoint_by_dev_metric_is_the_model(tiny, tmp_path, monkeypatch, capsys, interrupted, strategy,
+                                                        patience, last):
+    """Dev values are made to peak at step 14: its parameters are kept to the end, through an interruption after 20; the
+    end may come when dev has not improved twice."""
     values = {0: 0.7, 7: 0.2, 14: 0.6, 21: 0.5, 28: 0.4, 30: 0.6}  # an equal value later is no improvement
     present, kept, interruptions = {}, {}, [23] * interrupted
     original_save, original_checked = training.Trainer._save_checkpoint, training.Trainer._checked
@@ -173,7 +176,7 @@ def test_the_best_checkpoint_by_dev_metric_is_the_model(tiny, tmp_path, monkeypa
                         lambda self, model: {"recall@10": 0.0, "mrr@10": values[present.get("step", 0)]})
     monkeypatch.setattr(training.Trainer, "_checked", checked)
     monkeypatch.setattr(training.Trainer, "_save_checkpoint", save)
-    arguments = flags(tiny, tmp_path / "model", save_strategy=strategy, **dev(tiny))
+    arguments = flags(tiny, tmp_path / "model", save_strategy=strategy, patience=patience, **dev(tiny))
     if interrupted:
         with pytest.raises(KeyboardInterrupt):
             training.train(arguments)
@@ -184,7 +187,7 @@ def test_the_best_checkpoint_by_dev_metric_is_the_model(tiny, tmp_path, monkeypa
         assert kept[10] == {"checkpoint-7", "checkpoint-10"} and kept[20] == {"checkpoint-14", "checkpoint-20"}
     output = capsys.readouterr().out
     assert "the best checkpoint (mrr@10 0.6000) stays behind the base model (0.7000)" in output
-    assert "finished after 30 steps, kept step 14" in output
+    assert f"finished after {last} steps, kept step 14" in output
 
 
 @pytest.mark.parametrize("changes", [{"lora_rank": 4}, {"lora_rank": 4, "grad_cache_chunk": 3}, {}], ids=str)

@@ -1,0 +1,71 @@
+"""Late interaction as a first stage: all passages searched by their token vectors, through an index of faiss.
+
+As ColBERT did it (Khattab and Zaharia, SIGIR 2020, section 3.6): every token of a query looks for its nearest token
+vectors in the whole corpus; the passages that have them are the candidates, and MaxSim ranks these exactly. It finds
+what neither shared words nor one vector find, at the price of an index of a hundred vectors a passage.
+"""
+
+import math
+
+import faiss
+import numpy as np
+from tqdm.auto import tqdm
+
+from embedding_finetune.files import UserError, one_line
+from embedding_finetune.retrieval.late import INT8, max_sim
+from embedding_finetune.retrieval.retrievers import FEW, Retriever, ranked
+
+REACH = 200  # token vectors that each token of a query looks at
+FLAT = 1 << 18  # vectors up to which an exact index is quick enough
+SAMPLE, CHUNK = 1 << 17, 1 << 16  # vectors that a coarse index learns from, and that are added together
+
+
+class TokenSearch(Retriever):
+    """Finds passages by the token vectors of a LateInteraction; `stage` is one, without a corpus.
+
+    `factory` is any index that faiss can make; by default an exact one for few vectors, and lists of int8 vectors (IVF,
+    SQ8) of which a query's token looks into one in eight for many.
+    """
+
+    def __init__(self, stage, factory="", reach=REACH):
+        self.stage, self.factory, self.reach = stage, factory, reach
+        self.about = f"{stage.about} over all passages"
+
+    def build(self, texts):
+        self.stage.build(texts)
+        vectors = self.stage.vectors
+        count, dim = vectors.shape
+        lists = 1 << max(0, round(math.log2(4 * math.sqrt(max(1, count)))))
+        self.factory = self.factory or ("Flat" if count <= FLAT else f"IVF{lists},SQ8")
+        try:
+            self.faiss = faiss.index_factory(dim, self.factory, faiss.METRIC_INNER_PRODUCT)
+            if not self.faiss.is_trained:
+                some = np.random.default_rng(0).choice(count, min(count, SAMPLE), replace=False)
+                self.faiss.train(self._float(np.sort(some)))
+        except RuntimeError as error:
+            raise UserError(f"faiss makes no index {self.factory!r} of {count} token vectors of {dim} dimensions: "
+                            f"{one_line(error)}") from None
+        if isinstance(self.faiss, faiss.IndexIVF):
+            self.faiss.nprobe = max(1, self.faiss.nlist // 8)
+        starts = range(0, count, CHUNK)
+        for start in tqdm(starts, "indexing tokens", disable=len(starts) < 2):
+            self.faiss.add(self._float(slice(start, start + CHUNK)))
+
+    def _float(self, rows):
+        found = self.stage.vectors[rows].astype(np.float32)
+        return found / INT8 if self.stage.vectors.dtype == np.int8 else found
+
+    def top(self, texts, depth):
+        depth = min(depth, len(self.tie_rank))
+        scores, positions = np.zeros((len(texts), depth), np.float32), np.full((len(texts), depth), -1, np.int32)
+        starts, vectors = self.stage.starts, self.stage.vectors
+        queries = self.stage.query_tokens(texts)
+        for row, tokens in enumerate(tqdm(queries, self.about, len(texts), disable=len(texts) < FEW)):
+            _, near = self.faiss.search(tokens, min(self.reach, len(vectors)))
+            places = np.unique(np.searchsorted(starts, near[near >= 0], side="right") - 1)
+            own = dict(zip(((int(self.tie_rank[place]), int(place)) for place in places),
+                           max_sim(tokens, vectors, starts, places).tolist()))
+            found = ranked(own, depth)
+            positions[row, :len(found)] = [place for _, place in found]
+            scores[row, :len(found)] = list(found.values())
+        return scores, positions
