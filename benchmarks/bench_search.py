@@ -65,7 +65,8 @@ def main():
 
     import torch
 
-    from embedding_finetune.retrieval.retrievers import DEPTH, nearest
+    from embedding_finetune.retrieval.retrievers import DEPTH
+    from embedding_finetune.retrieval.vector_index import nearest
 
     torch.set_num_threads(options.threads)
     passages, queries = (unit_vectors(rows, options.dimensions, seed)

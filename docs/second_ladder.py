@@ -1,13 +1,13 @@
 """The ladder of the second look: what token vectors bring, untrained and trained, and at what cost.
 
     python docs/second_ladder.py docstrings late_tokens    one system: trains what it needs, and measures it
+    python docs/second_ladder.py docstrings msmarco_dense  a model that another set has trained, as it travels
     python docs/second_ladder.py costs                     ms a query of all that is finished, one by one
     python docs/second_ladder.py collect (or: table)       docs/recipe.json from all that is finished
 
 A system is a recipe of docs/ladder_second.toml, tokens_seed43 with another seed, or a second stage of such models, as
-late_tokens_seed43_on_dense. All models begin with the
-bundled one, used as it was made. PAIRS is a file of MS MARCO's pairs in the place of the hub's, COVIDQA a folder with
-pairs.jsonl and corpus.jsonl.
+late_tokens_seed43_on_dense. All models begin with the bundled one, used as it was made. PAIRS is a file of MS MARCO's
+pairs in the place of the hub's, COVIDQA a folder with pairs.jsonl and corpus.jsonl.
 """
 
 import argparse
@@ -46,14 +46,22 @@ SETS = {  # batches and rates are those that dev chose for one vector in docs/la
                 "PASSAGE_MAX_LEN": "256", **LARGE_BATCH}}
 BUILD = "build_train_dataset", "build_eval_dataset"
 BASELINES = "bm25", "reference", "hybrid_reference", "late_reference", "hybrid_late_reference"
+TRAVEL = "dense", "tokens"  # models that are measured on the other sets as well
 TIMED = 100  # queries
 
 
 def settings_of(name, **more):
     """The settings of a set's ladder; they are put into the environment, where the notebooks find them."""
-    own = {"OUTPUT_DIR": OUTPUT / name, "DATA_DIR": OUTPUT / name / "data"}
+    own = {"OUTPUT_DIR": OUTPUT / name, "DATA_DIR": OUTPUT / name / "data",
+           "EXTRA_MODELS": " ".join(f"{label}={folder}" for label, folder in travelled(name).items())}
     os.environ.update({key: str(value) for key, value in (COMMON | SETS[name] | own | more).items()})
     return Settings.load()
+
+
+def travelled(name):
+    """Label -> folder of the models that other sets have trained, as msmarco_dense."""
+    folders = {f"{other}_{model}": OUTPUT / other / model for other in SETS if other != name for model in TRAVEL}
+    return {label: folder for label, folder in folders.items() if (folder / "config.json").exists()}
 
 
 def run_system(name, label):
@@ -126,8 +134,8 @@ def timed(search, queries):
 def collect(name):
     """The finished systems of a set: means over seeds, their paired differences in recall@1, and what they cost."""
     settings, found = settings_of(name), {}
-    entries, test = recipes.all_recipes(settings), read_data(settings).part("test")
-    minutes, ms = (read_json(settings.output_dir / file) or {} for file in ("minutes.json", "costs.json"))
+    test, ms = read_data(settings).part("test"), read_json(settings.output_dir / "costs.json") or {}
+    trained = {label: trained_by(settings, label) for label in (*recipes.all_recipes(settings), *travelled(name))}
     fitting, left_out = results.load_results(settings)
     print(*left_out, sep="\n", file=sys.stderr)
     for result in fitting:
@@ -137,7 +145,7 @@ def collect(name):
     means = {label: sum(result["values"] for result in found[label]) / len(found[label]) for label in found}
     compared = significance.add_significance([{"label": label} for label in means], means, planned=[], seed=SEED)
     vector = 4 * found["reference"][0]["size"]["vector"]  # bytes
-    return [_row(name, row, found[row["label"]], means[row["label"]].mean(), entries, minutes, ms, vector)
+    return [_row(name, row, found[row["label"]], means[row["label"]].mean(), trained, ms, vector)
             for row in compared]
 
 
@@ -147,21 +155,30 @@ def without_seed(label):
     return re.sub(r"_seed\d+", "", label), seeds[0] if seeds else str(SEED)
 
 
-def _row(name, row, seeds, means, entries, minutes, ms, vector):
+def trained_by(settings, label):
+    """What trained the model of a label, here or on another set, as in a row: about, share, steps and minutes."""
+    folder = travelled(settings.output_dir.name).get(label, settings.output_dir / label)
+    recipe, log = recipes.find_recipe(settings, folder.name), read_log(folder)
+    there = "" if folder.parent == settings.output_dir else f", on {folder.parent.name}"
+    return {"about": recipe.about + there, "share": recipe.share, "steps": log[-1]["step"] if log else 0,
+            "minutes": (read_json(folder.parent / "minutes.json") or {}).get(folder.name, 0)}
+
+
+def _row(name, row, seeds, means, trainings, ms, vector):
     label, first = row["label"], seeds[0]
     system = label.removeprefix("hybrid_")
     stage = is_stage(system)
     models = dict.fromkeys(parts_of(system)[1:] if stage else [system])
-    trained = [entries[model] for model in models if model in entries]
+    trained = [trainings[model] for model in models if model in trainings]
     parts = ["one vector"] * (label != "bm25") + [system] * stage
     parts += ["bm25"] * (label == "bm25" or label != system or stage)
     against = {other: pair["recall@1"] for other, pair in row["against"].items()}
-    return {"ladder": "second", "set": name, "label": label, "trained": [recipe.about for recipe in trained],
+    return {"ladder": "second", "set": name, "label": label, "trained": [model["about"] for model in trained],
             "queries": first["queries"], "corpus": first["corpus"], "dev": first["dev"]["mrr@10"],
             **means[["recall@1", "recall@10", "mrr@10"]], "ci95": row["ci95"]["recall@1"],
-            "share": min((recipe.share for recipe in trained), default=0), "seeds": len(seeds) * bool(trained),
-            "steps": sum(read_log(OUTPUT / name / recipe.label)[-1]["step"] for recipe in trained),
-            "minutes": round(sum(minutes.get(recipe.label, 0) for recipe in trained), 1),
+            "share": min((model["share"] for model in trained), default=0), "seeds": len(seeds) * bool(trained),
+            "steps": sum(model["steps"] for model in trained),
+            "minutes": round(sum(model["minutes"] for model in trained), 1),
             "ms_per_query": round(sum(ms[part] for part in parts), 1) if set(parts) <= set(ms) else None,
             "bytes_per_passage": (label != "bm25") * vector + first.get("bytes_per_passage", 0),
             **{key: first.get(key) for key in ("depth", "weight", "second_weight")},

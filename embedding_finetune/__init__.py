@@ -30,9 +30,11 @@ One module is one stage of the data's way; each imports only from modules above 
     retrieval/runs         runs and judgements in TREC's formats
     retrieval/words        a text cut into words, by script and language
     retrieval/onnx_queries   queries turned into vectors without PyTorch
+    retrieval/vector_index   where nearest vectors are looked for: exactly, by faiss, in Milvus
     retrieval/retrievers   dense, BM25 and fused: from queries to a run
     retrieval/second_stage   a second look at what a first stage has found
     retrieval/late             by the vectors of tokens
+    retrieval/token_search     the same over all passages, as a first stage
     retrieval/m3               by all three scores of BGE-M3
     retrieval/cross_encoder    by reading query and passage together
     retrieval/stages           the second stages that there are
@@ -65,6 +67,7 @@ One module is one stage of the data's way; each imports only from modules above 
 
     index        an index that is saved, found again quickly, and asked
     search       questions at the command line
+    choose_index  which index for this corpus: what each costs and finds, foretold
     live         indexes that stay open, and queries answered together
     serve        questions over HTTP, and a page for them
 

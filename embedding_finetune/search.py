@@ -11,7 +11,7 @@ import json
 import sys
 
 from embedding_finetune.files import UserError, run_command_line
-from embedding_finetune.index import default_label, likely, open_index, threshold_line
+from embedding_finetune.index import default_label, exactness_line, likely, open_index, threshold_line
 from embedding_finetune.settings import Settings
 
 SHOWN = 400  # characters of a passage on a terminal
@@ -19,9 +19,9 @@ NOT_LIKELY = "no passage is likely to answer this"
 
 
 def _show(index, hits, note):
-    print(f"{index.manifest['label']}, {index.manifest['passages']:,} passages; "
-          f"{threshold_line(index.manifest['no_answer'])}")
-    print(f"\n{note}" if note else "")
+    about = (f"{index.manifest['label']}, {index.manifest['passages']:,} passages; "
+             f"{threshold_line(index.manifest['no_answer'])}")
+    print(*filter(None, [about, exactness_line(index.manifest), note and f"\n{note}"]), "", sep="\n")
     for hit in hits:
         text = "".join(letter if letter.isprintable() else " " for letter in hit["text"])  # no escape sequences
         source = f"  {hit['source']}" if "source" in hit else ""

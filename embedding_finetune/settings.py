@@ -118,7 +118,7 @@ class Settings:
     second_stages: str = setting("second looks that `make run` measures: KIND_MODEL or KIND_MODEL_on_FIRST ..",
                                  NOTHING, "late_reference", SECOND)
     eval_sets: str = setting("more test sets: folders in BEIR's layout, or general (of a package)", EVALUATION, "")
-
+    index: str = setting("where search in use looks for vectors: flat, words of faiss, or milvus:URI", NOTHING, "flat")
     no_answer_precision: float = setting("share of right first hits, on dev, from the score on that says \"an answer\"",
                                          NOTHING, 0.8, within(0, 1))
 

@@ -3,6 +3,7 @@ they are not; the threshold by hand."""
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,14 @@ from embedding_finetune import index
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.results import facts, read_measured_run, save_result
 from embedding_finetune.files import UserError, read_json, write_json
-from embedding_finetune.index import choose_threshold, default_label, likely, open_index, threshold_line
+from embedding_finetune.index import (
+    choose_threshold,
+    default_label,
+    exactness_line,
+    likely,
+    open_index,
+    threshold_line,
+)
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.model_use import use_of
 from embedding_finetune.retrieval.retrievers import BM25, Dense, fuse_scores
@@ -50,6 +58,24 @@ def test_an_index_answers_as_the_retriever_does(built, label, made):
         assert [hit["score"] for hit in hits] == pytest.approx(list(expected[query].values()), abs=1e-5)
         assert [hit["rank"] for hit in hits] == list(range(1, len(hits) + 1))
         assert all(hit["text"] == collection.corpus[hit["id"]] for hit in hits)
+
+
+@pytest.mark.parametrize("where", ["HNSW8 efSearch=200", "milvus:{folder}/milvus.db"])
+def test_vectors_may_be_looked_for_elsewhere_and_what_that_costs_is_said(built, where, tmp_path, capsys):
+    def answers(index):
+        return [[hit | {"score": pytest.approx(hit["score"], abs=1e-5)} for hit in hits]
+                for hits in index.answer(QUERIES, 5)]
+
+    exact = open_index(built, "reference")
+    there = built.__class__(**vars(built) | {"index": where.format(folder=tmp_path)})
+    found = open_index(there, "reference")
+    assert capsys.readouterr().err.count("making the index of reference") == 2 and found.folder != exact.folder
+    assert found.answer(QUERIES, 5) == open_index(there, "reference").answer(QUERIES, 5) == answers(exact)
+    assert exactness_line(exact.manifest) == ""
+    assert re.fullmatch(re.escape(there.index) + r" finds 100.0% of the exact first 10 of \d+ dev queries, in "
+                        r"\d+\.\d\d ms a query beside \d+\.\d\d", exactness_line(found.manifest))
+    hybrid(built, "reference")
+    assert open_index(there, "hybrid_reference").answer(QUERIES, 5) == answers(open_index(built, "hybrid_reference"))
 
 
 def test_a_second_stage_answers_as_it_was_measured(built):

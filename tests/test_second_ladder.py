@@ -33,12 +33,20 @@ def own_environment(tmp_path, monkeypatch):
         yield
 
 
+def told(entries, model):
+    """What a row says of a model's training, of one of another set as well; "" of an untrained one."""
+    set_of, _, other = model.partition("_")
+    if set_of in ladder.SETS:
+        return f"{entries[other].about}, on {set_of}"
+    return entries[model].about if model in entries else ""
+
+
 def test_each_row_has_what_it_claims():
     entries, seen = all_recipes(ladder.settings_of("msmarco")), set()
     for row in ROWS:
         system = row["label"].removeprefix("hybrid_")
         models = dict.fromkeys(parts_of(system)[1:] if is_stage(system) else [system])
-        assert row["trained"] == [entries[model].about for model in models if model in entries]
+        assert row["trained"] == [about for about in (told(entries, model) for model in models) if about]
         low, high = row["ci95"]
         assert low <= row["recall@1"] <= high and (row["set"], row["label"]) not in seen
         seen.add((row["set"], row["label"]))
@@ -90,14 +98,22 @@ def test_finished_systems_are_collected(tmp_path):
     measured("hybrid_reference", {0, 1}, hybrid_of="reference", weight=0.1)
     measured("tokens", {1})
     measured("tokens_seed43", {1})
+    measured("docstrings_dense", {1, 3})
     looked_again("late_tokens_on_reference", {0, 1, 2}, "reference")
     looked_again("late_tokens_seed43_on_reference", {0, 1, 2, 3}, "reference")
     output = tmp_path / "msmarco"
     write_json(output / "minutes.json", {"tokens": 4.0, "tokens_seed43": 6.0})
     write_json(output / "costs.json", {"bm25": 1.0, "one vector": 2.0, "late_tokens_on_reference": 4.0})
     write_jsonl(output / "tokens" / "training_log.jsonl", [{"step": 7}])
+    write_json(tmp_path / "docstrings" / "dense" / "config.json", {})
+    write_json(tmp_path / "docstrings" / "minutes.json", {"dense": 5.0})
+    write_jsonl(tmp_path / "docstrings" / "dense" / "training_log.jsonl", [{"step": 8}])
     rows = {row["label"]: row for row in ladder.collect("msmarco")}
-    assert set(rows) == {"bm25", "reference", "hybrid_reference", "tokens", "late_tokens_on_reference"}
+    assert set(rows) == {"bm25", "reference", "hybrid_reference", "tokens", "late_tokens_on_reference",
+                         "docstrings_dense"}
+    row = rows["docstrings_dense"]
+    assert row["trained"] == ["one vector, fine-tuned, on docstrings"]
+    assert (row["steps"], row["minutes"], row["seeds"]) == (8, 5.0, 1)
     row = rows["late_tokens_on_reference"]
     assert row["recall@1"] == 0.875 and row["recall@1 by seed"] == {"42": 0.75, "43": 1.0} and row["seeds"] == 2
     assert row["steps"] == 7 and row["minutes"] == 4.0 and row["ms_per_query"] == 7.0 and row["dev"] == 0.75

@@ -6,15 +6,14 @@ it one that RETRIEVERS can name. Equal scores are ranked by id everywhere and mo
 """
 
 import bm25s
-import faiss
 import numpy as np
 from tqdm.auto import tqdm
 
 from embedding_finetune.files import UserError, read_json, write_json
+from embedding_finetune.retrieval.vector_index import FLAT, Exact, beside_exact, vector_index
 from embedding_finetune.retrieval.words import Words
 
 DEPTH = 100  # recall@100 needs no more
-BATCH = 2048  # queries that are searched together
 FEW = 100  # queries that need no progress bar
 
 RETRIEVERS = {}  # label -> class, of those that need no model
@@ -104,49 +103,35 @@ def spread(scores):
 
 
 class Dense(Retriever):
-    """Nearest vectors by inner product, exactly; `encoder` gives the vectors (see encoder.Encoder)."""
+    """Nearest vectors by inner product; `encoder` gives the vectors (see encoder.Encoder).
 
-    def __init__(self, encoder):
-        self.encoder = encoder
+    A corpus just indexed is searched exactly; what was saved and restored as `where` says (see vector_index).
+    """
+
+    def __init__(self, encoder, where=FLAT):
+        self.encoder, self.where = encoder, where
         self.about = encoder.use.title
 
     def build(self, texts):
         self.vectors = self.encoder.encode_passages(texts)
+        self.nearest = Exact(self.vectors)
 
     def save(self, folder):
         super().save(folder)
         np.save(folder / "vectors.npy", self.vectors)
+        vector_index(self.where).build(self.vectors, folder)
 
     def restore(self, folder):
         self.vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+        self.nearest = vector_index(self.where).restore(self.vectors, folder)
         return super().restore(folder)
 
     def top(self, texts, depth):
-        return nearest(self.encoder.encode_queries(texts), self.vectors, depth, self.tie_rank)
+        return self.nearest.top(self.encoder.encode_queries(texts), depth, self.tie_rank)
 
-
-def nearest(query_vectors, passage_vectors, depth, tie_rank=None):
-    """Scores and positions of the `depth` nearest passages of each query by inner product, as `Retriever.top` returns
-    them.
-
-    Exact (faiss), a batch of queries at a time, without a copy of the passages: memory grows with queries times depth.
-    `tie_rank` orders equal scores, by default the position does.
-    """
-    count = len(passage_vectors)
-    tie_rank, depth = np.arange(count) if tie_rank is None else tie_rank, min(depth, count)
-    scores = np.empty((len(query_vectors), depth), np.float32)
-    positions = np.empty((len(query_vectors), depth), np.int32)
-    starts = range(0, len(query_vectors), BATCH)
-    for start in tqdm(starts, desc="searching", unit="batch", disable=len(starts) < 2):
-        rows, reach = np.arange(start, min(start + BATCH, len(query_vectors))), depth + 1
-        while len(rows):  # all queries first; then those where a passage out of reach may tie with the last one wanted
-            reach = min(reach, count)
-            found, where = faiss.knn(query_vectors[rows], passage_vectors, reach, metric=faiss.METRIC_INNER_PRODUCT)
-            order = np.lexsort((tie_rank[where], -found), axis=-1)[:, :depth]
-            scores[rows], positions[rows] = np.take_along_axis(found, order, 1), np.take_along_axis(where, order, 1)
-            rows = rows[(found[:, -1] == found[:, depth - 1]) & (reach < count)]
-            reach *= 2
-    return scores, positions
+    def beside_exact(self, texts):
+        """What a restored index loses and gains beside an exact search: see vector_index.beside_exact."""
+        return {"index": self.where} | beside_exact(self.nearest, self.encoder.encode_queries(texts), self.tie_rank)
 
 
 @retriever("bm25")

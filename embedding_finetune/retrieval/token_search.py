@@ -7,17 +7,15 @@ what neither shared words nor one vector find, at the price of an index of a hun
 
 import math
 
-import faiss
 import numpy as np
 from tqdm.auto import tqdm
 
-from embedding_finetune.files import UserError, one_line
 from embedding_finetune.retrieval.late import INT8, max_sim
 from embedding_finetune.retrieval.retrievers import FEW, Retriever, ranked
+from embedding_finetune.retrieval.vector_index import made_by_factory
 
 REACH = 200  # token vectors that each token of a query looks at
 FLAT = 1 << 18  # vectors up to which an exact index is quick enough
-SAMPLE, CHUNK = 1 << 17, 1 << 16  # vectors that a coarse index learns from, and that are added together
 
 
 class TokenSearch(Retriever):
@@ -36,20 +34,8 @@ class TokenSearch(Retriever):
         vectors = self.stage.vectors
         count, dim = vectors.shape
         lists = 1 << max(0, round(math.log2(4 * math.sqrt(max(1, count)))))
-        self.factory = self.factory or ("Flat" if count <= FLAT else f"IVF{lists},SQ8")
-        try:
-            self.faiss = faiss.index_factory(dim, self.factory, faiss.METRIC_INNER_PRODUCT)
-            if not self.faiss.is_trained:
-                some = np.random.default_rng(0).choice(count, min(count, SAMPLE), replace=False)
-                self.faiss.train(self._float(np.sort(some)))
-        except RuntimeError as error:
-            raise UserError(f"faiss makes no index {self.factory!r} of {count} token vectors of {dim} dimensions: "
-                            f"{one_line(error)}") from None
-        if isinstance(self.faiss, faiss.IndexIVF):
-            self.faiss.nprobe = max(1, self.faiss.nlist // 8)
-        starts = range(0, count, CHUNK)
-        for start in tqdm(starts, "indexing tokens", disable=len(starts) < 2):
-            self.faiss.add(self._float(slice(start, start + CHUNK)))
+        self.factory = self.factory or ("Flat" if count <= FLAT else f"IVF{lists},SQ8 nprobe={lists // 8}")
+        self.faiss = made_by_factory(self.factory, vectors.shape, self._float)
 
     def _float(self, rows):
         found = self.stage.vectors[rows].astype(np.float32)

@@ -14,7 +14,6 @@ from embedding_finetune.retrieval.retrievers import (
     Retriever,
     fuse_ranks,
     fuse_scores,
-    nearest,
     retriever,
     retriever_of,
     spread,
@@ -59,23 +58,7 @@ def test_the_ranking_is_that_of_a_full_sort():
         assert list(run[str(number)]) == [ids[index] for index in np.argsort(-scores)[:30]]
 
 
-@pytest.mark.parametrize("depth", [1, 2, 7, 60, 100])
-def test_nearest_agrees_with_a_full_sort_where_many_tie(depth, monkeypatch):
-    """Small whole numbers, so that equal products are equal to the last bit, and few values for many passages."""
-    monkeypatch.setattr(module, "BATCH", 16)
-    rng = np.random.default_rng(depth)
-    queries, passages = (rng.integers(-1, 2, (rows, 3)).astype(np.float32) for rows in (50, 60))
-    tie_rank = rng.permutation(60)
-    for order, given in ((np.arange(60), None), (tie_rank, tie_rank)):
-        scores, positions = nearest(queries, passages, depth, given)
-        assert scores.shape == positions.shape == (50, min(depth, 60))
-        for row, products in enumerate(queries @ passages.T):
-            expected = np.lexsort((order, -products))[:depth]
-            assert positions[row].tolist() == expected.tolist() and (scores[row] == products[expected]).all()
-
-
 def test_nothing_to_search_for_gives_nothing():
-    assert nearest(np.empty((0, 4), np.float32), np.ones((3, 4), np.float32), 2)[1].shape == (0, 2)
     assert dense_run([], ["a"], [], [[1, 0]]) == {} == BM25().index({"a": "red fox"}).search({})
 
 

@@ -151,7 +151,8 @@ def test_log_and_final_folder(uninterrupted, tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("interrupted, strategy, patience, last", [
-    (False, "steps", 0, 30), (True, "steps", 0, 30), (False, "no", 0, 30), (False, "no", 2, 28), (True, "steps", 2, 28)])
+    (False, "steps", 0, 30), (True, "steps", 0, 30), (False, "no", 0, 30), (False, "no", 2, 28),
+    (True, "steps", 2, 28)])
 def test_the_best_checkpoint_by_dev_metric_is_the_model(tiny, tmp_path, monkeypatch, capsys, interrupted, strategy,
                                                         patience, last):
     """Dev values are made to peak at step 14: its parameters are kept to the end, through an interruption after 20; the

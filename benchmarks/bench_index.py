@@ -1,0 +1,73 @@
+"""Approximate search beside exact search, side by side in one run, and what was foretold beside what came.
+
+    python benchmarks/bench_index.py [--passages 1000000] [--queries 200] [--only NAME ..] [--results FILE]
+
+Vectors are the bundled model's of the passages that PAIRS names, else of numpy's docstrings, each many times with
+noise (cosine to its origin about 0.8); queries are the pairs' own. A table of all candidates of
+embedding_finetune.choose_index; the last line of standard output is one JSON object, which --results merges into a
+file.
+"""
+
+import argparse
+import json
+import os
+import random
+
+import numpy as np
+import pandas as pd
+from inputs import bundled_model, read_rows
+
+from embedding_finetune.choose_index import SAMPLE, WANTED, candidates, choose, measure
+from embedding_finetune.files import read_json, write_json
+
+NOISE = 0.75  # length of the noise beside the vector's, 1
+
+
+def read_vectors(passages, queries):
+    """(passages', queries'), float32 vectors of length 1."""
+    from embedding_finetune.retrieval.encoder import Encoder
+    from embedding_finetune.retrieval.model_use import ModelUse
+    rows = random.Random(0).sample(rows := read_rows(os.environ.get("PAIRS")), min(3000, len(rows)))
+    encoder = Encoder(ModelUse("bundled", "bundled", bundled_model(), "mean", "", "", 48, 128))
+    origins = encoder.encode_passages([row["pos"][0] for row in rows])
+    rng, dim = np.random.default_rng(0), origins.shape[1]
+    vectors = origins[rng.integers(0, len(origins), passages)]
+    for start in range(0, passages, 1 << 16):
+        some = vectors[start:start + (1 << 16)]
+        some += rng.standard_normal(some.shape, np.float32) * np.float32(NOISE / dim ** 0.5)
+        some /= np.linalg.norm(some, axis=1, keepdims=True)
+    return vectors, encoder.encode_queries([row["query"] for row in rows if row["query"]][:queries])
+
+
+def main():
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--passages", type=int, default=1_000_000)
+    arguments.add_argument("--queries", type=int, default=200)
+    arguments.add_argument("--only", nargs="*", help="names of candidates")
+    arguments.add_argument("--results")
+    options = arguments.parse_args()
+    vectors, queries = read_vectors(options.passages, options.queries)
+    foretold = choose(vectors, queries, len(vectors))
+    print(f"foretold from {min(SAMPLE, len(vectors)):,} of {len(vectors):,}:\n{foretold.round(3).to_markdown()}",
+          flush=True)
+    rows = {}
+    for name, where in candidates(*vectors.shape).items():
+        if not options.only or name in options.only:
+            rows[name] = measure(where, vectors, queries)
+            print(name, {key: value if key == "INDEX" else round(value, 3) for key, value in rows[name].items()},
+                  flush=True)
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    print(f"measured:\n{table.round(3).to_markdown()}")
+    ratio = table["ms"] / table["exact_ms"]
+    good = ratio[(table["recall"] >= WANTED) & (table.index != "flat")]
+    best = good.idxmin() if len(good) else ratio.idxmin()
+    found = {"passages": len(vectors), "index": table.loc[best, "INDEX"], "ann_recall@10": table.loc[best, "recall"],
+             "ann_latency_ratio_exact": ratio[best], "ann_gb": table.loc[best, "GB"]}
+    if options.results:
+        results = read_json(options.results) or {}
+        write_json(options.results, results | {"search": results.get("search", {}) | found})
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Which INDEX for a corpus: what several cost and find, measured on a sample of its vectors and foretold for all.
+
+    python -m embedding_finetune.choose_index [LABEL] [--passages 10000000] [--memory 4]
+
+A sample of the passages' vectors of LABEL (default reference) is searched by the dev queries; `--passages` says for how
+many the figures are to be foretold, `--memory` how many GB an index may take. What scales how is in `foretell`; recall
+is that of the sample, and falls a little as a corpus grows.
+"""
+
+import argparse
+import math
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from embedding_finetune.data.collection import read_data
+from embedding_finetune.files import UserError, run_command_line
+from embedding_finetune.retrieval.encoder import encoder_of
+from embedding_finetune.retrieval.model_use import use_of
+from embedding_finetune.retrieval.vector_index import FLAT, REACH, beside_exact, vector_index
+from embedding_finetune.settings import Settings
+
+SAMPLE = 50_000  # vectors
+WANTED = 0.95  # recall@10 beside an exact search
+QUICK = 20  # milliseconds a query in which an exact search needs no index
+
+
+def candidates(count, dim):
+    """Values of INDEX for so many vectors of so many dimensions: name -> value."""
+    lists = 1 << max(2, round(math.log2(4 * math.sqrt(count))))
+    probe = f"nprobe={max(1, round(lists * REACH['nprobe']))}"
+    return {"flat": FLAT, "scalar-quantised": "SQ8", "lists, scalar-quantised": f"IVF{lists},SQ8 {probe}",
+            "lists, product-quantised": f"IVF{lists},PQ{dim // 2}x4fs {probe}",
+            "graph, scalar-quantised": f"HNSW32,SQ8 efSearch={REACH['efSearch']}"}
+
+
+def measure(where, vectors, queries, seed=0):
+    """What an index of these vectors costs and finds: `GB` of the index, `minutes` to make it, `ms` a query asked alone
+    (and `exact_ms`), `recall` of the exact first ten."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        index = vector_index(where).build(vectors, Path(folder))
+        minutes = (time.perf_counter() - began) / 60
+        size = sum(file.stat().st_size for file in Path(folder).iterdir()) or vectors.nbytes
+        found = beside_exact(index, queries, np.random.default_rng(seed).permutation(len(vectors)))
+    return {"INDEX": where, "GB": size / 1e9, "minutes": minutes} | {
+        name: found[name] for name in ("ms", "exact_ms", "recall")}
+
+
+def foretell(name, row, sample, count):
+    """`measure` of a sample of vectors as it would be of `count`.
+
+    Bytes grow with the vectors. So does what a search compares (with the share of the lists that it looks into), but in
+    a graph, where it grows with the logarithm (Malkov and Yashunin 2018), as does what each vector costs to put in.
+    """
+    more, graph = count / sample, name.startswith("graph")
+    longer = math.log(count) / math.log(sample)
+    return row | {"GB": row["GB"] * more, "minutes": row["minutes"] * more * (longer if graph else 1),
+                  "ms": row["ms"] * (longer if graph else more), "exact_ms": row["exact_ms"] * more}
+
+
+def recommended(table, memory):
+    """The name of the row to take: exact where that is quick, else the quickest that finds enough in so many GB; None
+    where there is none."""
+    fits = table[(table["GB"] <= memory) & (table["recall"] >= WANTED)]
+    if "flat" in fits.index and fits.loc["flat", "ms"] <= QUICK:
+        return "flat"
+    return fits["ms"].idxmin() if len(fits) else None
+
+
+def choose(vectors, queries, count, seed=0):
+    """The foretold table of all candidates for `count` vectors like these; a row a candidate."""
+    rng, dim = np.random.default_rng(seed), vectors.shape[1]
+    some = vectors[np.sort(rng.choice(len(vectors), min(SAMPLE, len(vectors)), replace=False))]
+    rows, values = {}, candidates(count, dim)
+    for name, where in candidates(len(some), dim).items():
+        rows[name] = foretell(name, measure(where, some, queries), len(some), count) | {"INDEX": values[name]}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m embedding_finetune.choose_index", description="Choose an index.")
+    parser.add_argument("label", nargs="?", default="reference")
+    parser.add_argument("--passages", type=int, default=0, help="foretold for so many; the corpus's by default")
+    parser.add_argument("--memory", type=float, default=4, help="GB that an index may take")
+    options, settings = parser.parse_args(), Settings.load()
+    collection, encoder = read_data(settings), encoder_of(settings, use_of(settings, options.label))
+    dev = collection.part("dev")
+    if not dev.queries:
+        raise UserError("there are no dev queries to measure with: raise DEV_FRACTION, and build the data again")
+    vectors = encoder.encode_passages(collection.corpus.values())
+    count = options.passages or len(vectors)
+    table = choose(vectors, encoder.encode_queries(dev.queries.values()), count)
+    print(f"{options.label}, foretold for {count:,} passages from {min(SAMPLE, len(vectors)):,}:")
+    print(table.round(3).to_markdown())
+    best = recommended(table, options.memory)
+    print(f"take INDEX=\"{table.loc[best, 'INDEX']}\" ({best})" if best else
+          f"none finds {WANTED:.0%} of the exact first ten within {options.memory} GB: allow more (--memory)")
+
+
+if __name__ == "__main__":
+    run_command_line(main)

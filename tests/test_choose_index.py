@@ -1,0 +1,60 @@
+"""The chooser of an index: what it foretells by hand, what it recommends, and its command."""
+
+import math
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from embedding_finetune import choose_index
+from embedding_finetune.choose_index import candidates, choose, foretell, measure, recommended
+from embedding_finetune.files import UserError
+
+
+def test_what_grows_with_the_vectors_and_what_with_their_logarithm():
+    row = {"INDEX": "x", "GB": 2.0, "minutes": 3.0, "ms": 4.0, "exact_ms": 5.0, "recall": 0.9}
+    assert foretell("lists", row, 100, 1000) == row | {"GB": 20.0, "minutes": 30.0, "ms": 40.0, "exact_ms": 50.0}
+    graph = foretell("graph, scalar-quantised", row, 100, 10_000)
+    assert graph == row | {"GB": 200.0, "minutes": pytest.approx(600.0), "ms": pytest.approx(8.0), "exact_ms": 500.0}
+    assert math.log(10_000) / math.log(100) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("flat_ms, memory, expected", [
+    (19, 4, "flat"),     # exact is quick enough
+    (100, 4, "graph"),   # the quickest that finds enough
+    (100, 2, "lists"),   # .. and fits
+    (100, 0.5, None)])
+def test_the_quickest_that_finds_enough_in_the_memory_there_is(flat_ms, memory, expected):
+    table = pd.DataFrame({"GB": [3.9, 3.0, 1.0, 0.1], "ms": [flat_ms, 1, 5, 0.1], "recall": [1, 0.98, 0.95, 0.94]},
+                         index=["flat", "graph", "lists", "codes"])
+    assert recommended(table, memory) == expected
+
+
+def test_candidates_are_indexes_and_what_they_find_is_measured():
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(3000, 32)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    queries = vectors[:30]
+    exact = measure("flat", vectors, queries)
+    assert exact["recall"] == 1 and exact["GB"] == pytest.approx(3000 * 32 * 4 / 1e9)
+    codes = measure("SQ8", vectors, queries)
+    assert codes["GB"] == pytest.approx(3000 * 32 / 1e9, rel=0.05) and codes["recall"] > 0.95
+    table = choose(vectors, queries, 1_000_000)
+    assert table["INDEX"].to_dict() == candidates(1_000_000, 32)
+    assert table.loc["lists, scalar-quantised", "INDEX"] == "IVF4096,SQ8 nprobe=256"
+    assert table.loc["flat", "GB"] == pytest.approx(1_000_000 * 32 * 4 / 1e9)
+    assert (table["recall"] > 0.3).all() and (table[["ms", "minutes", "exact_ms"]] > 0).all(axis=None)
+
+
+def test_the_command_says_what_to_take(built, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["choose_index", "--passages", "2000000"])
+    choose_index.main()
+    said = capsys.readouterr().out
+    assert "reference, foretold for 2,000,000 passages from" in said and 'take INDEX="' in said
+    monkeypatch.setattr(sys, "argv", ["choose_index", "--passages", "2000000", "--memory", "0.0001"])
+    choose_index.main()
+    assert "none finds 95% of the exact first ten within 0.0001 GB: allow more (--memory)" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["choose_index", "nobody"])
+    with pytest.raises(UserError):
+        choose_index.main()
