@@ -4,7 +4,8 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help install demo run curve notebooks test bench-train bench-encode bench-search bench-index bench-second bench-serve clean clean-cache
+.PHONY: help install demo run curve notebooks test clean clean-cache bench bench-negatives bench-train bench-encode \
+	bench-search bench-index bench-second bench-serve
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -42,8 +43,14 @@ bench-encode: install  ## encoding speed beside FlagEmbedding and sentence-trans
 bench-search: install  ## search in 1 million vectors, side by side with the bare product of matrices
 	python benchmarks/bench_search.py
 
+bench: install  ## all benchmarks into benchmarks/results.json and results.md; an hour on two idle cores
+	python benchmarks/bench.py
+
+bench-negatives: install  ## random negatives beside the tutorial's loop
+	python benchmarks/bench_negatives.py
+
 bench-index: install  ## approximate search in 1 million vectors beside exact search, and what was foretold
-	python benchmarks/bench_index.py --results benchmarks/results.json
+	python benchmarks/bench_index.py
 
 bench-second: install  ## 30 passages of a query by token vectors and by a cross-encoder, beside sentence-transformers
 	python benchmarks/bench_second.py

@@ -1,11 +1,10 @@
 """Approximate search beside exact search, side by side in one run, and what was foretold beside what came.
 
-    python benchmarks/bench_index.py [--passages 1000000] [--queries 200] [--only NAME ..] [--results FILE]
+    python benchmarks/bench_index.py [--passages 1000000] [--queries 200] [--only NAME ..]
 
 Vectors are the bundled model's of the passages that PAIRS names, else of numpy's docstrings, each many times with
 noise (cosine to its origin about 0.8); queries are the pairs' own. A table of all candidates of
-embedding_finetune.choose_index; the last line of standard output is one JSON object, which --results merges into a
-file.
+embedding_finetune.choose_index; the last line of standard output is one JSON object.
 """
 
 import argparse
@@ -18,7 +17,6 @@ import pandas as pd
 from inputs import bundled_model, read_rows
 
 from embedding_finetune.choose_index import SAMPLE, WANTED, candidates, choose, measure
-from embedding_finetune.files import read_json, write_json
 
 NOISE = 0.75  # length of the noise beside the vector's, 1
 
@@ -44,7 +42,6 @@ def main():
     arguments.add_argument("--passages", type=int, default=1_000_000)
     arguments.add_argument("--queries", type=int, default=200)
     arguments.add_argument("--only", nargs="*", help="names of candidates")
-    arguments.add_argument("--results")
     options = arguments.parse_args()
     vectors, queries = read_vectors(options.passages, options.queries)
     foretold = choose(vectors, queries, len(vectors))
@@ -63,9 +60,6 @@ def main():
     best = good.idxmin() if len(good) else ratio.idxmin()
     found = {"passages": len(vectors), "index": table.loc[best, "INDEX"], "ann_recall@10": table.loc[best, "recall"],
              "ann_latency_ratio_exact": ratio[best], "ann_gb": table.loc[best, "GB"]}
-    if options.results:
-        results = read_json(options.results) or {}
-        write_json(options.results, results | {"search": results.get("search", {}) | found})
     print(json.dumps(found))
 
 

@@ -2,9 +2,9 @@
 
     python -m embedding_finetune.choose_index [LABEL] [--passages 10000000] [--memory 4]
 
-A sample of the passages' vectors of LABEL (default reference) is searched by the dev queries; `--passages` says for how
-many the figures are to be foretold, `--memory` how many GB an index may take. What scales how is in `foretell`; recall
-is that of the sample, and falls a little as a corpus grows.
+Two samples of the passages' vectors of LABEL (default reference) are searched by the dev queries; `--passages` says
+for how many the figures are to be foretold, `--memory` how many GB an index may take. What scales how is in `foretell`;
+recall is that of the sample, and falls a little as a corpus grows.
 """
 
 import argparse
@@ -50,16 +50,21 @@ def measure(where, vectors, queries, seed=0):
         name: found[name] for name in ("ms", "exact_ms", "recall")}
 
 
-def foretell(name, row, sample, count):
-    """`measure` of a sample of vectors as it would be of `count`.
+def foretell(name, rows, count):
+    """What `measure` would say of `count` vectors, by what it said of two samples (vectors -> row): on the line through
+    both where it rises, so that what an index costs once is not multiplied.
 
     Bytes grow with the vectors. So does what a search compares (with the share of the lists that it looks into), but in
     a graph, where it grows with the logarithm (Malkov and Yashunin 2018), as does what each vector costs to put in.
     """
-    more, graph = count / sample, name.startswith("graph")
-    longer = math.log(count) / math.log(sample)
-    return row | {"GB": row["GB"] * more, "minutes": row["minutes"] * more * (longer if graph else 1),
-                  "ms": row["ms"] * (longer if graph else more), "exact_ms": row["exact_ms"] * more}
+    graph, (few, more) = name.startswith("graph"), sorted(rows)
+    grows = {"GB": lambda n: n, "exact_ms": lambda n: n, "ms": math.log if graph else lambda n: n,
+             "minutes": lambda n: n * math.log(n) if graph else n}
+    told = dict(rows[more])
+    for key, of in grows.items():
+        rise = max(0, rows[more][key] - rows[few][key]) / (of(more) - of(few))
+        told[key] = rows[more][key] + rise * (of(count) - of(more))
+    return told
 
 
 def recommended(table, memory):
@@ -73,12 +78,13 @@ def recommended(table, memory):
 
 def choose(vectors, queries, count, seed=0):
     """The foretold table of all candidates for `count` vectors like these; a row a candidate."""
-    rng, dim = np.random.default_rng(seed), vectors.shape[1]
-    some = vectors[np.sort(rng.choice(len(vectors), min(SAMPLE, len(vectors)), replace=False))]
-    rows, values = {}, candidates(count, dim)
-    for name, where in candidates(len(some), dim).items():
-        rows[name] = foretell(name, measure(where, some, queries), len(some), count) | {"INDEX": values[name]}
-    return pd.DataFrame.from_dict(rows, orient="index")
+    order, dim = np.random.default_rng(seed).permutation(len(vectors))[:SAMPLE], vectors.shape[1]
+    samples = {size: vectors[np.sort(order[:size])] for size in (len(order) // 4, len(order))}
+    told = {}
+    for name, where in candidates(count, dim).items():
+        rows = {size: measure(candidates(size, dim)[name], some, queries) for size, some in samples.items()}
+        told[name] = foretell(name, rows, count) | {"INDEX": where}
+    return pd.DataFrame.from_dict(told, orient="index")
 
 
 def main():

@@ -13,11 +13,15 @@ from embedding_finetune.files import UserError
 
 
 def test_what_grows_with_the_vectors_and_what_with_their_logarithm():
-    row = {"INDEX": "x", "GB": 2.0, "minutes": 3.0, "ms": 4.0, "exact_ms": 5.0, "recall": 0.9}
-    assert foretell("lists", row, 100, 1000) == row | {"GB": 20.0, "minutes": 30.0, "ms": 40.0, "exact_ms": 50.0}
-    graph = foretell("graph, scalar-quantised", row, 100, 10_000)
-    assert graph == row | {"GB": 200.0, "minutes": pytest.approx(600.0), "ms": pytest.approx(8.0), "exact_ms": 500.0}
-    assert math.log(10_000) / math.log(100) == pytest.approx(2)
+    few = {"INDEX": "x", "GB": 1.0, "minutes": 1.0, "ms": 3.0, "exact_ms": 5.0, "recall": 1.0}
+    more = few | {"GB": 2.0, "minutes": 3.0, "ms": 4.0, "exact_ms": 4.0, "recall": 0.9}
+    rows = {100: few, 1000: more}
+    lists = foretell("lists", rows, 10_000)
+    assert lists == pytest.approx(few | {"GB": 12, "minutes": 23, "ms": 14, "exact_ms": 4, "recall": 0.9})
+    graph = foretell("graph, scalar-quantised", rows, 10_000)
+    work = [size * math.log(size) for size in (100, 1000, 10_000)]
+    assert graph["minutes"] == pytest.approx(3 + 2 * (work[2] - work[1]) / (work[1] - work[0]))
+    assert (graph["ms"], graph["GB"], graph["recall"]) == (pytest.approx(5), pytest.approx(12), 0.9)
 
 
 @pytest.mark.parametrize("flat_ms, memory, expected", [

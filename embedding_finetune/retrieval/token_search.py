@@ -22,7 +22,7 @@ class TokenSearch(Retriever):
     """Finds passages by the token vectors of a LateInteraction; `stage` is one, without a corpus.
 
     `factory` is any index that faiss can make; by default an exact one for few vectors, and lists of int8 vectors (IVF,
-    SQ8) of which a query's token looks into one in eight for many.
+    SQ8) of which a query's token looks into one in 32 for many.
     """
 
     def __init__(self, stage, factory="", reach=REACH):
@@ -34,7 +34,7 @@ class TokenSearch(Retriever):
         vectors = self.stage.vectors
         count, dim = vectors.shape
         lists = 1 << max(0, round(math.log2(4 * math.sqrt(max(1, count)))))
-        self.factory = self.factory or ("Flat" if count <= FLAT else f"IVF{lists},SQ8 nprobe={lists // 8}")
+        self.factory = self.factory or ("Flat" if count <= FLAT else f"IVF{lists},SQ8 nprobe={max(1, lists // 32)}")
         self.faiss = made_by_factory(self.factory, vectors.shape, self._float)
 
     def _float(self, rows):

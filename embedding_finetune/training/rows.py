@@ -74,10 +74,10 @@ def training_rows(pool, chosen, scores, prompt):
     `scores` yields for each query those of its positives and its negatives, or is None. `prompt` is for whoever trains
     on the file with FlagEmbedding; here the model's counts.
     """
-    texts = pool.texts()
+    texts = np.array(pool.texts(), dtype=object)
     for (query, text), positives, negatives in zip(pool.train.queries.items(), pool.positives, chosen, strict=True):
-        row = {"query": text, "pos": [texts[position] for position in positives],
-               "neg": [texts[position] for position in negatives], "id": query, "prompt": prompt}
+        row = {"query": text, "pos": texts[positives].tolist(), "neg": texts[negatives].tolist(), "id": query,
+               "prompt": prompt}
         if scores is not None:
             given = next(scores)
             row |= {"pos_scores": given[:len(positives)], "neg_scores": given[len(positives):]}

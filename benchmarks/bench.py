@@ -1,0 +1,107 @@
+"""All benchmarks, one after another, into one file of figures and one page.
+
+    python benchmarks/bench.py [negatives train encode search index second serve demo]
+
+Each section is a script of its own, whose last line is a JSON object: benchmarks/results.json has them by section, with
+machine and date, and benchmarks/results.md what a reader wants to know of them. What is not asked for, or fails, stays
+as it was. `demo` runs the whole demo into an empty folder. PAIRS=file.jsonl gives the pairs; let nothing else run.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from inputs import ROOT
+
+from embedding_finetune.files import UserError, atomic_write, read_json, run_command_line, write_json
+
+HERE = Path(__file__).resolve().parent
+RESULTS, PAGE = HERE / "results.json", HERE / "results.md"
+SECTIONS = {  # name -> (script, where it belongs in the results)
+    "negatives": ("bench_negatives.py", "negatives"), "train": ("bench_train.py", "train"),
+    "encode": ("bench_encode.py", "encode"), "search": ("bench_search.py", "search"),
+    "index": ("bench_index.py", "search"), "second": ("bench_second.py", "second"),
+    "serve": ("bench_serve.py", "serve"), "demo": ("", "demo")}
+SAID = {  # section -> figure -> what it is
+    "negatives": {"ratio_tutorial_loop": "10 random negatives: times as fast as the tutorial's loop",
+                  "ratio_tutorial_loop_50": "50 random negatives: the same"},
+    "train": {"steps_per_second_ratio_flagembedding": "training steps: times as fast as FlagEmbedding",
+              "steps_per_second_ratio_sentence_transformers": "training steps: times as fast as sentence-transformers"},
+    "encode": {"throughput_ratio_flagembedding": "encoding: times as fast as FlagEmbedding",
+               "throughput_ratio_sentence_transformers": "encoding: times as fast as sentence-transformers",
+               "share_of_limit": "encoding: share of what the machine's matrix products allow"},
+    "search": {"time_ratio_bare_search": "exact search: time beside the bare product with top-k",
+               "ann_recall@10": "approximate search: share of the exact first ten",
+               "ann_latency_ratio_exact": "approximate search: time beside exact search",
+               "ann_gb": "approximate search: GB of the index"},
+    "second": {"late_ms": "30 passages by their tokens, ms with the query's encoding",
+               "cross_encoder_ms": "30 passages by a cross-encoder, ms",
+               "cross_encoder_share_of_limit": "cross-encoder: share of what the matrix products allow"},
+    "serve": {"p50_ms": "server, 32 clients: median ms", "p99_ms": "server, 32 clients: ms of the slowest 1 %"},
+    "demo": {"seconds": "make demo: seconds, with its trainings"}}
+
+
+def measure(section):
+    """The figures of a section. Raises UserError when its script fails."""
+    script, _ = SECTIONS[section]
+    if section == "demo":
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.monotonic()
+            _run([sys.executable, "-m", "embedding_finetune.run"], section, PROFILE="demo",
+                 OUTPUT_DIR=f"{folder}/output", DATA_DIR=f"{folder}/data")
+            return {"seconds": round(time.monotonic() - began)}
+    return json.loads(_run([sys.executable, HERE / script], section).splitlines()[-1])
+
+
+def _run(command, section, **more):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | more
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        lines = [print(line, end="", flush=True) or line for line in process.stdout]
+    if process.returncode:
+        raise UserError(f"the benchmark {section} failed (exit status {process.returncode}); what it said is above")
+    return "".join(lines)
+
+
+def merged(results, section, found):
+    """The results with the figures of a section in their place, and with when and where they were measured."""
+    place = SECTIONS[section][1]
+    processor = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if "model name" in line),
+                     platform.processor())
+    measured = {section: f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {processor}"}
+    return results | {place: results.get(place, {}) | found, "measured": results.get("measured", {}) | measured}
+
+
+def _lines(path):
+    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
+
+
+def page(results):
+    """The page of figures, as Markdown."""
+    lines = ["# How fast", "", "`make bench`, side by side in one run each; `results.json` has all figures.", "",
+             "| | |", "|---|---|"]
+    lines += [f"| {what} | {results[section][figure]:.4g} |" for section, figures in SAID.items()
+              for figure, what in figures.items() if figure in results.get(section, {})]
+    lines += ["", *(f"- {section}: {when}" for section, when in results.get("measured", {}).items()), ""]
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sections", nargs="*", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION",
+                        help=", ".join(SECTIONS))
+    for section in parser.parse_args().sections:
+        print(f"== {section}", flush=True)
+        results = merged(read_json(RESULTS) or {}, section, measure(section))
+        write_json(RESULTS, results)
+        with atomic_write(PAGE) as file:
+            file.write(page(results))
+
+
+if __name__ == "__main__":
+    run_command_line(main)

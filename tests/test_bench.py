@@ -1,0 +1,56 @@
+"""All benchmarks into one file: figures come to their place, what fails changes nothing, the page says what is there."""
+
+import json
+import subprocess
+import sys
+from unittest import mock
+
+import pytest
+
+from embedding_finetune.files import UserError
+from embedding_finetune.settings import ROOT
+
+with mock.patch.object(sys, "path", [str(ROOT / "benchmarks"), *sys.path]):
+    import bench
+
+
+def test_figures_are_merged_into_their_section_with_when_and_where(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "RESULTS", tmp_path / "results.json")
+    monkeypatch.setattr(bench, "PAGE", tmp_path / "results.md")
+    found = {"search": {"time_ratio_bare_search": 0.5}, "index": {"ann_recall@10": 0.96, "ann_gb": 0.6}}
+    monkeypatch.setattr(bench, "measure", found.get)
+    monkeypatch.setattr(sys, "argv", ["bench.py", "search", "index"])
+    bench.main()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["search"] == found["search"] | found["index"] and set(results["measured"]) == {"search", "index"}
+    assert "cores" in results["measured"]["index"]
+    page = (tmp_path / "results.md").read_text()
+    assert "| approximate search: share of the exact first ten | 0.96 |" in page and "encoding" not in page
+
+
+def test_a_benchmark_that_fails_is_one_line_and_changes_nothing(tmp_path, monkeypatch):
+    (tmp_path / "bench_encode.py").write_text("print('half'); raise SystemExit(3)")
+    (tmp_path / "results.json").write_text('{"encode": {"share_of_limit": 0.5}}')
+    for name, value in {"HERE": tmp_path, "RESULTS": tmp_path / "results.json", "PAGE": tmp_path / "page"}.items():
+        monkeypatch.setattr(bench, name, value)
+    monkeypatch.setattr(sys, "argv", ["bench.py", "encode"])
+    with pytest.raises(UserError, match=r"the benchmark encode failed \(exit status 3\)"):
+        bench.main()
+    assert json.loads((tmp_path / "results.json").read_text()) == {"encode": {"share_of_limit": 0.5}}
+
+
+def test_random_negatives_are_measured_beside_the_loop():
+    done = subprocess.run([sys.executable, ROOT / "benchmarks" / "bench_negatives.py", "--queries", "300",
+                           "--rounds", "1"], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["ratio_tutorial_loop"] > 10 and found["ratio_tutorial_loop_50"] > 10
+    assert set(bench.SAID["negatives"]) <= set(found)
+
+
+def test_the_committed_figures_are_those_of_the_page():
+    if not bench.RESULTS.exists():
+        pytest.skip("no figures are committed")
+    results = json.loads(bench.RESULTS.read_text())
+    assert bench.PAGE.read_text() == bench.page(results)
+    places = {place for _, place in bench.SECTIONS.values()}
+    assert set(results) <= places | {"measured"}
