@@ -1,4 +1,4 @@
-"""All benchmarks into one file: figures come to their place, what fails changes nothing, the page says what is there."""
+"""All benchmarks in one file: figures come to their place, what fails changes nothing, the page says what is there."""
 
 import json
 import subprocess
