@@ -65,6 +65,7 @@ One module is one stage of the data's way; each imports only from modules above 
     evaluation/curve          the learning curve, and what twice as many pairs would bring
     evaluation/page           a page to look at every query under every model
 
+    encode       vectors by several processes, before they are needed
     index        an index that is saved, found again quickly, and asked
     search       questions at the command line
     choose_index  which index for this corpus: what each costs and finds, foretold

@@ -74,21 +74,36 @@ class Encoder:
         return (use.query_max_len, use.query_prompt) if kind == "queries" else (use.passage_max_len, use.passage_prompt)
 
     def _encode(self, kind, texts):
-        texts, (max_length, prompt) = list(texts), self._asked(kind)
-        keys = [text_key(text) for text in texts]
+        (max_length, prompt), place, distinct = self._asked(kind), {}, []
+        order = []  # of each text, the row of its vector: equal texts share one
+        for text in texts:
+            order.append(place.setdefault(text_key(text), len(place)))
+            if len(distinct) < len(place):
+                distinct.append(text)
         cache = self.cache and VectorCache(self.cache, self._identity(max_length, prompt))
-        vectors = cache.read() if cache else {}
-        missing = list({key: text for key, text in zip(keys, texts) if key not in vectors}.items())
-        if missing and self._model is None:
+        vectors, missing = np.empty((0, 0), np.float32), np.ones(len(distinct), bool)
+
+        def take(rows, found):
+            nonlocal vectors
+            if not vectors.size:  # how wide they are, the first ones tell
+                vectors = np.empty((len(distinct), found.shape[1]), np.float32)
+            vectors[rows], missing[rows] = found, False
+
+        for keys, found in cache.read() if cache else ():
+            known = [number for number, key in enumerate(keys) if key in place]
+            if known:
+                take([place[keys[number]] for number in known], found[known])
+        rows, keys = np.flatnonzero(missing), list(place)
+        if len(rows) and self._model is None:
             self._load()
-        with tqdm(total=len(missing), desc=kind, unit="text", disable=len(missing) < FEW) as progress:
-            for start in range(0, len(missing), CHUNK):
-                new_keys, new_texts = zip(*missing[start:start + CHUNK])
-                new_vectors, _ = self._compute([prompt + text for text in new_texts], max_length, progress)
-                vectors.update(zip(new_keys, new_vectors))
+        with tqdm(total=len(rows), desc=kind, unit="text", disable=len(rows) < FEW) as progress:
+            for start in range(0, len(rows), CHUNK):
+                some = rows[start:start + CHUNK]
+                found, _ = self._compute([prompt + distinct[row] for row in some], max_length, progress)
+                take(some, found)
                 if cache:
-                    cache.write(new_keys, new_vectors)
-        return np.stack([vectors[key] for key in keys])
+                    cache.write([keys[row] for row in some], found)
+        return vectors if len(order) == len(distinct) else vectors[order]
 
     def _identity(self, max_length, prompt):
         """Everything but the text that a vector depends on. Batches are no part: they change the last bits only."""

@@ -32,8 +32,8 @@ class VectorCache:
         self.identity = identity
 
     def read(self):
-        """All vectors stored: text_key -> float32 (dimensions,). Damaged files are reported and removed."""
-        vectors = {}
+        """Yield what is stored, a file at a time: a list of text_keys, and their vectors, float32 (texts, dimensions).
+        Damaged files are reported and removed."""
         for path in sorted(self.folder.glob("*.npy")):
             content = path.read_bytes()
             if _hash(content) != path.stem:
@@ -41,8 +41,7 @@ class VectorCache:
                 path.unlink(missing_ok=True)
                 continue
             rows = np.load(io.BytesIO(content))
-            vectors.update(zip(rows["key"].tolist(), rows["vector"]))
-        return vectors
+            yield rows["key"].tolist(), rows["vector"]
 
     def write(self, keys, vectors):
         """Store float32 vectors of shape (texts, dimensions) under their texts' keys, as one more file."""

@@ -1,0 +1,74 @@
+"""Encoding in shares: any division gives what one process gives, and nothing is encoded twice."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from embedding_finetune import encode
+from embedding_finetune.data.collection import read_data
+from embedding_finetune.encode import encode_share, share_of
+from embedding_finetune.files import UserError
+from embedding_finetune.retrieval.encoder import Encoder, encoder_of
+from embedding_finetune.retrieval.model_use import use_of
+from embedding_finetune.settings import ROOT
+
+
+def encoded(settings, encoder):
+    collection = read_data(settings)
+    return encoder.encode_passages(collection.corpus.values()), encoder.encode_queries(collection.queries.values())
+
+
+def all_are_there(settings, monkeypatch):
+    """What the cache gives for everything, without the model, beside an Encoder without a cache."""
+    use = use_of(settings, "reference")
+    expected = encoded(settings, Encoder(use))
+    monkeypatch.setattr(Encoder, "_load", lambda self: pytest.fail("something was not encoded"))
+    return all(np.allclose(one, other, atol=1e-6) for one, other in zip(encoded(settings, encoder_of(settings, use)),
+                                                                       expected, strict=True))
+
+
+def test_two_processes_give_what_one_gives(built, monkeypatch):
+    done = subprocess.run([sys.executable, "-m", "embedding_finetune.encode", "reference", "--processes", "2"],
+                          cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "share 1 of 2" in done.stdout and "share 2 of 2" in done.stdout
+    assert all_are_there(built, monkeypatch)
+
+
+def test_shares_may_be_others_the_next_time_and_nothing_is_encoded_twice(built, monkeypatch):
+    computed, compute = [], Encoder._compute
+    monkeypatch.setattr(Encoder, "_compute", lambda self, texts, *more, **named: computed.extend(texts) or compute(
+        self, texts, *more, **named))
+    encode_share(built, ["reference"], 1, 3)  # the other two were killed
+    for part in range(4):
+        encode_share(built, ["reference"], part, 4)
+    collection = read_data(built)
+    texts = [*dict.fromkeys(collection.corpus.values()), *dict.fromkeys(collection.queries.values())]
+    assert sorted(computed) == sorted(texts)
+    assert all_are_there(built, monkeypatch)
+
+
+def test_a_process_that_fails_is_one_line(built, monkeypatch, capfd):
+    monkeypatch.setenv("DATASET", "elsewhere")  # the data are of another set: every process refuses
+    with pytest.raises(UserError, match=r"2 of 2 processes failed \(exit status 1\); what they said is above. The same"):
+        encode.encode_together(["reference"], 2)
+    assert "was made with other settings" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["nobody"], "holds no finished model"), (["reference", "--shard", "0/4"], "--shard 0/4 is no share"),
+    (["reference", "--shard", "5/4"], "no share: give 1/8"), (["reference", "--shard", "half"], "--shard half is no"),
+    (["reference", "--processes", "0"], "--processes 0: give 1 or more")])
+def test_what_cannot_be_is_one_line(built, monkeypatch, arguments, says):
+    monkeypatch.setattr(sys, "argv", ["encode", *arguments])
+    with pytest.raises(UserError, match=says):
+        encode.main()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(UserError, match="--processes 3 is more than the 2 GPUs of this machine: give 2"):
+        encode.encode_together(["reference"], 3)
+    assert share_of("2/8") == (1, 8)
