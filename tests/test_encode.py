@@ -52,7 +52,7 @@ def test_shares_may_be_others_the_next_time_and_nothing_is_encoded_twice(built, 
 
 def test_a_process_that_fails_is_one_line(built, monkeypatch, capfd):
     monkeypatch.setenv("DATASET", "elsewhere")  # the data are of another set: every process refuses
-    with pytest.raises(UserError, match=r"2 of 2 processes failed \(exit status 1\); what they said is above. The same"):
+    with pytest.raises(UserError, match=r"2 of 2 processes failed \(exit status 1\); what they said is above"):
         encode.encode_together(["reference"], 2)
     assert "was made with other settings" in capfd.readouterr().err
 
