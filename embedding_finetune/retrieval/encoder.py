@@ -1,6 +1,7 @@
 """Models turned into vectors, used as a ModelUse says, in length-sorted batches and with a cache."""
 
 import importlib.metadata
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -138,7 +139,8 @@ class Encoder:
         temporary ones. The cache gets the passages' own vectors, too: both come of one pass.
         """
         texts, (max_length, prompt) = list(texts), self._asked("passages")
-        store = TokenStore(self.cache, self._identity(max_length, prompt) | {"pooling": "none"}, texts)
+        own = {"pooling": "none", "code of tokens": sha256(Path(__file__).with_name("tokens.py"))}
+        store = TokenStore(self.cache, self._identity(max_length, prompt) | own, texts)
         if not store.complete():
             store.write(self._token_chunks("passages", texts))
         return store.read()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from huggingface_hub import is_offline_mode, snapshot_download
 
-from embedding_finetune.files import UserError
+from embedding_finetune.files import UserError, read_jsonl, write_jsonl
 from embedding_finetune.hub import MODEL_FILES, UNLOADABLE, cannot_load, model_content, model_file
 from embedding_finetune.retrieval.encoder import TOKEN_CHUNK
 from embedding_finetune.retrieval.late import max_sim
@@ -22,6 +22,7 @@ from embedding_finetune.retrieval.vectors import TokenStore
 
 LAYERS = "sparse_linear.pt", "colbert_linear.pt"
 WEIGHTS = 0.4, 0.2, 0.4  # of dense, sparse and multi-vector scores, as its authors' page has them; they sum to 1
+FILES, WORDS = ("m3_tokens.npy", "m3_starts.npy", "m3_vectors.npy"), "m3_words.jsonl"  # of a saved index
 BATCH = 16  # texts; FlagEmbedding's own 256 is slow on a CPU
 
 
@@ -70,6 +71,17 @@ class M3(SecondStage):
             self.dense.append(found["dense_vecs"].astype(np.float32))
             self.words += found["lexical_weights"]
             yield [tokens.astype(np.float16) for tokens in found["colbert_vecs"]]
+
+    def save(self, folder):
+        for name, array in zip(FILES, (self.tokens, self.starts, self.dense)):
+            np.save(folder / name, array)
+        write_jsonl(folder / WORDS, self.words)
+
+    def restore(self, folder):
+        """Take up what `save` wrote, without the passages: for `scores`, not for `score`. Returns the stage."""
+        self.tokens, self.starts, self.dense = (np.load(folder / name, mmap_mode="r") for name in FILES)
+        self.words = read_jsonl(folder / WORDS)
+        return self
 
     def scores(self, texts, places):
         queries = [self.use.query_prompt + text for text in texts]

@@ -67,6 +67,15 @@ def test_scores_are_flagembeddings(folder, monkeypatch):
     assert stage.ms_per_query > 0
 
 
+def test_what_is_saved_scores_alike_without_the_passages(folder, tmp_path):
+    stage = M3(use(folder)).index(CORPUS)
+    stage.save(tmp_path)
+    again = M3(use(folder)).restore(tmp_path)
+    texts, places = list(QUERIES.values()), [[3, 0, 5], [2]]
+    for one, other in zip(stage.scores(texts, places), again.scores(texts, places), strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+
+
 def test_the_part_of_the_words_is_that_of_a_plain_loop(folder, monkeypatch):
     """A word weighs what its heaviest token does, and special ones nothing."""
     monkeypatch.setattr(m3, "WEIGHTS", (0, 1, 0))
