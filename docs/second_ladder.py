@@ -199,7 +199,7 @@ def table(rows):
         "beside hybrid_reference": against and shown(*against["ci95"], against["difference"],
                                                      "{:+.3f} [{:+.3f}, {:+.3f}]"),
         **{key: row[key] for key in ("seeds", "minutes", "ms_per_query", "bytes_per_passage")}}
-        for row in rows for against in [row["baselines"].get("hybrid_reference")]]).fillna("").set_index("system")
+        for row in rows for against in [row["baselines"].get("hybrid_reference")]]).astype(object).fillna("").set_index("system")
 
 
 def main():
