@@ -96,6 +96,7 @@ class RerankDev:
         self.pairs = [(use.query_prompt + collection.queries[query], use.passage_prompt + corpus[passage])
                       for query, found in run.items() for passage in found]
         self.right = [np.isin(found, collection.positives(query)) for query, found in run.items()]
+        self.latest = None
 
     @torch.no_grad()
     def scores(self, model):
@@ -109,8 +110,9 @@ class RerankDev:
         return np.split(np.concatenate(found), np.cumsum([len(right) for right in self.right])[:-1])
 
     def evaluate(self, model):
-        """{"recall@10", "mrr@10", "spread"} of a model, see `measure`."""
-        return self.measure(self.scores(model))
+        """{"recall@10", "mrr@10", "spread"} of a model, see `measure`; its scores are kept as the latest."""
+        self.latest = self.scores(model)
+        return self.measure(self.latest)
 
     def measure(self, scores):
         """{"recall@10", "mrr@10", "spread"}: of the candidates in the order of their scores; the spread is the mean

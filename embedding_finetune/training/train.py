@@ -242,7 +242,7 @@ def finish_reranker(trainer, use, output, best, curve):
     dev, model, calibration = trainer.dev, trainer.model, None
     before = curve[0] if curve and curve[0]["step"] == 0 and not trainer.args.new_head else None
     if dev is not None:
-        scores = dev.scores(model)
+        scores = dev.scores(model) if dev.latest is None or best != trainer.state.global_step else dev.latest
         after = dev.measure(scores)
         for warning in warnings_of(before, after):
             say(f"warning: {warning}")
