@@ -88,8 +88,9 @@ def train(settings, name, label):
     if found.teacher:
         run_system(name, found.teacher)
     if not (output / label).exists():
-        started, minutes = time.monotonic(), read_json(output / "minutes.json") or {}
+        started = time.monotonic()
         finetune.finetune(settings, label)
+        minutes = read_json(output / "minutes.json") or {}  # read late: another system may be trained meanwhile
         write_json(output / "minutes.json", minutes | {label: (time.monotonic() - started) / 60})
     if found.kind == "model":
         evaluate(name, label, "eval_train_hard.ipynb")
