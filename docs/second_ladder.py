@@ -104,8 +104,8 @@ def evaluate(name, label, notebook):
 
 
 def costs(name):
-    """Milliseconds of each finished system for one query alone, and of its parts, into costs.json, but for those that it
-    has: an idle machine."""
+    """Milliseconds of each finished system for one query alone, and of its parts, into costs.json, but for those that
+    are there: an idle machine."""
     settings = settings_of(name)
     test, found = read_data(settings).part("test"), read_json(settings.output_dir / "costs.json") or {}
     queries = dict(list(test.queries.items())[:TIMED + 1])
@@ -194,13 +194,14 @@ def table(rows):
     def shown(low, high, value, form="{:.3f} [{:.3f}, {:.3f}]"):
         return form.format(value, low, high)
 
-    return pd.DataFrame([{
+    frame = pd.DataFrame([{
         "system": row["label"], "trained": ", ".join(row["trained"]), "dev": row["dev"] and f"{row['dev']:.3f}",
         "recall@1": shown(*row["ci95"], row["recall@1"]),
         "beside hybrid_reference": against and shown(*against["ci95"], against["difference"],
                                                      "{:+.3f} [{:+.3f}, {:+.3f}]"),
         **{key: row[key] for key in ("seeds", "minutes", "ms_per_query", "bytes_per_passage")}}
-        for row in rows for against in [row["baselines"].get("hybrid_reference")]]).astype(object).fillna("").set_index("system")
+        for row in rows for against in [row["baselines"].get("hybrid_reference")]])
+    return frame.astype(object).fillna("").set_index("system")
 
 
 def main():
