@@ -4,7 +4,7 @@
 
 Two samples of the passages' vectors of LABEL (default reference) are searched by the dev queries; `--passages` says
 for how many the figures are to be foretold, `--memory` how many GB an index may take. What scales how is in `foretell`;
-recall is that of the sample, and falls a little as a corpus grows.
+recall is that of the sample, and falls as a corpus grows: look again at what `search` says of the index.
 """
 
 import argparse
