@@ -20,7 +20,7 @@ from embedding_finetune.data.collection import read_data
 from embedding_finetune.files import UserError, run_command_line
 from embedding_finetune.retrieval.encoder import encoder_of
 from embedding_finetune.retrieval.model_use import use_of
-from embedding_finetune.retrieval.vector_index import FLAT, REACH, beside_exact, vector_index
+from embedding_finetune.retrieval.vector_index import FLAT, REACH, beside_exact, lists_for, vector_index
 from embedding_finetune.settings import Settings
 
 SAMPLE = 50_000  # vectors
@@ -30,7 +30,7 @@ QUICK = 20  # milliseconds a query in which an exact search needs no index
 
 def candidates(count, dim):
     """Values of INDEX for so many vectors of so many dimensions: name -> value."""
-    lists = 1 << max(2, round(math.log2(4 * math.sqrt(count))))
+    lists = lists_for(count)
     probe = f"nprobe={max(1, round(lists * REACH['nprobe']))}"
     return {"flat": FLAT, "scalar-quantised": "SQ8", "lists, scalar-quantised": f"IVF{lists},SQ8 {probe}",
             "lists, product-quantised": f"IVF{lists},PQ{dim // 2}x4fs {probe}",

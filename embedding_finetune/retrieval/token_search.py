@@ -5,14 +5,12 @@ vectors in the whole corpus; the passages that have them are the candidates, and
 what neither shared words nor one vector find, at the price of an index of a hundred vectors a passage.
 """
 
-import math
-
 import numpy as np
 from tqdm.auto import tqdm
 
 from embedding_finetune.retrieval.late import INT8, max_sim
 from embedding_finetune.retrieval.retrievers import FEW, Retriever, ranked
-from embedding_finetune.retrieval.vector_index import made_by_factory
+from embedding_finetune.retrieval.vector_index import lists_for, made_by_factory
 
 REACH = 200  # token vectors that each token of a query looks at
 FLAT = 1 << 18  # vectors up to which an exact index is quick enough
@@ -32,8 +30,8 @@ class TokenSearch(Retriever):
     def build(self, texts):
         self.stage.build(texts)
         vectors = self.stage.vectors
-        count, dim = vectors.shape
-        lists = 1 << max(0, round(math.log2(4 * math.sqrt(max(1, count)))))
+        count = len(vectors)
+        lists = lists_for(count)
         self.factory = self.factory or ("Flat" if count <= FLAT else f"IVF{lists},SQ8 nprobe={max(1, lists // 32)}")
         self.faiss = made_by_factory(self.factory, vectors.shape, self._float)
 

@@ -12,6 +12,7 @@ them holds.
 import functools
 import hashlib
 import logging
+import math
 import os
 import time
 from pathlib import Path
@@ -63,6 +64,11 @@ def nearest(query_vectors, passage_vectors, depth, tie_rank=None):
     return scores, positions
 
 
+def lists_for(count):
+    """How many lists an IVF of so many vectors is to have: the power of 2 next to 4 times the root of their number."""
+    return 1 << round(math.log2(4 * math.sqrt(max(1, count))))
+
+
 def vector_index(where):
     """What INDEX names, without vectors yet."""
     if where.startswith(MILVUS):
@@ -95,8 +101,9 @@ class Approximate(Exact):
     """What `proposed` finds, scored by the vectors."""
 
     def top(self, queries, depth, tie_rank):
-        depth, most = min(depth, len(self.vectors)), len(self.vectors)
-        proposed = self.proposed(np.ascontiguousarray(queries), min(most, max(SCORED_AGAIN * depth, AT_LEAST)))
+        depth = min(depth, len(self.vectors))
+        reach = min(len(self.vectors), max(SCORED_AGAIN * depth, AT_LEAST))
+        proposed = self.proposed(np.ascontiguousarray(queries), reach)
         scores, positions = np.zeros((len(queries), depth), np.float32), np.full((len(queries), depth), -1, np.int32)
         for row, (query, places) in enumerate(zip(queries, proposed)):
             places = np.sort(places[places >= 0])
