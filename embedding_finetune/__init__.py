@@ -3,6 +3,7 @@
 One module is one stage of the data's way; each imports only from modules above it in this list:
 
     files        reading and writing without half-written files; the one error type
+    shown        what a notebook shows of the settings
     settings     every setting, in one table
     recipes      the fine-tunings that there are, from profiles/recipes.toml
     hub          one question to the model hub before anything is loaded from it, and the one door for loading

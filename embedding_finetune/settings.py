@@ -10,8 +10,6 @@ table.
 """
 
 import dataclasses
-import html
-import importlib.metadata
 import math
 import os
 import re
@@ -20,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedding_finetune.files import UserError, run_command_line
+from embedding_finetune.shown import Shown, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA, TRAINING, EVALUATION, NOTHING = "data", "training", "evaluation", "nothing"  # what a change invalidates
 POOLINGS = ("cls", "mean", "last_token")
 CHOSEN_BY = "mrr@10"  # on dev queries: checkpoints, fusion weights, the fine-tuned model that meets its rivals
-PACKAGES = ("FlagEmbedding", "torch", "transformers", "datasets", "faiss-cpu", "numpy", "pandas")
 
 
 def setting(why, changes, default=dataclasses.MISSING, check=None, flag=None):
@@ -198,26 +196,10 @@ class Settings:
 
     def show(self, *names):
         """For a notebook: the settings of these names, with all others, the device and the versions folded away."""
-        return _Shown(self, names)
+        return Shown(self, names)
 
 
 TABLE = {row.name.upper(): row for row in dataclasses.fields(Settings) if row.metadata}
-
-
-class _Shown:
-    def __init__(self, settings, names):
-        everything = {"PROFILE": settings.profile} | settings.as_dict()
-        self.chosen, self.rest = {name: everything[name] for name in ("PROFILE", *names)}, everything | _versions()
-
-    def __repr__(self):
-        return "\n".join(f"{name:26} {value}" for name, value in self.chosen.items())
-
-    def _repr_html_(self):
-        def table(rows):
-            cells = (f"<tr><td>{name}</td><td>{html.escape(str(value))}</td></tr>" for name, value in rows.items())
-            return f"<table>{''.join(cells)}</table>"
-
-        return f"{table(self.chosen)}<details><summary>all settings and versions</summary>{table(self.rest)}</details>"
 
 
 def path_of(text):
@@ -228,12 +210,6 @@ def path_of(text):
 def plain(value):
     """A setting's value as it can be written down: folders below the repository without the way to it."""
     return str(value.relative_to(ROOT) if value.is_relative_to(ROOT) else value) if isinstance(value, Path) else value
-
-
-def _versions():
-    import torch  # takes seconds to import, and only this needs it
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    return {"device": device, **{package: importlib.metadata.version(package) for package in PACKAGES}}
 
 
 def _of_others(said, instead):
@@ -291,7 +267,7 @@ def _main():
     print(f"profile {settings.profile}\n")
     for name, value in settings.as_dict().items():
         print(f"{name:26} {value!s:30} {TABLE[name].metadata['why']}")
-    print(*(f"{name:26} {value}" for name, value in _versions().items()), sep="\n")
+    print(*(f"{name:26} {value}" for name, value in versions().items()), sep="\n")
 
 
 if __name__ == "__main__":
