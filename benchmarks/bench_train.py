@@ -32,10 +32,12 @@ NAMES = {"flagembedding": f"FlagEmbedding {importlib.metadata.version('FlagEmbed
          "cached_mnrl": "sentence-transformers CachedMultipleNegativesRankingLoss"}
 
 
-def prepare(folder, pairs, count=400):
-    """training.json with random negatives; the model with and without dropout."""
+def prepare(folder, pairs, count=400, config=None):
+    """training.json with random negatives; the bundled model with and without dropout or, with the values of `config`,
+    a BERT of random weights with the bundled model's vocabulary."""
+    import torch
     import transformers
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
     transformers.logging.disable_progress_bar()
     draw = random.Random(0)
@@ -45,22 +47,29 @@ def prepare(folder, pairs, count=400):
             negatives = draw.sample([text for text in pool if text not in row["pos"]], GROUP - 1)
             file.write(json.dumps({"query": row["query"], "pos": row["pos"][:1], "neg": negatives}) + "\n")
     for name, dropout in (("dropout", 0.1), ("no_dropout", 0.0)):
-        AutoModel.from_pretrained(bundled_model(), hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
-                                  ).save_pretrained(folder / name)
+        dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        torch.manual_seed(0)
+        model = (AutoModel.from_pretrained(bundled_model(), **dropouts) if config is None
+                 else BertModel(BertConfig(**config, **dropouts)))
+        model.save_pretrained(folder / name)
         AutoTokenizer.from_pretrained(bundled_model()).save_pretrained(folder / name)
 
 
-def flags(folder, model, output, steps, length):
+def flags(folder, model, output, steps, length, precision):
+    import torch
+
     values = {"model_name_or_path": folder / model, "train_data": folder / "training.json",
               "cache_path": folder / "cache", "output_dir": output, "train_group_size": GROUP, "query_max_len": length,
               "passage_max_len": length, "temperature": 0.02, "per_device_train_batch_size": BATCH,
               "learning_rate": 1e-5, "warmup_steps": 0.1, "max_steps": steps, "seed": 42, "logging_steps": steps,
-              "save_strategy": "no", "use_cpu": True, "disable_tqdm": True}
+              "save_strategy": "no", "disable_tqdm": True}
+    values |= {"fp32": {}}.get(precision, {precision: True}) | ({} if torch.cuda.is_available() else {"use_cpu": True})
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
-def contend(contender, folder, steps, model="dropout", length=LENGTH):
-    """Train in this process; returns the duration of each step (data included) and each step's loss."""
+def contend(contender, folder, steps, model="dropout", length=LENGTH, precision="fp32"):
+    """Train in this process; returns the duration of each step (data included), each step's loss, and the GB that a
+    GPU had to give at the peak."""
     import torch
     import transformers
 
@@ -92,7 +101,7 @@ def contend(contender, folder, steps, model="dropout", length=LENGTH):
         transformers.Trainer.__init__ = init
 
     with tempfile.TemporaryDirectory(dir=folder) as output:
-        arguments = flags(folder, model, output, steps, length)
+        arguments = flags(folder, model, output, steps, length, precision)
         if contender == "ours":
             from embedding_finetune.training import train, trainer
 
@@ -109,7 +118,8 @@ def contend(contender, folder, steps, model="dropout", length=LENGTH):
             base.EncoderOnlyEmbedderRunner(*parser.parse_args_into_dataclasses(arguments)).run()
         else:
             _sentence_transformers(contender, folder, steps, output, timed)
-    return [later - earlier for earlier, later in zip(moments, moments[1:])], losses
+    gpu = torch.cuda.max_memory_reserved() / 1e9 if torch.cuda.is_available() else 0
+    return [later - earlier for earlier, later in zip(moments, moments[1:])], losses, gpu
 
 
 def _sentence_transformers(contender, folder, steps, output, timed):
@@ -158,9 +168,9 @@ def peak_memory(folder, chunk, batch=256, group=GROUP, length=16):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, time.perf_counter() - began
 
 
-def in_a_process(threads, task, *arguments):
-    """Run one of this file's tasks in a fresh process; its result."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads),
+def in_a_process(threads, task, *arguments, **more):
+    """Run one of this file's tasks in a fresh process, with `more` in its environment; its result."""
+    environment = os.environ | more | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads),
                                 "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     run = subprocess.run([sys.executable, __file__, "--task", json.dumps([task, *map(str, arguments)])],
                          env=environment, capture_output=True, text=True)
@@ -172,8 +182,8 @@ def in_a_process(threads, task, *arguments):
 def run_task(task, *arguments):
     if task == "contend":
         contender, folder, steps, *options = arguments
-        model, length = options or ("dropout", LENGTH)
-        result = contend(contender, Path(folder), int(steps), model, int(length))
+        model, length, precision = options or ("dropout", LENGTH, "fp32")
+        result = contend(contender, Path(folder), int(steps), model, int(length), precision)
     else:
         folder, chunk = arguments
         result = peak_memory(Path(folder), int(chunk))
@@ -202,13 +212,13 @@ def main():
         seconds = {contender: [] for contender in options.contenders}
         for number in range(options.rounds):
             for contender in options.contenders:
-                durations, _ = in_a_process(options.threads, "contend", contender, folder, options.steps)
+                durations, *_ = in_a_process(options.threads, "contend", contender, folder, options.steps)
                 seconds[contender].append(durations[1:])
                 print(f"round {number + 1}: {NAMES[contender]:60s} {statistics.median(durations[1:]):6.2f} s/step",
                       flush=True)
         # Both train on the same batches: the best time of each step over the rounds, then the median step.
         typical = {contender: statistics.median(map(min, zip(*rounds))) for contender, rounds in seconds.items()}
-        task = options.loss_steps, "no_dropout", 128
+        task = options.loss_steps, "no_dropout", 128, "fp32"
         losses = [in_a_process(options.threads, "contend", contender, folder, *task)[1]
                   for contender in ("flagembedding", "ours")]
         difference = max(abs(one - other) for one, other in zip(*losses, strict=True))

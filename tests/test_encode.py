@@ -38,9 +38,9 @@ def test_two_processes_give_what_one_gives(built, monkeypatch):
 
 
 def test_shares_may_be_others_the_next_time_and_nothing_is_encoded_twice(built, monkeypatch):
-    computed, compute = [], Encoder._compute
-    monkeypatch.setattr(Encoder, "_compute", lambda self, texts, *more, **named: computed.extend(texts) or compute(
-        self, texts, *more, **named))
+    computed, tokenise = [], Encoder._tokenise
+    monkeypatch.setattr(Encoder, "_tokenise", lambda self, texts, *more: computed.extend(texts) or tokenise(
+        self, texts, *more))
     encode_share(built, ["reference"], 1, 3)  # the other two were killed
     for part in range(4):
         encode_share(built, ["reference"], part, 4)

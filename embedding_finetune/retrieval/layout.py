@@ -1,5 +1,7 @@
 """Texts laid out in batches of like length, since what is padded is computed, too."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 # Tokens in a batch, padding included. A CPU is fastest when activations stay in its caches; a GPU wants to be filled.
@@ -28,7 +30,22 @@ def padded_batches(tokenizer, tokens, batch_size, device):
     for rows in batches(lengths, batch_size, BATCH_TOKENS[device.partition(":")[0]]):
         batch = {name: [values[row] for row in rows] for name, values in tokens.items()}
         # At the left it would move the positions that a BERT counts, and the vectors would depend on the batch.
-        yield rows, tokenizer.pad(batch, padding_side="right", return_tensors="pt").to(device)
+        batch = tokenizer.pad(batch, padding_side="right", return_tensors="pt")
+        if device != "cpu":  # a copy from pinned memory is not waited for: the next batch is laid out meanwhile
+            batch = {name: values.pin_memory() for name, values in batch.items()}
+        yield rows, {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+
+
+def ahead(function, items):
+    """Yield (item, function(item)) of each item; that of the next one is made in a thread meanwhile."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = None
+        for item in items:
+            last, coming = coming, (item, thread.submit(function, item))
+            if last:
+                yield last[0], last[1].result()
+        if coming:
+            yield coming[0], coming[1].result()
 
 
 def sub_batch_rows(lengths, call_cost, limit=None):

@@ -48,18 +48,18 @@ def use(tiny_settings, tmp_path):
 def loadings(monkeypatch):
     """Counts how often a model is loaded, and collects the texts that are encoded."""
     seen = {"models": 0, "texts": []}
-    load, compute = Encoder._load, Encoder._compute
+    load, tokenise = Encoder._load, Encoder._tokenise
 
     def counted_load(self):
         seen["models"] += 1
         load(self)
 
-    def noted_compute(self, texts, *arguments):
+    def noted_tokenise(self, texts, *arguments):
         seen["texts"] += texts
-        return compute(self, texts, *arguments)
+        return tokenise(self, texts, *arguments)
 
     monkeypatch.setattr(Encoder, "_load", counted_load)
-    monkeypatch.setattr(Encoder, "_compute", noted_compute)
+    monkeypatch.setattr(Encoder, "_tokenise", noted_tokenise)
     return seen
 
 
@@ -156,8 +156,9 @@ def test_an_interrupted_encoding_resumes(use, texts, tmp_path, monkeypatch, load
     with monkeypatch.context() as interruption, pytest.raises(KeyboardInterrupt):
         interruption.setattr(module.VectorCache, "write", write_once)
         Encoder(use, cache=tmp_path / "cache").encode_passages(texts)
+    loadings["texts"].clear()
     Encoder(use, cache=tmp_path / "cache").encode_passages(texts)
-    assert len(loadings["texts"]) == len(set(texts))
+    assert len(loadings["texts"]) == len(set(texts)) - 10
 
 
 CHANGES = {"pooling": {"pooling": "mean"}, "prompt": {"query_prompt": "Say: "}, "normalize": {"normalize": False},
