@@ -7,7 +7,9 @@
 
 A system is a recipe of docs/ladder_second.toml, tokens_seed43 with another seed, or a second stage of such models, as
 late_tokens_seed43_on_dense. All models begin with the bundled one, used as it was made. PAIRS is a file of MS MARCO's
-pairs in the place of the hub's, COVIDQA a folder with pairs.jsonl and corpus.jsonl.
+pairs in the place of the hub's, DOCSTRINGS one of docstrings in the place of the installed packages', COVIDQA a folder
+with pairs.jsonl and corpus.jsonl. The sets sympy and torch are the docstrings of one package each: what one has trained
+meets the other's.
 """
 
 import argparse
@@ -22,8 +24,9 @@ import recipe as ladder
 
 from embedding_finetune import finetune, recipes, run
 from embedding_finetune.data.collection import read_data
+from embedding_finetune.data.docstrings import read_docstrings
 from embedding_finetune.evaluation import metrics, results, significance
-from embedding_finetune.files import read_json, run_command_line, write_json
+from embedding_finetune.files import read_json, run_command_line, write_json, write_jsonl
 from embedding_finetune.retrieval.encoder import encoder_of
 from embedding_finetune.retrieval.model_use import ready_made, use_of
 from embedding_finetune.retrieval.retrievers import Dense, retriever_of
@@ -37,13 +40,15 @@ COMMON = {"PROFILE": "demo", "RECIPE_FILE": "docs/ladder_second.toml", "BASE_POO
           "QUERY_INSTRUCTION": "auto", "DEV_FRACTION": "0.1", "DEV_STEPS": "0.5", "DEV_CORPUS_SIZE": "0",
           "EVAL_SETS": "", "SECOND_STAGES": "", "SEEDS": "3"}
 LARGE_BATCH = {"BATCH_SIZE": "128", "GRAD_CACHE_CHUNK": "128", "LEARNING_RATE": "1e-4", "EPOCHS": "2"}
+PACKAGES = "sympy", "torch"
 COVIDQA = Path(os.environ.get("COVIDQA", "covidqa"))
 SETS = {  # batches and rates are those that dev chose for one vector in docs/ladder.md
-    "docstrings": {"DATASET": "docstrings", "MAX_PAIRS": "6000", **LARGE_BATCH},
+    "docstrings": {"DATASET": os.environ.get("DOCSTRINGS", "docstrings"), "MAX_PAIRS": "6000", **LARGE_BATCH},
     "msmarco": {"DATASET": os.environ.get("PAIRS", "msmarco"), "MAX_PAIRS": "0", "PASSAGE_MAX_LEN": "128",
                 "LEARNING_RATE": "2e-5", "EPOCHS": "0.5"},
     "covidqa": {"DATASET": COVIDQA / "pairs.jsonl", "CORPUS": COVIDQA / "corpus.jsonl", "MAX_PAIRS": "0",
-                "PASSAGE_MAX_LEN": "256", **LARGE_BATCH}}
+                "PASSAGE_MAX_LEN": "256", **LARGE_BATCH},
+    **{package: {"DATASET": OUTPUT / f"{package}.jsonl", "MAX_PAIRS": "0", **LARGE_BATCH} for package in PACKAGES}}
 BUILD = "build_train_dataset", "build_eval_dataset"
 BASELINES = "bm25", "reference", "hybrid_reference", "late_reference", "hybrid_late_reference"
 TRAVEL = "dense", "tokens"  # models that are measured on the other sets as well
@@ -66,6 +71,9 @@ def travelled(name):
 
 def run_system(name, label):
     """Train and measure a recipe or a second stage, after the models that it needs; what is there is kept."""
+    if name in PACKAGES and not (OUTPUT / f"{name}.jsonl").exists():
+        rows = read_docstrings([name])
+        write_jsonl(OUTPUT / f"{name}.jsonl", ({"query": row.query, "pos": row.positives} for row in rows))
     settings = settings_of(name)
     output = settings.output_dir
     if (output / "results" / f"{label}.json").exists():

@@ -86,6 +86,7 @@ from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # bm25s takes JAX where it is installed, and JAX most of a GPU's memory
 
 _needed = ("torch", "transformers", "FlagEmbedding", "faiss")
 _missing = [name for name in _needed if importlib.util.find_spec(name) is None]

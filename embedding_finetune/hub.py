@@ -144,6 +144,10 @@ def load(kind, name, trusted=False, **options):
     Raises UserError when the model cannot be had, or would need such code and is not trusted.
     """
     import transformers  # takes seconds to import, and only this needs it
+    if kind.startswith("AutoModel"):
+        import torch
+        # On a GPU its attention plans anew for every shape of a batch, a third of a second each; texts have many.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         return getattr(transformers, kind).from_pretrained(name, trust_remote_code=trusted, **options)
     except UNLOADABLE as error:

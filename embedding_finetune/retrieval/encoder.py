@@ -11,7 +11,7 @@ from embedding_finetune.files import UserError, sha256
 from embedding_finetune.hub import load, model_content
 from embedding_finetune.retrieval.compiled import CompiledModel, format_of, runtime_of
 from embedding_finetune.retrieval.cpu import use_fast_linear
-from embedding_finetune.retrieval.layout import ahead, padded_batches
+from embedding_finetune.retrieval.layout import ahead, padded_batches, tokenised
 from embedding_finetune.retrieval.loading import DenseLayers, load_encoder
 from embedding_finetune.retrieval.tokens import added_ids, expanded, load_expansion, load_projection, token_vectors
 from embedding_finetune.retrieval.vectors import TokenStore, VectorCache, text_key
@@ -99,8 +99,8 @@ class Encoder:
             self._load()
         with tqdm(total=len(rows), desc=kind, unit="text", disable=len(rows) < FEW) as progress:
             chunks = (rows[start:start + CHUNK] for start in range(0, len(rows), CHUNK))
-            for some, tokenised in ahead(lambda some: self._tokenise([distinct[row] for row in some], kind), chunks):
-                found, _ = self._compute(tokenised, progress)
+            for some, tokens in ahead(lambda some: self._tokenise([distinct[row] for row in some], kind), chunks):
+                found, _ = self._compute(tokens, progress)
                 take(some, found)
                 if cache:
                     cache.write([keys[row] for row in some], found)
@@ -157,25 +157,25 @@ class Encoder:
         cache = self.cache and kind == "passages" and VectorCache(self.cache, self._identity(max_length, prompt))
         with tqdm(total=len(texts), desc=f"tokens of {kind}", unit="text", disable=len(texts) < FEW) as progress:
             chunks = (texts[start:start + TOKEN_CHUNK] for start in range(0, len(texts), TOKEN_CHUNK))
-            for chunk, tokenised in ahead(lambda chunk: self._tokenise(chunk, kind, self._expansion), chunks):
-                vectors, tokens = self._compute(tokenised, progress, tokens=True)
+            for chunk, tokens in ahead(lambda chunk: self._tokenise(chunk, kind, self._expansion), chunks):
+                vectors, own = self._compute(tokens, progress, of_tokens=True)
                 if cache:
                     cache.write([text_key(text) for text in chunk], vectors)
-                yield tokens
+                yield own
 
     def _tokenise(self, texts, kind, expansion=0):
         """What the tokenizer makes of texts, prompt included; queries are filled up, see tokens.expanded."""
         max_length, prompt = self._asked(kind)
-        tokenised = self._tokenizer([prompt + text for text in texts], truncation=True, max_length=max_length)
+        tokens = tokenised(self._tokenizer, [prompt + text for text in texts], max_length)
         if expansion and kind == "queries":
-            return {"input_ids": expanded(self._tokenizer, tokenised["input_ids"], expansion)}
-        return tokenised
+            return {"input_ids": expanded(self._tokenizer, tokens["input_ids"], expansion)}
+        return tokens
 
     @torch.inference_mode()
-    def _compute(self, tokenised, progress, tokens=False):
-        """Vectors of tokenised texts, and a list of those of their tokens, if these are wanted."""
-        order, pooled, own = [], [], [None] * len(tokenised["input_ids"])
-        for rows, batch in padded_batches(self._tokenizer, tokenised, self.batch_size, self._device):
+    def _compute(self, tokens, progress, of_tokens=False):
+        """Vectors of texts, given as lists of tokens, and a list of their tokens' vectors, if these are wanted."""
+        order, pooled, own = [], [], [None] * len(tokens["input_ids"])
+        for rows, batch in padded_batches(self._tokenizer, tokens, self.batch_size, self._device):
             try:
                 hidden = self._model(**batch).last_hidden_state
                 pooled.append(text_vectors(hidden, self._dense, batch["attention_mask"], self.use))
@@ -183,7 +183,7 @@ class Encoder:
                 raise UserError(f"{self.use.name} runs out of GPU memory while encoding: set ENCODE_BATCH_SIZE to 64, "
                                 "or less") from None
             order.extend(rows)
-            if tokens:
+            if of_tokens:
                 scaled = token_vectors(hidden, batch, self._added, self._projection).half().cpu()
                 for row, some in zip(rows, scaled):
                     own[row] = some[some.any(dim=-1)].numpy()

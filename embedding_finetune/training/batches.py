@@ -13,7 +13,7 @@ from collections import defaultdict
 import torch
 
 from embedding_finetune.data.texts import PSEUDO, without
-from embedding_finetune.retrieval.layout import sub_batch_rows
+from embedding_finetune.retrieval.layout import padded, sub_batch_rows
 from embedding_finetune.retrieval.tokens import expanded
 
 # Of ten times that a pseudo-query is drawn, it is taken out of its passage nine times: the model is to tell what goes
@@ -98,12 +98,10 @@ def sub_batches(tokenizer, token_ids, call_cost, limit=None, pad_to_multiple_of=
     """
     distinct = sorted(set(map(tuple, token_ids)), key=lambda ids: (-len(ids), ids))
     place = {ids: row for row, ids in enumerate(distinct)}
-    padded = []
+    laid_out = []
     for rows in sub_batch_rows([len(ids) for ids in distinct], call_cost, limit):
-        texts = [list(distinct[row]) for row in rows]
-        padded.append(dict(tokenizer.pad({"input_ids": texts}, pad_to_multiple_of=pad_to_multiple_of,
-                                         padding_side="right", return_tensors="pt")))
-    return padded, torch.tensor([place[tuple(ids)] for ids in token_ids])
+        laid_out.append(padded(tokenizer, {"input_ids": [distinct[row] for row in rows]}, pad_to_multiple_of or 1))
+    return laid_out, torch.tensor([place[tuple(ids)] for ids in token_ids])
 
 
 class Collator:

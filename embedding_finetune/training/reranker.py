@@ -14,7 +14,7 @@ from torch import nn
 from embedding_finetune.files import UserError, write_json
 from embedding_finetune.retrieval.cpu import use_fast_dropout, use_fast_linear
 from embedding_finetune.retrieval.cross_encoder import CrossEncoder, load_reranker
-from embedding_finetune.retrieval.layout import sub_batch_rows
+from embedding_finetune.retrieval.layout import padded, sub_batch_rows
 from embedding_finetune.retrieval.loading import DenseLayers
 from embedding_finetune.retrieval.retrievers import BM25
 from embedding_finetune.training.checkpoints import finishing
@@ -75,8 +75,8 @@ class PairCollator:
         tokens = self.tokenizer(*map(list, zip(*pairs)), truncation="only_second", max_length=self.max_length)
         texts, order = [], []
         for rows in sub_batch_rows([len(ids) for ids in tokens["input_ids"]], self.call_cost, limit):
-            batch = {name: [values[row] for row in rows] for name, values in tokens.items()}
-            texts.append(dict(self.tokenizer.pad(batch, padding_side="right", return_tensors="pt")))
+            some = {name: [values[row] for row in rows] for name, values in tokens.items()}
+            texts.append(padded(self.tokenizer, some))
             order += rows
         return {"texts": texts, "rows": torch.tensor(order).argsort()}
 

@@ -1,9 +1,16 @@
-"""Batches of like length: the cheapest cut is found, and nothing is too large."""
+"""Batches of like length: the cheapest cut is found, nothing is too large, and the next is laid out meanwhile."""
 
 import itertools
 import random
+import threading
 
-from embedding_finetune.retrieval.layout import batches, plan_sub_batches
+import pytest
+import torch
+from tiny_training import passages
+from transformers import AutoTokenizer
+
+from embedding_finetune.retrieval import layout
+from embedding_finetune.retrieval.layout import batches, padded, plan_sub_batches
 
 
 def test_batches_are_full_but_not_overfull():
@@ -26,3 +33,33 @@ def test_the_plan_is_the_cheapest_one():
                  if sum(sizes) == 7]
         plan = plan_sub_batches(lengths, call_cost, limit)
         assert sum(plan) == 7 and max(plan) <= (limit or 7) and cost(plan) == min(map(cost, plans))
+
+
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_padding_is_the_tokenizers_own(tiny, multiple):
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "bert")
+    tokens = tokenizer(passages(20))
+    theirs = tokenizer.pad(tokens, padding_side="right", pad_to_multiple_of=multiple, return_tensors="pt")
+    ours = padded(tokenizer, tokens, multiple)
+    assert ours.keys() == theirs.keys()
+    for name, values in theirs.items():
+        assert ours[name].dtype == values.dtype and torch.equal(ours[name], values), name
+
+
+def test_threads_tokenise_as_one_does(tiny, monkeypatch):
+    monkeypatch.setattr(layout, "PIECE", 7)
+    tokenizer, texts = AutoTokenizer.from_pretrained(tiny / "bert"), passages(300)
+    for length in (8, 30, 12):  # each sets another length in the tokenizer
+        assert layout.tokenised(tokenizer, texts, length) == dict(tokenizer(texts, truncation=True, max_length=length))
+
+
+def test_what_is_made_ahead_comes_in_order_and_one_is_made_meanwhile():
+    begun = [threading.Event() for _ in range(4)]
+    found = layout.ahead(lambda item: begun[item].set() or item * item, range(4))
+    assert next(found) == (0, 0) and begun[1].wait(10) and not begun[3].is_set()
+    assert list(found) == [(1, 1), (2, 4), (3, 9)]
+
+
+def test_what_fails_ahead_fails():
+    with pytest.raises(ZeroDivisionError):
+        list(layout.ahead(lambda item: 1 / item, [1, 0]))
