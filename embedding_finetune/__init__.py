@@ -40,6 +40,7 @@ One module is one stage of the data's way; each imports only from modules above 
     retrieval/cross_encoder    by reading query and passage together
     retrieval/stages           the second stages that there are
 
+    training/store         training rows by id, over one store of passages that is mapped from disk
     training/audit         nothing of the test part is in a training file
     training/rows          training files, made anew only when something changed
     training/mining        hard negatives and a teacher's scores

@@ -41,7 +41,8 @@ from embedding_finetune.training.records import (
     reranker_base,
     same_training,
 )
-from embedding_finetune.training.rows import make_training_file, read_training_file, training_path, write_with_prompt
+from embedding_finetune.training.rows import make_training_file, training_path
+from embedding_finetune.training.store import read_rows, write_for_flagembedding
 
 MODULES = {"embedding_finetune": "embedding_finetune.training.train",
            "flagembedding": "FlagEmbedding.finetune.embedder.encoder_only.base"}
@@ -172,9 +173,9 @@ def launch(settings, module, flags, one_process=False):
 
 def estimate(tuned, path):
     """Seconds that a training takes on this CPU, roughly: 6 operations a weight and token, at a product's speed."""
-    use, rows = base_use(tuned), read_training_file(path)
+    use, rows = base_use(tuned), read_rows([path])
     config, tokenizer = (load(kind, use.name, use.trusted) for kind in ("AutoConfig", "AutoTokenizer"))
-    texts = [row["pos"][0] for row in rows[:200]]
+    texts = [rows[number]["pos"][0] for number in range(min(200, len(rows)))]
     tokens = tokenizer(texts, truncation=True, max_length=tuned.passage_max_len)["input_ids"]
     tokens = tuned.epochs * len(rows) * tuned.train_group_size * sum(map(len, tokens)) / len(texts)
     one, other, began = torch.rand(512, config.hidden_size), torch.rand(config.hidden_size, 2048), time.monotonic()
@@ -201,8 +202,8 @@ def finetune(settings, label, one_process=False):
             print(f"no GPU here: on this CPU the training takes roughly {duration(seconds)}"
                   f"{'' if settings.profile == 'demo' else '; PROFILE=demo takes minutes'}", flush=True)
         if tuned.trainer == "flagembedding":
-            rows = read_training_file(training_path(settings, recipe), teacher=bool(recipe.teacher))
-            write_with_prompt(unfinished / WITH_PROMPT, rows, base_use(tuned).query_prompt)
+            rows = read_rows([training_path(settings, recipe)], teacher=bool(recipe.teacher))
+            write_for_flagembedding(unfinished / WITH_PROMPT, rows, base_use(tuned).query_prompt)
         launch(tuned, module, flags, one_process)
         if tuned.trainer == "flagembedding":
             complete(unfinished, base_use(tuned))

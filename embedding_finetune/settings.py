@@ -87,6 +87,8 @@ class Settings:
     test_fraction: float = setting("of the queries", DATA, 0.2, within(0, 1))
     dev_fraction: float = setting("of the queries that are left for training", DATA, 0.05, within(0, 1))
     near_duplicates_together: bool = setting("passages that say nearly the same are kept in one part", DATA, True)
+    training_export: bool = setting("write training files for FlagEmbedding, too: the text of each negative", NOTHING,
+                                    True)
     seed: int = setting("of everything that is drawn", DATA, 42, (range(2**32).__contains__, "must be 0 to 2**32 - 1"))
 
     base_model: str = setting("what is fine-tuned: a hub name, a folder, or `bundled` (all-MiniLM-L6-v2)", TRAINING)

@@ -14,7 +14,7 @@ def load(folder, **options):
 def batch_of(tiny, scores=False, items=range(6), limit=None, tokenizer=None):
     """(arguments of ContrastiveModel.forward, arguments of FlagEmbedding's forward) for the same texts."""
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(tiny / "bert")
-    dataset = TrainingSet(rows_of(tiny, scores), use(), group=4, seed=5, teacher=scores)
+    dataset = TrainingSet(rows_of(tiny, scores), use(), group=4, seed=5)
     rows = [dataset[0, item] for item in items]
     batch = Collator(tokenizer, use(), limit=limit)(rows)
 

@@ -7,7 +7,7 @@ from tiny import tiny_bert
 
 from embedding_finetune.data.collection import Collection, write_collection
 from embedding_finetune.retrieval.model_use import ModelUse
-from embedding_finetune.training.rows import read_training_file
+from embedding_finetune.training.store import read_rows
 
 TOPICS = "river moon copper violin harbour glacier pepper engine orchard lantern falcon marble".split()
 VERBS = "feeds cools carries mirrors shelters breaks colours follows".split()
@@ -70,4 +70,4 @@ def use(**changes):
 
 
 def rows_of(tiny, scores=False):
-    return read_training_file(tiny / ("train_scores.json" if scores else "train.json"), teacher=scores)
+    return read_rows([tiny / ("train_scores.json" if scores else "train.json")], teacher=scores)

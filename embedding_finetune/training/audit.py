@@ -1,14 +1,15 @@
 """The audit: nothing of the dev and test part is in a training file, as the files are on disk."""
 
 import json
-from array import array
+from itertools import chain
 
 import numpy as np
 import pandas as pd
 
-from embedding_finetune.data.collection import MADE_BY, read_data
+from embedding_finetune.data.collection import read_data
 from embedding_finetune.data.texts import near_duplicates, passage_id
-from embedding_finetune.files import UserError, iter_jsonl
+from embedding_finetune.files import UserError
+from embedding_finetune.training.store import read_rows
 
 POSITIVE, NEGATIVE = 1, 2  # bits: on which side of a training row a text was seen
 
@@ -21,9 +22,10 @@ def audit(settings, collection, files):
     off. A part that came with the data may share queries and positives with the training part, but no negative may be
     one of its positives, or nearly. Raises UserError when anything leaked.
     """
-    tables = []
+    tables, rows = [], {name: read_rows([settings.data_dir / name]) for name in files}
+    texts = _Texts(rows.values(), collection)
     for name in files:
-        found = list(_found(settings.data_dir / name, collection))
+        found = list(_found(name, rows[name], texts, collection))
         tables.append(pd.DataFrame(found).set_index(["file", "against"]))
         for row in found:
             may_be = () if settings.near_duplicates_together else ("near-duplicates",)
@@ -39,52 +41,64 @@ def audit_data(settings, files):
     return audit(settings, read_data(settings), files)
 
 
-def _found(path, collection):
-    texts = list(dict.fromkeys(collection.corpus.values()))
-    place = {text: number for number, text in enumerate(texts)}  # one object and one key a text, not one a row
-    keys, sides, queries, own, repeated = array("Q", bytes(8 * len(texts))), bytearray(len(texts)), array("Q"), 0, 0
+class _Texts:
+    """The different passages of all rows, each looked at once: `keys` (sorted), by which positions find them, `same`,
+    numbers that agree where texts count as the same, and `near`, pairs of a text and a held-out positive.
+    """
 
-    def seen(row, side):
-        found = []
-        for text in row:
-            number = place.setdefault(text, len(texts))
-            if number == len(texts):
-                texts.append(text)
-                keys.append(0)
-                sides.append(0)
-            keys[number] = keys[number] or _key(text)
-            sides[number] |= side
-            found.append(keys[number])
-        return found
+    def __init__(self, rows, collection):
+        self.keys, texts = np.empty(0, dtype=np.int64), []
+        for some in rows:
+            used = np.zeros(len(some.keys), dtype=bool)
+            for _, positions in chain(_lists(some, "pos"), _lists(some, "neg")):
+                used[positions] = True
+            used = np.flatnonzero(used)
+            keys, first = np.unique(some.keys[used], return_index=True)
+            new = ~np.isin(keys, self.keys)
+            texts += map(some.text, used[first[new]].tolist())
+            self.keys = np.append(self.keys, keys[new])
+        order = np.argsort(self.keys)
+        self.keys, texts = self.keys[order], [texts[number] for number in order]
+        self.normal = _normal(texts)
+        self.same = np.unique(self.normal, return_inverse=True)[1]
+        self.held_out = {part: [collection.corpus[passage] for passage in collection.part(part).pool()[0]]
+                         for part in ("dev", "test")}
+        near = near_duplicates([*texts, *self.held_out["dev"], *self.held_out["test"]])
+        self.near = near[(near[:, 0] < len(texts)) & (near[:, 1] >= len(texts))] - [0, len(texts)]
 
-    for row in iter_jsonl(path, required=("query", "pos", "neg"), made_by=MADE_BY):
-        queries.append(_key(row["query"]))
-        pos, neg = seen(row["pos"], POSITIVE), seen(row["neg"], NEGATIVE)
-        own += len({*pos} & {*neg})
-        repeated += len(neg) - len({*neg})
-    del place
-    sides, keys = np.frombuffer(sides, dtype=np.uint8), np.array(keys)
-    training, negative = [text for text, side in zip(texts, sides) if side], sides[sides > 0] & NEGATIVE > 0
-    held_out = {part: collection.part(part) for part in ("dev", "test")}
-    passages = {part: [its.corpus[passage] for passage in its.pool()[0]] for part, its in held_out.items()}
-    near = near_duplicates([*training, *passages["dev"], *passages["test"]])
-    near = near[near[:, 0] < len(training)]
-    begin = len(training)
-    for part, texts in passages.items():
-        counted = near[(near[:, 1] >= begin) & (near[:, 1] < begin + len(texts))]
-        if part in collection.given:  # what its positives are near to, its givers have to answer for
-            counted = counted[negative[counted[:, 0]]]
-        begin += len(texts)
-        asked, same = (np.fromiter(map(_key, some), dtype=np.uint64)
-                       for some in (held_out[part].queries.values(), texts))
-        yield {"file": path.name, "against": part,
+
+def _found(name, rows, texts, collection):
+    number, sides, own, repeated = np.searchsorted(texts.keys, rows.keys), np.zeros(len(texts.keys), np.uint8), 0, 0
+    for (pos_rows, pos), (neg_rows, neg) in zip(_lists(rows, "pos"), _lists(rows, "neg")):
+        pos, neg = number[pos], number[neg]
+        sides[pos] |= POSITIVE
+        sides[neg] |= NEGATIVE
+        pos, neg = pos_rows * len(sides) + texts.same[pos], neg_rows * len(sides) + texts.same[neg]
+        different = np.unique(neg)
+        own += len(np.intersect1d(pos, different))
+        repeated += len(neg) - len(different)
+    queries, begin = _normal(rows.table["query"].to_pylist()), 0
+    for part, held_out in texts.held_out.items():
+        counted = texts.near[(texts.near[:, 1] >= begin) & (texts.near[:, 1] < begin + len(held_out))]
+        begin += len(held_out)
+        # What the positives of a part that came with the data are near to, its givers have to answer for.
+        counted = counted[sides[counted[:, 0]] & (NEGATIVE if part in collection.given else POSITIVE | NEGATIVE) > 0]
+        asked, same = _normal(collection.part(part).queries.values()), _normal(held_out)
+        yield {"file": name, "against": part,
                "queries": len(np.intersect1d(queries, asked)),
-               "positives": len(np.intersect1d(keys[sides & POSITIVE > 0], same)),
-               "negatives": len(np.intersect1d(keys[sides & NEGATIVE > 0], same)),
+               "positives": len(np.intersect1d(texts.normal[sides & POSITIVE > 0], same)),
+               "negatives": len(np.intersect1d(texts.normal[sides & NEGATIVE > 0], same)),
                "near-duplicates": len(np.unique(counted[:, 1])),
                "own positives as negatives": own, "repeated negatives": repeated}
 
 
-def _key(text):
-    """64 bits in which texts agree that count as the same."""
-    return int(passage_id(text)[1:], 16)
+def _lists(rows, side):
+    """Yield, for some rows at a time, the row and the position of each of their passages: two int64 arrays."""
+    for chunk in rows.table[side].chunks:
+        lengths = np.diff(chunk.offsets.to_numpy())
+        yield np.repeat(np.arange(len(lengths)), lengths), chunk.flatten().to_numpy().astype(np.int64)
+
+
+def _normal(texts):
+    """64 bits a text, in which texts agree that count as the same: a uint64 array."""
+    return np.fromiter((int(passage_id(text)[1:], 16) for text in texts), dtype=np.uint64)

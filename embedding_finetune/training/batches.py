@@ -5,28 +5,22 @@ the seed alone, worker processes and prefetching cannot change them, and an inte
 counting.
 """
 
-import hashlib
 import math
 import random
-from collections import defaultdict
 
+import numpy as np
 import torch
 
 from embedding_finetune.data.texts import PSEUDO, without
 from embedding_finetune.retrieval.layout import padded, sub_batch_rows
 from embedding_finetune.retrieval.tokens import expanded
+from embedding_finetune.training.store import SCORES
 
 # Of ten times that a pseudo-query is drawn, it is taken out of its passage nine times: the model is to tell what goes
 # together, and not to forget that equal words do (inverse cloze task, Lee et al. 2019, arXiv 1906.00300).
 HIDDEN = 0.9
 # What one call of the encoder costs beside its tokens, in tokens: estimates, not measurements.
 CALL_COST = {"cpu": 24, "cuda": 2048}
-
-
-def text_key(text):
-    """A text's identity as a signed 64-bit number, so that it can travel between processes in a tensor."""
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)
 
 
 class TrainingSet(torch.utils.data.Dataset):
@@ -38,40 +32,53 @@ class TrainingSet(torch.utils.data.Dataset):
     a pseudo-query is taken out (HIDDEN) keeps its key.
     """
 
-    def __init__(self, rows, use, group, seed, teacher=False):
-        """`rows` as rows.read_training_file returns them; `use` is a ModelUse; `teacher` adds the teacher's scores."""
-        self.rows, self.use, self.group, self.seed, self.teacher = rows, use, group, seed, teacher
-        positives = defaultdict(set)
-        for row in rows:
-            positives[text_key(row["query"])].update(map(text_key, row["pos"]))
+    def __init__(self, rows, use, group, seed):
+        """`rows` are a store.Rows, and give the teacher's scores if they were read with them; `use` is a ModelUse."""
+        self.rows, self.use, self.group, self.seed = rows, use, group, seed
+        _, self.query = np.unique(rows.table["query_key"].to_numpy(), return_inverse=True)  # row -> number of its text
+        positives = rows.table["pos"].combine_chunks()
+        query, keys = np.repeat(self.query, np.diff(positives.offsets)), rows.keys[positives.flatten()]
+        order = np.lexsort((keys, query))
+        query, keys = query[order], keys[order]
+        new = np.append(True, (query[1:] != query[:-1]) | (keys[1:] != keys[:-1]))
+        self.keys, self.ends = keys[new], np.append(0, np.cumsum(np.bincount(query[new])))
         # One width for all queries, so that processes can exchange keys without agreeing on a shape first.
-        width = max(map(len, positives.values()))
-        self.positive_keys = {query: (sorted(keys) * width)[:width] for query, keys in positives.items()}
+        self.width = int(np.diff(self.ends).max())
 
     def __len__(self):
         return len(self.rows)
 
     def draw(self, epoch, number):
         """(the row's positive, its group - 1 negatives), by their places in the row."""
-        generator, row = random.Random(f"{self.seed} {epoch} {number}"), self.rows[number]
-        places, wanted = list(range(len(row["neg"]))), self.group - 1
-        return generator.randrange(len(row["pos"])), generator.sample(places * math.ceil(wanted / len(places)), wanted)
+        generator, (positives, negatives) = random.Random(f"{self.seed} {epoch} {number}"), self._passages(number)
+        places, wanted = list(range(len(negatives))), self.group - 1
+        return (generator.randrange(len(positives)),
+                generator.sample(places * math.ceil(wanted / len(places)), wanted))
 
     def __getitem__(self, item):
-        row, (positive, negatives) = self.rows[item[1]], self.draw(*item)
-        texts = [row["pos"][positive], *(row["neg"][place] for place in negatives)]
-        keys = [text_key(text) for text in texts]
+        number, (positive, negatives) = item[1], self.draw(*item)
+        query, drawn = self.rows.value("query", number), self._drawn(self._passages(number), positive, negatives)
+        texts, own = [self.rows.text(position) for position in drawn], self.query[number]
         hide = random.Random(f"{self.seed} {item} hide").random() < HIDDEN
-        if hide and str(row.get("id", "")).startswith(PSEUDO):
-            texts[0] = without(texts[0], row["query"])
-        scores = self.teacher and [row["pos_scores"][positive], *(row["neg_scores"][place] for place in negatives)]
+        if hide and str(self.rows.value("id", number)).startswith(PSEUDO):
+            texts[0] = without(texts[0], query)
+        scores = self.rows.teacher and [self.rows.value(name, number) for name in SCORES]
+        keys = self.keys[self.ends[own]:self.ends[own + 1]].tolist()
         return {
-            "query": self.use.query_prompt + row["query"],
+            "query": self.use.query_prompt + query,
             "passages": [self.use.passage_prompt + text for text in texts],
-            "passage_keys": keys,
-            "positive_keys": self.positive_keys[text_key(row["query"])],
-            "teacher_scores": scores or None,
+            "passage_keys": self.rows.keys[drawn].tolist(),
+            "positive_keys": (keys * self.width)[:self.width],
+            "teacher_scores": self._drawn(scores, positive, negatives) if scores else None,
         }
+
+    def _passages(self, number):
+        return self.rows.value("pos", number), self.rows.value("neg", number)
+
+    @staticmethod
+    def _drawn(sides, positive, negatives):
+        """Of (what is said of a row's positives, of its negatives), what is said of those drawn."""
+        return [sides[0][positive], *(sides[1][place] for place in negatives)]
 
 
 class EpochSampler:

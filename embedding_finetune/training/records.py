@@ -10,7 +10,8 @@ from embedding_finetune.recipes import all_recipes, find_recipe
 from embedding_finetune.retrieval.model_use import base_use, ready_made
 from embedding_finetune.settings import TABLE, TRAINING, plain
 from embedding_finetune.training.merge import made_of
-from embedding_finetune.training.rows import read_training_file, rows_identity, training_path
+from embedding_finetune.training.rows import training_path
+from embedding_finetune.training.store import read_rows, rows_identity
 
 RECORD = "training.json"
 
@@ -27,7 +28,7 @@ def record_of(settings, recipe):
         return record | {"made_of": made_of(settings, recipe)}
     if recipe.kind == "reranker":
         record["begins_with"] = model_content(reranker_base(settings))
-    rows = read_training_file(training_path(settings, recipe), teacher=bool(recipe.teacher))
+    rows = read_rows([training_path(settings, recipe)], teacher=bool(recipe.teacher))
     return record | {"training_file": rows_identity(rows)}
 
 

@@ -1,27 +1,41 @@
-"""Training files: rows that FlagEmbedding trains on, one file a recipe, made anew only when something changed.
+"""Training files, one a recipe, made anew only when something changed.
 
-In DATA_DIR, for a recipe:
+In DATA_DIR, beside the passages that all recipes share (see store):
 
-    training_LABEL.json       JSON lines of query, pos, neg, id and prompt; with a teacher pos_scores and neg_scores
-    training_LABEL.made.json  what it was made of, where mined negatives came from, and a hash of its content
+    training_LABEL.arrow      the rows that our trainer reads
+    training_LABEL.json       the same for FlagEmbedding, with all texts; TRAINING_EXPORT=no leaves it out
+    training_LABEL.made.json  what they were made of, where mined negatives came from, and a hash of each file's content
 """
 
 import numpy as np
 
 from embedding_finetune.data.collection import data_identity
 from embedding_finetune.data.negatives import sample_random, training_pool, with_given
-from embedding_finetune.files import UserError, content_hash, read_json, read_jsonl, sha256, write_json, write_jsonl
+from embedding_finetune.files import read_json, sha256, write_json
 from embedding_finetune.retrieval.model_use import base_use
 from embedding_finetune.training.audit import audit
+from embedding_finetune.training.store import (
+    PASSAGES,
+    read_rows,
+    write_for_flagembedding,
+    write_passages,
+    write_rows,
+)
 
 
 def training_path(settings, recipe):
     """The training file of a recipe."""
+    return export_path(settings, recipe).with_suffix(".arrow")
+
+
+def export_path(settings, recipe):
+    """The same in FlagEmbedding's format."""
     return settings.data_dir / recipe.file
 
 
 def make_training_file(settings, recipe, collection, miner=None):
-    """Write the training file of a recipe, unless today's data, recipe and models have made the one that is there.
+    """Write the training file of a recipe, unless today's data, recipe and models have made the one that is there; and
+    with TRAINING_EXPORT the same for FlagEmbedding.
 
     `collection` is the experiment's, of which only the train part is used. Mined negatives and a teacher's scores come
     from `miner` (see mining.Miner), which is needed only for them. A recipe's `share` keeps that
@@ -29,21 +43,31 @@ def make_training_file(settings, recipe, collection, miner=None):
     Returns the share of the negatives by where they came from.
     Raises UserError when the training part is too small, or when something leaked.
     """
-    path = training_path(settings, recipe)
+    path, export = training_path(settings, recipe), export_path(settings, recipe)
     record_path = path.with_suffix(".made.json")
-    made_of = {"data": data_identity(settings), "recipe": recipe.data, "seed": settings.seed}
+    made_of = {"data": data_identity(settings), "near_duplicates_together": settings.near_duplicates_together,
+               "recipe": recipe.data, "seed": settings.seed}
     made_of |= {"models": miner.content()} if miner else {}
-    record = read_json(record_path) or {}
-    if record.get("made_of") == made_of and path.exists() and record["sha256"] == sha256(path):
-        return record["sources"]
-    sources = _write(settings, recipe, path, training_pool(collection, settings.near_duplicates_together), miner)
-    audit(settings, collection, [recipe.file])
-    write_json(record_path, {"made_of": made_of, "sources": sources, "sha256": sha256(path)})
-    return sources
+    record, written = read_json(record_path) or {}, []
+    if record.get("made_of") != made_of or record.get("files") != _hashes(path):
+        sources = _write(settings, recipe, path, training_pool(collection, settings.near_duplicates_together), miner)
+        record, written = {"made_of": made_of, "sources": sources, "files": _hashes(path)}, [path.name]
+        export.unlink(missing_ok=True)  # it has other rows
+    if settings.training_export and (not export.exists() or record.get("export") != sha256(export)):
+        write_for_flagembedding(export, read_rows([path], bool(recipe.teacher)), base_use(settings).query_prompt)
+        record, written = record | {"export": sha256(export)}, [*written, export.name]
+    if written:
+        audit(settings, collection, written)
+        write_json(record_path, record)
+    return record["sources"]
+
+
+def _hashes(path):
+    return {file.name: sha256(file) for file in (path, path.with_name(PASSAGES)) if file.exists()}
 
 
 def _write(settings, recipe, path, pool, miner):
-    """Choose the negatives and write the file; returns the share of each source."""
+    """Choose the negatives and write the file and the passages; returns the share of each source."""
     if recipe.negatives == "mined":
         chosen, by = miner.mine(pool)
     else:
@@ -56,8 +80,8 @@ def _write(settings, recipe, path, pool, miner):
     by = ({"with the data": given} if given.any() else {}) | {name: where & drawn for name, where in by.items()}
     scores = miner.scores(pool, chosen) if recipe.teacher else None
     kept = pool.train.queries if recipe.share == 1 else sample_share(pool.train.queries, recipe.share, settings.seed)
-    rows = training_rows(pool, chosen, scores, base_use(settings).query_prompt)
-    write_jsonl(path, (row for row in rows if row["id"] in kept))
+    rows = (row for row in training_rows(pool, chosen, scores) if row["id"] in kept)
+    write_rows(path, rows, write_passages(path.with_name(PASSAGES), pool.texts()), bool(recipe.teacher))
     return {name: float(where.mean()) for name, where in by.items()}
 
 
@@ -68,48 +92,14 @@ def sample_share(queries, share, seed):
     return {ids[place] for place in order[:max(1, round(share * len(ids)))]}
 
 
-def training_rows(pool, chosen, scores, prompt):
-    """Yield the row of each query of a Pool, its negatives being the passages at the positions in its row of `chosen`.
+def training_rows(pool, chosen, scores):
+    """Yield the row of each query of a Pool as write_rows takes it, its negatives being its row of `chosen`.
 
-    `scores` yields for each query those of its positives and its negatives, or is None. `prompt` is for whoever trains
-    on the file with FlagEmbedding; here the model's counts.
+    `scores` yields for each query those of its positives and its negatives, or is None.
     """
-    texts = np.array(pool.texts(), dtype=object)
     for (query, text), positives, negatives in zip(pool.train.queries.items(), pool.positives, chosen, strict=True):
-        row = {"query": text, "pos": texts[positives].tolist(), "neg": texts[negatives].tolist(), "id": query,
-               "prompt": prompt}
+        row = {"id": query, "query": text, "pos": positives, "neg": negatives}
         if scores is not None:
             given = next(scores)
             row |= {"pos_scores": given[:len(positives)], "neg_scores": given[len(positives):]}
         yield row
-
-
-def read_training_file(path, teacher=False):
-    """The rows of a training file; with `teacher`, each text of `pos` and `neg` must have its score.
-
-    Raises UserError naming file and row when it cannot be trained on.
-    """
-    rows = read_jsonl(path, required=("query", "pos", "neg"), made_by="build_train_dataset.ipynb or finetune_hard.sh")
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row["query"], str):
-            raise UserError(f"{path}, row {number}: 'query' must be a text; build the file again")
-        for side in ("pos", "neg"):
-            texts, scores = row[side], row.get(f"{side}_scores")
-            if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-                raise UserError(f"{path}, row {number}: {side!r} must be a list of at least one text; "
-                                "build the file again")
-            if teacher and not (isinstance(scores, list) and len(scores) == len(texts)
-                                and all(isinstance(score, int | float) for score in scores)):
-                raise UserError(f"{path}, row {number}: a teacher needs '{side}_scores', one number a text of {side!r}")
-    return rows
-
-
-def write_with_prompt(path, rows, prompt):
-    """Write rows for FlagEmbedding's own trainer, which prefers a row's prompt to its flag: the file may be older."""
-    write_jsonl(path, ({**row, "prompt": prompt} for row in rows))
-
-
-def rows_identity(rows):
-    """What tells one training file from another: a hash of all that is trained on, so of all but ids."""
-    trained_on = ("query", "pos", "neg", "pos_scores", "neg_scores")
-    return content_hash(*([row.get(name) for name in trained_on] for row in rows))

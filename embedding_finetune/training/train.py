@@ -46,7 +46,7 @@ from embedding_finetune.training.reranker import (
     load_reranker_model,
     warnings_of,
 )
-from embedding_finetune.training.rows import read_training_file
+from embedding_finetune.training.store import read_rows
 from embedding_finetune.training.trainer import Trainer
 
 RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -166,7 +166,7 @@ def load_model(model_args, data_args, args, use):
 def run(model_args, data_args, args):
     """Train from the last complete checkpoint, or from the beginning, to the finished folder."""
     output, use = Path(args.output_dir), use_from_flags(model_args, data_args, args)
-    rows = [row for path in data_args.train_data for row in read_training_file(path, data_args.knowledge_distillation)]
+    rows = read_rows(data_args.train_data, data_args.knowledge_distillation)
     step = args.per_device_train_batch_size * WORLD_SIZE
     if args.dataloader_drop_last and len(rows) < step:
         raise UserError(f"{len(rows)} training queries are fewer than the {step} of a step: give more of them, or "
@@ -196,7 +196,7 @@ def run(model_args, data_args, args):
         dev = RerankDev(*of) if args.reranker else DevSet(*of, args.query_expansion)
     trainer = Trainer(
         model=model, args=args, dev=dev, processing_class=tokenizer,
-        train_dataset=TrainingSet(rows, use, data_args.train_group_size, args.seed, data_args.knowledge_distillation),
+        train_dataset=TrainingSet(rows, use, data_args.train_group_size, args.seed),
         sampler=EpochSampler(len(rows), args.per_device_train_batch_size,
                              args.seed if args.data_seed is None else args.data_seed, args.dataloader_drop_last),
         data_collator=collator)

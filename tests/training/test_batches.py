@@ -102,12 +102,12 @@ def test_all_positives_of_a_query_are_known_wherever_they_stand():
 
 def test_the_teachers_scores_are_those_of_the_drawn_texts(tiny):
     rows = rows_of(tiny, scores=True)
-    training = TrainingSet(rows, use(), 4, seed=5, teacher=True)
+    training = TrainingSet(rows, use(), 4, seed=5)
     for number, row in enumerate(rows):
         known = dict(zip(row["pos"] + row["neg"], row["pos_scores"] + row["neg_scores"], strict=True))
         item = training[0, number]
         assert item["teacher_scores"] == [known[text] for text in item["passages"]]
-    assert TrainingSet(rows, use(), 4, seed=5)[0, 0]["teacher_scores"] is None
+    assert TrainingSet(rows_of(tiny), use(), 4, seed=5)[0, 0]["teacher_scores"] is None
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
