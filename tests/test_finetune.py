@@ -15,10 +15,11 @@ from FlagEmbedding.abc.finetune.embedder import AbsEmbedderTrainDataset
 from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from tiny_training import changed_rows
 from transformers import AutoTokenizer
 
 from embedding_finetune import finetune as finetuning
-from embedding_finetune.files import UserError, read_jsonl, run_command_line, write_jsonl
+from embedding_finetune.files import UserError, read_jsonl, run_command_line
 from embedding_finetune.recipes import find_recipe
 from embedding_finetune.retrieval.model_use import base_use, use_of
 from embedding_finetune.settings import ROOT, TABLE, Settings
@@ -26,7 +27,7 @@ from embedding_finetune.training.checkpoints import complete_checkpoints
 from embedding_finetune.training.log import read_log
 from embedding_finetune.training.records import RECORD, is_current, read_record
 
-NEG10 = "training_neg_10.json"
+NEG10, EXPORT = "training_neg_10.arrow", "training_neg_10.json"
 
 
 def prepare(settings, label="neg10"):
@@ -129,7 +130,7 @@ def test_an_interrupted_training_is_only_continued_as_it_was_begun(built, tmp_pa
     assert folder == built.output_dir / "neg10.partial"
     for same in ({"grad_cache_chunk": 8}, {"logging_steps": 1}):
         prepare(dataclasses.replace(built, **same))
-    (tmp_path / "recipes.toml").write_text(f'[neg10]\nnumber = 12\nfile = "{NEG10}"\n')
+    (tmp_path / "recipes.toml").write_text(f'[neg10]\nnumber = 12\nfile = "{EXPORT}"\n')
     for other in ({"batch_size": 8}, {"epochs": 2.0}, {"gpus": 2}, {"dev_steps": 0.5},
                   {"recipe_file": tmp_path / "recipes.toml"}):
         with pytest.raises(UserError, match="neg10.partial holds an interrupted training with other settings or "
@@ -152,8 +153,7 @@ def test_data_that_changed_during_the_training_makes_the_model_stale(built, untr
     launch = finetuning.launch
 
     def change_and_launch(*args):
-        rows = read_jsonl(built.data_dir / NEG10)
-        write_jsonl(built.data_dir / NEG10, rows[1:])
+        changed_rows(built.data_dir / NEG10, lambda rows: rows[1:])
         launch(*args)
 
     monkeypatch.setattr(finetuning, "launch", change_and_launch)
@@ -201,7 +201,7 @@ def test_the_estimate_by_hand(built, monkeypatch):
     """10 products of 512 x 64 by 64 x 2048 in 2 seconds; 6 operations for each of 12 x 64 x 64 weights in 2 layers."""
     ticks = iter([0.0, 2.0])
     monkeypatch.setattr(finetuning.time, "monotonic", lambda: next(ticks))
-    rows, tokenizer = read_jsonl(built.data_dir / NEG10), AutoTokenizer.from_pretrained(built.base_model)
+    rows, tokenizer = read_jsonl(built.data_dir / EXPORT), AutoTokenizer.from_pretrained(built.base_model)
     assert len(rows) < 200
     lengths = [min(built.passage_max_len, len(tokenizer(row["pos"][0])["input_ids"])) for row in rows]
     tokens = built.epochs * built.train_group_size * sum(lengths)
@@ -308,14 +308,16 @@ def one_process(monkeypatch):
 
 
 def test_flagembeddings_own_trainer_leads_to_a_complete_folder(built, one_process, monkeypatch):
-    """Also when the instruction has changed since the training file was made."""
+    """Also when the instruction has changed since the training file was made, and without an export of it."""
     queries, original = [], AbsEmbedderTrainDataset.__getitem__
     monkeypatch.setattr(AbsEmbedderTrainDataset, "__getitem__",
                         lambda self, item: queries.append(original(self, item)) or queries[-1])
+    (built.data_dir / EXPORT).unlink()
     settings = dataclasses.replace(built, trainer="flagembedding", base_pooling="mean", query_instruction="look up: ",
-                                   passage_instruction="text: ")
+                                   passage_instruction="text: ", training_export=False)
     folder = finetuning.finetune(settings, "neg10", one_process=True)
     check_finished(settings, folder, "mean")
+    assert not (built.data_dir / EXPORT).exists()
     assert queries and all(query.startswith(("look up: when ", "look up: where ")) for query, *_ in queries)
 
 

@@ -86,7 +86,8 @@ def test_every_step_leaves_its_files(finished):
         "second_stage.ipynb", *(f"second_stage.ipynb for {label}" for label in STAGES[1:]), "compare.ipynb"]
     data = ["corpus.jsonl", "queries.jsonl", *(f"qrels/{part}.tsv" for part in ("train", "dev", "test")),
             "dataset.json", "eval_dataset.json", "qrels.trec", "training_neg_10.json", "training_neg_50.json",
-            "training_hard_kd.json"]
+            "training_hard_kd.json", "passages.arrow", "training_neg_10.arrow", "training_neg_50.arrow",
+            "training_hard_kd.arrow"]
     output = [*(f"runs/{label}.trec" for label in MEASURED), *(f"runs/dev/{label}.trec" for label in MEASURED),
               *(f"results/{label}.json" for label in MEASURED), *(f"results/comparison.{end}" for end in ("md", "png")),
               *(f"{label}/{name}" for label in TRAINED for name in ("model.safetensors", "modules.json", "README.md",
@@ -273,20 +274,15 @@ def test_a_notebook_stops_with_one_line(finished, monkeypatch, tmp_path, changes
     assert len(errors) == 1 and message in errors[0].traceback[0] and len(errors[0].traceback) == 1
 
 
-@pytest.mark.parametrize("breaking, message", [
-    (lambda row: row.pop("neg"), "line 1: no 'neg'"),
-    (lambda row: row.update(neg=[]), "row 1: 'neg' must be a list of at least one text"),
-])
-def test_a_broken_training_file_stops_before_any_model(finished, tmp_path, breaking, message):
-    shutil.copytree(finished[0].data_dir, tmp_path / "data")
-    path = tmp_path / "data" / "training_neg_10.json"
-    row = json.loads(path.read_text().splitlines()[0])
-    breaking(row)
-    path.write_text(json.dumps(row) + "\n")
-    record = path.with_suffix(".made.json")  # as if it had been made so: else it would be made anew
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"sha256": sha256(path)}))
-    with pytest.raises(UserError, match=message):
-        finetune(dataclasses.replace(finished[0], data_dir=tmp_path / "data", output_dir=tmp_path / "out"), "neg10")
+@pytest.mark.parametrize("name", ["training_neg_10.arrow", "passages.arrow"])
+def test_a_damaged_training_file_stops_before_any_model(finished, tmp_path, name):
+    data = shutil.copytree(finished[0].data_dir, tmp_path / "data")
+    (data / name).write_bytes((data / name).read_bytes()[:-100])
+    record = data / "training_neg_10.made.json"  # as if it had been made so: else it would be made anew
+    made = json.loads(record.read_text())
+    record.write_text(json.dumps(made | {"files": made["files"] | {name: sha256(data / name)}}))
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        finetune(dataclasses.replace(finished[0], data_dir=data, output_dir=tmp_path / "out"), "neg10")
     assert not (tmp_path / "out").exists()
 
 

@@ -7,7 +7,8 @@ from tiny import tiny_bert
 
 from embedding_finetune.data.collection import Collection, write_collection
 from embedding_finetune.retrieval.model_use import ModelUse
-from embedding_finetune.training.store import read_rows
+from embedding_finetune.training.store import PASSAGES, read_rows, write_passages
+from embedding_finetune.training.store import write_rows as write_rows_by_id
 
 TOPICS = "river moon copper violin harbour glacier pepper engine orchard lantern falcon marble".split()
 VERBS = "feeds cools carries mirrors shelters breaks colours follows".split()
@@ -44,6 +45,19 @@ def training_rows(count=60, negatives=6, seed=1, scores=False, second_positives=
 def write_rows(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
+
+
+def changed_rows(path, change):
+    """Put what `change` makes of its rows (a list of dicts, passages by their texts) into a file of rows by id.
+
+    Texts that are new come behind the others in the store, as if the file had been written with them.
+    """
+    rows = read_rows([path])
+    position = {text: number for number, text in enumerate(rows.passages["text"].to_pylist())}
+    changed = change(list(rows))
+    for row in changed:
+        row |= {side: [position.setdefault(text, len(position)) for text in row[side]] for side in ("pos", "neg")}
+    write_rows_by_id(path, changed, write_passages(path.with_name(PASSAGES), position))
 
 
 def training_folder(folder):

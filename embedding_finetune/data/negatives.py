@@ -13,7 +13,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from embedding_finetune.data.collection import Collection
-from embedding_finetune.data.texts import near_duplicates, passage_id
+from embedding_finetune.data.texts import near_duplicates_of, passage_id
 from embedding_finetune.files import UserError
 
 BATCH = 2048  # queries that are filtered together
@@ -53,8 +53,8 @@ def training_pool(collection, near=True):
     held_out = [passage for part in ("dev", "test") for passage in collection.part(part).pool()[0]]
     unsafe = {key[passage] for passage in held_out}
     if near:
-        pairs = near_duplicates([collection.corpus[passage] for passage in suspects + held_out])
-        unsafe |= {key[suspects[one]] for one, other in pairs.tolist() if one < len(suspects) <= other}
+        pairs = near_duplicates_of(*([collection.corpus[passage] for passage in some] for some in (suspects, held_out)))
+        unsafe |= {key[suspects[place]] for place in pairs[:, 0]}
     safe, ids = [passage for passage in positive if key[passage] not in unsafe], {}
     for passage in chain(safe, positive, (passage for passage in suspects if key[passage] not in unsafe)):
         ids.setdefault(key[passage], passage)

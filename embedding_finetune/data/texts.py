@@ -15,6 +15,7 @@ NEAR_DUPLICATE = 0.8  # share of the shorter text's runs of words that the longe
 # Scripts that put no spaces between words: Han, kana, and those whose lines break by dictionary (UAX 14's class SA:
 # Thai, Lao, Khmer, Burmese ..). In the others a word goes on over marks: Hindi writes its vowels with them.
 UNSPACED, SPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}ー\p{LB=SA}]", r"[\p{L}\p{N}_]"
+BETWEEN_WORDS = {code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) == "_")}
 WORD = regex.compile(rf"{UNSPACED}|[{SPACED}--{UNSPACED}][[{SPACED}\p{{M}}]--{UNSPACED}]*", regex.V1)
 
 
@@ -49,6 +50,8 @@ def words(text):
 
     They say whether texts are alike and how long they are, which needs no dictionary (for a search, see words.Words).
     """
+    if text.isascii():  # the same, four times as fast
+        return text.lower().translate(BETWEEN_WORDS).split()
     return WORD.findall(unicodedata.normalize("NFKC", text).lower())
 
 
@@ -89,6 +92,23 @@ def near_duplicates(texts):
     columns = np.concatenate(columns)
     ones = np.ones(len(columns), dtype=bool)  # of one byte, and a product of them cannot overflow
     return _contained(csr_array((ones, columns, np.cumsum(known)), shape=(len(sizes), len(wanted))), sizes)
+
+
+def near_duplicates_of(texts, others):
+    """Those pairs of near_duplicates that are one of `texts` and one of `others`, as positions in the two: int array
+    (pairs, 2). Only texts that share a run of words with any of `others` are compared at all.
+    """
+    texts, others = list(texts), list(others)
+    flat, bounds = _numbered_words([*others, *texts])
+    runs = [hashes for _, _, hashes in _runs(flat, bounds[:len(others) + 1])]
+    wanted = np.unique(np.concatenate(runs)) if runs else np.empty(0, dtype=np.uint64)
+    sharing = np.zeros(len(texts), dtype=bool)
+    for _, rows, hashes in _runs(flat, bounds[len(others):]):
+        sharing[rows[np.isin(hashes, wanted)]] = True
+    some = np.flatnonzero(sharing)
+    near = near_duplicates([*(texts[number] for number in some), *others])
+    near = near[(near[:, 0] < len(some)) & (near[:, 1] >= len(some))]
+    return np.stack([some[near[:, 0]], near[:, 1] - len(some)], axis=1)
 
 
 def _contained(grams, sizes):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from embedding_finetune.data.collection import read_data
-from embedding_finetune.data.texts import near_duplicates, passage_id
+from embedding_finetune.data.texts import near_duplicates_of, passage_id
 from embedding_finetune.files import UserError
 from embedding_finetune.training.store import read_rows
 
@@ -63,8 +63,7 @@ class _Texts:
         self.same = np.unique(self.normal, return_inverse=True)[1]
         self.held_out = {part: [collection.corpus[passage] for passage in collection.part(part).pool()[0]]
                          for part in ("dev", "test")}
-        near = near_duplicates([*texts, *self.held_out["dev"], *self.held_out["test"]])
-        self.near = near[(near[:, 0] < len(texts)) & (near[:, 1] >= len(texts))] - [0, len(texts)]
+        self.near = near_duplicates_of(texts, chain.from_iterable(self.held_out.values()))
 
 
 def _found(name, rows, texts, collection):

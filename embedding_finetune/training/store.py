@@ -97,15 +97,12 @@ def _moved(table, by):
 
 def _stored(path, teacher):
     """(store, rows) of a file that write_rows has written, checked as far as that needs no look at the texts."""
-    table, store = _mapped(path), path.with_name(PASSAGES)
-    wanted = TAUGHT if teacher else ROWS
-    if not set(wanted.names) <= set(table.column_names):
-        raise UserError(f"{path} has no {'scores of a teacher' if teacher else 'training rows'}: it is made by {MADE_BY}")
-    named = (table.schema.metadata or {}).get(b"passages", b"").decode()
-    table, passages = table.select(wanted.names).replace_schema_metadata(), _mapped(store)
-    if not table.schema.equals(wanted) or not passages.schema.equals(STORE):
-        raise _damaged(path, f"it or {store.name} has other columns")
-    if store_identity(passages["key"].to_numpy()) != named:
+    table, store = _mapped(path, ROWS, TAUGHT), path.with_name(PASSAGES)
+    passages = _mapped(store, STORE)
+    if teacher and not table.schema.equals(TAUGHT):
+        raise UserError(f"{path} has no scores of a teacher: it is made by {MADE_BY}")
+    named = (table.schema.metadata or {}).get(b"passages")
+    if store_identity(passages["key"].to_numpy()).encode() != named:
         raise UserError(f"{path} belongs to other passages than those of {store}: {MADE_BY} makes both anew")
     try:
         table.validate(full=True)
@@ -119,19 +116,21 @@ def _stored(path, teacher):
         bounds = pc.min_max(pc.list_flatten(table[side])).as_py()
         if not len(table) or bounds["min"] is None or bounds["min"] < 0 or bounds["max"] >= len(passages):
             raise _damaged(path, f"{side!r} names passages that are not there")
-    return passages, table
+    return passages, table.select((TAUGHT if teacher else ROWS).names).replace_schema_metadata()
 
 
-def _mapped(path):
-    """An Arrow table whose columns stay on disk until they are looked at."""
+def _mapped(path, *schemas):
+    """The Arrow table of a file, of one of these schemas; its columns stay on disk until they are looked at."""
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         table.validate()
-        return table
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: it is made by {MADE_BY}") from None
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, one_line(error)) from None
+    if not any(map(table.schema.equals, schemas)):
+        raise _damaged(path, "it has other columns")
+    return table
 
 
 def _damaged(path, why):
@@ -170,7 +169,7 @@ def _converted(path, teacher):
 def write_passages(path, texts):
     """Write the store of these texts; returns its identity, which rows name."""
     _write(path, STORE, _batches(_passages(texts), STORE))
-    return store_identity(_mapped(path)["key"].to_numpy())
+    return store_identity(_mapped(path, STORE)["key"].to_numpy())
 
 
 def write_rows(path, rows, store, teacher=False):

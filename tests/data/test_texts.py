@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from tiny import tiny_pairs, tiny_texts
 
-from embedding_finetune.data.texts import near_duplicates, normalise, passage_id, query_id, tidy, without, words
+from embedding_finetune.data.texts import (
+    WORD,
+    near_duplicates,
+    near_duplicates_of,
+    normalise,
+    passage_id,
+    query_id,
+    tidy,
+    without,
+    words,
+)
 
 CHINESE = ["獭在夜里沿着河岸觅食，天亮以前回到柳树下的洞里睡觉。", "白鹭在黎明时站在芦苇之间，等鱼游到它的脚边。",
            "红隼悬停在草地上空，看见田鼠就俯冲下来。"]
@@ -30,6 +40,11 @@ def test_words_are_characters_where_a_script_has_no_spaces():
     assert words("獭在夜里 eats 魚") == ["獭", "在", "夜", "里", "eats", "魚"]
     assert words("カワ") == ["カ", "ワ"] and len(words(THAI[0])) > 20 and words("강아지 둘") == ["강아지", "둘"]
     assert words("佐々木・サーバー𠀋") == list("佐々木サーバー𠀋") and len(words("ရန်ကုန်")) == 7
+
+
+def test_the_words_of_ascii_are_those_of_the_pattern_of_all_scripts():
+    for text in map("".join, itertools.product(map(chr, range(128)), map(chr, range(128)), "aA_ 1")):
+        assert words(text) == WORD.findall(text.lower())
 
 
 def test_a_word_goes_on_over_its_marks():
@@ -100,6 +115,18 @@ def test_real_texts_and_their_edits_agree_with_sets(seed):
     assert any(len(words(texts[one])) > 5 and texts[one] != texts[other] for one, other in found)
     scripts = [any(character in texts[one] for character in "獭鹭隼") for one, _ in found]
     assert any(scripts) and not all(scripts)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pairs_across_two_lists_are_those_of_both_together(seed):
+    generator = random.Random(seed)
+    texts = [" ".join(generator.choices("abc", k=generator.randrange(12))) for _ in range(120)]
+    texts += tiny_texts(tiny_pairs(30, seed=seed)) + [text + " indeed" for text in CHINESE]
+    others = texts[90:130] + CHINESE + [text + " indeed" for text in texts[130:]]
+    expected = [(one, other - len(texts)) for one, other in by_sets(texts + others) if one < len(texts) <= other]
+    found = near_duplicates_of(iter(texts), iter(others))
+    assert sorted(map(tuple, found.tolist())) == expected and len(expected) > 100
+    assert near_duplicates_of(texts, []).shape == near_duplicates_of([], others).shape == (0, 2)
 
 
 def test_the_share_counts_at_its_edge_by_hand():

@@ -3,49 +3,57 @@
 import dataclasses
 
 import pytest
+from tiny_training import changed_rows
 
 from embedding_finetune.data.collection import Collection, read_data, write_data
 from embedding_finetune.files import UserError, read_jsonl, write_jsonl
 from embedding_finetune.training.audit import audit, audit_data
 
 FILE = "training_neg_10.json"
+FORMATS = pytest.mark.parametrize("file", [FILE, "training_neg_10.arrow"])
+
+
+def change_rows(settings, file, change):
+    """Let `change` change a training file's rows, a list of dicts."""
+    path = settings.data_dir / file
+    if path.suffix == ".arrow":
+        return changed_rows(path, lambda rows: change(rows) or rows)
+    rows = read_jsonl(path)
+    change(rows)
+    write_jsonl(path, rows)
 
 
 def test_clean_files_have_nothing_of_either_part(built):
-    table = audit_data(built, [FILE, "training_neg_50.json"])
+    files = ["training_neg_10.arrow", FILE, "training_neg_50.arrow"]
+    table = audit_data(built, files)
     assert table.to_numpy().sum() == 0
-    assert table.index.tolist() == [(file, part) for file in (FILE, "training_neg_50.json") for part in ("dev", "test")]
+    assert table.index.tolist() == [(file, part) for file in files for part in ("dev", "test")]
 
 
+@FORMATS
 @pytest.mark.parametrize("part", ["dev", "test"])
 @pytest.mark.parametrize("kind", ["queries", "positives", "negatives"])
-def test_each_kind_of_leak_is_found_in_either_part(built, part, kind):
+def test_each_kind_of_leak_is_found_in_either_part(built, part, kind, file):
     """However a text is written: case, spaces and compatibility characters tell no two texts apart."""
     held_out = read_data(built).part(part)
     query, text = next(iter(held_out.queries.values())), held_out.corpus[held_out.pool()[0][0]]
-    rows = read_jsonl(built.data_dir / FILE)
-    match kind:
-        case "queries":
-            rows[3]["query"] = query.upper()
-        case "positives":
-            rows[3]["pos"].append(f" {text}\n")
-        case "negatives":
-            rows[3]["neg"][0] = text.replace(" ", "\u3000")
-    write_jsonl(built.data_dir / FILE, rows)
-    with pytest.raises(UserError, match=f'"against": "{part}".*"{kind}": 1'):
-        audit_data(built, [FILE])
+    changes = {"queries": lambda rows: rows[3].update(query=query.upper()),
+               "positives": lambda rows: rows[3]["pos"].append(f" {text}\n"),
+               "negatives": lambda rows: rows[3]["neg"].__setitem__(0, text.replace(" ", "\u3000"))}
+    change_rows(built, file, changes[kind])
+    with pytest.raises(UserError, match=f'{file} is not clean.*"against": "{part}".*"{kind}": 1'):
+        audit_data(built, ["training_neg_50.json", file])
 
 
+@FORMATS
 @pytest.mark.parametrize("change, found", [
     (lambda row: row["neg"].__setitem__(0, row["pos"][0].upper()), '"own positives as negatives": 1'),
     (lambda row: row["neg"].__setitem__(0, row["neg"][1] + " "), '"repeated negatives": 1'),
 ])
-def test_a_row_that_contradicts_itself_is_found(built, change, found):
-    rows = read_jsonl(built.data_dir / FILE)
-    change(rows[3])
-    write_jsonl(built.data_dir / FILE, rows)
+def test_a_row_that_contradicts_itself_is_found(built, change, found, file):
+    change_rows(built, file, lambda rows: change(rows[3]))
     with pytest.raises(UserError, match=found):
-        audit_data(built, [FILE])
+        audit_data(built, [file])
 
 
 LONG = "the heron of the lower valley builds its nest with twigs of willow and comes back every year in spring"

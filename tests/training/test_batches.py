@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from batches_for_tests import batch_of
-from tiny_training import rows_of, use
+from tiny_training import rows_of, use, write_rows
 from transformers import AutoTokenizer
 
 from embedding_finetune.data.texts import PSEUDO
@@ -15,8 +15,8 @@ from embedding_finetune.training.batches import (
     EpochSampler,
     TrainingSet,
     sub_batches,
-    text_key,
 )
+from embedding_finetune.training.store import read_rows, text_key
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +91,13 @@ def test_the_order_of_rows_is_that_of_accelerates_sampler():
     assert list(ours) == orders[2][:3] and len(ours) == 3
 
 
-def test_all_positives_of_a_query_are_known_wherever_they_stand():
-    rows = [{"query": "a", "pos": ["x"], "neg": ["n"]}, {"query": "b", "pos": ["z"], "neg": ["n"]},
-            {"query": "a", "pos": ["y"], "neg": ["n"]}]
-    training = TrainingSet(rows, use(), 2, seed=0)
+def test_all_positives_of_a_query_are_known_wherever_they_stand(tmp_path):
+    write_rows(tmp_path / "a.json", [{"query": "a", "pos": ["x"], "neg": ["n"]},
+                                     {"query": "b", "pos": ["z"], "neg": ["n"]}])
+    write_rows(tmp_path / "b.json", [{"query": "a", "pos": ["y", "x"], "neg": ["n"]}])
+    training = TrainingSet(read_rows([tmp_path / "a.json", tmp_path / "b.json"]), use(), 2, seed=0)
     keys = [training[0, row]["positive_keys"] for row in range(3)]
-    assert set(keys[0]) == set(keys[2]) == {text_key("x"), text_key("y")} and set(keys[1]) == {text_key("z")}
+    assert keys[0] == keys[2] == sorted([text_key("x"), text_key("y")]) and set(keys[1]) == {text_key("z")}
     assert {len(own) for own in keys} == {2}  # of one width, so that processes can exchange them
 
 
@@ -145,12 +146,13 @@ def test_queries_and_passages_are_cut_each_at_their_own_length(rows, tiny):
     assert laid_out[0] == (*whole[:5], whole[-1]) and len(whole) == 7
 
 
-def test_a_pseudo_query_is_taken_out_of_its_passage_nine_times_in_ten():
+def test_a_pseudo_query_is_taken_out_of_its_passage_nine_times_in_ten(tmp_path):
     passage = "Guide > Install\nthe falcon carries\n marble over the harbour"
     rows = [{"query": "carries marble over", "pos": [passage], "neg": ["a carries marble over b"],
              "id": f"{PSEUDO}span-1"},
             {"query": "Guide Install", "pos": [passage], "neg": ["moon"], "id": f"{PSEUDO}title-1"},
             {"query": "carries marble over", "pos": [passage], "neg": ["moon"], "id": "q1"}]
+    rows = read_rows([write_rows(tmp_path / "rows.json", rows)])
     training, epochs = TrainingSet(rows, use(), 2, seed=1), range(500)
     span, title, written = ([training[epoch, row]["passages"][0] for epoch in epochs] for row in range(3))
     assert set(written) == {passage}

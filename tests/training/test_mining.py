@@ -20,7 +20,8 @@ from embedding_finetune.retrieval.stages import stage_of
 from embedding_finetune.training import rows as rows_module
 from embedding_finetune.training.export import export
 from embedding_finetune.training.mining import Miner
-from embedding_finetune.training.rows import make_training_file, read_training_file, training_path, training_rows
+from embedding_finetune.training.rows import make_training_file, training_path, training_rows
+from embedding_finetune.training.store import read_rows
 
 
 def recipe_of(settings, label="hard", **changes):
@@ -31,7 +32,7 @@ def recipe_of(settings, label="hard", **changes):
 def make(settings, recipe):
     """(rows of the training file, share of each source)"""
     sources = make_training_file(settings, recipe, read_data(settings), Miner(settings, recipe))
-    return read_training_file(training_path(settings, recipe), teacher=bool(recipe.teacher)), sources
+    return list(read_rows([training_path(settings, recipe)], teacher=bool(recipe.teacher))), sources
 
 
 def test_rows_have_mined_negatives_and_their_sources_add_up(built):
@@ -101,7 +102,9 @@ def test_nothing_of_the_test_and_dev_part_is_used(built):
     rows = []
     for pool in map(training_pool, (collection, other)):
         chosen, _ = miner.mine(pool)
-        rows.append(list(training_rows(pool, chosen, miner.scores(pool, chosen), "")))
+        texts = np.array(pool.texts())
+        rows.append([row | {side: texts[row[side]].tolist() for side in ("pos", "neg")}
+                     for row in training_rows(pool, chosen, miner.scores(pool, chosen))])
     assert rows[0] == rows[1]
 
 

@@ -3,8 +3,9 @@
 import dataclasses
 
 import pytest
+from tiny_training import changed_rows
 
-from embedding_finetune.files import UserError, read_jsonl, write_json, write_jsonl
+from embedding_finetune.files import UserError, write_json
 from embedding_finetune.recipes import find_recipe
 from embedding_finetune.settings import NOTHING, TRAINING
 from embedding_finetune.training.records import (
@@ -16,9 +17,10 @@ from embedding_finetune.training.records import (
     script_of,
     trained_by_us,
 )
-from embedding_finetune.training.rows import rows_identity, training_path
+from embedding_finetune.training.rows import export_path, training_path
+from embedding_finetune.training.store import read_rows, rows_identity
 
-NEG10 = "training_neg_10.json"
+NEG10 = "training_neg_10.arrow"
 
 
 @pytest.fixture
@@ -37,7 +39,8 @@ def test_the_record_has_all_settings_that_change_the_kept_weights(trained):
     assert record["settings"] == trained.as_dict(TRAINING) | {"SEED": 42}
     assert {"GPUS", "TRAINER", "DEV_STEPS", "DEV_CORPUS_SIZE", "SEED", "PRECISION"} <= record["settings"].keys()
     assert not {"GRAD_CACHE_CHUNK", "LOGGING_STEPS", "ENCODE_BATCH_SIZE", "OUTPUT_DIR"} & record["settings"].keys()
-    assert record["training_file"] == rows_identity(read_jsonl(trained.data_dir / NEG10))
+    export = read_rows([export_path(trained, find_recipe(trained, "neg10"))])
+    assert record["training_file"] == rows_identity(export)  # the same rows, in another store
 
 
 @pytest.mark.parametrize("change", [
@@ -60,12 +63,13 @@ def test_a_model_of_another_recipe_training_file_or_data_is_not_todays(trained):
     recipe = find_recipe(trained, "neg10")
     assert not is_current(trained, dataclasses.replace(recipe, number=11))
     assert not is_current(trained, dataclasses.replace(recipe, settings={"EPOCHS": 2}))
-    rows = read_jsonl(trained.data_dir / NEG10)
-    write_jsonl(trained.data_dir / NEG10, [{**rows[0], "id": "another"}, *rows[1:]])
+    before = (trained.data_dir / NEG10).read_bytes()
+    changed_rows(trained.data_dir / NEG10, lambda rows: [{**rows[0], "id": "another"}, *rows[1:]])
     assert current(trained)  # nothing of the id is trained on
-    write_jsonl(trained.data_dir / NEG10, rows[1:])
+    changed_rows(trained.data_dir / NEG10, lambda rows: rows[1:])
     assert not current(trained)
-    write_jsonl(trained.data_dir / NEG10, rows)
+    (trained.data_dir / NEG10).write_bytes(before)
+    assert current(trained)
     write_json(trained.data_dir / "dataset.json", {"files": {"corpus.jsonl": "another"}})
     assert not current(trained)
 

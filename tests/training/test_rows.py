@@ -6,16 +6,11 @@ import json
 import pytest
 
 from embedding_finetune.data.collection import data_identity, read_data
-from embedding_finetune.files import UserError, read_json, read_jsonl, write_jsonl
+from embedding_finetune.files import UserError, read_json, read_jsonl, sha256
 from embedding_finetune.recipes import find_recipe
 from embedding_finetune.training import rows as rows_module
-from embedding_finetune.training.rows import (
-    make_training_file,
-    read_training_file,
-    rows_identity,
-    sample_share,
-    training_path,
-)
+from embedding_finetune.training.rows import export_path, make_training_file, sample_share, training_path
+from embedding_finetune.training.store import PASSAGES, read_rows, rows_identity, write_for_flagembedding, write_rows
 
 
 def make(settings, label="neg10"):
@@ -26,21 +21,34 @@ def path_of(settings, label="neg10"):
     return training_path(settings, find_recipe(settings, label))
 
 
+def export_of(settings, label="neg10"):
+    return export_path(settings, find_recipe(settings, label))
+
+
 @pytest.mark.parametrize("label, number", [("neg10", 10), ("neg50", 50)])
 def test_rows_have_what_flagembedding_reads(built, label, number):
     train = read_data(built).part("train")
     pool = {train.corpus[passage] for passage in train.pool()[0]}
-    rows = read_training_file(path_of(built, label))
+    rows = read_jsonl(export_of(built, label))
     assert [row["id"] for row in rows] == list(train.queries)
     for row in rows:
         assert row["query"] == train.queries[row["id"]]
         assert row["pos"] == [train.corpus[passage] for passage in train.positives(row["id"])]
         assert len(set(row["neg"])) == number and set(row["neg"]) <= pool - set(row["pos"])
         assert row.keys() == {"query", "pos", "neg", "id", "prompt"} and row["prompt"] == built.query_instruction
+    assert [row | {"prompt": built.query_instruction} for row in read_rows([path_of(built, label)])] == rows
+
+
+def test_all_recipes_share_one_store_that_has_each_passage_once(built):
+    few, many = (read_rows([path_of(built, label)]) for label in ("neg10", "neg50"))
+    train = read_data(built).part("train")
+    assert few.passages.equals(many.passages)
+    assert few.passages["text"].to_pylist() == [train.corpus[passage] for passage in train.pool()[0]]
+    assert few.table.nbytes + 40 * 4 * len(few) == many.table.nbytes  # 40 positions of four bytes a row
 
 
 def test_two_recipes_draw_different_negatives(built):
-    few, many = (read_training_file(path_of(built, label)) for label in ("neg10", "neg50"))
+    few, many = (read_rows([path_of(built, label)]) for label in ("neg10", "neg50"))
     assert [row["neg"] for row in few] != [row["neg"][:10] for row in many]
 
 
@@ -48,7 +56,7 @@ def test_a_share_keeps_rows_as_they_are_and_a_larger_one_has_all_of_a_smaller_on
     kept = {}
     for label in ("neg10", "neg10_half", "neg10_quarter", "neg10_eighth", "neg10_half_long"):
         make(built, label)
-        kept[label] = [json.dumps(row) for row in read_training_file(path_of(built, label))]
+        kept[label] = [json.dumps(row) for row in read_rows([path_of(built, label)])]
     sizes = [len(kept[label]) for label in ("neg10", "neg10_half", "neg10_quarter", "neg10_eighth")]
     assert sizes == [sizes[0], *(round(share * sizes[0]) for share in (0.5, 0.25, 0.125))] and sizes[3] > 5
     assert set(kept["neg10_eighth"]) < set(kept["neg10_quarter"]) < set(kept["neg10_half"]) < set(kept["neg10"])
@@ -66,34 +74,74 @@ def test_a_share_is_a_sample_of_the_seed_and_never_empty():
 
 
 @pytest.fixture
-def write_count(monkeypatch):
-    """How often a training file was written."""
-    written = []
-    monkeypatch.setattr(rows_module, "write_jsonl", lambda path, rows: (written.append(path), write_jsonl(path, rows)))
-    return written
+def written(monkeypatch):
+    """The names of the training files that were written, in their order."""
+    names = []
+    for write in (write_rows, write_for_flagembedding):
+        monkeypatch.setattr(rows_module, write.__name__,
+                            lambda path, *args, write=write: names.append(path.suffix) or write(path, *args))
+    return names
 
 
-def test_a_file_is_taken_as_it_is_until_something_has_changed(built, monkeypatch, write_count):
-    content = path_of(built).read_bytes()
-    assert make(built) == {"random": 1.0} and not write_count
+def test_a_file_is_taken_as_it_is_until_something_has_changed(built, monkeypatch, written):
+    files = path_of(built), built.data_dir / PASSAGES, export_of(built)
+    contents = [file.read_bytes() for file in files]
+    assert make(built) == {"random": 1.0} and not written
 
-    path_of(built).write_bytes(content[:-1])  # cut short: not the file that was made
-    make(built)
-    assert len(write_count) == 1 and path_of(built).read_bytes() == content
-    path_of(built).unlink()
-    make(built)
-    assert len(write_count) == 2 and path_of(built).read_bytes() == content
+    def made_again(*suffixes):
+        make(built)
+        assert written == list(suffixes) and [file.read_bytes() for file in files] == contents
+        written.clear()
+
+    for file, content in zip(files[:2], contents):
+        file.write_bytes(content[:-1])  # cut short: not the file that was made
+        made_again(".arrow", ".json")
+        file.write_bytes(content[:500] + b"?" + content[501:])
+        made_again(".arrow", ".json")
+        file.unlink()
+        made_again(".arrow", ".json")
+    export_of(built).write_bytes(contents[2][:-1])
+    made_again(".json")
+    export_of(built).unlink()
+    made_again(".json")
     path_of(built).with_suffix(".made.json").unlink()
-    make(built)
-    assert len(write_count) == 3 and path_of(built).read_bytes() == content
+    made_again(".arrow", ".json")
 
     recipe = find_recipe(built, "neg10")
     make_training_file(built, dataclasses.replace(recipe, number=12), read_data(built))
-    assert len(write_count) == 4 and {len(row["neg"]) for row in read_jsonl(path_of(built))} == {12}
+    assert {len(row["neg"]) for row in read_rows([path_of(built)])} == {12}
+    assert {len(row["neg"]) for row in read_jsonl(export_of(built))} == {12}
     make(built)
     monkeypatch.setattr(rows_module, "data_identity", lambda settings: "other data")
     make(built)
-    assert len(write_count) == 6
+    assert written == [".arrow", ".json"] * 3
+
+
+def test_other_passages_are_a_reason_to_make_all_files_anew(built, written):
+    """Those of one recipe replace the store of all."""
+    collection = read_data(built)
+    left_out = list(collection.part("train").queries)[:9]
+    parts = {query: part for query, part in collection.parts.items() if query not in left_out}
+    fewer = dataclasses.replace(collection, parts=parts)
+    path_of(built).unlink()
+    make_training_file(built, find_recipe(built, "neg10"), fewer)
+    with pytest.raises(UserError, match="training_neg_50.arrow belongs to other passages than those of .*passages.arrow"):
+        read_rows([path_of(built, "neg50")])
+    make(built, "neg50")
+    assert len(read_rows([path_of(built, "neg50")])) > 50 and len(written) == 4
+
+
+def test_without_an_export_only_the_rows_are_written(built, written):
+    small = dataclasses.replace(built, training_export=False)
+    make(small)
+    assert not written and export_of(built).exists()  # it is of these rows
+    path_of(built).unlink()
+    make(small)
+    assert written == [".arrow"] and not export_of(built).exists()
+    make(small)
+    make(built)
+    assert written == [".arrow", ".json"]
+    assert read_json(path_of(built).with_suffix(".made.json"))["export"] == sha256(export_of(built))
 
 
 def test_another_seed_draws_other_negatives(built):
@@ -102,25 +150,16 @@ def test_another_seed_draws_other_negatives(built):
     assert path_of(built).read_bytes() != before
 
 
-def test_the_instruction_belongs_to_the_model_and_not_to_the_data(built, monkeypatch, write_count):
+def test_the_instruction_belongs_to_the_model_and_not_to_the_data(built, written):
     """Training files, data and rows stay what they are when QUERY_INSTRUCTION changes."""
-    before, identity = rows_identity(read_training_file(path_of(built))), data_identity(built)
+    before, identity = rows_identity(read_rows([path_of(built)])), data_identity(built)
     changed = dataclasses.replace(built, query_instruction="look up: ", passage_instruction="text: ")
     for label in ("neg10", "neg50"):
         make(changed, label)
-    assert not write_count and data_identity(changed) == identity
+    assert not written and data_identity(changed) == identity
     path_of(built).unlink()
     make(changed)
-    assert rows_identity(read_training_file(path_of(built))) == before
-
-
-def test_the_identity_is_that_of_all_that_is_trained_on():
-    row = {"query": "a", "pos": ["x"], "neg": ["y", "z"], "pos_scores": [1.0], "neg_scores": [0.5, 0.25], "id": "1"}
-    same = [{**row, "id": "2"}, {**row, "prompt": "find: "}]
-    other = [{**row, "query": "b"}, {**row, "pos": ["w"]}, {**row, "neg": ["z", "y"]}, {**row, "pos_scores": [2.0]},
-             {**row, "neg_scores": [0.5, 0.5]}, {key: row[key] for key in ("query", "pos", "neg")}]
-    assert {rows_identity([changed]) for changed in same} == {rows_identity([row])}
-    assert len({rows_identity([changed]) for changed in (row, *other)} | {rows_identity([row, row])}) == 8
+    assert rows_identity(read_rows([path_of(built)])) == before
 
 
 def test_a_leak_is_noticed_and_no_record_vouches_for_the_file(built, monkeypatch):
@@ -129,7 +168,7 @@ def test_a_leak_is_noticed_and_no_record_vouches_for_the_file(built, monkeypatch
     collection = read_data(built)
     monkeypatch.setattr(type(collection), "part", lambda self, name: self if name == "train" else self.of_queries(
         [query for query, part in self.parts.items() if part == name]))
-    with pytest.raises(UserError, match="training_neg_10.json is not clean, a count above 0 is a leak"):
+    with pytest.raises(UserError, match="training_neg_10.arrow is not clean, a count above 0 is a leak"):
         make_training_file(built, find_recipe(built, "neg10"), collection)
     assert read_json(path_of(built).with_suffix(".made.json")) is None
 
@@ -140,29 +179,3 @@ def test_too_few_passages_are_refused(built):
     with pytest.raises(UserError, match="500 negatives a query were asked for"):
         make_training_file(built, recipe, read_data(built))
     assert path_of(built).read_bytes() == before
-
-
-@pytest.mark.parametrize("change, message", [
-    ({"neg": []}, "row 2: 'neg' must be a list of at least one text"),
-    ({"pos": []}, "row 2: 'pos' must be a list of at least one text"),
-    ({"pos": "text"}, "row 2: 'pos' must be a list"),
-    ({"neg": ["a", None]}, "row 2: 'neg' must be"),
-    ({"query": None}, "row 2: 'query' must be a text"),
-    ({"neg_scores": [1]}, "row 2: a teacher needs 'neg_scores', one number a text of 'neg'"),
-    ({"pos_scores": ["high"]}, "row 2: a teacher needs 'pos_scores'"),
-])
-def test_a_row_that_cannot_be_trained_on_is_named(tmp_path, change, message):
-    row = {"query": "a", "pos": ["x"], "neg": ["y", "z"], "pos_scores": [1], "neg_scores": [0.5, 0]}
-    write_jsonl(tmp_path / "training.json", [row, row])
-    assert len(read_training_file(tmp_path / "training.json", teacher=True)) == 2
-    write_jsonl(tmp_path / "training.json", [row, {**row, **change}])
-    with pytest.raises(UserError, match=f"training.json, {message}"):
-        read_training_file(tmp_path / "training.json", teacher=True)
-
-
-def test_scores_are_asked_for_only_where_a_teacher_is(tmp_path):
-    path = tmp_path / "training.json"
-    path.write_text(json.dumps({"query": "a", "pos": ["x"], "neg": ["y"]}) + "\n")
-    assert read_training_file(path)[0]["neg"] == ["y"]
-    with pytest.raises(UserError, match="row 1: a teacher needs 'pos_scores'"):
-        read_training_file(path, teacher=True)
