@@ -12,6 +12,7 @@ Beside them, for tools that read other formats: `eval_dataset.json` and `qrels.t
 """
 
 from dataclasses import MISSING, dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 
@@ -66,9 +67,9 @@ class Collection:
 
     def pool(self):
         """The ids of all positives in order, each once, and for each query the positions of its own among them."""
-        pool = {passage: None for query in self.queries for passage in self.positives(query)}
-        position = {passage: index for index, passage in enumerate(pool)}
-        return list(pool), [[position[passage] for passage in self.positives(query)] for query in self.queries]
+        positives = [self.positives(query) for query in self.queries]
+        position = {passage: index for index, passage in enumerate(dict.fromkeys(chain.from_iterable(positives)))}
+        return list(position), [[position[passage] for passage in own] for own in positives]
 
     def judged(self):
         """The ids of all passages that are judged for some query: a set."""

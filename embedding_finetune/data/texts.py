@@ -3,6 +3,8 @@
 import hashlib
 import unicodedata
 from array import array
+from collections import defaultdict
+from itertools import count, repeat
 
 import numpy as np
 import regex
@@ -66,20 +68,22 @@ def near_duplicates(texts):
     the runs of texts that may have a near-duplicate; it grows with the pairs found, which are the square of the texts
     where all say the same.
     """
-    flat, bounds = _numbered_words(texts)
+    number = defaultdict(count().__next__)
+    flat, bounds = _numbered_words(texts, lambda found: map(number.__getitem__, found))
+    del number
     if not len(flat):
         return np.empty((0, 2), dtype=np.int64)
-    count = np.zeros(1 << min(27, int(len(flat)).bit_length() + 1), dtype=np.uint8)  # of runs by hash: 0, 1, or more
+    met = np.zeros(1 << min(27, int(len(flat)).bit_length() + 1), dtype=np.uint8)  # of runs by hash: 0, 1, or more
     for _, _, hashes in _runs(flat, bounds):
-        cells, times = np.unique(hashes & np.uint64(len(count) - 1), return_counts=True)
-        count[cells] = np.minimum(count[cells] + times, 2)
+        cells, times = np.unique(hashes & np.uint64(len(met) - 1), return_counts=True)
+        met[cells] = np.minimum(met[cells] + times, 2)
     sizes, wanted = np.zeros(len(bounds) - 1, dtype=np.int64), []
     for block, rows, hashes in _runs(flat, bounds):
-        shared = count[hashes & np.uint64(len(count) - 1)] > 1
+        shared = met[hashes & np.uint64(len(met) - 1)] > 1
         sizes[block] = of_block = np.bincount(rows - block.start, minlength=block.stop - block.start)
         enough = np.bincount(rows[shared] - block.start, minlength=len(of_block)) >= NEAR_DUPLICATE * of_block - 1e-9
         wanted.append(np.unique(hashes[shared & enough[rows - block.start]]))
-    del count
+    del met
     wanted, columns, known = np.unique(np.concatenate(wanted)), [], np.zeros(len(sizes) + 1, dtype=np.int64)
     last = np.append(wanted, np.uint64(0))
     for block, rows, hashes in _runs(flat, bounds):
@@ -96,15 +100,17 @@ def near_duplicates(texts):
 
 def near_duplicates_of(texts, others):
     """Those pairs of near_duplicates that are one of `texts` and one of `others`, as positions in the two: int array
-    (pairs, 2). Only texts that share a run of words with any of `others` are compared at all.
+    (pairs, 2). Only texts that share a run of words with any of `others` are compared at all (or whose hash does).
     """
-    texts, others = list(texts), list(others)
-    flat, bounds = _numbered_words([*others, *texts])
-    runs = [hashes for _, _, hashes in _runs(flat, bounds[:len(others) + 1])]
-    wanted = np.unique(np.concatenate(runs)) if runs else np.empty(0, dtype=np.uint64)
+    texts, others, number = list(texts), list(others), defaultdict(count(1).__next__)
+    flat, bounds = _numbered_words(others, lambda found: map(number.__getitem__, found))
+    met = np.zeros(1 << min(27, int(len(flat)).bit_length() + 8), dtype=bool)  # runs of the others by hash
+    for _, _, hashes in _all_runs(flat, bounds):
+        met[hashes & np.uint64(len(met) - 1)] = True
+    flat, bounds = _numbered_words(texts, lambda found: map(number.get, found, repeat(0)))  # 0: a word of no other
     sharing = np.zeros(len(texts), dtype=bool)
-    for _, rows, hashes in _runs(flat, bounds[len(others):]):
-        sharing[rows[np.isin(hashes, wanted)]] = True
+    for _, rows, hashes in _all_runs(flat, bounds):
+        sharing[rows[met[hashes & np.uint64(len(met) - 1)]]] = True
     some = np.flatnonzero(sharing)
     near = near_duplicates([*(texts[number] for number in some), *others])
     near = near[(near[:, 0] < len(some)) & (near[:, 1] >= len(some))]
@@ -141,18 +147,29 @@ def _contained(grams, sizes):
     return np.concatenate(found, dtype=np.int64)
 
 
-def _numbered_words(texts):
-    """The words of all texts as numbers, one array, and where each text begins in it and the last one ends."""
-    number, flat, bounds = {}, array("I"), array("q", [0])
+def _numbered_words(texts, numbers):
+    """The words of all texts as numbers, one array, and where each text begins in it and the last one ends; `numbers`
+    has those of some words."""
+    flat, bounds = array("I"), array("q", [0])
     for text in texts:
-        flat.extend([number.setdefault(word, len(number)) for word in words(text)])
+        flat.extend(numbers(words(text)))
         bounds.append(len(flat))
     return np.array(flat, copy=False), np.array(bounds, copy=False)
 
 
 def _runs(flat, bounds):
+    """The same as _all_runs, but a run counts once a text."""
+    for block, rows, hashes in _all_runs(flat, bounds):
+        order = np.lexsort((hashes, rows))
+        hashes, rows = hashes[order], rows[order]
+        new = np.ones(len(rows), dtype=bool)
+        new[1:] = (hashes[1:] != hashes[:-1]) | (rows[1:] != rows[:-1])
+        yield block, rows[new], hashes[new]
+
+
+def _all_runs(flat, bounds):
     """Which run of GRAM words occurs in which text, in blocks of texts: yields (slice of the texts, the text of each
-    run, its hash); a run counts once a text.
+    run, its hash).
     """
     for first in range(0, len(bounds) - 1, TEXTS):
         block = slice(first, min(first + TEXTS, len(bounds) - 1))
@@ -169,9 +186,4 @@ def _runs(flat, bounds):
                 value += flat[at + offset] + np.uint64(1)
             hashes.append(value)
             rows.append(np.repeat(of_size, runs))
-        hashes, rows = np.concatenate(hashes), np.concatenate(rows)
-        order = np.lexsort((hashes, rows))
-        hashes, rows = hashes[order], rows[order]
-        new = np.ones(len(rows), dtype=bool)
-        new[1:] = (hashes[1:] != hashes[:-1]) | (rows[1:] != rows[:-1])
-        yield block, first + rows[new], hashes[new]
+        yield block, first + np.concatenate(rows), np.concatenate(hashes)

@@ -42,8 +42,8 @@ def audit_data(settings, files):
 
 
 class _Texts:
-    """The different passages of all rows, each looked at once: `keys` (sorted), by which positions find them, `same`,
-    numbers that agree where texts count as the same, and `near`, pairs of a text and a held-out positive.
+    """The different passages of all rows, numbered, each looked at once: what is `normal` of them, numbers that agree
+    where they count as the `same`, and `near`, pairs of a text and a held-out positive.
     """
 
     def __init__(self, rows, collection):
@@ -53,29 +53,30 @@ class _Texts:
             for _, positions in chain(_lists(some, "pos"), _lists(some, "neg")):
                 used[positions] = True
             used = np.flatnonzero(used)
-            keys, first = np.unique(some.keys[used], return_index=True)
-            new = ~np.isin(keys, self.keys)
-            texts += map(some.text, used[first[new]].tolist())
-            self.keys = np.append(self.keys, keys[new])
-        order = np.argsort(self.keys)
-        self.keys, texts = self.keys[order], [texts[number] for number in order]
-        self.normal = _normal(texts)
+            used = used[np.sort(np.unique(some.keys[used], return_index=True)[1])]
+            used = used[~np.isin(some.keys[used], self.keys)]
+            texts += map(some.text, used.tolist())
+            self.keys = np.append(self.keys, some.keys[used])
+        self.order, self.normal = np.argsort(self.keys), _normal(texts)
         self.same = np.unique(self.normal, return_inverse=True)[1]
         self.held_out = {part: [collection.corpus[passage] for passage in collection.part(part).pool()[0]]
                          for part in ("dev", "test")}
         self.near = near_duplicates_of(texts, chain.from_iterable(self.held_out.values()))
 
+    def numbers(self, keys):
+        """The texts' numbers by their keys; that of a text that no row has is any."""
+        return self.order[np.minimum(np.searchsorted(self.keys, keys, sorter=self.order), len(self.order) - 1)]
+
 
 def _found(name, rows, texts, collection):
-    number, sides, own, repeated = np.searchsorted(texts.keys, rows.keys), np.zeros(len(texts.keys), np.uint8), 0, 0
+    number, sides, own, repeated = texts.numbers(rows.keys), np.zeros(len(texts.keys), np.uint8), 0, 0
     for (pos_rows, pos), (neg_rows, neg) in zip(_lists(rows, "pos"), _lists(rows, "neg")):
         pos, neg = number[pos], number[neg]
         sides[pos] |= POSITIVE
         sides[neg] |= NEGATIVE
         pos, neg = pos_rows * len(sides) + texts.same[pos], neg_rows * len(sides) + texts.same[neg]
-        different = np.unique(neg)
-        own += len(np.intersect1d(pos, different))
-        repeated += len(neg) - len(different)
+        own += _common(pos, neg)
+        repeated += len(neg) - len(_different(neg))
     queries, begin = _normal(rows.table["query"].to_pylist()), 0
     for part, held_out in texts.held_out.items():
         counted = texts.near[(texts.near[:, 1] >= begin) & (texts.near[:, 1] < begin + len(held_out))]
@@ -84,11 +85,23 @@ def _found(name, rows, texts, collection):
         counted = counted[sides[counted[:, 0]] & (NEGATIVE if part in collection.given else POSITIVE | NEGATIVE) > 0]
         asked, same = _normal(collection.part(part).queries.values()), _normal(held_out)
         yield {"file": name, "against": part,
-               "queries": len(np.intersect1d(queries, asked)),
-               "positives": len(np.intersect1d(texts.normal[sides & POSITIVE > 0], same)),
-               "negatives": len(np.intersect1d(texts.normal[sides & NEGATIVE > 0], same)),
+               "queries": _common(asked, queries),
+               "positives": _common(same, texts.normal[sides & POSITIVE > 0]),
+               "negatives": _common(same, texts.normal[sides & NEGATIVE > 0]),
                "near-duplicates": len(np.unique(counted[:, 1])),
                "own positives as negatives": own, "repeated negatives": repeated}
+
+
+def _different(numbers):
+    """Each number once, sorted; np.unique and what uses it hash them, which for millions takes ten times as long."""
+    numbers = np.sort(numbers)
+    return numbers[np.append(True, numbers[1:] != numbers[:-1])[:len(numbers)]]
+
+
+def _common(some, others):
+    """How many different numbers are among both."""
+    both = np.sort(np.concatenate([_different(some), _different(others)]))
+    return int((both[1:] == both[:-1]).sum())
 
 
 def _lists(rows, side):

@@ -184,7 +184,7 @@ def test_the_same_settings_give_the_same_bytes(built):
 
     before, identity = contents(), data_identity(built)
     build(built)
-    assert contents() == before and len(before) == 12 and data_identity(built) == identity
+    assert contents() == before and len(before) == 15 and data_identity(built) == identity
 
 
 def recorded(settings):

@@ -46,8 +46,8 @@ def test_rows_come_back_with_their_texts(path, monkeypatch):
 
 def test_files_of_many_batches_are_those_of_one(path, tmp_path, monkeypatch):
     """And the same rows have the same identity, however the files are cut."""
-    texts, many = passages(25), [{"id": str(n), "query": f"q{n}", "pos": [n], "neg": [24 - n, n + 1]} for n in range(24)]
-    found = []
+    texts, found = passages(25), []
+    many = [{"id": str(n), "query": f"q{n}", "pos": [n], "neg": [24 - n, n + 1]} for n in range(24)]
     for batch in (1000, 4):
         monkeypatch.setattr(store, "BATCH", batch)
         write_rows(path, many, write_passages(tmp_path / PASSAGES, texts))
@@ -99,7 +99,8 @@ def test_the_identity_is_that_of_all_that_is_trained_on(tmp_path):
         return rows_identity(read_rows([write_json_rows(tmp_path / "rows.json", rows)], teacher))
 
     assert {identity(changed) for changed in same} == {identity(row)}
-    assert len({identity(changed) for changed in (row, *other)} | {identity(row, row), identity(row, teacher=False)}) == 9
+    others = {identity(changed) for changed in (row, *other)}
+    assert len(others | {identity(row, row), identity(row, teacher=False)}) == 9
 
 
 @pytest.mark.parametrize("change, message", [
@@ -110,7 +111,8 @@ def test_the_identity_is_that_of_all_that_is_trained_on(tmp_path):
     ({"query": None}, "row 2: 'query' must be a text"),
     ({"neg_scores": [1]}, "row 2: a teacher needs 'neg_scores', one number a text of 'neg'"),
     ({"pos_scores": ["high"]}, "row 2: a teacher needs 'pos_scores'"),
-    ({"query": "\ud800"}, "a text has half a surrogate pair"), ({"neg": ["\udc00", "z"]}, "a text has half a surrogate"),
+    ({"query": "\ud800"}, "a text has half a surrogate pair"),
+    ({"neg": ["\udc00", "z"]}, "a text has half a surrogate pair"),
 ])
 def test_a_row_that_cannot_be_trained_on_is_named(tmp_path, change, message):
     row = {"query": "a", "pos": ["x"], "neg": ["y", "z"], "pos_scores": [1], "neg_scores": [0.5, 0]}
@@ -127,7 +129,7 @@ def test_scores_are_asked_for_only_where_a_teacher_is(path, tmp_path):
     with pytest.raises(UserError, match="row 1: a teacher needs 'pos_scores'"):
         read_rows([json_rows], teacher=True)
     write_rows(path, ROWS, store_identity(read_rows([path]).keys))
-    with pytest.raises(UserError, match="rows.arrow has no scores of a teacher: it is made by build_train_dataset.ipynb"):
+    with pytest.raises(UserError, match="rows.arrow has no scores of a teacher: it is made by build_train"):
         read_rows([path], teacher=True)
 
 
