@@ -4,8 +4,8 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help install demo run curve notebooks test clean clean-cache bench bench-negatives bench-train bench-encode \
-	bench-search bench-index bench-second bench-serve
+.PHONY: help install demo run curve notebooks test clean clean-cache bench bench-negatives bench-rows bench-train \
+	bench-encode bench-search bench-index bench-second bench-serve
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ bench: install  ## all benchmarks into benchmarks/results.json and results.md; a
 
 bench-negatives: install  ## random negatives beside the tutorial's loop
 	python benchmarks/bench_negatives.py
+
+bench-rows: install  ## half a million training rows by id: writing, size and opening, beside JSON lines
+	python benchmarks/bench_rows.py
 
 bench-index: install  ## approximate search in 1 million vectors beside exact search, and what was foretold
 	python benchmarks/bench_index.py

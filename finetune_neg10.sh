@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fine-tune BASE_MODEL with 10 random negatives a query (training_neg_10.json) into OUTPUT_DIR/neg10.
+# Fine-tune BASE_MODEL with 10 random negatives a query (training_neg_10.arrow) into OUTPUT_DIR/neg10.
 #
 #     nohup bash finetune_neg10.sh > finetune_neg10.log 2>&1 &
 #     tail -f finetune_neg10.log

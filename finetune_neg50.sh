@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fine-tune BASE_MODEL with 50 random negatives a query (training_neg_50.json) into OUTPUT_DIR/neg50.
+# Fine-tune BASE_MODEL with 50 random negatives a query (training_neg_50.arrow) into OUTPUT_DIR/neg50.
 #
 #     nohup bash finetune_neg50.sh > finetune_neg50.log 2>&1 &
 #     tail -f finetune_neg50.log

@@ -49,8 +49,13 @@ def collection(queries, words):
     return Collection(texts, corpus, qrels, parts)
 
 
+def settings_of(folder):
+    """The demo's settings, with data in a folder."""
+    return dataclasses.replace(Settings.load("demo"), data_dir=Path(folder), training_export=False)
+
+
 def task(name, settings, label, queries, words):
-    """What one process measures: {"seconds", "gb": its peak memory}, and with `make` "gb_before", the collection's."""
+    """What one process measures: {"seconds", "gb": its peak memory, "gb_before": that when the seconds began}."""
     recipe, made = find_recipe(settings, label), collection(queries, words) if name == "make" else None
     path, export, before = training_path(settings, recipe), export_path(settings, recipe), peak()
     began = time.perf_counter()
@@ -69,6 +74,20 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
+def figures(measured, folder):
+    """What `measured(name, folder, label)` finds, one task after another, and the sizes of the files in MB."""
+    few, many, exported, opened, read = (measured(name, folder, label) for name, label in (
+        ("make", "neg10"), ("make", "neg50"), ("export", "neg10"), ("open", "neg10"), ("read", "neg10")))
+    size = {path.name: path.stat().st_size / 1e6 for path in Path(folder).iterdir()}
+    print(*(f"{name:26} {megabytes:9.1f} MB" for name, megabytes in sorted(size.items())), sep="\n")
+    by_id = [size[PASSAGES] + size[f"training_neg_{number}.arrow"] for number in (10, 50)]
+    return {"write_seconds": few["seconds"], "write_gb": few["gb"], "collection_gb": few["gb_before"],
+            "write_seconds_50": many["seconds"], "write_gb_50": many["gb"], "export_seconds": exported["seconds"],
+            "mb": by_id[0], "mb_50": by_id[1], "mb_export": size["training_neg_10.json"],
+            "open_seconds": opened["seconds"], "open_gb": opened["gb"], "read_json_seconds": read["seconds"],
+            "read_json_gb": read["gb"]}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queries", type=int, default=500_000)
@@ -77,12 +96,11 @@ def main():
     options = parser.parse_args()
     if options.task:
         name, folder, label = options.task
-        settings = dataclasses.replace(Settings.load("demo"), data_dir=Path(folder), training_export=False)
-        return print(json.dumps(task(name, settings, label, options.queries, options.words)))
+        return print(json.dumps(task(name, settings_of(folder), label, options.queries, options.words)))
 
     def measured(*words):
         command = [sys.executable, __file__, "--queries", str(options.queries), "--words", str(options.words), "--task"]
-        done = subprocess.run([*command, *map(str, words)], stdout=subprocess.PIPE, text=True, check=True,
+        done = subprocess.run([*command, *words], stdout=subprocess.PIPE, text=True, check=True,
                               env=os.environ | {"PYTHONPATH": str(ROOT)})
         found = json.loads(done.stdout.splitlines()[-1])
         print(f"{words[0]:8} {words[2]:6} {found['seconds']:7.2f} s, {found['gb']:.2f} GB at the peak "
@@ -91,17 +109,8 @@ def main():
 
     print(f"{options.queries:,} queries, {PASSAGES_A_QUERY * options.queries:,} passages of {options.words} words")
     with tempfile.TemporaryDirectory() as folder:
-        few, many, exported, opened, read = (measured(name, folder, label) for name, label in (
-            ("make", "neg10"), ("make", "neg50"), ("export", "neg10"), ("open", "neg10"), ("read", "neg10")))
-        size = {path.name: path.stat().st_size / 1e6 for path in Path(folder).iterdir()}
-    print(*(f"{name:24} {megabytes:9.1f} MB" for name, megabytes in sorted(size.items())), sep="\n")
-    by_id = [size[PASSAGES] + size[f"training_neg_{number}.arrow"] for number in (10, 50)]
-    print(json.dumps({name: round(value, 3) for name, value in {
-        "write_seconds": few["seconds"], "write_gb": few["gb"], "collection_gb": few["gb_before"],
-        "write_seconds_50": many["seconds"], "write_gb_50": many["gb"], "export_seconds": exported["seconds"],
-        "mb": by_id[0], "mb_50": by_id[1], "mb_export": size["training_neg_10.json"],
-        "open_seconds": opened["seconds"], "open_gb": opened["gb"], "read_json_seconds": read["seconds"],
-        "read_json_gb": read["gb"]}.items()}))
+        found = figures(measured, folder)
+    print(json.dumps({name: round(value, 3) for name, value in found.items()}))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ class Recipe:
 
     label: str
     about: str = ""
-    file: str = ""  # the training file, in DATA_DIR; by default training_LABEL.json
+    file: str = ""  # the training file's name for FlagEmbedding (see training.rows); by default training_LABEL.json
     negatives: str = "random"  # random ones, or mined ones
     number: int = 10  # of negatives a query
     share: float = 1.0  # of the training queries, seeded; a larger share has all of a smaller one's

@@ -12,6 +12,7 @@ from embedding_finetune.settings import ROOT
 
 with mock.patch.object(sys, "path", [str(ROOT / "benchmarks"), *sys.path]):
     import bench
+    import bench_rows
 
 
 def test_figures_are_merged_into_their_section_with_when_and_where(tmp_path, monkeypatch):
@@ -45,6 +46,18 @@ def test_random_negatives_are_measured_beside_the_loop():
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["ratio_tutorial_loop"] > 10 and found["ratio_tutorial_loop_50"] > 10
     assert set(bench.SAID["negatives"]) <= set(found)
+
+
+def test_rows_by_id_are_measured_beside_json_lines(tmp_path):
+    def measured(name, folder, label):
+        return bench_rows.task(name, settings, label, queries=100, words=12)
+
+    settings = bench_rows.settings_of(tmp_path)
+    found = bench_rows.figures(measured, tmp_path)
+    assert set(bench.SAID["rows"]) <= set(found) and found["write_gb"] >= found["collection_gb"]
+    assert found["mb"] < found["mb_50"] < 2 * found["mb"] < found["mb_export"]
+    assert {path.name for path in tmp_path.glob("*.json")} == {
+        "training_neg_10.json", "training_neg_10.made.json", "training_neg_50.made.json"}
 
 
 def test_the_committed_figures_are_those_of_the_page():

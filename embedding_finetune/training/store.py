@@ -56,8 +56,8 @@ class Rows:
         return len(self.table)
 
     def __getitem__(self, number):
-        row = {name: self.value(name, number) for name in ("query", "pos", "neg", "id", *SCORES) if name in
-               self._columns}
+        names = ("query", "pos", "neg", "id", *SCORES)
+        row = {name: self.value(name, number) for name in names if name in self._columns}
         return row | {side: list(map(self.text, row[side])) for side in ("pos", "neg")}
 
     def value(self, name, number):
