@@ -32,6 +32,7 @@ SAID = {  # section -> figure -> what it is
     "negatives": {"ratio_tutorial_loop": "10 random negatives: times as fast as the tutorial's loop",
                   "ratio_tutorial_loop_50": "50 random negatives: the same"},
     "rows": {"write_seconds": "500,000 training rows of 10 out of 1 million passages: seconds to write, audit and all",
+             "write_cpu_seconds": "the same: seconds of one core",
              "write_gb": "the same: GB at the peak, the collection included",
              "open_seconds": "the same: seconds to open",
              "read_json_seconds": "the same as JSON lines: seconds to read"},

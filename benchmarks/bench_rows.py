@@ -5,8 +5,8 @@
 The collection is made up: each query has two passages of some random words, 2 % of the queries are dev and test ones.
 Each measurement is a process of its own, whose peak memory counts all that it holds, the collection included. Written
 are the rows of neg10 and neg50, audit and all, without the export; then neg10 is exported, and opened as the training
-opens it, against its JSON lines read into dicts, as it was done before. The last line of standard output is one JSON
-object.
+opens it, against its JSON lines read into dicts, as it was done before. Each runs on one thread, so that its CPU time
+is what it takes on a machine where nothing else runs. The last line of standard output is one JSON object.
 """
 
 import argparse
@@ -55,10 +55,11 @@ def settings_of(folder):
 
 
 def task(name, settings, label, queries, words):
-    """What one process measures: {"seconds", "gb": its peak memory, "gb_before": that when the seconds began}."""
+    """What one process measures: {"seconds", "cpu" (seconds, too), "gb": its peak memory, "gb_before": that when the
+    seconds began}."""
     recipe, made = find_recipe(settings, label), collection(queries, words) if name == "make" else None
     path, export, before = training_path(settings, recipe), export_path(settings, recipe), peak()
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     if name == "make":
         make_training_file(settings, recipe, made)
     elif name == "export":
@@ -67,7 +68,8 @@ def task(name, settings, label, queries, words):
         TrainingSet(read_rows([path]), base_use(settings), settings.train_group_size, seed=0)[0, 0]
     else:
         read_jsonl(export, required=("query", "pos", "neg"))
-    return {"seconds": time.perf_counter() - began, "gb": peak(), "gb_before": before}
+    return {"seconds": time.perf_counter() - began, "cpu": time.process_time() - used, "gb": peak(),
+            "gb_before": before}
 
 
 def peak():
@@ -81,11 +83,12 @@ def figures(measured, folder):
     size = {path.name: path.stat().st_size / 1e6 for path in Path(folder).iterdir()}
     print(*(f"{name:26} {megabytes:9.1f} MB" for name, megabytes in sorted(size.items())), sep="\n")
     by_id = [size[PASSAGES] + size[f"training_neg_{number}.arrow"] for number in (10, 50)]
-    return {"write_seconds": few["seconds"], "write_gb": few["gb"], "collection_gb": few["gb_before"],
-            "write_seconds_50": many["seconds"], "write_gb_50": many["gb"], "export_seconds": exported["seconds"],
+    return {"write_seconds": few["seconds"], "write_cpu_seconds": few["cpu"], "write_gb": few["gb"],
+            "collection_gb": few["gb_before"], "write_seconds_50": many["seconds"],
+            "write_cpu_seconds_50": many["cpu"], "write_gb_50": many["gb"], "export_seconds": exported["seconds"],
             "mb": by_id[0], "mb_50": by_id[1], "mb_export": size["training_neg_10.json"],
-            "open_seconds": opened["seconds"], "open_gb": opened["gb"], "read_json_seconds": read["seconds"],
-            "read_json_gb": read["gb"]}
+            "open_seconds": opened["seconds"], "open_cpu_seconds": opened["cpu"], "open_gb": opened["gb"],
+            "read_json_seconds": read["seconds"], "read_json_cpu_seconds": read["cpu"], "read_json_gb": read["gb"]}
 
 
 def main():
@@ -101,10 +104,10 @@ def main():
     def measured(*words):
         command = [sys.executable, __file__, "--queries", str(options.queries), "--words", str(options.words), "--task"]
         done = subprocess.run([*command, *words], stdout=subprocess.PIPE, text=True, check=True,
-                              env=os.environ | {"PYTHONPATH": str(ROOT)})
+                              env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
         found = json.loads(done.stdout.splitlines()[-1])
-        print(f"{words[0]:8} {words[2]:6} {found['seconds']:7.2f} s, {found['gb']:.2f} GB at the peak "
-              f"({found['gb_before']:.2f} before)", flush=True)
+        print(f"{words[0]:8} {words[2]:6} {found['seconds']:7.2f} s, {found['cpu']:.2f} of the CPU; "
+              f"{found['gb']:.2f} GB at the peak ({found['gb_before']:.2f} before)", flush=True)
         return found
 
     print(f"{options.queries:,} queries, {PASSAGES_A_QUERY * options.queries:,} passages of {options.words} words")
