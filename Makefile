@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
 .PHONY: help install demo run curve notebooks test clean clean-cache bench bench-negatives bench-rows bench-train \
-	bench-encode bench-search bench-index bench-second bench-serve
+	bench-encode bench-search bench-index bench-second bench-serve bench-gpu
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ bench-index: install  ## approximate search in 1 million vectors beside exact se
 
 bench-second: install  ## 30 passages of a query by token vectors and by a cross-encoder, beside sentence-transformers
 	python benchmarks/bench_second.py
+
+bench-gpu: install  ## a GPU: training at the tutorial's settings, memory, GradCache and encoding
+	python benchmarks/bench.py gpu
 
 bench-serve: install  ## a cold search, and the server with 32 clients, side by side with single encode calls (PROFILE)
 	python benchmarks/bench_serve.py

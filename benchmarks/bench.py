@@ -1,10 +1,11 @@
 """All benchmarks, one after another, into one file of figures and one page.
 
-    python benchmarks/bench.py [negatives rows train encode search index second serve demo]
+    python benchmarks/bench.py [negatives rows train encode search index second serve demo gpu]
 
 Each section is a script of its own, whose last line is a JSON object: benchmarks/results.json has them by section, with
 machine and date, and benchmarks/results.md what a reader wants to know of them. What is not asked for, or fails, stays
-as it was. `demo` runs the whole demo into an empty folder. PAIRS=file.jsonl gives the pairs; let nothing else run.
+as it was. `demo` runs the whole demo into an empty folder; `gpu` is run where it is named. PAIRS=file.jsonl gives the
+pairs; let nothing else run.
 """
 
 import argparse
@@ -27,7 +28,8 @@ SECTIONS = {  # name -> (script, where it belongs in the results)
     "negatives": ("bench_negatives.py", "negatives"), "rows": ("bench_rows.py", "rows"),
     "train": ("bench_train.py", "train"), "encode": ("bench_encode.py", "encode"),
     "search": ("bench_search.py", "search"), "index": ("bench_index.py", "search"),
-    "second": ("bench_second.py", "second"), "serve": ("bench_serve.py", "serve"), "demo": ("", "demo")}
+    "second": ("bench_second.py", "second"), "serve": ("bench_serve.py", "serve"), "demo": ("", "demo"),
+    "gpu": ("bench_gpu.py", "gpu")}
 SAID = {  # section -> figure -> what it is
     "negatives": {"ratio_tutorial_loop": "10 random negatives: times as fast as the tutorial's loop",
                   "ratio_tutorial_loop_50": "50 random negatives: the same"},
@@ -49,7 +51,16 @@ SAID = {  # section -> figure -> what it is
                "cross_encoder_ms": "30 passages by a cross-encoder, ms",
                "cross_encoder_share_of_limit": "cross-encoder: share of what the matrix products allow"},
     "serve": {"p50_ms": "server, 32 clients: median ms", "p99_ms": "server, 32 clients: ms of the slowest 1 %"},
-    "demo": {"seconds": "make demo: seconds, with its trainings"}}
+    "demo": {"seconds": "make demo: seconds, with its trainings"},
+    "gpu": {"ours_bf16_steps_per_second": "GPU, bert-base, the tutorial's settings in bf16: training steps a second",
+            "flagembedding_bf16_steps_per_second": "GPU, the same by FlagEmbedding",
+            "ours_bf16_gb": "GPU, the same: GB at the peak",
+            "texts_per_second": "GPU, bert-base: texts encoded a second",
+            "throughput_ratio_flagembedding": "GPU, encoding: times as fast as FlagEmbedding",
+            "share_of_limit": "GPU, encoding: share of what the card's products of these shapes allow",
+            "share_of_limit_computing": "GPU, encoding: the same without the tokenizer",
+            "grad_cache_gb": "GPU, 128 queries x 9 texts of 128 tokens, GradCache: GB at the peak",
+            "uncached_gb": "GPU, the same without"}}
 
 
 def measure(section):
@@ -98,7 +109,8 @@ def page(results):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sections", nargs="*", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION",
+    parser.add_argument("sections", nargs="*", choices=SECTIONS, metavar="SECTION",
+                        default=[name for name in SECTIONS if name != "gpu"],
                         help=", ".join(SECTIONS))
     for section in parser.parse_args().sections:
         print(f"== {section}", flush=True)
