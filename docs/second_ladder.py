@@ -59,6 +59,8 @@ def settings_of(name, **more):
     """The settings of a set's ladder; they are put into the environment, where the notebooks find them."""
     own = {"OUTPUT_DIR": OUTPUT / name, "DATA_DIR": OUTPUT / name / "data",
            "EXTRA_MODELS": " ".join(f"{label}={folder}" for label, folder in travelled(name).items())}
+    for key in {key for settings in SETS.values() for key in settings}:  # of the set before
+        os.environ.pop(key, None)
     os.environ.update({key: str(value) for key, value in (COMMON | SETS[name] | own | more).items()})
     return Settings.load()
 

@@ -71,6 +71,27 @@ def test_the_pages_figures_are_the_rows():
         assert cell in known, cell
 
 
+def test_the_cells_of_three_seeds_are_those_of_their_file():
+    """A cell `0.949 (0.946 to 0.951)` stands in the row of a system, and in the column of a set or of a share."""
+    known = {}
+    for row in json.loads((PAGE.parent / "second_seeds.json").read_text())["rows"]:
+        seeds = row["recall@1 by seed"].values()
+        assert len(seeds) == 3
+        cell = f"{sum(seeds) / 3:.3f} ({min(seeds):.3f} to {max(seeds):.3f})"
+        known.setdefault(re.sub("_(eighth|quarter|half)", "", row["label"]), set()).add(cell)
+    section = PAGE.read_text(encoding="utf-8").partition("### With three seeds")[2].partition("\n## ")[0]
+    lines = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| `")]
+    cells = [(line[0].strip(" `"), cell.strip()) for line in lines for cell in line[1:] if cell.strip()]
+    assert len(cells) > 30
+    for label, cell in cells:
+        assert cell in known[label], (label, cell)
+
+
+def test_a_set_leaves_no_setting_to_the_next():
+    assert ladder.settings_of("covidqa").corpus
+    assert ladder.settings_of("msmarco").corpus == "" and ladder.settings_of("torch").passage_max_len == 96
+
+
 def test_finished_systems_are_collected(tmp_path):
     """Four test queries; the seeds of a system become one row, its costs the sum of its parts'."""
     names = [(part, f"{part}{number}") for part, count in {"train": 3, "dev": 2, "test": 4}.items()
