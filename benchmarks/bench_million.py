@@ -1,7 +1,7 @@
 """A million passages through every step, and through SIGKILL: seconds and memory of each, and whether all comes out
 equal.
 
-    python benchmarks/bench_million.py [--passages 1000000] [--queries 5000] [--dimensions 384] [--kills 10]
+    python benchmarks/bench_million.py [--passages 1000000] [--queries 1000] [--dimensions 384] [--kills 10]
         [--folder WORK]
 
 The passages are made, not found: three sentences each, drawn from the passages of the pairs (PAIRS=file.jsonl, else
@@ -63,7 +63,7 @@ def make_inputs(folder, options):
                    check=True, env=os.environ | {"PAIRS": str(folder / "pairs.jsonl")})
     return {"PROFILE": "demo", "DATASET": str(folder / "pairs.jsonl"), "CORPUS": str(folder / "more.jsonl"),
             "MAX_PAIRS": str(options.queries), "BASE_MODEL": str(folder / "model"), "BASE_POOLING": "auto",
-            "EVAL_SETS": "", "SECOND_STAGES": ""}
+            "PASSAGE_MAX_LEN": "32", "EVAL_SETS": "", "SECOND_STAGES": ""}
 
 
 def make_model(folder, dimensions):
@@ -159,7 +159,7 @@ def differences(one, other):
 
 def main():
     arguments = argparse.ArgumentParser()
-    for name, default in {"passages": 1_000_000, "queries": 5000, "dimensions": 384, "kills": 10}.items():
+    for name, default in {"passages": 1_000_000, "queries": 1000, "dimensions": 384, "kills": 10}.items():
         arguments.add_argument(f"--{name}", type=int, default=default)
     arguments.add_argument("--folder", type=Path, help="where to work and leave all; else a temporary one")
     arguments.add_argument("--model", type=Path, help=argparse.SUPPRESS)

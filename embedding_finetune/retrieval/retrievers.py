@@ -113,6 +113,7 @@ class Dense(Retriever):
         self.about = encoder.use.title
 
     def build(self, texts):
+        self.vectors = self.nearest = None  # those of a corpus before leave before the next ones come
         self.vectors = self.encoder.encode_passages(texts)
         self.nearest = Exact(self.vectors)
 
@@ -145,7 +146,8 @@ class BM25(Retriever):
 
     def build(self, texts):
         self._cut_by(Words.of(self.language, texts))
-        self.bm25, self.size, words = bm25s.BM25(k1=1.5, b=0.75), len(texts), self.words(texts)
+        self.bm25 = bm25s.BM25(k1=1.5, b=0.75)  # that of a corpus before leaves before the words come
+        self.size, words = len(texts), self.words(texts)
         self.empty = not any(words)  # bm25s cannot index nothing
         if not self.empty:
             self.bm25.index(words, show_progress=False)

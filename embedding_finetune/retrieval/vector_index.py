@@ -22,10 +22,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from embedding_finetune.files import UserError, one_line, read_json, write_json
+from embedding_finetune.retrieval.nearest import nearest
 from embedding_finetune.settings import path_of
 
 FLAT, MILVUS = "flat", "milvus:"
-BATCH = 2048  # queries that are searched together
 SCORED_AGAIN = 4  # so many times the passages wanted are proposed ..
 AT_LEAST = 100  # .. and no fewer than so many
 SAMPLE, CHUNK = 1 << 17, 1 << 16  # vectors that a coarse index learns from, and that are added together
@@ -38,30 +38,6 @@ KINDS = {  # of Milvus's indexes -> what they are made with, and which setting o
     "IVF_FLAT": ({"nlist": 1024}, "nprobe"), "IVF_SQ8": ({"nlist": 1024}, "nprobe")}
 TIMEOUT = 60  # seconds
 TIMED = 500  # queries
-
-
-def nearest(query_vectors, passage_vectors, depth, tie_rank=None):
-    """Scores and positions of the `depth` nearest passages of each query by inner product, as `Retriever.top` returns
-    them.
-
-    Exact (faiss), a batch of queries at a time, without a copy of the passages: memory grows with queries times depth.
-    `tie_rank` orders equal scores, by default the position does.
-    """
-    count = len(passage_vectors)
-    tie_rank, depth = np.arange(count) if tie_rank is None else tie_rank, min(depth, count)
-    scores = np.empty((len(query_vectors), depth), np.float32)
-    positions = np.empty((len(query_vectors), depth), np.int32)
-    starts = range(0, len(query_vectors), BATCH)
-    for start in tqdm(starts, desc="searching", unit="batch", disable=len(starts) < 2):
-        rows, reach = np.arange(start, min(start + BATCH, len(query_vectors))), depth + 1
-        while len(rows):  # all queries first; then those where a passage out of reach may tie with the last one wanted
-            reach = min(reach, count)
-            found, where = faiss.knn(query_vectors[rows], passage_vectors, reach, metric=faiss.METRIC_INNER_PRODUCT)
-            order = np.lexsort((tie_rank[where], -found), axis=-1)[:, :depth]
-            scores[rows], positions[rows] = np.take_along_axis(found, order, 1), np.take_along_axis(where, order, 1)
-            rows = rows[(found[:, -1] == found[:, depth - 1]) & (reach < count)]
-            reach *= 2
-    return scores, positions
 
 
 def lists_for(count):
