@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 SENTENCES = 3  # a passage
 STEP = 0.6180339887498949  # of all combinations, from one passage to the next: far, and not soon back
 NOTEBOOK = "from embedding_finetune.run import *; run_notebook(ROOT / {!r}, Settings.load().output_dir / 'notebooks')"
-COMPARED = ("data/*.jsonl", "data/training_*.json", "data/qrels/*", "output/runs/**/*.trec", "output/*.answer")
+COMPARED = ("data/**/*", "output/runs/**/*.trec", "output/*.answer")
 
 
 def recombined(rows, passages):
@@ -144,7 +144,8 @@ def interrupted(folder, settings, commands, seconds, kills):
 def differences(one, other):
     """Files that two runs do not have in common, to the byte, and results that say something else."""
     def files(folder):
-        return {str(path.relative_to(folder)): path for pattern in COMPARED for path in folder.glob(pattern)}
+        return {str(path.relative_to(folder)): path for pattern in COMPARED for path in folder.glob(pattern)
+                if path.is_file()}
 
     def results(folder):
         found = {path.name: json.loads(path.read_text()) for path in (folder / "output" / "results").glob("*.json")}
@@ -154,7 +155,7 @@ def differences(one, other):
     here, there = files(one), files(other)
     unequal = [name for name in here.keys() | there.keys()
                if name not in here or name not in there or here[name].read_bytes() != there[name].read_bytes()]
-    return sorted(unequal) + [f"results of {folder}" for folder in [other] if results(one) != results(other)]
+    return sorted(unequal) + ["results"] * (results(one) != results(other))
 
 
 def main():
