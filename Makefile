@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
 .PHONY: help install demo run curve notebooks test clean clean-cache bench bench-negatives bench-rows bench-train \
-	bench-encode bench-search bench-index bench-second bench-serve bench-gpu
+	bench-encode bench-search bench-index bench-million bench-second bench-serve bench-gpu
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -43,7 +43,7 @@ bench-encode: install  ## encoding speed beside FlagEmbedding and sentence-trans
 bench-search: install  ## search in 1 million vectors, side by side with the bare product of matrices
 	python benchmarks/bench_search.py
 
-bench: install  ## all benchmarks into benchmarks/results.json and results.md; an hour on two idle cores
+bench: install  ## all benchmarks into benchmarks/results.json and results.md; some hours on two idle cores
 	python benchmarks/bench.py
 
 bench-negatives: install  ## random negatives beside the tutorial's loop
@@ -54,6 +54,9 @@ bench-rows: install  ## half a million training rows by id: writing, size and op
 
 bench-index: install  ## approximate search in 1 million vectors beside exact search, and what was foretold
 	python benchmarks/bench_index.py
+
+bench-million: install  ## a million passages through every step, killed ten times on the way (PAIRS=file.jsonl)
+	python benchmarks/bench_million.py
 
 bench-second: install  ## 30 passages of a query by token vectors and by a cross-encoder, beside sentence-transformers
 	python benchmarks/bench_second.py

@@ -1,6 +1,6 @@
 """All benchmarks, one after another, into one file of figures and one page.
 
-    python benchmarks/bench.py [negatives rows train encode search index second serve demo gpu]
+    python benchmarks/bench.py [negatives rows train encode search index million second serve demo gpu]
 
 Each section is a script of its own, whose last line is a JSON object: benchmarks/results.json has them by section, with
 machine and date, and benchmarks/results.md what a reader wants to know of them. What is not asked for, or fails, stays
@@ -28,8 +28,8 @@ SECTIONS = {  # name -> (script, where it belongs in the results)
     "negatives": ("bench_negatives.py", "negatives"), "rows": ("bench_rows.py", "rows"),
     "train": ("bench_train.py", "train"), "encode": ("bench_encode.py", "encode"),
     "search": ("bench_search.py", "search"), "index": ("bench_index.py", "search"),
-    "second": ("bench_second.py", "second"), "serve": ("bench_serve.py", "serve"), "demo": ("", "demo"),
-    "gpu": ("bench_gpu.py", "gpu")}
+    "million": ("bench_million.py", "million"), "second": ("bench_second.py", "second"),
+    "serve": ("bench_serve.py", "serve"), "demo": ("", "demo"), "gpu": ("bench_gpu.py", "gpu")}
 SAID = {  # section -> figure -> what it is
     "negatives": {"ratio_tutorial_loop": "10 random negatives: times as fast as the tutorial's loop",
                   "ratio_tutorial_loop_50": "50 random negatives: the same"},
@@ -47,6 +47,9 @@ SAID = {  # section -> figure -> what it is
                "ann_recall@10": "approximate search: share of the exact first ten",
                "ann_latency_ratio_exact": "approximate search: time beside exact search",
                "ann_gb": "approximate search: GB of the index"},
+    "million": {"peak_gb": "a million passages from the pairs to an answer: GB of the largest step",
+                "minutes": "the same: minutes", "kills": "the same, killed so many times and started again",
+                "equal": "the same: whether all came out as without (1: yes)"},
     "second": {"late_ms": "30 passages by their tokens, ms with the query's encoding",
                "cross_encoder_ms": "30 passages by a cross-encoder, ms",
                "cross_encoder_share_of_limit": "cross-encoder: share of what the matrix products allow"},

@@ -66,7 +66,7 @@ def main():
     import torch
 
     from embedding_finetune.retrieval.retrievers import DEPTH
-    from embedding_finetune.retrieval.vector_index import nearest
+    from embedding_finetune.retrieval.nearest import nearest
 
     torch.set_num_threads(options.threads)
     passages, queries = (unit_vectors(rows, options.dimensions, seed)

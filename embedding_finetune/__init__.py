@@ -31,8 +31,10 @@ One module is one stage of the data's way; each imports only from modules above 
     retrieval/runs         runs and judgements in TREC's formats
     retrieval/words        a text cut into words, by script and language
     retrieval/onnx_queries   queries turned into vectors without PyTorch
+    retrieval/nearest        nearest vectors by comparing all, shard after shard
     retrieval/vector_index   where nearest vectors are looked for: exactly, by faiss, in Milvus
     retrieval/retrievers   dense, BM25 and fused: from queries to a run
+    retrieval/blocks         what very many queries find, block by block on disk
     retrieval/second_stage   a second look at what a first stage has found
     retrieval/late             by the vectors of tokens
     retrieval/token_search     the same over all passages, as a first stage

@@ -1,10 +1,12 @@
 """Which INDEX for a corpus: what several cost and find, measured on a sample of its vectors and foretold for all.
 
-    python -m embedding_finetune.choose_index [LABEL] [--passages 10000000] [--memory 4]
+    python -m embedding_finetune.choose_index [LABEL] [--passages 10000000] [--memory 4] [--sample 50000]
 
 Two samples of the passages' vectors of LABEL (default reference) are searched by the dev queries; `--passages` says
-for how many the figures are to be foretold, `--memory` how many GB an index may take. What scales how is in `foretell`;
-recall is that of the sample, and falls as a corpus grows: look again at what `search` says of the index.
+for how many the figures are to be foretold, `--memory` how many GB an index may take. What scales how is in `foretell`.
+Recall falls as a corpus grows, since more passages are nearly as near: a sample that is the n-th part of it is looked
+through n times less far (see vector_index.Faiss.narrow). That is an estimate; a larger `--sample` makes it better,
+and what `search` says of the index once it is made is measured.
 """
 
 import argparse
@@ -37,17 +39,21 @@ def candidates(count, dim):
             "graph, scalar-quantised": f"HNSW32,SQ8 efSearch={REACH['efSearch']}"}
 
 
-def measure(where, vectors, queries, seed=0):
+def measure(where, vectors, queries, share=1, seed=0):
     """What an index of these vectors costs and finds: `GB` of the index, `minutes` to make it, `ms` a query asked alone
-    (and `exact_ms`), `recall` of the exact first ten."""
+    (and `p99_ms`, `exact_ms`), `recall` of the exact first ten; where they are but a share of a corpus, as it finds
+    when it looks less far."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         index = vector_index(where).build(vectors, Path(folder))
         minutes = (time.perf_counter() - began) / 60
         size = sum(file.stat().st_size for file in Path(folder).iterdir()) or vectors.nbytes
-        found = beside_exact(index, queries, np.random.default_rng(seed).permutation(len(vectors)))
+        tie_rank = np.random.default_rng(seed).permutation(len(vectors))
+        found = beside_exact(index, queries, tie_rank)
+        if share < 1 and index.narrow(share):
+            found["recall"] = beside_exact(index, queries, tie_rank)["recall"]
     return {"INDEX": where, "GB": size / 1e9, "minutes": minutes} | {
-        name: found[name] for name in ("ms", "exact_ms", "recall")}
+        name: found[name] for name in ("ms", "p99_ms", "exact_ms", "recall")}
 
 
 def foretell(name, rows, count):
@@ -58,7 +64,8 @@ def foretell(name, rows, count):
     a graph, where it grows with the logarithm (Malkov and Yashunin 2018), as does what each vector costs to put in.
     """
     graph, (few, more) = name.startswith("graph"), sorted(rows)
-    grows = {"GB": lambda n: n, "exact_ms": lambda n: n, "ms": math.log if graph else lambda n: n,
+    search = math.log if graph else lambda n: n
+    grows = {"GB": lambda n: n, "exact_ms": lambda n: n, "ms": search, "p99_ms": search,
              "minutes": lambda n: n * math.log(n) if graph else n}
     told = dict(rows[more])
     for key, of in grows.items():
@@ -76,13 +83,14 @@ def recommended(table, memory):
     return fits["ms"].idxmin() if len(fits) else None
 
 
-def choose(vectors, queries, count, seed=0):
-    """The foretold table of all candidates for `count` vectors like these; a row a candidate."""
-    order, dim = np.random.default_rng(seed).permutation(len(vectors))[:SAMPLE], vectors.shape[1]
+def choose(vectors, queries, count, sample=SAMPLE, seed=0):
+    """The foretold table of all candidates for `count` vectors like these, from so many of them; a row a candidate."""
+    order, dim = np.random.default_rng(seed).permutation(len(vectors))[:sample], vectors.shape[1]
     samples = {size: vectors[np.sort(order[:size])] for size in (len(order) // 4, len(order))}
     told = {}
     for name, where in candidates(count, dim).items():
-        rows = {size: measure(candidates(size, dim)[name], some, queries) for size, some in samples.items()}
+        rows = {size: measure(candidates(size, dim)[name], some, queries, size / count)
+                for size, some in samples.items()}
         told[name] = foretell(name, rows, count) | {"INDEX": where}
     return pd.DataFrame.from_dict(told, orient="index")
 
@@ -92,6 +100,7 @@ def main():
     parser.add_argument("label", nargs="?", default="reference")
     parser.add_argument("--passages", type=int, default=0, help="foretold for so many; the corpus's by default")
     parser.add_argument("--memory", type=float, default=4, help="GB that an index may take")
+    parser.add_argument("--sample", type=int, default=SAMPLE, help="passages whose vectors are looked at")
     options, settings = parser.parse_args(), Settings.load()
     collection, encoder = read_data(settings), encoder_of(settings, use_of(settings, options.label))
     dev = collection.part("dev")
@@ -99,8 +108,8 @@ def main():
         raise UserError("there are no dev queries to measure with: raise DEV_FRACTION, and build the data again")
     vectors = encoder.encode_passages(collection.corpus.values())
     count = options.passages or len(vectors)
-    table = choose(vectors, encoder.encode_queries(dev.queries.values()), count)
-    print(f"{options.label}, foretold for {count:,} passages from {min(SAMPLE, len(vectors)):,}:")
+    table = choose(vectors, encoder.encode_queries(dev.queries.values()), count, options.sample)
+    print(f"{options.label}, foretold for {count:,} passages from {min(options.sample, len(vectors)):,}:")
     print(table.round(3).to_markdown())
     best = recommended(table, options.memory)
     print(f"take INDEX=\"{table.loc[best, 'INDEX']}\" ({best})" if best else

@@ -1,6 +1,8 @@
 """All benchmarks in one file: figures come to their place, what fails changes nothing, the page says what is there."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from unittest import mock
@@ -8,10 +10,13 @@ from unittest import mock
 import pytest
 
 from embedding_finetune.files import UserError
+from embedding_finetune.retrieval.encoder import Encoder
+from embedding_finetune.retrieval.model_use import ModelUse
 from embedding_finetune.settings import ROOT
 
 with mock.patch.object(sys, "path", [str(ROOT / "benchmarks"), *sys.path]):
     import bench
+    import bench_million
     import bench_rows
 
 
@@ -58,6 +63,38 @@ def test_rows_by_id_are_measured_beside_json_lines(tmp_path):
     assert found["mb"] < found["mb_50"] < 2 * found["mb"] < found["mb_export"]
     assert {path.name for path in tmp_path.glob("*.json")} == {
         "training_neg_10.json", "training_neg_10.made.json", "training_neg_50.made.json"}
+
+
+def test_recombined_passages_are_made_of_sentences_and_each_is_another():
+    texts = [f"This is {name} of them. Another one says {name}? And {name} ends it." for name in "abcdefgh"]
+    made = list(bench_million.recombined([{"pos": texts[:5]}, {"pos": texts[5:]}], 13_000))  # of 24 ** 3
+    assert len(set(made)) == 13_000 and made == list(bench_million.recombined([{"pos": texts}], 13_000))
+    assert all(len(re.findall(r"(This|Another|And) .*?[.?]", text)) == 3 for text in made)
+
+
+def test_a_random_model_has_vectors_of_the_dimensions_wanted(tiny_settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("PAIRS", tiny_settings["DATASET"])
+    bench_million.make_model(tmp_path / "model", 48)
+    use = ModelUse("raw", "random", str(tmp_path / "model"), "mean", "", "", 32, 32, dense="2_Dense")
+    assert Encoder(use).encode_queries(["when does the otter sleep"]).shape == (1, 48)
+
+
+def test_steps_that_were_killed_end_as_those_that_were_not(tiny_settings, built_once, tmp_path):
+    names = ["encode", "index raw", "search raw"]
+    commands = {name: bench_million.steps("when does the otter sleep")[name] for name in names}
+    here, there = tmp_path / "undisturbed", tmp_path / "interrupted"
+    for folder in (here, there):
+        shutil.copytree(built_once, folder / "data")
+    seconds, memory = bench_million.undisturbed(here, tiny_settings, commands)
+    assert set(seconds) == set(names) and 0.2 < max(memory.values()) < 3
+    while_it_starts = {"encode": 3, "index raw": 3, "search raw": 1e-9}
+    died = bench_million.interrupted(there, tiny_settings, commands, while_it_starts, 2)
+    assert sum(died.values()) == 2
+    assert json.loads((there / "output" / "search raw.answer").read_text())[0]["rank"] == 1
+    assert bench_million.differences(here, there) == []
+    (there / "data" / "queries.jsonl").write_text("")
+    (there / "output" / "search raw.answer").unlink()
+    assert bench_million.differences(here, there) == ["data/queries.jsonl", "output/search raw.answer"]
 
 
 def test_the_committed_figures_are_those_of_the_page():

@@ -13,7 +13,7 @@ from embedding_finetune.files import UserError
 
 
 def test_what_grows_with_the_vectors_and_what_with_their_logarithm():
-    few = {"INDEX": "x", "GB": 1.0, "minutes": 1.0, "ms": 3.0, "exact_ms": 5.0, "recall": 1.0}
+    few = {"INDEX": "x", "GB": 1.0, "minutes": 1.0, "ms": 3.0, "p99_ms": 4.0, "exact_ms": 5.0, "recall": 1.0}
     more = few | {"GB": 2.0, "minutes": 3.0, "ms": 4.0, "exact_ms": 4.0, "recall": 0.9}
     rows = {100: few, 1000: more}
     lists = foretell("lists", rows, 10_000)
@@ -49,6 +49,18 @@ def test_candidates_are_indexes_and_what_they_find_is_measured():
     assert table.loc["lists, scalar-quantised", "INDEX"] == "IVF4096,SQ8 nprobe=256"
     assert table.loc["flat", "GB"] == pytest.approx(1_000_000 * 32 * 4 / 1e9)
     assert (table["recall"] > 0.3).all() and (table[["ms", "minutes", "exact_ms"]] > 0).all(axis=None)
+
+
+def test_what_a_graph_finds_in_a_larger_corpus_is_foretold_from_a_sample():
+    """The more passages are nearly as near as those wanted, the fewer of these a graph finds; a sample has fewer."""
+    rng = np.random.default_rng(2)
+    origins = rng.normal(size=(20, 24)).astype(np.float32)
+    vectors = origins[rng.integers(0, 20, 20_000)] + rng.normal(size=(20_000, 24)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    where, queries = "HNSW4,SQ8 efSearch=200", rng.normal(size=(100, 24)).astype(np.float32)
+    real, sample = measure(where, vectors, queries)["recall"], vectors[:2000]
+    taken_as_it_is, foretold = (measure(where, sample, queries, share)["recall"] for share in (1, 0.1))
+    assert taken_as_it_is > real + 0.2 and foretold == pytest.approx(real, abs=0.15)
 
 
 def test_the_command_says_what_to_take(built, monkeypatch, capsys):

@@ -5,6 +5,8 @@ it one that RETRIEVERS can name. Equal scores are ranked by id everywhere and mo
 32-bit number allows: faiss promises no order among them, and every evaluation tool has one of its own.
 """
 
+import tempfile
+
 import bm25s
 import numpy as np
 from tqdm.auto import tqdm
@@ -15,6 +17,7 @@ from embedding_finetune.retrieval.words import Words
 
 DEPTH = 100  # recall@100 needs no more
 FEW = 100  # queries that need no progress bar
+PART = 1 << 20  # passages whose vectors are in memory together
 
 RETRIEVERS = {}  # label -> class, of those that need no model
 
@@ -102,6 +105,23 @@ def spread(scores):
     return scores
 
 
+def passage_vectors(encoder, texts):
+    """Vectors of a list of passages; those of more than PART are encoded so many at a time, into a file beside the
+    cache that is mapped into memory and gone with the process."""
+    if len(texts) <= PART:
+        return encoder.encode_passages(texts)
+    try:
+        with tempfile.TemporaryFile(dir=encoder.cache) as file:
+            for start in range(0, len(texts), PART):
+                some = encoder.encode_passages(texts[start:start + PART])
+                file.write(some.data)
+            file.flush()
+            return np.memmap(file, np.float32, "r", shape=(len(texts), some.shape[1]))
+    except OSError as error:
+        raise UserError(f"cannot write the vectors of {len(texts):,} passages to {encoder.cache or 'a temporary file'} "
+                        f"({error.strerror}): free some space") from None
+
+
 class Dense(Retriever):
     """Nearest vectors by inner product; `encoder` gives the vectors (see encoder.Encoder).
 
@@ -113,7 +133,8 @@ class Dense(Retriever):
         self.about = encoder.use.title
 
     def build(self, texts):
-        self.vectors = self.encoder.encode_passages(texts)
+        self.vectors = self.nearest = None  # those of a corpus before leave before the next ones come
+        self.vectors = passage_vectors(self.encoder, texts)
         self.nearest = Exact(self.vectors)
 
     def save(self, folder):
@@ -145,7 +166,8 @@ class BM25(Retriever):
 
     def build(self, texts):
         self._cut_by(Words.of(self.language, texts))
-        self.bm25, self.size, words = bm25s.BM25(k1=1.5, b=0.75), len(texts), self.words(texts)
+        self.bm25 = bm25s.BM25(k1=1.5, b=0.75)  # that of a corpus before leaves before the words come
+        self.size, words = len(texts), self.words(texts)
         self.empty = not any(words)  # bm25s cannot index nothing
         if not self.empty:
             self.bm25.index(words, show_progress=False)

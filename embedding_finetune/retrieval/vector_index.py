@@ -1,7 +1,7 @@
 """Where nearest vectors are looked for: exactly, by an approximate index of faiss, or in Milvus, as INDEX says.
 
     flat                        all vectors, mapped from disk: exact, and what every reported metric comes from
-    HNSW32,SQ8 efSearch=64      whatever faiss.index_factory makes, and how far it looks (efSearch, nprobe)
+    HNSW32,SQ8 efSearch=1024    whatever faiss.index_factory makes, and how far it looks (efSearch, nprobe)
     milvus:URI, milvus:URI#HNSW a collection in Milvus: a folder (embedded), or http://host:19530 of a server
 
 An index that is not exact only proposes: what it finds is scored once more by the vectors themselves, from disk. So
@@ -22,15 +22,15 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from embedding_finetune.files import UserError, one_line, read_json, write_json
+from embedding_finetune.retrieval.nearest import nearest
 from embedding_finetune.settings import path_of
 
 FLAT, MILVUS = "flat", "milvus:"
-BATCH = 2048  # queries that are searched together
 SCORED_AGAIN = 4  # so many times the passages wanted are proposed ..
 AT_LEAST = 100  # .. and no fewer than so many
 SAMPLE, CHUNK = 1 << 17, 1 << 16  # vectors that a coarse index learns from, and that are added together
 SENT = 5000  # vectors that Milvus takes at once: below the 64 MB of a message for up to 3,000 dimensions
-REACH = {"nprobe": 1 / 16, "efSearch": 64}  # where INDEX does not say: a share of the lists, and of the graph
+REACH = {"nprobe": 1 / 16, "efSearch": 1024}  # where INDEX does not say: a share of the lists, nodes of the graph
 MOST = 16384  # hits that Milvus gives
 KINDS = {  # of Milvus's indexes -> what they are made with, and which setting of a search has to reach as far as it
     "FLAT": ({}, ""), "AUTOINDEX": ({}, ""), "HNSW": ({"M": 32, "efConstruction": 128}, "ef"),
@@ -38,30 +38,6 @@ KINDS = {  # of Milvus's indexes -> what they are made with, and which setting o
     "IVF_FLAT": ({"nlist": 1024}, "nprobe"), "IVF_SQ8": ({"nlist": 1024}, "nprobe")}
 TIMEOUT = 60  # seconds
 TIMED = 500  # queries
-
-
-def nearest(query_vectors, passage_vectors, depth, tie_rank=None):
-    """Scores and positions of the `depth` nearest passages of each query by inner product, as `Retriever.top` returns
-    them.
-
-    Exact (faiss), a batch of queries at a time, without a copy of the passages: memory grows with queries times depth.
-    `tie_rank` orders equal scores, by default the position does.
-    """
-    count = len(passage_vectors)
-    tie_rank, depth = np.arange(count) if tie_rank is None else tie_rank, min(depth, count)
-    scores = np.empty((len(query_vectors), depth), np.float32)
-    positions = np.empty((len(query_vectors), depth), np.int32)
-    starts = range(0, len(query_vectors), BATCH)
-    for start in tqdm(starts, desc="searching", unit="batch", disable=len(starts) < 2):
-        rows, reach = np.arange(start, min(start + BATCH, len(query_vectors))), depth + 1
-        while len(rows):  # all queries first; then those where a passage out of reach may tie with the last one wanted
-            reach = min(reach, count)
-            found, where = faiss.knn(query_vectors[rows], passage_vectors, reach, metric=faiss.METRIC_INNER_PRODUCT)
-            order = np.lexsort((tie_rank[where], -found), axis=-1)[:, :depth]
-            scores[rows], positions[rows] = np.take_along_axis(found, order, 1), np.take_along_axis(where, order, 1)
-            rows = rows[(found[:, -1] == found[:, depth - 1]) & (reach < count)]
-            reach *= 2
-    return scores, positions
 
 
 def lists_for(count):
@@ -96,13 +72,19 @@ class Exact:
         """Scores and positions of the nearest passages of query vectors, as `Retriever.top` returns them."""
         return nearest(queries, self.vectors, depth, tie_rank)
 
+    def narrow(self, share):
+        """See Faiss; what looks everywhere does so in a sample, too."""
+        return False
+
 
 class Approximate(Exact):
     """What `proposed` finds, scored by the vectors."""
 
+    share = 1  # of the passages that are proposed otherwise
+
     def top(self, queries, depth, tie_rank):
         depth = min(depth, len(self.vectors))
-        reach = min(len(self.vectors), max(SCORED_AGAIN * depth, AT_LEAST))
+        reach = min(len(self.vectors), max(depth, round(self.share * max(SCORED_AGAIN * depth, AT_LEAST))))
         proposed = self.proposed(np.ascontiguousarray(queries), reach)
         scores, positions = np.zeros((len(queries), depth), np.float32), np.full((len(queries), depth), -1, np.int32)
         for row, (query, places) in enumerate(zip(queries, proposed)):
@@ -141,6 +123,13 @@ class Faiss(Approximate):
 
     def proposed(self, queries, reach):
         return self.index.search(queries, reach)[1]
+
+    def narrow(self, share):
+        """Look into a sample as far as into a corpus of which it is this share: at so much less of a graph (of lists,
+        `nprobe` is a share already). Returns whether that changes anything."""
+        if graph := isinstance(found := faiss.downcast_index(self.index), faiss.IndexHNSW):
+            self.share, found.hnsw.efSearch = share, max(1, round(share * found.hnsw.efSearch))
+        return graph
 
 
 def made_by_factory(words, shape, vectors):
@@ -262,8 +251,8 @@ def _connected(uri):
 
 
 def beside_exact(index, queries, tie_rank, depth=10):
-    """Share of the exact first `depth` passages that an index finds, and the median milliseconds of both for one of the
-    query vectors, alone: a dict."""
+    """Share of the exact first `depth` passages that an index finds, and the milliseconds of both for one of the query
+    vectors, alone (median; `p99_ms`: of the slowest 1 %): a dict."""
     found = {}
     for name, one in {"": index, "exact_": Exact(index.vectors)}.items():
         rows, times = [], []
@@ -271,7 +260,8 @@ def beside_exact(index, queries, tie_rank, depth=10):
             began = time.perf_counter()
             rows.append(one.top(query[None], depth, tie_rank)[1][0])
             times.append(1000 * (time.perf_counter() - began))
-        found |= {f"{name}ms": float(np.median(times)), f"{name}rows": rows}
+        found |= {f"{name}{key}ms": float(np.percentile(times, at)) for key, at in (("", 50), ("p99_", 99))}
+        found[f"{name}rows"] = rows
     hits = [len(np.intersect1d(some, exact)) / len(exact) for some, exact in zip(found.pop("rows"),
                                                                                  found.pop("exact_rows"))]
     return found | {"recall": float(np.mean(hits)), "depth": depth, "queries": len(hits)}

@@ -1,5 +1,10 @@
-"""Mined hard negatives, and a teacher's scores: candidates from a model, from BM25 or both, filtered by the model."""
+"""Mined hard negatives, and a teacher's scores: candidates from a model, from BM25 or both, filtered by the model.
 
+One retriever after the other holds the passages. Of many queries, what a block has found is kept in
+OUTPUT_DIR/cache/hits (see blocks), so that a mining that was stopped goes on.
+"""
+
+import hashlib
 from dataclasses import asdict
 
 import numpy as np
@@ -10,11 +15,13 @@ from embedding_finetune.data.texts import near_duplicates
 from embedding_finetune.files import UserError
 from embedding_finetune.hub import check_hub, model_content
 from embedding_finetune.recipes import all_recipes
+from embedding_finetune.retrieval.blocks import found_in_blocks
 from embedding_finetune.retrieval.cross_encoder import CrossEncoder
 from embedding_finetune.retrieval.encoder import encoder_of
 from embedding_finetune.retrieval.model_use import model_path, ready_made, use_of
-from embedding_finetune.retrieval.retrievers import Dense, retriever_of
+from embedding_finetune.retrieval.retrievers import Dense, passage_vectors, retriever_of
 from embedding_finetune.retrieval.stages import is_stage, stage_of
+from embedding_finetune.retrieval.vectors import text_key
 
 
 class Miner:
@@ -44,7 +51,7 @@ class Miner:
     def content(self):
         """What tells the models from others, for the record of the training file."""
         uses = [use for use in (self.use, self.teacher) if use]
-        how = [{**asdict(use), "title": "", "name": ""} for use in uses]  # folders may move
+        how = [_how(use) for use in uses]
         language = [self.settings.bm25_language] if "bm25" in self.recipe.candidates else []
         return [how, *(model_content(use.name) for use in uses), self.stage and self.stage.content, *language]
 
@@ -58,14 +65,16 @@ class Miner:
         recipe, train, corpus = self.recipe, pool.train, dict(zip(pool.ids, pool.texts()))
         print(f"mining for {recipe.label}: {len(train.queries)} training queries, {pool.drawn} training passages, "
               f"model {self.use.title}", flush=True)
+        queries, found = list(train.queries.values()), {}
+        if "bm25" in recipe.candidates:  # its index is gone before the vectors come
+            bm25 = retriever_of("bm25", self.settings.bm25_language).index(corpus)
+            print(f"BM25 takes the words as {bm25.used['language']}", flush=True)
+            found["bm25"] = self._found(bm25, queries, corpus, bm25.used)
+            del bm25
         dense = Dense(encoder_of(self.settings, self.use)).index(corpus)
-        retrievers = {"model": dense}
-        if "bm25" in recipe.candidates:
-            retrievers["bm25"] = retriever_of("bm25", self.settings.bm25_language).index(corpus)
-            print(f"BM25 takes the words as {retrievers['bm25'].used['language']}", flush=True)
-        queries = list(train.queries.values())
-        found = {name: retrievers[name].top(queries, recipe.depth)[1] for name in recipe.candidates}
-        found = {name: np.where(positions < pool.drawn, positions, -1) for name, positions in found.items()}
+        if "model" in recipe.candidates:
+            found["model"] = self._found(dense, queries, corpus, [_how(self.use), dense.encoder.content])
+        found = {name: np.where(found[name] < pool.drawn, found[name], -1) for name in recipe.candidates}
         candidates = interleave(*found.values()) if len(found) == 2 else next(iter(found.values()))
         vectors = dense.encoder.encode_queries(queries)
         candidates = screen(candidates, pool.positives, vectors, dense.vectors, Filter.parse(recipe.filter))
@@ -73,6 +82,14 @@ class Miner:
         chosen, mined = choose(candidates, taken, near_duplicates(corpus.values()), pool.drawn, recipe.number,
                                seed=[self.settings.seed, recipe.number])
         return chosen, _sources(chosen, mined, found)
+
+    def _found(self, retriever, queries, corpus, identity):
+        """Positions of the passages that a retriever, of which `identity` tells it from others, finds for queries."""
+        digest = hashlib.blake2b(digest_size=16)
+        for passage, text in corpus.items():
+            digest.update(text_key(passage) + text_key(text))
+        folder = self.settings.output_dir / "cache" / "hits"
+        return found_in_blocks(retriever, queries, self.recipe.depth, folder, [identity, digest.hexdigest()])
 
     def scores(self, pool, chosen):
         """Yield for each query the teacher's scores of its positives and of the negatives at the positions in its row
@@ -92,9 +109,13 @@ class Miner:
             scores = self.stage.scores(queries, places)
         else:
             encoder = encoder_of(self.settings, self.teacher)
-            vectors, passages = encoder.encode_queries(queries), encoder.encode_passages(passages)
+            vectors, passages = encoder.encode_queries(queries), passage_vectors(encoder, passages)
             scores = (passages[own] @ query for query, own in zip(vectors, places))
         return tqdm(scores, "teacher", len(queries), unit="query")
+
+
+def _how(use):
+    return {**asdict(use), "title": "", "name": ""}  # folders may move
 
 
 def _sources(chosen, mined, found):

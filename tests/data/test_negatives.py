@@ -11,7 +11,7 @@ import pytest
 from embedding_finetune.data.negatives import Filter, choose, interleave, sample_random, screen
 from embedding_finetune.data.texts import near_duplicates
 from embedding_finetune.files import UserError
-from embedding_finetune.retrieval.vector_index import nearest
+from embedding_finetune.retrieval.nearest import nearest
 from embedding_finetune.settings import ROOT
 
 
@@ -162,7 +162,7 @@ MEASURE = """
 import resource, sys
 import numpy as np
 from embedding_finetune.data.negatives import Filter, screen
-from embedding_finetune.retrieval.vector_index import nearest
+from embedding_finetune.retrieval.nearest import nearest
 rng = np.random.default_rng(0)
 queries, passages = (rng.standard_normal((rows, 16), dtype=np.float32) for rows in (6_000, 60_000))
 positives = [[number] for number in range(6_000)]

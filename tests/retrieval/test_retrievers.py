@@ -49,6 +49,23 @@ def test_vectors_are_ranked_by_inner_product():
     assert np.allclose(list(run["q"].values()), [0.9, 0.5, 0.2])
 
 
+def test_vectors_of_many_passages_are_mapped_from_a_file(monkeypatch, tmp_path):
+    """Seven passages, three at a time: the same vectors and the same run, and no file left."""
+    rng = np.random.default_rng(4)
+    passages = rng.normal(size=(7, 5)).astype(np.float32)
+    texts = {f"p{number}": f"text {number}" for number in range(7)}
+    encoder = Given(q=passages[2], **dict(zip(texts.values(), passages)))
+    encoder.cache = tmp_path
+    in_memory = Dense(encoder).index(texts)
+    monkeypatch.setattr(module, "PART", 3)
+    mapped = Dense(encoder).index(texts)
+    assert isinstance(mapped.vectors, np.memmap) and (mapped.vectors == passages).all()
+    assert mapped.search({"q": "q"}) == in_memory.search({"q": "q"}) and not list(tmp_path.iterdir())
+    encoder.cache = tmp_path / "missing"
+    with pytest.raises(UserError, match="cannot write the vectors of 7 passages to .*missing .*: free some space"):
+        Dense(encoder).index(texts)
+
+
 def test_the_ranking_is_that_of_a_full_sort():
     rng = np.random.default_rng(3)
     queries, passages = rng.normal(size=(20, 8)).astype(np.float32), rng.normal(size=(500, 8)).astype(np.float32)

@@ -10,7 +10,8 @@ import pytest
 
 from embedding_finetune.files import UserError
 from embedding_finetune.retrieval import vector_index as module
-from embedding_finetune.retrieval.vector_index import Exact, beside_exact, nearest, vector_index
+from embedding_finetune.retrieval.nearest import nearest
+from embedding_finetune.retrieval.vector_index import Exact, beside_exact, vector_index
 
 COUNT, DIM = 300, 16
 EVERYTHING = "IVF8,Flat nprobe=8", "HNSW16 efSearch=300", "IVF8,SQ8 nprobe=8", "milvus", "milvus#HNSW", "flat"
@@ -29,25 +30,6 @@ def vectors():
 def named(where, folder):
     """The value of INDEX for one of EVERYTHING."""
     return where.replace("milvus", f"milvus:{folder}/milvus.db")
-
-
-@pytest.mark.parametrize("depth", [1, 2, 7, 60, 100])
-def test_nearest_agrees_with_a_full_sort_where_many_tie(depth, monkeypatch):
-    """Small whole numbers, so that equal products are equal to the last bit, and few values for many passages."""
-    monkeypatch.setattr(module, "BATCH", 16)
-    rng = np.random.default_rng(depth)
-    queries, passages = (rng.integers(-1, 2, (rows, 3)).astype(np.float32) for rows in (50, 60))
-    tie_rank = rng.permutation(60)
-    for order, given in ((np.arange(60), None), (tie_rank, tie_rank)):
-        scores, positions = nearest(queries, passages, depth, given)
-        assert scores.shape == positions.shape == (50, min(depth, 60))
-        for row, products in enumerate(queries @ passages.T):
-            expected = np.lexsort((order, -products))[:depth]
-            assert positions[row].tolist() == expected.tolist() and (scores[row] == products[expected]).all()
-
-
-def test_nothing_to_search_for_gives_nothing():
-    assert nearest(np.empty((0, 4), np.float32), np.ones((3, 4), np.float32), 2)[1].shape == (0, 2)
 
 
 @pytest.mark.parametrize("where", EVERYTHING)

@@ -14,8 +14,10 @@ from embedding_finetune.data.negatives import training_pool
 from embedding_finetune.data.texts import near_duplicates, normalise
 from embedding_finetune.files import UserError
 from embedding_finetune.recipes import find_recipe
+from embedding_finetune.retrieval import blocks
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.model_use import use_of
+from embedding_finetune.retrieval.retrievers import BM25, Dense
 from embedding_finetune.retrieval.stages import stage_of
 from embedding_finetune.training import rows as rows_module
 from embedding_finetune.training.export import export
@@ -62,6 +64,23 @@ def test_the_models_candidates_are_its_nearest_passages(built):
         scores[row, list(unsafe)] = -np.inf
         np.testing.assert_allclose(scores[row, found], np.sort(scores[row])[::-1][:4], atol=1e-6)
     assert sources["model"].all() and not sources["random"].any() and len(sources) == 2
+
+
+def test_mining_in_blocks_finds_the_same_and_goes_on(built, monkeypatch):
+    """Whatever retriever: the second time nothing is searched for, the third time with another depth all is."""
+    pool, recipe = training_pool(read_data(built)), recipe_of(built)
+    expected = Miner(built, recipe).mine(pool)
+    assert not (built.output_dir / "cache" / "hits").exists()
+    monkeypatch.setattr(blocks, "BLOCK", 50)
+    asked = []
+    for kind in (BM25, Dense):
+        monkeypatch.setattr(kind, "top", lambda self, texts, depth, top=kind.top:
+                            asked.append(len(texts)) or top(self, texts, depth))
+    for depth, searched in ((20, True), (20, False), (30, True)):
+        asked.clear()
+        chosen, _ = Miner(built, dataclasses.replace(recipe, depth=depth)).mine(pool)
+        assert (sum(asked) == 2 * len(pool.train.queries)) is searched and max(asked, default=0) <= 50
+        assert depth != 20 or (chosen == expected[0]).all()
 
 
 def test_passages_that_share_no_word_with_the_query_are_no_hard_negatives(built):
