@@ -124,7 +124,12 @@ class Settings:
 
     trainer: str = setting("flagembedding takes FlagEmbedding's own, which cannot be continued", TRAINING,
                            "embedding_finetune", one_of("embedding_finetune", "flagembedding"))
-    gpus: int = setting("training processes, one a GPU; a query meets the passages of all", TRAINING, 1, at_least(1))
+    gpus: int = setting("training processes a node, one a GPU; a query meets the passages of all", TRAINING, 1,
+                        at_least(1))
+    nnodes: int = setting("machines that train together; each starts the same command", TRAINING, 1, at_least(1))
+    rdzv_endpoint: str = setting("HOST:PORT of one of them, where they meet", NOTHING, "",
+                                 (lambda text: re.fullmatch(r"([^\s:]+:\d+)?", text), "must be HOST:PORT"))
+    max_restarts: int = setting("times that all processes start again after one was killed", NOTHING, 0, at_least(0))
     train_group_size: int = setting("1 positive and the rest negatives, sampled anew at each step", TRAINING,
                                     check=at_least(2), flag="train_group_size")
     batch_size: int = setting("queries a step and process", TRAINING, check=at_least(1),

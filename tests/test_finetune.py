@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +12,6 @@ import pytest
 import torch
 from FlagEmbedding.abc.finetune.embedder import AbsEmbedderTrainDataset
 from safetensors.torch import load_file
-from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from tiny_training import changed_rows
 from transformers import AutoTokenizer
 
@@ -46,7 +43,7 @@ def untrained(monkeypatch):
     """A training that takes no time: the weights are there at once. Lists what was launched."""
     launched = []
 
-    def launch(settings, module, flags, one_process):
+    def launch(settings, label, module, flags, one_process):
         launched.append((module, flags))
         output = Path(flags[flags.index("--output_dir") + 1])
         (output / "model.safetensors").write_text("weights")
@@ -227,42 +224,6 @@ def test_missing_data_are_one_line(settings, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["finetune", "neg10"])
     with pytest.raises(SystemExit, match="dataset.json does not exist: it is made by build_train_dataset.ipynb"):
         run_command_line(finetuning.main)
-
-
-@pytest.mark.parametrize("ignored", [[], [signal.SIGHUP], [signal.SIGHUP, signal.SIGINT]])
-def test_the_training_ends_with_its_terminal_unless_nohup_has_it_ignore_that(built, monkeypatch, ignored):
-    words = []
-    monkeypatch.setattr(finetuning, "torchrun", words.extend)
-    every = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)  # the tests may run under nohup themselves
-    wanted = {number: signal.SIG_IGN if number in ignored else signal.SIG_DFL for number in every}
-    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
-    try:
-        finetuning.launch(built, "module", ["--flag"])
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    handled = words[words.index("--signals-to-handle") + 1].split(",")
-    assert set(handled) == {"SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP"} - {number.name for number in ignored}
-    assert words[-3:] == ["-m", "module", "--flag"] and words[words.index("--nproc_per_node") + 1] == "1"
-
-
-@pytest.mark.parametrize("exit_code, trainer, said", [
-    (-signal.SIGKILL, "embedding_finetune", "training process 1 was killed by signal 9 (perhaps for want of memory: "
-                                            "GRAD_CACHE_CHUNK); the same command continues it"),
-    (-signal.SIGSEGV, "flagembedding", "training process 1 was killed by signal 11; the same command begins it anew"),
-    (1, "embedding_finetune", None),  # the process has said what is wrong
-    ("SIGINT", "embedding_finetune", "stopped by SIGINT; the same command continues it"),
-])
-def test_what_ended_the_training_is_said_in_one_line(built, monkeypatch, exit_code, trainer, said):
-    def torchrun(words):
-        if isinstance(exit_code, str):
-            raise SignalException("got a signal", signal.Signals[exit_code])
-        raise ChildFailedError("module", {1: ProcessFailure(0, 1234, exit_code, "")})
-
-    monkeypatch.setattr(finetuning, "torchrun", torchrun)
-    with pytest.raises(UserError if said else SystemExit) as stopped:
-        finetuning.launch(dataclasses.replace(built, trainer=trainer), "module", [])
-    assert str(stopped.value) == (said or "1")
 
 
 @pytest.mark.parametrize("script, words, label", [

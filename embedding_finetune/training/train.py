@@ -12,11 +12,13 @@ import os
 import shutil
 import sys
 import time
+import traceback
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import peft
+import torch.distributed as dist
 import transformers
 from FlagEmbedding.finetune.embedder.encoder_only.base import (
     EncoderOnlyEmbedderDataArguments,
@@ -38,6 +40,7 @@ from embedding_finetune.training.dev import DevSet
 from embedding_finetune.training.export import export
 from embedding_finetune.training.log import read_log
 from embedding_finetune.training.loss import ContrastiveModel
+from embedding_finetune.training.processes import LOST, RANK, WORLD_SIZE, as_rank_0, check_alike, check_shared
 from embedding_finetune.training.reranker import (
     PairCollator,
     RerankDev,
@@ -49,7 +52,6 @@ from embedding_finetune.training.reranker import (
 from embedding_finetune.training.store import read_rows
 from embedding_finetune.training.trainer import Trainer
 
-RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 NOT_HERE = ("same_dataset_within_batch", "shuffle_ratio", "deepspeed", "fsdp", "sub_batch_size")
 
 
@@ -166,6 +168,7 @@ def load_model(model_args, data_args, args, use):
 def run(model_args, data_args, args):
     """Train from the last complete checkpoint, or from the beginning, to the finished folder."""
     output, use = Path(args.output_dir), use_from_flags(model_args, data_args, args)
+    check_shared(output)
     rows = read_rows(data_args.train_data, data_args.knowledge_distillation)
     step = args.per_device_train_batch_size * WORLD_SIZE
     if args.dataloader_drop_last and len(rows) < step:
@@ -174,7 +177,8 @@ def run(model_args, data_args, args):
     dev = read_collection(Path(data_args.dev_data)).part("dev") if data_args.dev_data else None
     if dev is not None and not dev.queries:
         raise UserError(f"{data_args.dev_data} has no dev queries: it needs qrels/dev.tsv")
-    checkpoint = next(iter(complete_checkpoints(output)), None)
+    found = as_rank_0([folder.name for folder in complete_checkpoints(output)])  # another node may see the disk later
+    checkpoint = output / found[0] if found else None
     if checkpoint:
         say(f"continuing from {checkpoint}")
     transformers.set_seed(args.seed)
@@ -270,6 +274,7 @@ def train(arguments):
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore")
     parsed = parse(arguments)
+    check_alike(arguments, parsed[1].train_data)
     output = Path(parsed[2].output_dir)
     if RANK:  # rank 0 holds the lock; the others wait for it when the processes meet
         return run(*parsed)
@@ -283,14 +288,19 @@ def train(arguments):
 def main():
     try:
         train(sys.argv[1:])
+        if dist.is_initialized():
+            dist.destroy_process_group()
     except KeyboardInterrupt:
         sys.exit(130)  # as a shell has it; the launcher says what to do
-    except OSError as error:
-        raise UserError(one_line(error)) from error
-    except Exception:
+    except Exception as error:
         if RANK:  # most likely rank 0 has failed: let it speak, torchrun then ends this process
             time.sleep(5)
-        raise
+        if isinstance(error, OSError):
+            raise UserError(one_line(error)) from error
+        if isinstance(error, UserError) or WORLD_SIZE == 1:
+            raise
+        traceback.print_exc()
+        sys.exit(LOST)
 
 
 if __name__ == "__main__":
