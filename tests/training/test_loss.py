@@ -10,6 +10,7 @@ import pytest
 import torch
 from batches_for_tests import batch_of, gradients, load
 from FlagEmbedding.finetune.embedder.encoder_only.base import BiEncoderOnlyEmbedderModel
+from several_processes import CASES, JOINED, case_model
 from tiny import tiny_bert, tiny_xlmr
 from tiny_training import passages
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +20,7 @@ from embedding_finetune.retrieval.encoder import pool
 from embedding_finetune.retrieval.tokens import new_projection
 from embedding_finetune.training.loss import ContrastiveModel, false_negatives, grad_cache_step
 
-SCRIPT = Path(__file__).parent.parent / "two_processes.py"
+SCRIPT = Path(__file__).parent.parent / "several_processes.py"
 
 
 def test_a_positive_of_the_query_is_never_its_negative():
@@ -220,15 +221,23 @@ def test_the_loss_over_tokens_is_that_of_plain_loops_and_of_grad_cache(tiny, int
     torch.testing.assert_close(gradients(model), found, atol=1e-5, rtol=1e-4)
 
 
-def test_two_processes_with_shared_negatives_equal_one_on_the_joined_batch(tiny, tmp_path):
-    """Plain and cached, with masking and a teacher: the averaged gradients are those of the joined batch."""
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_with_shared_negatives_equal_one_on_the_joined_batch(tiny, tmp_path, world):
+    """Plain and cached, with masking, over two accumulated batches: the averaged gradients are those of one process,
+    with a teacher, truncated vectors, token vectors, and both."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, SCRIPT, tiny, tmp_path], env=environment, capture_output=True, text=True,
-                         timeout=240)
+    run = subprocess.run([sys.executable, SCRIPT, "gradients", tiny, tmp_path, str(world)], env=environment,
+                         capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr[-2000:]
-    batch, _ = batch_of(tiny, scores=True, items=range(8), limit=5)
-    model = load(tiny / "bert", distillation="kl_div").train()
-    model(**batch)["loss"].backward()
-    expected = gradients(model)
-    for name in ("plain", "cached"):
-        torch.testing.assert_close(torch.load(tmp_path / f"{name}.pt"), expected, atol=1e-5, rtol=1e-4)
+    found = torch.load(tmp_path / f"gradients_{world}.pt")
+    for case in CASES:
+        model, losses = case_model(tiny, case), []
+        for first in (0, JOINED):
+            batch, _ = batch_of(tiny, scores=True, items=range(first, first + JOINED), limit=5)
+            losses.append(model(**batch)["loss"])
+            losses[-1].backward()
+        expected = sum(losses).item() / 2, gradients(model)
+        for cached in (False, True):
+            loss, averaged = found[case, cached]
+            assert loss.item() == pytest.approx(expected[0], abs=1e-5)
+            torch.testing.assert_close(averaged, expected[1], atol=1e-5, rtol=1e-4)
