@@ -50,6 +50,7 @@ One module is one stage of the data's way; each imports only from modules above 
     training/checkpoints   checkpoints that are whole or absent
     training/log           the log of a training
     training/processes     what the processes of a training agree on
+    training/flags         what a training is told
     training/trainer       the training loop
     training/reranker      what a reranker's training has of its own
     training/export_late   the part of a finished folder that compares by tokens

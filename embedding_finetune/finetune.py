@@ -24,7 +24,7 @@ from embedding_finetune.data.collection import read_data
 from embedding_finetune.files import UserError, may_overwrite, run_command_line, write_json
 from embedding_finetune.hub import check_hub, check_lengths, load
 from embedding_finetune.recipes import find_recipe
-from embedding_finetune.retrieval.model_use import base_use
+from embedding_finetune.retrieval.model_use import base_use, dim_of
 from embedding_finetune.settings import TABLE, Settings, plain
 from embedding_finetune.training.checkpoints import in_turn
 from embedding_finetune.training.export import complete
@@ -79,6 +79,10 @@ def prepare(settings, recipe):
     if tuned.query_expansion and (tuned.interaction != "late" or tuned.query_expansion > tuned.query_max_len):
         raise UserError(f"QUERY_EXPANSION={tuned.query_expansion} goes with INTERACTION=late alone (it would change a "
                         f"query's one vector), and up to QUERY_MAX_LEN ({tuned.query_max_len})")
+    for dim in map(int, tuned.matryoshka_dims.split()):
+        if reranker or tuned.interaction != "dense" or dim >= dim_of(use):
+            raise UserError(f"MATRYOSHKA_DIMS={tuned.matryoshka_dims} goes with INTERACTION=dense and no reranker, and "
+                            f"below the {dim_of(use)} dimensions of the base")
     begins = f"{plain(name)}, {'with a new head' * (not settings.reranker)}" if reranker else use
     print(f"the base, as it is trained and will be used: {begins}", flush=True)
     if recipe.merge:
@@ -124,6 +128,7 @@ def flags_of(settings, recipe, tuned, output):
         "dataloader_drop_last": True, "seed": tuned.seed, **precision(tuned.precision), "output_dir": output,
         **({"save_strategy": "steps", "save_steps": 0.2, "dev_data": settings.data_dir} if ours  # five checkpoints
            else {"save_strategy": "no", "disable_tqdm": True}), "report_to": "none",
+        **({"use_mrl": True, "mrl_dims": f"{dim_of(use)} {tuned.matryoshka_dims}"} if tuned.matryoshka_dims else {}),
         **({"knowledge_distillation": True, "kd_loss_type": "kl_div"} if recipe.teacher else {}),
         **({"negatives_cross_device": True} if tuned.gpus * tuned.nnodes > 1 else {}),
     }
@@ -131,7 +136,8 @@ def flags_of(settings, recipe, tuned, output):
         prompts = dict.fromkeys(("query_instruction_for_retrieval", "passage_instruction_for_retrieval"))
         flags |= prompts | {"model_name_or_path": reranker_base(settings), "negatives_cross_device": None,
                             "reranker": True, "new_head": not settings.reranker}
-    return [word for name, value in flags.items() if value is not None for word in (f"--{name}", str(value))]
+    return [word for name, value in flags.items() if value is not None
+            for word in (f"--{name}", *(str(value).split() if name == "mrl_dims" else [str(value)]))]
 
 
 def precision(wanted="auto"):

@@ -10,7 +10,9 @@ import logging
 import os
 import runpy
 import signal
+import socket
 import sys
+import time
 
 import torch
 from torch.distributed import DistError
@@ -18,7 +20,7 @@ from torch.distributed.elastic.agent.server import WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError
+from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError, RendezvousTimeoutError
 from torch.distributed.launcher import api
 from torch.distributed.run import main as torchrun
 
@@ -79,8 +81,8 @@ def launch(settings, label, module, flags, one_process=False):
                  "--rdzv-conf", f"join_timeout={PATIENCE},read_timeout={PATIENCE}"]
         # Nodes count restarts each for itself; in the store that they share otherwise, keys are named by the count.
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         print(f"waiting for {settings.nnodes} nodes at {settings.rdzv_endpoint}", flush=True)
+        _reach(settings.rdzv_endpoint)
     try:
         torchrun(["--signals-to-handle", ",".join(signals), *place, "--nproc_per_node", str(settings.gpus),
                   "--max-restarts", str(settings.max_restarts), "-m", module, *flags])
@@ -92,10 +94,34 @@ def launch(settings, label, module, flags, one_process=False):
             sys.exit(1)
         hint = " (perhaps for want of memory: GRAD_CACHE_CHUNK)" if failure.exitcode == -9 else ""
         raise UserError(f"training process {rank} {_end(failure.exitcode)}{hint}; the same command {again}") from None
-    except (RendezvousError, DistError) as error:
+    except RendezvousTimeoutError:
         raise UserError(f"{settings.nnodes} nodes have not met at RDZV_ENDPOINT={settings.rdzv_endpoint} within "
-                        f"{PATIENCE} s, or one has ended ({one_line(error)}): its messages say why; the same command on "
-                        f"all nodes {again}") from None
+                        f"{PATIENCE} s: start the same command on each") from None
+    except (RendezvousError, DistError):
+        raise UserError("another node has ended, and its messages say why; the same command on all nodes "
+                        f"{again}") from None
+
+
+def _reach(endpoint):
+    """Raise UserError where the endpoint is on another machine, and nobody answers there."""
+    host, port = endpoint.split(":")
+    deadline = time.monotonic() + PATIENCE
+    try:
+        with socket.socket() as own:
+            own.bind((socket.gethostbyname(host), 0))
+        return  # an address of this machine: torchrun is about to answer there itself
+    except socket.gaierror as error:
+        raise UserError(f"RDZV_ENDPOINT={endpoint}: no machine {host} is known here ({error.strerror})") from None
+    except OSError:
+        pass
+    while True:
+        try:
+            return socket.create_connection((host, int(port)), timeout=max(1, deadline - time.monotonic())).close()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(f"nobody answers at RDZV_ENDPOINT={endpoint} within {PATIENCE} s ({one_line(error)}): "
+                                "start the same command on that machine, and let the others reach the port") from None
+            time.sleep(1)
 
 
 def _end(code):

@@ -108,6 +108,23 @@ def test_loss_equals_flagembedding(tiny, teacher, mrl, pooling):
     assert ours(**batch)["loss"].item() == pytest.approx(expected.item(), abs=1e-5)
 
 
+def test_the_loss_over_truncated_vectors_by_hand(tiny):
+    """The mean over the sizes, each with its first numbers scaled to length 1 again; the gradient reaches them all."""
+    torch.manual_seed(4)
+    pooled = torch.randn(6, 32, requires_grad=True)
+    labels = {"rows": torch.arange(6), "passage_keys": torch.arange(4), "positive_keys": torch.tensor([[0], [2]])}
+    loss = load(tiny / "bert", mrl_dims=(32, 8, 2)).loss(pooled, **labels)
+    expected = []
+    for dim in (32, 8, 2):
+        short = pooled.detach()[:, :dim]
+        short = short / short.square().sum(1, keepdim=True).sqrt()
+        scores = short[:2] @ short[2:].T / 0.05
+        expected += [scores[query].exp().sum().log() - scores[query, target] for query, target in ((0, 0), (1, 2))]
+    assert loss.item() == pytest.approx((sum(expected) / 6).item(), abs=1e-5)
+    loss.backward()
+    assert (pooled.grad != 0).all()
+
+
 def test_a_tokenizer_that_pads_left_gives_the_same_vectors_and_loss(tiny):
     model = load(tiny / "bert").eval()
     seen = []
