@@ -1,6 +1,7 @@
 """What one vector a passage may lose: memory against quality of several values of INDEX, on a set of second_ladder.py.
 
     python docs/vector_bytes.py msmarco [reference]    after `python docs/second_ladder.py msmarco LABEL`
+    python docs/vector_bytes.py msmarco matryoshka     a model whose first dimensions were trained as vectors, too
 
 Each index is searched as it is, by its codes alone, and as `search` and `serve` use it: its first hundred, scored once
 more by the vectors themselves. Differences to the exact order are paired over the test queries, with 95 % intervals;
@@ -11,6 +12,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pandas as pd
 from second_ladder import SEED, SETS, settings_of
@@ -26,7 +28,25 @@ from embedding_finetune.retrieval.vector_index import Faiss
 DEPTH = 10
 WAYS = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8", "4 bits": "SQ4", "PCA, half": "PCAR{half},SQ8",
         "PCA, a quarter": "PCAR{quarter},SQ8", "PCA, an eighth": "PCAR{eighth},SQ8", "product codes": "PQ{eighth}",
-        "1 bit": "RaBitQ"}
+        "1 bit": "RaBitQ",
+        **{f"first {name}{bits}": f"First{{{part}}},{kind}" for name, part in (
+            ("half", "half"), ("quarter", "quarter"), ("eighth", "eighth"))
+           for bits, kind in (("", "Flat"), (", 1 bit", "RaBitQ"))}}
+
+
+class First(Faiss):
+    """The first dimensions alone, scaled to length 1 again (`First192,Flat`): what Matryoshka trains."""
+
+    def build(self, vectors, folder):
+        first, words = self.factory.split(",")
+        size = int(first.removeprefix("First"))
+        kept = faiss.index_factory(size, words, faiss.METRIC_INNER_PRODUCT)
+        scaled = faiss.IndexPreTransform(faiss.NormalizationTransform(size), kept)
+        index = faiss.IndexPreTransform(faiss.RemapDimensionsTransform(vectors.shape[1], size, False), scaled)
+        index.train(vectors)
+        index.add(vectors)
+        faiss.write_index(index, str(folder / self.FILE))
+        return self.restore(vectors, folder)
 
 
 def runs_of(index, test, vectors):
@@ -50,7 +70,8 @@ def main():
     dim, frames, rows = passages.shape[1], {"alone": {}, "again": {}}, {}
     for way, words in WAYS.items():
         with tempfile.TemporaryDirectory() as folder:
-            index = Faiss(words.format(half=dim // 2, quarter=dim // 4, eighth=dim // 8)).build(passages, Path(folder))
+            kind = First if words.startswith("First") else Faiss
+            index = kind(words.format(half=dim // 2, quarter=dim // 4, eighth=dim // 8)).build(passages, Path(folder))
             size = (Path(folder) / index.FILE).stat().st_size
             runs = runs_of(index, test, queries)
         rows[way] = {"INDEX": index.factory, "bytes a passage": round(size / len(passages))}

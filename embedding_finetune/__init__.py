@@ -51,12 +51,15 @@ One module is one stage of the data's way; each imports only from modules above 
     training/dev           the look at the dev set while the training goes on
     training/checkpoints   checkpoints that are whole or absent
     training/log           the log of a training
+    training/processes     what the processes of a training agree on
+    training/flags         what a training is told
     training/trainer       the training loop
     training/reranker      what a reranker's training has of its own
     training/export_late   the part of a finished folder that compares by tokens
     training/export        a finished model folder that three libraries read alike
     training/merge         a fine-tuned model averaged with its base
     training/train         one training, as told by flags
+    training/launch        the processes of a training, on one machine or several
     training/records       what a finished model was trained from
 
     evaluation/metrics        recall, MRR, nDCG from a run and judgements

@@ -5,14 +5,13 @@
                                                                         (docs/debugging.md)
 
 The model appears in OUTPUT_DIR/LABEL when it is complete; until then OUTPUT_DIR/LABEL.partial holds its checkpoints,
-and the same command continues from the last one. OVERWRITE=1 moves a finished model aside. GPUS=2 trains on two.
+and the same command continues from the last one. OVERWRITE=1 moves a finished model aside. GPUS=2 trains on two, and
+NNODES=2 on two machines that start this command both (docs/scale.md).
 """
 
-import logging
+import contextlib
 import os
-import runpy
 import shutil
-import signal
 import sys
 import time
 
@@ -20,17 +19,16 @@ if not sys.stderr.isatty():  # in a log, a bar may speak twice a minute; tqdm re
     os.environ.setdefault("TQDM_MININTERVAL", "30")
 
 import torch
-from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.run import main as torchrun
 
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.files import UserError, may_overwrite, run_command_line, write_json
 from embedding_finetune.hub import check_hub, check_lengths, load
 from embedding_finetune.recipes import find_recipe
-from embedding_finetune.retrieval.model_use import base_use
+from embedding_finetune.retrieval.model_use import base_use, dim_of
 from embedding_finetune.settings import TABLE, Settings, plain
+from embedding_finetune.training.checkpoints import in_turn
 from embedding_finetune.training.export import complete
+from embedding_finetune.training.launch import check_processes, launch
 from embedding_finetune.training.log import duration
 from embedding_finetune.training.merge import merge
 from embedding_finetune.training.records import (
@@ -68,9 +66,11 @@ def prepare(settings, recipe):
     name, together = (reranker_base(settings), tuned.query_max_len) if reranker else (use.name, 0)
     check_hub(name)
     check_lengths(name, tuned.query_max_len, tuned.passage_max_len + together, trusted=use.trusted)
+    check_processes(tuned)
     for lacks, wanted in {"LoRA": tuned.lora_rank, "Dense layers": use.dense,
                           "late interaction": tuned.interaction != "dense", "reranker": reranker,
-                          "end by dev (PATIENCE)": tuned.patience}.items():
+                          "end by dev (PATIENCE)": tuned.patience, "several nodes (NNODES)": tuned.nnodes > 1,
+                          "restart (MAX_RESTARTS)": tuned.max_restarts}.items():
         if wanted and tuned.trainer == "flagembedding":
             raise UserError(f"FlagEmbedding's trainer has no {lacks}: TRAINER=embedding_finetune has")
     if reranker and (tuned.lora_rank or tuned.grad_cache_chunk or tuned.interaction != "dense" or recipe.teacher):
@@ -79,6 +79,10 @@ def prepare(settings, recipe):
     if tuned.query_expansion and (tuned.interaction != "late" or tuned.query_expansion > tuned.query_max_len):
         raise UserError(f"QUERY_EXPANSION={tuned.query_expansion} goes with INTERACTION=late alone (it would change a "
                         f"query's one vector), and up to QUERY_MAX_LEN ({tuned.query_max_len})")
+    for dim in map(int, tuned.matryoshka_dims.split()):
+        if reranker or tuned.interaction != "dense" or dim >= dim_of(use):
+            raise UserError(f"MATRYOSHKA_DIMS={tuned.matryoshka_dims} goes with INTERACTION=dense and no reranker, and "
+                            f"below the {dim_of(use)} dimensions of the base")
     begins = f"{plain(name)}, {'with a new head' * (not settings.reranker)}" if reranker else use
     print(f"the base, as it is trained and will be used: {begins}", flush=True)
     if recipe.merge:
@@ -124,14 +128,16 @@ def flags_of(settings, recipe, tuned, output):
         "dataloader_drop_last": True, "seed": tuned.seed, **precision(tuned.precision), "output_dir": output,
         **({"save_strategy": "steps", "save_steps": 0.2, "dev_data": settings.data_dir} if ours  # five checkpoints
            else {"save_strategy": "no", "disable_tqdm": True}), "report_to": "none",
+        **({"use_mrl": True, "mrl_dims": f"{dim_of(use)} {tuned.matryoshka_dims}"} if tuned.matryoshka_dims else {}),
         **({"knowledge_distillation": True, "kd_loss_type": "kl_div"} if recipe.teacher else {}),
-        **({"negatives_cross_device": True} if tuned.gpus > 1 else {}),
+        **({"negatives_cross_device": True} if tuned.gpus * tuned.nnodes > 1 else {}),
     }
     if recipe.kind == "reranker":
         prompts = dict.fromkeys(("query_instruction_for_retrieval", "passage_instruction_for_retrieval"))
         flags |= prompts | {"model_name_or_path": reranker_base(settings), "negatives_cross_device": None,
                             "reranker": True, "new_head": not settings.reranker}
-    return [word for name, value in flags.items() if value is not None for word in (f"--{name}", str(value))]
+    return [word for name, value in flags.items() if value is not None
+            for word in (f"--{name}", *(str(value).split() if name == "mrl_dims" else [str(value)]))]
 
 
 def precision(wanted="auto"):
@@ -142,33 +148,6 @@ def precision(wanted="auto"):
     elif wanted == "auto":
         wanted = "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
     return ({} if gpu else {"use_cpu": True}) | ({} if wanted == "fp32" else {wanted: True})
-
-
-def launch(settings, module, flags, one_process=False):
-    """Run the training under torchrun, or in this process. Raises UserError when it was stopped or killed.
-
-    torchrun takes SIGHUP for a reason to end even where nohup has it ignored; here it does not.
-    """
-    if one_process:
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # else one process would split each batch over all GPUs
-        sys.argv = [module, *flags]
-        return runpy.run_module(module, run_name="__main__", alter_sys=True)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    signals = [name for name in ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP")
-               if signal.getsignal(signal.Signals[name]) != signal.SIG_IGN]
-    again = "begins it anew" if settings.trainer == "flagembedding" else "continues it"
-    try:
-        torchrun(["--signals-to-handle", ",".join(signals), "--standalone", "--nproc_per_node", str(settings.gpus),
-                  "-m", module, *flags])
-    except SignalException as error:
-        raise UserError(f"stopped by {signal.Signals(error.sigval).name}; the same command {again}") from None
-    except ChildFailedError as error:  # the process itself has said in one line what is wrong, unless it was killed
-        rank, failure = error.get_first_failure()
-        if failure.exitcode >= 0:
-            sys.exit(1)
-        hint = " (perhaps for want of memory: GRAD_CACHE_CHUNK)" if failure.exitcode == -9 else ""
-        raise UserError(f"training process {rank} was killed by signal {-failure.exitcode}{hint}; the same command "
-                        f"{again}") from None
 
 
 def estimate(tuned, path):
@@ -190,7 +169,8 @@ def finetune(settings, label, one_process=False):
     recipe = find_recipe(settings, label)
     print(f"fine-tuning {label} ({recipe.about}): profile {settings.profile}, data {plain(settings.data_dir)}, output "
           f"{plain(settings.output_dir)}", flush=True)
-    tuned, unfinished = prepare(settings, recipe)
+    with in_turn(settings.output_dir) if settings.nnodes > 1 else contextlib.nullcontext():
+        tuned, unfinished = prepare(settings, recipe)  # on the first node; the others find it done
     if recipe.merge:
         share = merge(settings, recipe, unfinished)
         print(f"share of {recipe.merge}: {share}" + " (that model itself: averaging gains nothing)" * (share == 1))
@@ -204,14 +184,18 @@ def finetune(settings, label, one_process=False):
         if tuned.trainer == "flagembedding":
             rows = read_rows([training_path(settings, recipe)], teacher=bool(recipe.teacher))
             write_for_flagembedding(unfinished / WITH_PROMPT, rows, base_use(tuned).query_prompt)
-        launch(tuned, module, flags, one_process)
+        launch(tuned, label, module, flags, one_process)
         if tuned.trainer == "flagembedding":
             complete(unfinished, base_use(tuned))
             (unfinished / WITH_PROMPT).unlink()
-    if not (unfinished / "model.safetensors").exists():
-        raise UserError(f"{plain(unfinished)} holds no model: the training did not finish, its messages are above")
-    (unfinished / ".lock").unlink(missing_ok=True)
-    return unfinished.rename(settings.output_dir / label)
+    with in_turn(settings.output_dir) if settings.nnodes > 1 else contextlib.nullcontext():
+        finished = settings.output_dir / label
+        if settings.nnodes > 1 and not unfinished.exists() and finished.exists():
+            return finished  # another node was quicker
+        if not (unfinished / "model.safetensors").exists():
+            raise UserError(f"{plain(unfinished)} holds no model: the training did not finish, its messages are above")
+        (unfinished / ".lock").unlink(missing_ok=True)
+        return unfinished.rename(finished)
 
 
 def main():

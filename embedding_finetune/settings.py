@@ -50,6 +50,7 @@ EXTRA = (lambda text: all(re.fullmatch(r"(?!(raw|reference|bm25)=)\w+=[^,\s]+(,(
          "must list label=model or label=model,pooling, with new labels")
 SECOND = (lambda text: re.fullmatch(r"\s*([a-z0-9]+_\w+\s*)*", text, re.ASCII),
           "must list second stages such as late_reference or late_reference_on_neg10")
+DIMS = (lambda text: all(re.fullmatch(r"[1-9]\d*", dim) for dim in text.split()), "must list whole numbers above 0")
 OF_MODEL = {  # how a model is used (argument of ModelUse -> setting): said of one model, it is not meant for another
     "BASE_MODEL": {"pooling": "BASE_POOLING", "query_prompt": "QUERY_INSTRUCTION",
                    "passage_prompt": "PASSAGE_INSTRUCTION"},
@@ -124,7 +125,12 @@ class Settings:
 
     trainer: str = setting("flagembedding takes FlagEmbedding's own, which cannot be continued", TRAINING,
                            "embedding_finetune", one_of("embedding_finetune", "flagembedding"))
-    gpus: int = setting("training processes, one a GPU; a query meets the passages of all", TRAINING, 1, at_least(1))
+    gpus: int = setting("training processes a node, one a GPU; a query meets the passages of all", TRAINING, 1,
+                        at_least(1))
+    nnodes: int = setting("machines that train together; each starts the same command", TRAINING, 1, at_least(1))
+    rdzv_endpoint: str = setting("HOST:PORT of one of them, where they meet", NOTHING, "",
+                                 (lambda text: re.fullmatch(r"([^\s:]+:\d{1,5})?", text), "must be HOST:PORT"))
+    max_restarts: int = setting("times that all processes start again after one was killed", NOTHING, 0, at_least(0))
     train_group_size: int = setting("1 positive and the rest negatives, sampled anew at each step", TRAINING,
                                     check=at_least(2), flag="train_group_size")
     batch_size: int = setting("queries a step and process", TRAINING, check=at_least(1),
@@ -143,6 +149,8 @@ class Settings:
     token_dim: int = setting("of a token's vector; 0: the model's own", TRAINING, 0, at_least(0), "token_dim")
     query_expansion: int = setting("late interaction: a query is filled up to so many tokens with [MASK]; 0: not",
                                    TRAINING, 0, at_least(0), "query_expansion")
+    matryoshka_dims: str = setting("first numbers of a vector that are trained as vectors, too, such as 192 96 48",
+                                   TRAINING, "", DIMS)
     lora_rank: int = setting("LoRA: so many dimensions a weight matrix are trained; 0 trains all weights", TRAINING,
                              0, (range(1025).__contains__, "must be 0 to 1024"), "lora_rank")
     lora_alpha: float = setting("LoRA: its part counts LORA_ALPHA / LORA_RANK", TRAINING, 32.0, POSITIVE, "lora_alpha")

@@ -21,7 +21,7 @@ def test_the_recipes_that_come_with_the_repository():
     recipes = all_recipes(Settings.load("demo"))
     curve = ["neg10_eighth", "neg10_quarter", "neg10_half", "neg10_half_long"]
     assert list(recipes) == ["neg10", "neg50", *curve, "neg10_merged", "hard", "tokens", "both",
-                             "hard_kd", "hard_round2", "hard_kd_round2", "reranker"]
+                             "matryoshka", "hard_kd", "hard_round2", "hard_kd_round2", "reranker"]
     assert recipes["neg10"].data == {"negatives": "random", "number": 10}
     assert recipes["neg50"].data["number"] == 50 and recipes["neg10"].file == "training_neg_10.json"
     mined = {"negatives": "mined", "number": 10, "candidates": ["model"], "miner": "reference", "filter": "share 0.95",

@@ -12,7 +12,7 @@ import tomllib
 from dataclasses import dataclass, field
 
 from embedding_finetune.files import UserError, read_json
-from embedding_finetune.hub import check_hub, model_path, positions_of, read_model_file
+from embedding_finetune.hub import check_hub, load, model_path, positions_of, read_model_file
 from embedding_finetune.retrieval.compiled import RECORD
 from embedding_finetune.settings import OF_MODEL, POOLINGS, path_of, plain
 
@@ -67,6 +67,15 @@ def use_of(settings, label):
     made_of = (read_json(folder / RECORD) or {}).get("made_of", {})
     seen = made_of.get("use", {}).get("seen", seen)  # that of the model it was compiled from
     return _use(settings, label, plain(folder), str(folder), ({}, {}), seen, base)
+
+
+def dim_of(use):
+    """Numbers in one vector of a model: those of its last Dense layer, or of its encoder. Raises UserError when its
+    files cannot be had."""
+    layers = use.dense.split()
+    if layers:
+        return read_model_file(use.name, f"{layers[-1]}/config.json")["out_features"]
+    return load("AutoConfig", use.name, use.trusted).hidden_size
 
 
 def ready_made(settings):

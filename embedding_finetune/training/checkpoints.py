@@ -81,3 +81,12 @@ def alone_in(folder):
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+@contextlib.contextmanager
+def in_turn(folder):
+    """Wait until no other process, of this machine or of one that shares the disk, is in such a block of the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".turn", "a", encoding="utf-8") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield

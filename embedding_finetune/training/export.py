@@ -35,7 +35,7 @@ model = SentenceTransformer(PATH{trust})                       # knows pooling, 
 scores = model.encode_query(["a query"]) @ model.encode_document(["a passage"]).T
 ```
 
-{flagembedding}
+{truncated}{flagembedding}
 
 ```python
 from transformers import {auto}, AutoTokenizer
@@ -56,6 +56,11 @@ Not evaluated yet.
 ## Training
 
 {settings}
+"""
+TRUNCATED = """Its first {sizes} numbers alone, scaled to length 1 again, were trained as vectors, too (Matryoshka,
+arXiv 2205.13147): `SentenceTransformer(PATH{trust}, truncate_dim={first})`, and `normalize_embeddings=True` where it
+encodes.
+
 """
 FLAGEMBEDDING = """```python
 from FlagEmbedding import FlagModel
@@ -189,6 +194,7 @@ def check_parity(folder, use, texts=None):
 
 def _card(name, use, model_type, card, curve):
     unread, layers = unread_by_flagembedding(use, model_type), " and ".join(use.dense.split())
+    sizes = str(card.get("MATRYOSHKA_DIMS", "")).split()
     words = dataclasses.asdict(use) | {"name": name, "trust": ", trust_remote_code=True" * use.trusted}
     prompts = "; ".join(f"before each {kind} stands {prompt!r}" if prompt else f"{kind} texts carry no prompt"
                         for kind, prompt in (("query", use.query_prompt), ("passage", use.passage_prompt)))
@@ -197,6 +203,7 @@ def _card(name, use, model_type, card, curve):
         **words, auto="AutoModelForTextEncoding" if model_type in ENCODER_HALF else "AutoModel",
         libraries=f"{'' if unread else 'FlagEmbedding, '}sentence-transformers and plain transformers",
         flagembedding=f"FlagEmbedding's FlagModel cannot: {unread}." if unread else FLAGEMBEDDING.format(**words),
+        truncated=TRUNCATED.format(**words, sizes=" or ".join(sizes), first=sizes[0]) if sizes else "",
         layers=f", the layers in {layers} (sentence-transformers' Dense)" * bool(layers),
         prompts=prompts[0].upper() + prompts[1:],
         metrics_heading=METRICS_HEADING,

@@ -50,7 +50,9 @@ class ContrastiveModel(nn.Module):
     tokens, by MaxSim (see retrieval.tokens), through `projection` if there is one; `both`, with the mean of both
     losses, as BGE-M3 was trained (Chen et al. 2024, arXiv 2402.03216) but for its sparse third and its teaching of each
     by all. `distillation` is None, `kl_div` or `m3_kd_loss`; `mrl_dims` are the sizes of Matryoshka's truncated
-    vectors, () for whole ones. `added` are the ids of tokens.added_ids, `longest` is the length of the longest text.
+    vectors, the whole one's among them: the loss is the mean over them, as under FlagEmbedding's use_mrl (Kusupati et
+    al. 2022, arXiv 2205.13147, have the sum); () for whole ones alone. `added` are the ids of
+    tokens.added_ids, `longest` is the length of the longest text.
     """
 
     def __init__(self, encoder, *, dense=(), pooling="cls", normalize=True, temperature=0.02, interaction="dense",

@@ -1,43 +1,38 @@
 """The training process: started by finetune.py through torchrun, as told by flags.
 
-FLAGS are those of FlagEmbedding.finetune.embedder.encoder_only.base plus the ones declared below. The output folder
-holds, while training, the checkpoints that are still needed (the last, the best by dev metric) and
-`training_log.jsonl`; in the end the model. The same command continues an interrupted run from its last complete
-checkpoint and ends with the same parameters; that it is the same is for finetune.py to see, which keeps the run's
-record in the folder.
+Which flags there are says training.flags. The output folder holds, while training, the checkpoints that are still
+needed (the last, the best by dev metric) and `training_log.jsonl`; in the end the model. The same command continues an
+interrupted run from its last complete checkpoint and ends with the same parameters; that it is the same is for
+finetune.py to see, which keeps the run's record in the folder.
 """
 
 import logging
-import os
 import shutil
 import sys
 import time
+import traceback
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import peft
+import torch.distributed as dist
 import transformers
-from FlagEmbedding.finetune.embedder.encoder_only.base import (
-    EncoderOnlyEmbedderDataArguments,
-    EncoderOnlyEmbedderModelArguments,
-    EncoderOnlyEmbedderTrainingArguments,
-)
 
 from embedding_finetune.data.collection import read_collection
 from embedding_finetune.files import UserError, one_line, read_json, run_command_line
 from embedding_finetune.hub import check_lengths, load
 from embedding_finetune.retrieval.cpu import use_fast_dropout, use_fast_linear
 from embedding_finetune.retrieval.loading import DenseLayers, load_encoder
-from embedding_finetune.retrieval.model_use import ModelUse, said_by_model
 from embedding_finetune.retrieval.tokens import added_ids, load_projection, new_projection
 from embedding_finetune.settings import CHOSEN_BY
 from embedding_finetune.training.batches import CALL_COST, Collator, EpochSampler, TrainingSet
 from embedding_finetune.training.checkpoints import alone_in, complete_checkpoints, remove
 from embedding_finetune.training.dev import DevSet
 from embedding_finetune.training.export import export
+from embedding_finetune.training.flags import parse, use_from_flags
 from embedding_finetune.training.log import read_log
 from embedding_finetune.training.loss import ContrastiveModel
+from embedding_finetune.training.processes import LOST, RANK, WORLD_SIZE, as_rank_0, check_alike, check_shared
 from embedding_finetune.training.reranker import (
     PairCollator,
     RerankDev,
@@ -48,85 +43,6 @@ from embedding_finetune.training.reranker import (
 )
 from embedding_finetune.training.store import read_rows
 from embedding_finetune.training.trainer import Trainer
-
-RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-NOT_HERE = ("same_dataset_within_batch", "shuffle_ratio", "deepspeed", "fsdp", "sub_batch_size")
-
-
-@dataclass
-class DataArguments(EncoderOnlyEmbedderDataArguments):
-    dev_data: str = field(default=None, metadata={"help": "A collection's folder; dev queries choose the checkpoint."})
-    dev_corpus_size: int = field(default=2000, metadata={"help": "Passages sampled from it beside the dev positives."})
-
-    def __post_init__(self):
-        missing = [path for path in self.train_data or ["--train_data"] if not os.path.isfile(path)]
-        if missing:
-            raise UserError(f"{missing[0]} does not exist or is no file: the build notebooks make training files")
-        super().__post_init__()
-
-
-@dataclass
-class TrainArguments(EncoderOnlyEmbedderTrainingArguments):
-    interaction: str = field(default="dense", metadata={"help": "dense, late (MaxSim over tokens), or both."})
-    token_dim: int = field(default=0, metadata={"help": "Dimensions of the tokens' vectors; 0: the model's."})
-    query_expansion: int = field(default=0, metadata={"help": "Fill up queries to so many tokens with mask tokens."})
-    reranker: bool = field(default=False, metadata={"help": "Train a reranker of pairs."})
-    new_head: bool = field(default=False, metadata={"help": "Its head is drawn at random, on an encoder."})
-    lora_rank: int = field(default=0, metadata={"help": "Train adapters of this rank instead of all weights (LoRA)."})
-    lora_alpha: float = field(default=32.0, metadata={"help": "What the adapters add counts lora_alpha / lora_rank."})
-    grad_cache_chunk: int = field(default=0, metadata={"help": "Train in the memory of so many texts (GradCache)."})
-    mask_false_negatives: bool = field(default=True, metadata={"help": "No positive of a query is its negative."})
-    dev_steps: float = field(default=0.2, metadata={"help": "Steps between dev evaluations; below 1 a share of all."})
-    patience: int = field(default=0, metadata={"help": "End after so many dev evaluations without a better one."})
-
-
-def parse(arguments):
-    """FlagEmbedding's three groups of arguments (model, data, training), extended.
-
-    Raises UserError for a flag that does not exist, does not fit, or cannot work.
-    """
-    parser = transformers.HfArgumentParser((EncoderOnlyEmbedderModelArguments, DataArguments, TrainArguments))
-
-    def refuse(message):
-        raise UserError(message)
-
-    parser.error = refuse
-    try:
-        model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
-    except (ValueError, ImportError) as error:
-        raise UserError(f"flags do not fit: {one_line(error)}") from None
-    unsupported = [name for name in NOT_HERE if getattr(data_args, name, None) or getattr(args, name, None)]
-    if unsupported:
-        refuse(f"--{unsupported[0]} is not supported by this trainer; run FlagEmbedding's own (TRAINER=flagembedding)")
-    if args.n_gpu > 1:
-        refuse(f"{args.n_gpu} GPUs in one process: start with torchrun --nproc_per_node {args.n_gpu}, or choose one by "
-               "CUDA_VISIBLE_DEVICES")
-    if args.negatives_cross_device and WORLD_SIZE == 1:
-        refuse("--negatives_cross_device needs torchrun with --nproc_per_node 2 or more")
-    if args.per_device_train_batch_size * data_args.train_group_size * WORLD_SIZE < 2:
-        refuse("one candidate per query leaves nothing to tell apart: raise --train_group_size (1) or "
-               "--per_device_train_batch_size (1)")
-    if data_args.knowledge_distillation and args.kd_loss_type == "m3_kd_loss" and args.mask_false_negatives:
-        refuse("m3_kd_loss weighs every passage of the group: give --mask_false_negatives False with it")
-    args.disable_tqdm = True
-    return model_args, data_args, args
-
-
-def use_from_flags(model_args, data_args, args):
-    """How the model is trained, and will be used. Raises UserError for a format that is no prompt before the text."""
-    prompts = []
-    for side in ("query", "passage"):
-        instruction = getattr(data_args, f"{side}_instruction_for_retrieval")
-        template = getattr(data_args, f"{side}_instruction_format")
-        before, text, after = template.format(instruction, "\0").partition("\0") if instruction else ("", "\0", "")
-        if not text or after:
-            raise UserError(f"the format {template!r} is no prompt before the text: give {{}}{{}}")
-        prompts.append(before)
-    name = model_args.model_name_or_path
-    return ModelUse("", name, name, args.sentence_pooling_method, *prompts, data_args.query_max_len,
-                    data_args.passage_max_len, args.normalize_embeddings,
-                    "" if args.reranker else said_by_model(name).get("dense", ""), model_args.trust_remote_code)
-
 
 def load_model(model_args, data_args, args, use):
     """Tokenizer and ContrastiveModel of the base model, of which LoRA trains adapters and the Dense layers (Hu et al.
@@ -166,6 +82,7 @@ def load_model(model_args, data_args, args, use):
 def run(model_args, data_args, args):
     """Train from the last complete checkpoint, or from the beginning, to the finished folder."""
     output, use = Path(args.output_dir), use_from_flags(model_args, data_args, args)
+    check_shared(output)
     rows = read_rows(data_args.train_data, data_args.knowledge_distillation)
     step = args.per_device_train_batch_size * WORLD_SIZE
     if args.dataloader_drop_last and len(rows) < step:
@@ -174,7 +91,8 @@ def run(model_args, data_args, args):
     dev = read_collection(Path(data_args.dev_data)).part("dev") if data_args.dev_data else None
     if dev is not None and not dev.queries:
         raise UserError(f"{data_args.dev_data} has no dev queries: it needs qrels/dev.tsv")
-    checkpoint = next(iter(complete_checkpoints(output)), None)
+    found = as_rank_0([folder.name for folder in complete_checkpoints(output)])  # another node may see the disk later
+    checkpoint = output / found[0] if found else None
     if checkpoint:
         say(f"continuing from {checkpoint}")
     transformers.set_seed(args.seed)
@@ -270,6 +188,7 @@ def train(arguments):
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore")
     parsed = parse(arguments)
+    check_alike(arguments, parsed[1].train_data)
     output = Path(parsed[2].output_dir)
     if RANK:  # rank 0 holds the lock; the others wait for it when the processes meet
         return run(*parsed)
@@ -283,14 +202,19 @@ def train(arguments):
 def main():
     try:
         train(sys.argv[1:])
+        if dist.is_initialized():
+            dist.destroy_process_group()
     except KeyboardInterrupt:
         sys.exit(130)  # as a shell has it; the launcher says what to do
-    except OSError as error:
-        raise UserError(one_line(error)) from error
-    except Exception:
+    except Exception as error:
         if RANK:  # most likely rank 0 has failed: let it speak, torchrun then ends this process
             time.sleep(5)
-        raise
+        if isinstance(error, OSError):
+            raise UserError(one_line(error)) from error
+        if isinstance(error, UserError) or WORLD_SIZE == 1:
+            raise
+        traceback.print_exc()
+        sys.exit(LOST)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import peft
 import torch
-import torch.distributed as dist
 import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,6 +19,7 @@ from embedding_finetune.settings import CHOSEN_BY
 from embedding_finetune.training.checkpoints import complete_checkpoints, is_complete, publish, remove
 from embedding_finetune.training.log import LOG_NAME, duration, read_log
 from embedding_finetune.training.loss import grad_cache_step
+from embedding_finetune.training.processes import as_rank_0
 
 
 class Trainer(transformers.Trainer):
@@ -64,17 +64,10 @@ class Trainer(transformers.Trainer):
         folders = complete_checkpoints(self.args.output_dir)
         return f"{folders[0]} is the last good checkpoint" if folders else "there was no checkpoint yet"
 
-    def _as_rank_0(self, value):
-        """What rank 0 says, so that all processes decide alike."""
-        said = [value]
-        if dist.is_initialized():
-            dist.broadcast_object_list(said, src=0, device=self.args.device)
-        return said[0]
-
     # -- dev curve --
 
     def evaluate(self, *args, **kwargs):
-        measured = self._as_rank_0(self.dev.evaluate(self.model) if self.is_world_process_zero() else None)
+        measured = as_rank_0(self.dev.evaluate(self.model) if self.is_world_process_zero() else None)
         metrics = {f"eval_{name}": value for name, value in measured.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -102,7 +95,7 @@ class Trainer(transformers.Trainer):
         """Write beside, complete with marker, then rename; remove what is neither the last nor the best."""
         output, step, first = Path(self.args.output_dir), self.state.global_step, self.is_world_process_zero()
         folder = output / f"checkpoint-{step}"
-        if self._as_rank_0(is_complete(folder)):
+        if as_rank_0(is_complete(folder)):
             return
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
             raise UserError(f"parameters are not finite after step {step}; {self._last_good()}; a lower rate")

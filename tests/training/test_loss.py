@@ -10,6 +10,7 @@ import pytest
 import torch
 from batches_for_tests import batch_of, gradients, load
 from FlagEmbedding.finetune.embedder.encoder_only.base import BiEncoderOnlyEmbedderModel
+from several_processes import CASES, JOINED, case_model
 from tiny import tiny_bert, tiny_xlmr
 from tiny_training import passages
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +20,7 @@ from embedding_finetune.retrieval.encoder import pool
 from embedding_finetune.retrieval.tokens import new_projection
 from embedding_finetune.training.loss import ContrastiveModel, false_negatives, grad_cache_step
 
-SCRIPT = Path(__file__).parent.parent / "two_processes.py"
+SCRIPT = Path(__file__).parent.parent / "several_processes.py"
 
 
 def test_a_positive_of_the_query_is_never_its_negative():
@@ -105,6 +106,23 @@ def test_loss_equals_flagembedding(tiny, teacher, mrl, pooling):
         kd_loss_type=teacher or "kl_div", use_mrl=bool(mrl), mrl_dims=list(mrl)).train()
     expected = theirs(**features).loss
     assert ours(**batch)["loss"].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_the_loss_over_truncated_vectors_by_hand(tiny):
+    """The mean over the sizes, each with its first numbers scaled to length 1 again; the gradient reaches them all."""
+    torch.manual_seed(4)
+    pooled = torch.randn(6, 32, requires_grad=True)
+    labels = {"rows": torch.arange(6), "passage_keys": torch.arange(4), "positive_keys": torch.tensor([[0], [2]])}
+    loss = load(tiny / "bert", mrl_dims=(32, 8, 2)).loss(pooled, **labels)
+    expected = []
+    for dim in (32, 8, 2):
+        short = pooled.detach()[:, :dim]
+        short = short / short.square().sum(1, keepdim=True).sqrt()
+        scores = short[:2] @ short[2:].T / 0.05
+        expected += [scores[query].exp().sum().log() - scores[query, target] for query, target in ((0, 0), (1, 2))]
+    assert loss.item() == pytest.approx((sum(expected) / 6).item(), abs=1e-5)
+    loss.backward()
+    assert (pooled.grad != 0).all()
 
 
 def test_a_tokenizer_that_pads_left_gives_the_same_vectors_and_loss(tiny):
@@ -220,15 +238,23 @@ def test_the_loss_over_tokens_is_that_of_plain_loops_and_of_grad_cache(tiny, int
     torch.testing.assert_close(gradients(model), found, atol=1e-5, rtol=1e-4)
 
 
-def test_two_processes_with_shared_negatives_equal_one_on_the_joined_batch(tiny, tmp_path):
-    """Plain and cached, with masking and a teacher: the averaged gradients are those of the joined batch."""
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_with_shared_negatives_equal_one_on_the_joined_batch(tiny, tmp_path, world):
+    """Plain and cached, with masking, over two accumulated batches: the averaged gradients are those of one process,
+    with a teacher, truncated vectors, token vectors, and both."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, SCRIPT, tiny, tmp_path], env=environment, capture_output=True, text=True,
-                         timeout=240)
+    run = subprocess.run([sys.executable, SCRIPT, "gradients", tiny, tmp_path, str(world)], env=environment,
+                         capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr[-2000:]
-    batch, _ = batch_of(tiny, scores=True, items=range(8), limit=5)
-    model = load(tiny / "bert", distillation="kl_div").train()
-    model(**batch)["loss"].backward()
-    expected = gradients(model)
-    for name in ("plain", "cached"):
-        torch.testing.assert_close(torch.load(tmp_path / f"{name}.pt"), expected, atol=1e-5, rtol=1e-4)
+    found = torch.load(tmp_path / f"gradients_{world}.pt")
+    for case in CASES:
+        model, losses = case_model(tiny, case), []
+        for first in (0, JOINED):
+            batch, _ = batch_of(tiny, scores=True, items=range(first, first + JOINED), limit=5)
+            losses.append(model(**batch)["loss"])
+            losses[-1].backward()
+        expected = sum(losses).item() / 2, gradients(model)
+        for cached in (False, True):
+            loss, averaged = found[case, cached]
+            assert loss.item() == pytest.approx(expected[0], abs=1e-5)
+            torch.testing.assert_close(averaged, expected[1], atol=1e-5, rtol=1e-4)

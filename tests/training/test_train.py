@@ -254,6 +254,25 @@ def test_a_model_trained_for_late_interaction_continues_and_is_exported(tiny, tm
     assert found.astype("float32") == pytest.approx(theirs.cpu().numpy(), abs=2e-3)
 
 
+def test_truncated_vectors_are_trained_and_the_folder_says_so(tiny, tmp_path):
+    """sentence-transformers truncates the vectors of the finished folder, which are whole otherwise."""
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short" / "training.json").write_text(json.dumps({"settings": {"MATRYOSHKA_DIMS": "8 4"}}))
+    changes = {"learning_rate": 1e-3, "num_train_epochs": 1, **dev(tiny)}
+    training.train([*flags(tiny, tmp_path / "short", use_mrl=True, **changes), "--mrl_dims", "32", "8", "4"])
+    training.train(flags(tiny, tmp_path / "whole", **changes))
+    short, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("short", "whole"))
+    assert any((short[name] - whole[name]).abs().max() > 1e-4 for name in whole)
+    texts = {"sentences": ["river moon", "copper violin"], "normalize_embeddings": True, "convert_to_tensor": True}
+    models = [SentenceTransformer(str(tmp_path / "short"), device="cpu", truncate_dim=dim) for dim in (None, 8)]
+    vectors, truncated = (model.encode(**texts) for model in models)
+    assert vectors.shape == (2, 32)
+    torch.testing.assert_close(truncated, torch.nn.functional.normalize(vectors[:, :8], dim=1))
+    page = " ".join((tmp_path / "short" / "README.md").read_text().split())
+    assert "Its first 8 or 4 numbers alone" in page and "SentenceTransformer(PATH, truncate_dim=8)" in page
+    assert "numbers alone" not in (tmp_path / "whole" / "README.md").read_text()
+
+
 def test_queries_filled_up_in_training_are_filled_up_in_use(tiny, tmp_path):
     """With as many vectors as sentence-transformers has, and the same; what is longer stays as it is."""
     changes = {"interaction": "late", "query_expansion": 9, "learning_rate": 1e-3, "num_train_epochs": 1, **dev(tiny)}
@@ -354,6 +373,8 @@ def test_two_processes_train_as_one_on_the_joined_batch_and_continue_when_killed
     ({"learning_rate": "fast"}, "learning_rate"),
     ({"query_instruction_format": "{}: {} ?"}, "the format '{}: {} .' is no prompt before the text"),
     ({"query_instruction_format": "{}"}, "the format '{}' is no prompt before the text"),
+    ({"use_mrl": True, "interaction": "both"}, "--use_mrl truncates a text's one vector"),
+    ({"use_mrl": True, "reranker": True}, "--use_mrl truncates a text's one vector"),
     ({"knowledge_distillation": True, "kd_loss_type": "m3_kd_loss"}, "give --mask_false_negatives False with it"),
 ])
 def test_bad_input_is_found_before_a_model_is_loaded(tiny, tmp_path, monkeypatch, changes, message):

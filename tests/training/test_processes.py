@@ -1,0 +1,25 @@
+"""What the processes of a training agree on before they begin."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+SCRIPT = Path(__file__).parent.parent / "several_processes.py"
+
+
+def test_processes_that_were_started_differently_or_share_no_disk_are_told(tiny, tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([sys.executable, SCRIPT, "agreement", tiny, tmp_path, "2"], env=environment,
+                         capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr[-2000:]
+    of_0, of_1 = (torch.load(tmp_path / f"said_{rank}.pt") for rank in range(2))
+    assert of_0[0] is of_1[0] is of_0[3] is of_1[3] is None
+    assert of_0[1] == of_1[1] == ("process 1 has --learning_rate 1e-4 2e-4, process 0 1e-4: start all nodes with the "
+                                  "same settings and training files")
+    assert of_0[2] == of_1[2] and of_0[2].startswith("process 1 has training file 1 ")
+    for said in (of_0[4], of_1[4]):
+        assert said.startswith("process 1 does not see what process 0 writes to ") and "a disk that all nodes" in said
+    assert not list(tmp_path.glob(".seen*"))
