@@ -1,0 +1,142 @@
+"""The steps in a laboratory, each run once undisturbed; and the verdict over a trial: equal, refused, or lost."""
+
+import collections
+import random
+import re
+from dataclasses import dataclass
+
+from embedding_finetune.settings import Settings
+
+from .laboratory import DONE, KILL, NAMES, REFUSED, Fault
+from .steps import STEPS, begin, environment
+
+EQUAL, CLEAR, LOST = "equal", "refused clearly", "lost"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One fault: `kind` and `step` are a row of the table, `where` says more; `run()` gives (verdict, what was said)."""
+
+    kind: str
+    step: str
+    where: str
+    run: object
+
+
+class Bench:
+    """What the trials need: the laboratory, the steps, and for each what it changes and what it leaves, undisturbed."""
+
+    def __init__(self, laboratory, names=None):
+        self.laboratory, self.expected, self.changes = laboratory, {}, {}
+        needed = {step.begins for step in STEPS if names is None or step.name in names}
+        needed |= {"trained"} if "interrupted" in needed else set()
+        for step in reversed(STEPS):  # a step is needed for what it leaves, too
+            needed |= {step.begins} if step.leaves in needed else set()
+        self.steps = {step.name: step for step in STEPS
+                      if names is None or step.name in names or step.leaves in needed}
+        self._environment, self._before = environment(laboratory.trial), {}
+        laboratory.run(lambda: begin(laboratory.trial))
+        laboratory.keep("given")
+        for step in self.steps.values():
+            if step.begins == "interrupted":
+                self._interrupt()
+            for _ in range(2):  # the second time with everything imported
+                laboratory.restore(step.begins)
+                outcome = self.run(step)
+                assert outcome.how == DONE, f"{step.name}: {outcome.said}"
+                laboratory.import_what_was_missed()
+            self.expected[step.name] = laboratory.snapshot(), outcome.value
+            self.changes[step.name] = outcome.events
+            if step.leaves:
+                laboratory.keep(step.leaves)
+
+    def job(self, step):
+        return lambda: step.run(Settings.load())
+
+    def run(self, step, fault=None, **more):
+        """Run a step in a child, once."""
+        arguments = [] if fault is None else [fault]
+        return self.laboratory.run(self.job(step), *arguments, environment=self._environment | step.environment | more)
+
+    def before(self, step):
+        """The snapshot of the state that a step begins with."""
+        if step.begins not in self._before:
+            self._before[step.begins] = self.laboratory.snapshot(self.laboratory.states / step.begins)
+        return self._before[step.begins]
+
+    def where(self, step, number, kinds):
+        """What the n-th change of these kinds was, undisturbed."""
+        kind, *_, path = [event for event in self.changes[step.name] if event[0] & kinds][number]
+        path = path.removeprefix(f"{self.laboratory.trial}/")
+        return f"{NAMES[kind]} {number} {re.sub(r'[.][0-9]+[.]partial', '.PID.partial', path)}"
+
+    # -- verdicts --
+
+    def differs(self, step, value, aside=()):
+        """Why what is there now is not what the step leaves undisturbed; "" where it is. Paths `aside` do not count."""
+        expected, returned = self.expected[step.name]
+        now = self.laboratory.snapshot()
+        paths = sorted(path for path in now.keys() | expected.keys()
+                       if now.get(path) != expected.get(path) and path not in aside)
+        if paths:
+            path = paths[0]
+            what = "is missing" if path not in now else "is too much" if path not in expected else "is another"
+            return f"{path} {what} (of {len(paths)} that differ)"
+        return "" if value == returned else f"it returned {str(value)[:200]}"
+
+    def gone(self, step, aside=()):
+        """Which file of those that were there is neither as it was, nor as it is to become, nor elsewhere."""
+        now, expected, before = self.laboratory.snapshot(), self.expected[step.name][0], self.before(step)
+        contents = set(now.values())
+        lost = [path for path, content in before.items() if path not in aside and content not in contents
+                and now.get(path) != expected.get(path)]
+        return lost[0] if lost else ""
+
+    def again(self, step, aside=()):
+        """The verdict over the same command, once more and undisturbed."""
+        if lost := self.gone(step, aside):
+            return LOST, f"{lost} is gone"
+        outcome = self.run(step)
+        if outcome.how == DONE:
+            why = self.differs(step, outcome.value, aside)
+            return (LOST, f"again: {why}") if why else (EQUAL, "")
+        return LOST, f"again: {outcome.how} {outcome.said}"
+
+    def verdict(self, step, outcome, aside=(), mended=True):
+        """The verdict over a run that has ended by itself; where the fault is over (`mended`), the same command again
+        must come to the undisturbed end."""
+        if outcome.how == DONE:
+            why = self.differs(step, outcome.value, aside)
+            return (LOST, why) if why else (EQUAL, "")
+        if outcome.how != REFUSED:
+            return LOST, f"{outcome.how} {outcome.said}"
+        if "\n" in outcome.said.strip():
+            return LOST, f"more than a line: {outcome.said}"
+        if lost := self.gone(step, aside):
+            return LOST, f"{lost} is gone after: {outcome.said}"
+        verdict, said = self.again(step, aside) if mended else (EQUAL, "")
+        return (CLEAR, outcome.said) if verdict == EQUAL else (verdict, f"{said} (after: {outcome.said})")
+
+    def _interrupt(self):
+        """The state `interrupted`: a training that was killed at its fourth and last checkpoint."""
+        step = self.steps["train"]
+        number = next(number for number, (*_, path) in enumerate(self.changes["train"]) if "checkpoint-4" in path)
+        self.laboratory.restore("built")
+        self.run(step, Fault(KILL, number))
+        self.laboratory.keep("interrupted")
+
+
+def sampled(trials, number, seed=0):
+    """So many of the trials, each kind and step as often as it can be; all of them for None."""
+    if number is None or number >= len(trials):
+        return trials
+    groups = collections.defaultdict(list)
+    for trial in trials:
+        groups[trial.kind, trial.step].append(trial)
+    draw, chosen = random.Random(seed), []
+    for group in groups.values():
+        draw.shuffle(group)
+    while len(chosen) < number:
+        for group in groups.values():
+            chosen += [group.pop()] if group and len(chosen) < number else []
+    return chosen

@@ -1,0 +1,146 @@
+"""The steps of the tiny experiment, as a person would run them, and the states that they begin with."""
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from io import StringIO
+
+from finished import evaluate
+from tiny import build, tiny_bert, tiny_pairs, tiny_texts
+
+from embedding_finetune import encode, publish, search
+from embedding_finetune.data.collection import read_data, write_data, write_test_files
+from embedding_finetune.data.sources import read_pairs, source_of
+from embedding_finetune.data.split import split
+from embedding_finetune.evaluation.figures import write_comparison
+from embedding_finetune.evaluation.page import load, write_page
+from embedding_finetune.evaluation.results import compare, facts, read_measured_run, save_result
+from embedding_finetune.finetune import finetune
+from embedding_finetune.index import open_index
+from embedding_finetune.recipes import find_recipe
+from embedding_finetune.retrieval.encoder import encoder_of
+from embedding_finetune.retrieval.model_use import base_use, use_of
+from embedding_finetune.retrieval.retrievers import fuse_scores
+from embedding_finetune.retrieval.stages import stage_of
+from embedding_finetune.settings import Settings
+from embedding_finetune.training.mining import Miner
+from embedding_finetune.training.rows import make_training_file
+
+QUERY = "when does the otter sleep"
+
+
+@dataclass(frozen=True)
+class Step:
+    """`run(settings)` begins with the state `begins`; what it leaves is the state `leaves`, if that has a name."""
+
+    name: str
+    begins: str
+    run: Callable
+    leaves: str = ""
+    environment: dict = field(default_factory=dict)
+
+
+def environment(folder):
+    """The settings of the tiny experiment in a folder; its training takes six steps and leaves five checkpoints."""
+    model = str(folder / "model")
+    return {"PROFILE": "demo", "DATASET": str(folder / "pairs.jsonl"), "DATA_DIR": str(folder / "data"),
+            "OUTPUT_DIR": str(folder / "output"), "BASE_MODEL": model, "REFERENCE_MODEL": model,
+            "REFERENCE_POOLING": "mean", "EVAL_SETS": "", "BATCH_SIZE": "16", "LOGGING_STEPS": "2",
+            "LEARNING_RATE": "1e-3", "PRECISION": "fp32", "QUERY_MAX_LEN": "24", "PASSAGE_MAX_LEN": "48"}
+
+
+def begin(folder):
+    """The state `given`: pairs and a random BERT."""
+    rows = tiny_pairs(120)
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tiny_bert(folder / "model", tiny_texts(rows))
+
+
+def make_data(settings):
+    pairs, _ = read_pairs(settings)
+    collection = split(pairs, test_fraction=settings.test_fraction, dev_fraction=settings.dev_fraction,
+                       seed=settings.seed, together=settings.near_duplicates_together)
+    write_data(settings, collection, source_of(settings))
+
+
+def test_data(settings):
+    write_test_files(settings, read_data(settings), base_use(settings).query_prompt)
+    evaluate(settings, "bm25")
+
+
+def rows(settings):
+    collection = read_data(settings)
+    return [make_training_file(settings, find_recipe(settings, label), collection) for label in ("neg10", "neg50")]
+
+
+def mine(settings):
+    recipe = find_recipe(settings, "hard_kd")
+    return make_training_file(settings, recipe, read_data(settings), Miner(settings, recipe))
+
+
+def train(settings, label="neg10"):
+    arguments = sys.argv[:]
+    finetune(settings, label, one_process=True)
+    sys.argv = arguments
+
+
+def measure(settings):
+    """What the evaluation notebook of neg10 writes, with the fusion."""
+    evaluate(settings, "bm25", "raw", "neg10")
+    collection, of = read_data(settings), facts(settings, encoder_of(settings, use_of(settings, "neg10")))
+    runs = [{part: read_measured_run(settings, collection, label, part) for part in ("test", "dev")}
+            for label in ("bm25", "neg10")]
+    fused = {part: fuse_scores(runs[0][part], runs[1][part], 0.3) for part in ("test", "dev")}
+    save_result(settings, collection, "hybrid_neg10", fused, model="BM25 + neg10", weight=0.3, hybrid_of="neg10",
+                used=of["used"], content=of["content"])
+
+
+def compared(settings):
+    collection = read_data(settings)
+    found, left_out = compare(settings, collection)
+    write_comparison(settings, found)
+    write_page(settings, load(settings, collection, found))
+    return [[row["label"], row["metrics"], row["ci95"]] for row in found], left_out
+
+
+def tokens(settings):
+    stage = stage_of(settings, "late_reference").index(read_data(settings).corpus)
+    return [scores.tolist() for scores in stage.scores([QUERY], [[0, 1, 2]])]
+
+
+def ask(settings, label):
+    return open_index(settings, label).answer([QUERY], 5)
+
+
+def searched(settings):
+    sys.argv = ["search", QUERY, "--json"]
+    with redirect_stdout(StringIO()) as said:
+        said.reconfigure = lambda **_: None
+        search.main()
+    return json.loads(said.getvalue())
+
+
+STEPS = [
+    Step("data", "given", make_data, "data"),
+    Step("rows", "data", rows, "rows"),
+    Step("test data", "rows", test_data, "built"),
+    Step("build again", "built", build),
+    Step("build over", "built", build, environment={"OVERWRITE": "1", "SEED": "7"}),
+    Step("mine", "built", mine),
+    Step("train", "built", train, "trained"),
+    Step("resume", "interrupted", train),
+    Step("train over", "trained", train, environment={"OVERWRITE": "1"}),
+    Step("merge", "trained", lambda settings: train(settings, "neg10_merged")),
+    Step("encode", "trained", lambda settings: encode.encode_share(settings, ["neg10", "raw"], 0, 1), "encoded"),
+    Step("tokens", "trained", tokens),
+    Step("evaluate", "encoded", measure, "measured"),
+    Step("compare", "measured", compared, "compared"),
+    Step("index", "compared", lambda settings: ask(settings, "neg10"), "indexed"),
+    Step("index of words", "compared", lambda settings: ask(settings, "bm25")),
+    Step("index of both", "compared", lambda settings: ask(settings, "hybrid_neg10")),
+    Step("faiss", "compared", lambda settings: ask(settings, "neg10"), environment={"INDEX": "HNSW8,SQ8"}),
+    Step("search", "indexed", searched),
+    Step("publish", "compared", lambda settings: str(publish.prepare(settings, "neg10", "me/mine"))),
+]
