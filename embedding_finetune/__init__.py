@@ -3,6 +3,7 @@
 One module is one stage of the data's way; each imports only from modules above it in this list:
 
     files        reading and writing without half-written files; the one error type
+    seals        whether a file is still what was written
     shown        what a notebook shows of the settings
     settings     every setting, in one table
     recipes      the fine-tunings that there are, from profiles/recipes.toml

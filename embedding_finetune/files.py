@@ -1,11 +1,18 @@
 """Reading and writing: broken input is named by file and line, nothing is left half-written."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import sys
 from pathlib import Path
+
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+# What libraries in Rust and PyTorch say of these, who have no OSError for it.
+SAID_OF_DISK = re.compile(r"\(os error \d+\)|PytorchStreamWriter|iostream error")
 
 
 class UserError(Exception):
@@ -17,16 +24,26 @@ class UserError(Exception):
 
 
 def run_command_line(main):
-    """Call `main()`; turn an UserError into one line on standard error and exit status 1."""
+    """Call `main()`; turn an UserError, and what the disk has against a file, into one line on standard error and exit
+    status 1."""
     try:
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        sys.exit(f"error: {one_line(error)}: mend that (space, permission, the disk) and run the same command again")
 
 
 def one_line(error):
     """The message of an exception on one line, or its type where it has none."""
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def is_of_disk(error):
+    """Whether an exception of whatever type says that a file could not be written."""
+    return isinstance(error, OSError) or SAID_OF_DISK.search(str(error)) is not None
 
 
 def may_overwrite():

@@ -21,12 +21,13 @@ if not sys.stderr.isatty():  # in a log, a bar may speak twice a minute; tqdm re
 import torch
 
 from embedding_finetune.data.collection import read_data
-from embedding_finetune.files import UserError, may_overwrite, run_command_line, write_json
+from embedding_finetune.files import UserError, may_overwrite, run_command_line
 from embedding_finetune.hub import check_hub, check_lengths, load
 from embedding_finetune.recipes import find_recipe
 from embedding_finetune.retrieval.model_use import base_use, dim_of
+from embedding_finetune.seals import write_sealed
 from embedding_finetune.settings import TABLE, Settings, plain
-from embedding_finetune.training.checkpoints import in_turn
+from embedding_finetune.training.checkpoints import in_turn, remove
 from embedding_finetune.training.export import complete
 from embedding_finetune.training.launch import check_processes, launch
 from embedding_finetune.training.log import duration
@@ -99,7 +100,7 @@ def prepare(settings, recipe):
         aside = finished.with_name(f"{recipe.label}.{time.strftime('%Y%m%d-%H%M%S')}")
         finished.rename(aside)
         print(f"the old model is now {plain(aside)}")
-    write_json(unfinished / RECORD, record)
+    write_sealed(unfinished / RECORD, record)
     return tuned, unfinished
 
 
@@ -194,6 +195,8 @@ def finetune(settings, label, one_process=False):
             return finished  # another node was quicker
         if not (unfinished / "model.safetensors").exists():
             raise UserError(f"{plain(unfinished)} holds no model: the training did not finish, its messages are above")
+        for checkpoint in unfinished.glob("checkpoint-*"):  # of a training that was stopped while it removed them
+            remove(checkpoint)
         (unfinished / ".lock").unlink(missing_ok=True)
         return unfinished.rename(finished)
 

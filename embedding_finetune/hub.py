@@ -16,6 +16,7 @@ from huggingface_hub.utils import httpx
 from safetensors import SafetensorError
 
 from embedding_finetune.files import UserError, one_line, read_json, sha256
+from embedding_finetune.seals import MARKER, damaged_file
 from embedding_finetune.settings import path_of
 
 UNLOADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError,
@@ -71,6 +72,9 @@ def model_content(name):
     folder = Path(name)
     if folder.is_dir():
         files = sorted([*folder.iterdir(), *folder.glob("*Dense*/*"), *folder.glob("late/*Dense*/*")])
+        if damaged := damaged_file(folder):
+            raise UserError(f"{folder / damaged} is not as it was written: bring it back or make the model anew; if "
+                            f"you have changed it, remove {folder / MARKER}")
         return {str(path.relative_to(folder)): sha256(path) for path in files if path.suffix in MODEL_FILES}
     commit = check_hub(name)
     if commit is None:

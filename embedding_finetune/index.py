@@ -24,7 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from embedding_finetune.files import UserError, atomic_write, content_hash, one_line, read_json, write_json
+from embedding_finetune.files import UserError, atomic_write, content_hash, one_line
+from embedding_finetune.seals import fingerprints, is_as_written, is_untouched, read_sealed, stamps, write_sealed
 from embedding_finetune.settings import plain
 
 FOR_PEOPLE = ("title", "name", "seen", "differs")  # of a ModelUse: folders may move
@@ -109,8 +110,8 @@ def open_index(settings, label):
     home = settings.output_dir / "index" / label
     try:
         for path in home.glob("*/manifest.json"):
-            manifest = read_json(path)
-            if is_current(settings, manifest):
+            manifest = read_sealed(path)
+            if is_current(settings, manifest) and is_untouched(path.parent, manifest.get("own", {})):
                 return _opened(settings, path.parent, manifest)
     except UserError:
         raise
@@ -132,14 +133,6 @@ def is_current(settings, manifest):
     """Whether settings and files are still those that an index was made from."""
     return (isinstance(manifest, dict) and manifest["settings"] == settings.as_dict()
             and manifest["files"] == stamps(manifest["files"]))
-
-
-def stamps(paths):
-    """Path -> size and time of change of a file: while these stay, so does the content; [] where there is none."""
-    def stamp(path):
-        return [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else []
-
-    return {str(path): stamp(Path(path)) for path in paths}
 
 
 def _opened(settings, folder, manifest):
@@ -179,9 +172,10 @@ def _renewed(settings, label, home):
     collection = read_data(settings)
     facts, files = _source(settings, label)
     folder = home / content_hash(facts)[:16]
-    manifest = read_json(folder / "manifest.json")
-    if manifest is None:
+    manifest = read_sealed(folder / "manifest.json")
+    if manifest is None or not is_as_written(folder, manifest.get("own", {})):
         why = "model or data have changed" if any(home.glob("*/manifest.json")) else "there was none"
+        why = why if manifest is None else "it is damaged"
         print(f"making the index of {label}, {len(collection.corpus):,} passages: {why}", file=sys.stderr)
         partial = home / ".partial"
         for path in (partial, folder):
@@ -193,8 +187,10 @@ def _renewed(settings, label, home):
             if other.is_dir() and other != folder:  # who has it open keeps it
                 shutil.rmtree(other, ignore_errors=True)
     no_answer = choose_threshold(manifest["dev"], settings.no_answer_precision)
-    manifest |= {"settings": settings.as_dict(), "files": files, "no_answer": no_answer}
-    write_json(folder / "manifest.json", manifest)
+    own = fingerprints(folder, manifest.get("own", {}))
+    own.pop("manifest.json", None)
+    manifest |= {"settings": settings.as_dict(), "files": files, "own": own, "no_answer": no_answer}
+    write_sealed(folder / "manifest.json", manifest)
     return _opened(settings, folder, manifest)
 
 
@@ -209,7 +205,9 @@ def _source(settings, label):
     files = stamps(settings.data_dir / name for name in names)
     facts = {"format": FORMAT, "data": data_identity(settings)}
     path = settings.output_dir / "results" / f"{label}.json"
-    result = read_json(path) or {}
+    result = read_sealed(path) or {}
+    if path.exists() and not result:
+        raise UserError(f"{plain(path)} is damaged: evaluate {label} again")
     if "hybrid_of" in result:
         bm25, dense = (open_index(settings, part) for part in ("bm25", result["hybrid_of"]))
         if (result["data"], result["content"]) != (facts["data"], dense.manifest["facts"]["content"]):
@@ -285,7 +283,7 @@ def default_label(settings):
     memo = settings.output_dir / "index" / "default.json"
     files = [*(settings.output_dir / "results").glob("*.json"), *settings.output_dir.glob("*/model.safetensors")]
     today = {"files": stamps(sorted(files)), "settings": settings.as_dict()}
-    found = read_json(memo)
+    found = read_sealed(memo)
     if isinstance(found, dict) and {name: found.get(name) for name in today} == today:
         return found["label"]
     from embedding_finetune.evaluation.results import chosen_by_dev, load_results
@@ -295,5 +293,5 @@ def default_label(settings):
         raise UserError("no fine-tuned model is measured that fits today's data and models "
                         f"({'; '.join(left_out) or 'there is no result of any'}): evaluate one, or say which model: "
                         f"--model {', '.join(labels(settings))}")
-    write_json(memo, today | {"label": best["label"]})
+    write_sealed(memo, today | {"label": best["label"]})
     return best["label"]

@@ -8,7 +8,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from embedding_finetune.files import UserError, one_line
-from embedding_finetune.index import check_label, is_current, labels, open_index, stamps
+from embedding_finetune.index import check_label, is_current, labels, open_index
+from embedding_finetune.seals import stamps
 
 WAITING = 256  # queries that may wait; more are sent away
 TOGETHER = 32  # queries that are answered together

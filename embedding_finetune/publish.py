@@ -29,11 +29,12 @@ from embedding_finetune.files import (
     write_json,
 )
 from embedding_finetune.retrieval.compiled import RECORD as COMPILED
+from embedding_finetune.seals import CARD, MARKER
 from embedding_finetune.settings import ROOT, Settings, path_of, plain
 from embedding_finetune.training.export import METRICS_HEADING
 from embedding_finetune.training.records import RECORD as TRAINED
 
-KEPT_BACK = ("README.md", TRAINED, "training_log.jsonl")  # the card is written anew, the records are for this machine
+KEPT_BACK = (CARD, MARKER, TRAINED, "training_log.jsonl")  # the card is written anew, the records are for here
 FACTS = "results.json"
 BUNDLED = "sentence-transformers/all-MiniLM-L6-v2"  # what the value `bundled` is
 DATA_NOTES = {
@@ -96,7 +97,7 @@ def prepare(settings, label, to=None):
             if isinstance(value, dict) and value.keys() & {"_name_or_path", "name_or_path"}:
                 write_json(path, {key: value[key] for key in value if not key.endswith("name_or_path")})
         write_json(partial / FACTS, facts)
-        (partial / "README.md").write_text(card(settings, label, to, rows, row), encoding="utf-8")
+        (partial / CARD).write_text(card(settings, label, to, rows, row), encoding="utf-8")
         check_private(settings, partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)

@@ -14,7 +14,7 @@ from stages import measured_stage
 from embedding_finetune import index
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.results import facts, read_measured_run, save_result
-from embedding_finetune.files import UserError, read_json, write_json
+from embedding_finetune.files import UserError, write_json
 from embedding_finetune.index import (
     choose_threshold,
     default_label,
@@ -26,6 +26,7 @@ from embedding_finetune.index import (
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.model_use import use_of
 from embedding_finetune.retrieval.retrievers import BM25, Dense, fuse_scores
+from embedding_finetune.seals import read_sealed, write_sealed
 from embedding_finetune.settings import ROOT
 
 QUERIES = ["when does the otter of Bafo sleep", "twigs of willow", "月亮", "x"]
@@ -96,7 +97,7 @@ def test_a_fusion_answers_as_the_comparison_fused(built):
         assert [hit["id"] for hit in hits] == list(runs["test"][query])[:5]
     assert "weight" in fused.manifest and len(fused.answer(["x"], 1000)[0]) <= 100
     result = built.output_dir / "results" / "hybrid_reference.json"
-    write_json(result, read_json(result) | {"data": "of yesterday"})
+    write_sealed(result, read_sealed(result) | {"data": "of yesterday"})
     with pytest.raises(UserError, match="hybrid_reference was measured on other data or with another model"):
         open_index(built, "hybrid_reference")
 

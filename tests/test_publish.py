@@ -15,6 +15,7 @@ from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.results import compare
 from embedding_finetune.files import UserError, read_json, write_json
 from embedding_finetune.publish import prepare, public
+from embedding_finetune.seals import MARKER
 from embedding_finetune.settings import ROOT, Settings
 
 
@@ -58,6 +59,7 @@ def test_nothing_of_the_machine_or_of_the_texts_is_in_it(measured, monkeypatch):
     monkeypatch.setenv("OVERWRITE", "1")
     config = measured.output_dir / "neg10" / "tokenizer_config.json"
     before = config.read_text()
+    (measured.output_dir / "neg10" / MARKER).unlink()  # so that the folder may be changed
     write_json(config, json.loads(before) | {"name_or_path": measured.base_model})
     evaluate(measured, "neg10")
     everything = b"".join(path.read_bytes() for path in prepare(measured, "neg10").rglob("*")
@@ -107,6 +109,9 @@ def test_a_model_without_results_or_with_stale_ones_is_refused(measured, monkeyp
     evaluate(measured, "neg50")
     config = measured.output_dir / "neg50" / "config.json"
     config.write_text(config.read_text() + " ")
+    with pytest.raises(UserError, match="config.json is not as it was written: bring it back or make the model anew"):
+        prepare(measured, "neg50")
+    (config.parent / MARKER).unlink()
     with pytest.raises(UserError, match="neg50 is left out: its model has changed since; evaluate it again"):
         prepare(measured, "neg50")
     assert not (measured.output_dir / "publish" / "neg50").exists()

@@ -21,6 +21,7 @@ from embedding_finetune.files import UserError, sha256
 from embedding_finetune.finetune import finetune
 from embedding_finetune.retrieval.model_use import use_of
 from embedding_finetune.retrieval.runs import read_qrels, read_run
+from embedding_finetune.seals import read_sealed, write_sealed
 from embedding_finetune.settings import ROOT, Settings
 
 TRAINED = ["neg10", "neg10_seed43", "neg50", "neg50_seed43", "hard_kd", "hard_kd_seed43"]
@@ -279,8 +280,8 @@ def test_a_damaged_training_file_stops_before_any_model(finished, tmp_path, name
     data = shutil.copytree(finished[0].data_dir, tmp_path / "data")
     (data / name).write_bytes((data / name).read_bytes()[:-100])
     record = data / "training_neg_10.made.json"  # as if it had been made so: else it would be made anew
-    made = json.loads(record.read_text())
-    record.write_text(json.dumps(made | {"files": made["files"] | {name: sha256(data / name)}}))
+    made = read_sealed(record)
+    write_sealed(record, made | {"files": made["files"] | {name: sha256(data / name)}})
     with pytest.raises(UserError, match=f"{name} is damaged"):
         finetune(dataclasses.replace(finished[0], data_dir=data, output_dir=tmp_path / "out"), "neg10")
     assert not (tmp_path / "out").exists()

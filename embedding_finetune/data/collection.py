@@ -23,12 +23,11 @@ from embedding_finetune.files import (
     content_hash,
     iter_jsonl,
     may_overwrite,
-    read_json,
     read_lines,
     sha256,
-    write_json,
     write_jsonl,
 )
+from embedding_finetune.seals import read_sealed, write_sealed
 from embedding_finetune.settings import DATA, TABLE
 
 PARTS = ("train", "dev", "test")
@@ -164,19 +163,19 @@ def write_data(settings, collection, source):
     allows it: models trained on them could not be evaluated any more.
     """
     folder, today = settings.data_dir, settings.as_dict(DATA) | source
-    made_with = read_json(folder / "dataset.json")
+    made_with = read_sealed(folder / "dataset.json")
     difference = _difference(made_with, today) if made_with else ""
     if difference and not may_overwrite():
         raise UserError(f"{folder} holds the data of other settings ({difference}); choose another DATA_DIR, or set "
                         "OVERWRITE=1 to replace them")
     write_collection(folder, collection)
-    write_json(folder / "dataset.json", {"made_with": today, "files": _hashes(folder),
-                                         "parts_given": list(collection.given)})
+    write_sealed(folder / "dataset.json", {"made_with": today, "files": _hashes(folder),
+                                           "parts_given": list(collection.given)})
 
 
 def read_data(settings):
     """The experiment's collection. Raises UserError when it is missing, was made with other settings, or changed."""
-    folder, recorded = settings.data_dir, read_json(settings.data_dir / "dataset.json")
+    folder, recorded = settings.data_dir, read_sealed(settings.data_dir / "dataset.json")
     if recorded is None:
         raise UserError(f"{folder / 'dataset.json'} does not exist: it is made by {MADE_BY}")
     difference = _difference(recorded, settings.as_dict(DATA))
@@ -190,7 +189,7 @@ def read_data(settings):
 
 def data_identity(settings):
     """What tells one data set from another: a hash of the collection's files, as they were written."""
-    return content_hash((read_json(settings.data_dir / "dataset.json") or {}).get("files"))
+    return content_hash((read_sealed(settings.data_dir / "dataset.json") or {}).get("files"))
 
 
 def _hashes(folder):

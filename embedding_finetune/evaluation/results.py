@@ -17,12 +17,13 @@ from embedding_finetune.data.elsewhere import evaluation_sets
 from embedding_finetune.data.texts import PSEUDO
 from embedding_finetune.evaluation.metrics import MEASURES, mean, measure, per_query
 from embedding_finetune.evaluation.significance import add_significance
-from embedding_finetune.files import UserError, read_json, write_json
+from embedding_finetune.files import UserError, sha256
 from embedding_finetune.hub import model_content, model_size
 from embedding_finetune.recipes import all_recipes
 from embedding_finetune.retrieval.model_use import ready_made, use_of
 from embedding_finetune.retrieval.retrievers import DEPTH
 from embedding_finetune.retrieval.runs import padded, read_run, write_run
+from embedding_finetune.seals import read_sealed, write_sealed
 from embedding_finetune.settings import CHOSEN_BY
 from embedding_finetune.training.export import write_metrics
 
@@ -42,13 +43,15 @@ def save_result(settings, collection, label, runs, *, model, used=None, **more):
     pseudo = sum(query.startswith(PSEUDO) for query in runs["test"])
     if (settings.output_dir / label / "README.md").exists():
         write_metrics(settings.output_dir / label, metrics["test"], NO_PROOF if pseudo else "")
+    paths = {part: _run_path(settings, label, part) for part in runs}
     for part, run in runs.items():
-        write_run(_run_path(settings, label, part), run, label)
+        write_run(paths[part], run, label)
     result = {"label": label, "model": model, "dataset": settings.dataset, "queries": len(runs["test"]),
               "pseudo_queries": pseudo, "corpus": len(collection.corpus), "metrics": metrics["test"],
               "dev": metrics["dev"], "used": used or {}, **more, "data": data_identity(settings),
-              "settings": settings.as_dict(), "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
-    write_json(settings.output_dir / "results" / f"{label}.json", result)
+              "runs": {part: sha256(path) for part, path in paths.items()}, "settings": settings.as_dict(),
+              "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
+    write_sealed(settings.output_dir / "results" / f"{label}.json", result)
     return result
 
 
@@ -75,10 +78,12 @@ def measure_elsewhere(settings, retriever):
 def read_measured_run(settings, collection, label, part="test"):
     """The run of a label as it was saved. Raises UserError when it is missing or ranks other queries."""
     path = _run_path(settings, label, part)
-    run = read_run(path)
+    run, result = read_run(path), read_sealed(settings.output_dir / "results" / f"{label}.json") or {}
     if set(run) != set(collection.part(part).queries):
         raise UserError(f"{path} ranks other queries than {settings.data_dir} has: evaluate {label} again, or delete "
                         f"its result in {settings.output_dir / 'results'}")
+    if result.get("runs", {}).get(part) not in (None, sha256(path)):
+        raise UserError(f"{path} is not the run that was measured: evaluate {label} again")
     return run
 
 
@@ -97,7 +102,7 @@ def load_results(settings):
     for path in sorted((settings.output_dir / "results").glob("*.json")):
         if path.stem == "comparison":
             continue
-        result = read_json(path)
+        result = read_sealed(path)
         if not isinstance(result, dict) or "metrics" not in result:
             raise UserError(f"{path} is no result: evaluate {path.stem} again, or delete the file")
         reason = _misfit(settings, result, contents)

@@ -2,9 +2,10 @@
 
 from embedding_finetune.evaluation.metrics import reciprocal_rank
 from embedding_finetune.evaluation.results import save_result
-from embedding_finetune.files import read_json
+from embedding_finetune.files import UserError
 from embedding_finetune.retrieval.retrievers import fuse_scores
 from embedding_finetune.retrieval.second_stage import DEPTHS, add_second, parts_of, union
+from embedding_finetune.seals import read_sealed
 
 BM25_WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
 WEIGHTS = 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0  # of the second stage, beside a cosine
@@ -51,7 +52,9 @@ def save_stage(settings, collection, label, stage, alone, fused, chosen):
     run for "test" and for "dev". `chosen` is what `choose` returned. Returns both results.
     """
     _, model, first = parts_of(label)
-    of = read_json(settings.output_dir / "results" / f"{first}.json")
+    of = read_sealed(settings.output_dir / "results" / f"{first}.json")
+    if of is None:
+        raise UserError(f"there is no result of {first}, or a damaged one: evaluate it first")
     more = {"hybrid_of": first, "used": of["used"], "content": of["content"], "depth": chosen["depth"],
             "second": {"stage": label, "model": model, "used": stage.used, "content": stage.content},
             "ms_per_query": round(stage.ms_per_query, 3), "bytes_per_passage": round(stage.bytes_per_passage)}

@@ -7,17 +7,15 @@ import shutil
 import sys
 from pathlib import Path
 
-from embedding_finetune.files import UserError, read_json, write_json
-
-MARKER = "complete.json"  # in a checkpoint's folder: the length of each of its files
+from embedding_finetune.files import UserError, is_of_disk, one_line
+from embedding_finetune.seals import MARKER, damaged_file, mark
 
 
 def is_complete(folder):
-    """Whether the folder carries its marker and every file the marker lists, in full length."""
-    sizes = read_json(folder / MARKER)
+    """Whether the folder carries its marker and every file that the marker lists, as it was written."""
     try:
-        return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, AttributeError):
+        return (folder / MARKER).exists() and damaged_file(folder) is None
+    except OSError:
         return False
 
 
@@ -32,11 +30,7 @@ def complete_checkpoints(output):
 
 def publish(written, folder):
     """Give a checkpoint that was written beside its name, once its files are on the disk and its marker lists them."""
-    files = [file for file in written.rglob("*") if file.is_file()]
-    for file in files:
-        with open(file, "rb") as opened:
-            os.fsync(opened.fileno())
-    write_json(written / MARKER, {str(file.relative_to(written)): file.stat().st_size for file in files})
+    mark(written)
     written.rename(folder)
 
 
@@ -55,13 +49,16 @@ def finishing(folder, what="model"):
     try:
         shutil.rmtree(partial, ignore_errors=True)
         yield partial
+        mark(partial)
         for file in sorted(partial.iterdir(), key=lambda file: file.suffix == ".safetensors"):
             if (folder / file.name).is_dir():
                 shutil.rmtree(folder / file.name)
             os.replace(file, folder / file.name)
-    except OSError as error:
-        raise UserError(f"cannot write the {what} to {folder}: {error}; free some space and run the same command "
-                        "again") from error
+    except Exception as error:
+        if not is_of_disk(error):
+            raise
+        raise UserError(f"cannot write the {what} to {folder}: {one_line(error)}; free some space and run the same "
+                        "command again") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -4,10 +4,11 @@ import contextlib
 from dataclasses import MISSING, asdict
 
 from embedding_finetune.data.collection import data_identity
-from embedding_finetune.files import UserError, read_json
+from embedding_finetune.files import UserError
 from embedding_finetune.hub import model_content, model_path
 from embedding_finetune.recipes import all_recipes, find_recipe
 from embedding_finetune.retrieval.model_use import base_use, ready_made
+from embedding_finetune.seals import read_sealed
 from embedding_finetune.settings import TABLE, TRAINING, plain
 from embedding_finetune.training.merge import made_of
 from embedding_finetune.training.rows import training_path
@@ -39,7 +40,7 @@ def reranker_base(settings):
 
 def read_record(folder):
     """The record of a model's folder, or None; a setting that came later had its default."""
-    record = read_json(folder / RECORD)
+    record = read_sealed(folder / RECORD)
     default = {name: row.default for name, row in TABLE.items() if row.metadata["changes"] == TRAINING
                and row.default is not MISSING}
     return record and record | {"settings": default | record.get("settings", {})}

@@ -11,8 +11,9 @@ import numpy as np
 
 from embedding_finetune.data.collection import data_identity
 from embedding_finetune.data.negatives import sample_random, training_pool, with_given
-from embedding_finetune.files import read_json, sha256, write_json
+from embedding_finetune.files import sha256
 from embedding_finetune.retrieval.model_use import base_use
+from embedding_finetune.seals import read_sealed, write_sealed
 from embedding_finetune.training.audit import audit
 from embedding_finetune.training.store import (
     PASSAGES,
@@ -48,7 +49,7 @@ def make_training_file(settings, recipe, collection, miner=None):
     made_of = {"data": data_identity(settings), "near_duplicates_together": settings.near_duplicates_together,
                "recipe": recipe.data, "seed": settings.seed}
     made_of |= {"models": miner.content()} if miner else {}
-    record, written = read_json(record_path) or {}, []
+    record, written = read_sealed(record_path, older={"sources": dict}) or {}, []
     if record.get("made_of") != made_of or record.get("files") != _hashes(path):
         sources = _write(settings, recipe, path, training_pool(collection, settings.near_duplicates_together), miner)
         record, written = {"made_of": made_of, "sources": sources, "files": _hashes(path)}, [path.name]
@@ -58,7 +59,7 @@ def make_training_file(settings, recipe, collection, miner=None):
         record, written = record | {"export": sha256(export)}, [*written, export.name]
     if written:
         audit(settings, collection, written)
-        write_json(record_path, record)
+        write_sealed(record_path, record)
     return record["sources"]
 
 

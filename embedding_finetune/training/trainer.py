@@ -1,6 +1,7 @@
 """transformers' Trainer with our batches and loss: GradCache, a dev curve, whole checkpoints, a readable log."""
 
 import json
+import os
 import resource
 import shutil
 import time
@@ -9,10 +10,9 @@ from pathlib import Path
 import peft
 import torch
 import transformers
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from embedding_finetune.files import UserError, one_line
+from embedding_finetune.files import UserError, is_of_disk, one_line, write_jsonl
 from embedding_finetune.retrieval.loading import DenseLayers
 from embedding_finetune.retrieval.tokens import FOLDER
 from embedding_finetune.settings import CHOSEN_BY
@@ -109,7 +109,9 @@ class Trainer(transformers.Trainer):
             self.accelerator.wait_for_everyone()
             if first:
                 publish(self._staging / folder.name, folder)
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except Exception as error:
+            if not is_of_disk(error):
+                raise
             raise UserError(f"cannot write {folder}: {one_line(error)}; {self._last_good()}; free some space and run "
                             "the same command again") from error
         finally:
@@ -145,7 +147,7 @@ class Progress(transformers.TrainerCallback):
         state.compute_steps(args, state.max_steps)  # else a checkpoint's LOGGING_STEPS would outlast the setting
         if state.is_world_process_zero:  # forget what lies beyond the checkpoint, and a line cut short
             rows = [row for row in read_log(args.output_dir) if state.global_step and row["step"] <= state.global_step]
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            write_jsonl(self.path, rows)
         self.began, self.first_step = time.monotonic(), state.global_step
         self.passages = self.seconds = 0
 
@@ -170,6 +172,8 @@ class Progress(transformers.TrainerCallback):
         print("  ".join([f"step {state.global_step}/{state.max_steps}", *words]), flush=True)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row | new) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint on the disk is to find its log there
 
     def _training(self, args, state, logs):
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -20,6 +20,7 @@ from embedding_finetune.data.texts import passage_id
 from embedding_finetune.evaluation.metrics import MEASURES, per_query
 from embedding_finetune.files import UserError, read_jsonl, write_json, write_jsonl
 from embedding_finetune.retrieval.runs import read_qrels
+from embedding_finetune.seals import read_sealed, write_sealed
 from embedding_finetune.settings import DATA, Settings
 
 SMALL = Collection(queries={"q1": "one", "q2": "two", "q3": "three"},
@@ -291,9 +292,9 @@ def test_sources_and_given_parts_come_back(settings):
 
 def test_data_older_than_a_setting_are_those_of_its_default(built):
     path = built.data_dir / "dataset.json"
-    record = json.loads(path.read_text())
+    record = read_sealed(path)
     del record["made_with"]["CORPUS"]
-    write_json(path, record)
+    write_sealed(path, record)
     assert read_data(built).queries
     with pytest.raises(UserError, match="CORPUS=, now more.jsonl"):
         read_data(dataclasses.replace(built, corpus="more.jsonl"))

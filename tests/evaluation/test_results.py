@@ -14,6 +14,7 @@ from embedding_finetune.hub import model_content
 from embedding_finetune.retrieval.model_use import use_of
 from embedding_finetune.retrieval.retrievers import BM25
 from embedding_finetune.retrieval.runs import read_run
+from embedding_finetune.seals import read_sealed, write_sealed
 
 QUERIES = {f"q{number}": f"question {number}" for number in range(6)}
 PARTS = dict(zip(QUERIES, ["test", "test", "dev", "dev", "dev", "train"]))
@@ -78,7 +79,7 @@ def test_a_result_has_metrics_of_both_parts_and_runs_for_every_tool(measured):
     result = results.save_result(measured, DATA, "neg10", few, **results.facts(measured, Model(measured, "neg10")))
     assert result["metrics"]["recall@1"] == 0.5 and result["dev"]["recall@1"] == pytest.approx(2 / 3)
     assert (result["queries"], result["corpus"], result["recipe"]) == (2, 6, "neg10")
-    assert json.loads((measured.output_dir / "results" / "neg10.json").read_text()) == result
+    assert read_sealed(measured.output_dir / "results" / "neg10.json") == result
     padded = read_run(measured.output_dir / "runs" / "neg10.trec")["q1"]
     assert list(padded) == ["p0", "p1", "p2", "p3", "p4", "p5"] and padded["p1"] < 0  # not found, and it says so
     assert set(read_run(measured.output_dir / "runs" / "dev" / "neg10.trec")) == {"q2", "q3", "q4"}
@@ -228,6 +229,10 @@ def test_runs_and_results_that_do_not_belong_together_are_named(measured):
     with pytest.raises(UserError, match="bm25.trec ranks other queries than .* evaluate bm25 again"):
         results.compare(measured, DATA)
     path.write_text("".join(f"{query} Q0 p5 1 1.0 bm25\n" for query in DATA.part("test").queries))
+    with pytest.raises(UserError, match="bm25.trec is not the run that was measured: evaluate bm25 again"):
+        results.compare(measured, DATA)
+    result = measured.output_dir / "results" / "bm25.json"
+    write_sealed(result, read_sealed(result) | {"runs": {}})  # as an earlier version wrote it
     with pytest.raises(UserError, match="the run and the result of bm25 do not belong together"):
         results.compare(measured, DATA)
     path.unlink()

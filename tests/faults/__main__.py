@@ -13,10 +13,10 @@ from faults.laboratory import Laboratory, preloaded  # noqa: E402
 
 preloaded()
 
-from faults import disks, kills  # noqa: E402
+from faults import damage, disks, kills  # noqa: E402
 from faults.bench import LOST, Bench, sampled  # noqa: E402
 
-KINDS = {"kills": kills, "disks": disks}
+KINDS = {"kills": kills, "disks": disks, "damage": damage}
 
 
 def main():

@@ -3,6 +3,7 @@
 import collections
 import random
 import re
+import shutil
 from dataclasses import dataclass
 
 from embedding_finetune.settings import Settings
@@ -15,7 +16,7 @@ EQUAL, CLEAR, LOST = "equal", "refused clearly", "lost"
 
 @dataclass(frozen=True)
 class Trial:
-    """One fault: `kind` and `step` are a row of the table, `where` says more; `run()` gives (verdict, what was said)."""
+    """One fault: `kind` and `step` are a row of the table; `run()` gives (verdict, what was said)."""
 
     kind: str
     step: str
@@ -56,7 +57,7 @@ class Bench:
     def run(self, step, fault=None, **more):
         """Run a step in a child, once."""
         arguments = [] if fault is None else [fault]
-        return self.laboratory.run(self.job(step), *arguments, environment=self._environment | step.environment | more)
+        return self.laboratory.run(self.job(step), *arguments, environment=self._environment | more | step.environment)
 
     def before(self, step):
         """The snapshot of the state that a step begins with."""
@@ -72,27 +73,28 @@ class Bench:
 
     # -- verdicts --
 
-    def differs(self, step, value, aside=()):
-        """Why what is there now is not what the step leaves undisturbed; "" where it is. Paths `aside` do not count."""
+    def differs(self, step, value, aside=None):
+        """Why what is there now is not what the step leaves undisturbed; "" where it is. The path `aside` may be as it
+        is, whether a file or a folder."""
         expected, returned = self.expected[step.name]
         now = self.laboratory.snapshot()
         paths = sorted(path for path in now.keys() | expected.keys()
-                       if now.get(path) != expected.get(path) and path not in aside)
+                       if now.get(path) != expected.get(path) and not _below(path, aside))
         if paths:
             path = paths[0]
             what = "is missing" if path not in now else "is too much" if path not in expected else "is another"
             return f"{path} {what} (of {len(paths)} that differ)"
         return "" if value == returned else f"it returned {str(value)[:200]}"
 
-    def gone(self, step, aside=()):
+    def gone(self, step, aside=None):
         """Which file of those that were there is neither as it was, nor as it is to become, nor elsewhere."""
         now, expected, before = self.laboratory.snapshot(), self.expected[step.name][0], self.before(step)
         contents = set(now.values())
-        lost = [path for path, content in before.items() if path not in aside and content not in contents
+        lost = [path for path, content in before.items() if not _below(path, aside) and content not in contents
                 and now.get(path) != expected.get(path)]
         return lost[0] if lost else ""
 
-    def again(self, step, aside=()):
+    def again(self, step, aside=None):
         """The verdict over the same command, once more and undisturbed."""
         if lost := self.gone(step, aside):
             return LOST, f"{lost} is gone"
@@ -102,7 +104,7 @@ class Bench:
             return (LOST, f"again: {why}") if why else (EQUAL, "")
         return LOST, f"again: {outcome.how} {outcome.said}"
 
-    def verdict(self, step, outcome, aside=(), mended=True):
+    def verdict(self, step, outcome, aside=None, mended=True):
         """The verdict over a run that has ended by itself; where the fault is over (`mended`), the same command again
         must come to the undisturbed end."""
         if outcome.how == DONE:
@@ -117,13 +119,28 @@ class Bench:
         verdict, said = self.again(step, aside) if mended else (EQUAL, "")
         return (CLEAR, outcome.said) if verdict == EQUAL else (verdict, f"{said} (after: {outcome.said})")
 
+    def another(self):
+        """The folder of the whole experiment as another seed leaves it."""
+        laboratory, folder = self.laboratory, self.laboratory.home / "another"
+        if not folder.exists():
+            laboratory.restore("given")
+            for step in self.steps.values():
+                if step.leaves:
+                    self.run(step, SEED="7")
+            shutil.copytree(laboratory.trial, folder)
+        return folder
+
     def _interrupt(self):
-        """The state `interrupted`: a training that was killed at its fourth and last checkpoint."""
+        """The state `interrupted`: a training that was killed at its third and last checkpoint."""
         step = self.steps["train"]
-        number = next(number for number, (*_, path) in enumerate(self.changes["train"]) if "checkpoint-4" in path)
+        number = next(number for number, (*_, path) in enumerate(self.changes["train"]) if "checkpoint-3" in path)
         self.laboratory.restore("built")
         self.run(step, Fault(KILL, number))
         self.laboratory.keep("interrupted")
+
+
+def _below(path, folder):
+    return folder is not None and (path == folder or path.startswith(f"{folder}/"))
 
 
 def sampled(trials, number, seed=0):

@@ -27,7 +27,7 @@ def killed(bench, step, fault):
     outcome = bench.run(step, fault)
     if fault.power:
         laboratory.cut_power(outcome.events, inodes)
-    if outcome.how == DONE and fault.action != SIGNAL:  # it made fewer changes than it does undisturbed
+    if outcome.how == DONE:  # it came to its end before the fault, or in spite of it
         return bench.verdict(step, outcome)
     if outcome.how == "hung":
         return LOST, "it hung"

@@ -1,4 +1,4 @@
-"""A fork server for trials: the parent imports and never computes, each child runs one step in the same small folder."""
+"""A fork server for trials: the parent imports and never computes, a child runs one step in the same small folder."""
 
 import contextlib
 import ctypes
@@ -122,6 +122,8 @@ class Laboratory:
     def _child(self, function, fault, environment, notes, report):
         try:
             os.setpgid(0, 0)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             os.environ.update(environment)
             silent = os.open(f"{report}.output", os.O_CREAT | os.O_TRUNC | os.O_RDWR)
             os.dup2(silent, 1)

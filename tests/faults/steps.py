@@ -17,6 +17,7 @@ from embedding_finetune.data.split import split
 from embedding_finetune.evaluation.figures import write_comparison
 from embedding_finetune.evaluation.page import load, write_page
 from embedding_finetune.evaluation.results import compare, facts, read_measured_run, save_result
+from embedding_finetune.files import run_command_line
 from embedding_finetune.finetune import finetune
 from embedding_finetune.index import open_index
 from embedding_finetune.recipes import find_recipe
@@ -43,12 +44,13 @@ class Step:
 
 
 def environment(folder):
-    """The settings of the tiny experiment in a folder; its training takes six steps and leaves five checkpoints."""
+    """The settings of the tiny experiment in a folder; its training takes three steps, with a checkpoint at each."""
     model = str(folder / "model")
     return {"PROFILE": "demo", "DATASET": str(folder / "pairs.jsonl"), "DATA_DIR": str(folder / "data"),
             "OUTPUT_DIR": str(folder / "output"), "BASE_MODEL": model, "REFERENCE_MODEL": model,
-            "REFERENCE_POOLING": "mean", "EVAL_SETS": "", "BATCH_SIZE": "16", "LOGGING_STEPS": "2",
-            "LEARNING_RATE": "1e-3", "PRECISION": "fp32", "QUERY_MAX_LEN": "24", "PASSAGE_MAX_LEN": "48"}
+            "REFERENCE_POOLING": "mean", "BASE_POOLING": "mean", "DEV_FRACTION": "0.2", "EVAL_SETS": "",
+            "BATCH_SIZE": "16", "LOGGING_STEPS": "1", "LEARNING_RATE": "1e-3", "PRECISION": "fp32",
+            "QUERY_MAX_LEN": "24", "PASSAGE_MAX_LEN": "48"}
 
 
 def begin(folder):
@@ -81,9 +83,7 @@ def mine(settings):
 
 
 def train(settings, label="neg10"):
-    arguments = sys.argv[:]
-    finetune(settings, label, one_process=True)
-    sys.argv = arguments
+    run_command_line(lambda: finetune(settings, label, one_process=True))
 
 
 def measure(settings):
@@ -118,8 +118,16 @@ def searched(settings):
     sys.argv = ["search", QUERY, "--json"]
     with redirect_stdout(StringIO()) as said:
         said.reconfigure = lambda **_: None
-        search.main()
+        run_command_line(search.main)
     return json.loads(said.getvalue())
+
+
+def encoded(settings):
+    run_command_line(lambda: encode.encode_share(settings, ["neg10", "raw"], 0, 1))
+
+
+def published(settings):
+    run_command_line(lambda: publish.prepare(settings, "neg10", "me/mine"))
 
 
 STEPS = [
@@ -133,7 +141,7 @@ STEPS = [
     Step("resume", "interrupted", train),
     Step("train over", "trained", train, environment={"OVERWRITE": "1"}),
     Step("merge", "trained", lambda settings: train(settings, "neg10_merged")),
-    Step("encode", "trained", lambda settings: encode.encode_share(settings, ["neg10", "raw"], 0, 1), "encoded"),
+    Step("encode", "trained", encoded, "encoded"),
     Step("tokens", "trained", tokens),
     Step("evaluate", "encoded", measure, "measured"),
     Step("compare", "measured", compared, "compared"),
@@ -142,5 +150,5 @@ STEPS = [
     Step("index of both", "compared", lambda settings: ask(settings, "hybrid_neg10")),
     Step("faiss", "compared", lambda settings: ask(settings, "neg10"), environment={"INDEX": "HNSW8,SQ8"}),
     Step("search", "indexed", searched),
-    Step("publish", "compared", lambda settings: str(publish.prepare(settings, "neg10", "me/mine"))),
+    Step("publish", "compared", published),
 ]

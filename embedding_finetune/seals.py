@@ -1,0 +1,84 @@
+"""Whether a file is still what was written: records with a hash of themselves, folders with a hash of each file."""
+
+import json
+import os
+from pathlib import Path
+
+from embedding_finetune.files import content_hash, read_json, sha256, write_json
+
+SEAL = "seal"  # in a JSON object: a hash of all else in it
+MARKER = "complete.json"  # in a folder that was finished: the SHA-256 of each of its files
+CARD = "README.md"  # of a model, which an evaluation completes
+
+
+def write_sealed(path, value):
+    """Write a JSON object as `write_json` does, with a hash of itself, by which `read_sealed` sees any damage."""
+    write_json(path, value | {SEAL: _seal(value)})
+
+
+def read_sealed(path):
+    """The JSON object that `write_sealed` wrote; None where there is no such file, or another content than it had.
+
+    One without a hash is of an earlier version, and taken as it is.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        return None
+    seal = value.pop(SEAL, None)
+    return value if seal in (None, _seal(value)) else None
+
+
+def _seal(value):
+    return content_hash(json.loads(json.dumps(value)))[:32]  # as it will be read: keys are texts, tuples lists
+
+
+def mark(folder):
+    """Bring the files of a folder to the disk and write its marker: only then may it bear the name of something
+    finished. A model's card is left out."""
+    hashes = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file != folder / MARKER:
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+            hashes |= {} if file == folder / CARD else {str(file.relative_to(folder)): sha256(file)}
+    write_sealed(folder / MARKER, hashes)
+
+
+def damaged_file(folder):
+    """The first file of a folder that is not as its marker says, or the marker; None where all are, or there is
+    none."""
+    if not (folder / MARKER).exists():
+        return None
+    hashes = read_sealed(folder / MARKER)
+    if not hashes:
+        return MARKER
+    return next((name for name, known in hashes.items() if not (folder / name).is_file()
+                 or sha256(folder / name) != known), None)
+
+
+def stamp(path):
+    """Size and time of change of a file: while these stay, so does the content; [] where there is none."""
+    return [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else []
+
+
+def stamps(paths):
+    """Path -> its stamp."""
+    return {str(path): stamp(Path(path)) for path in paths}
+
+
+def fingerprints(folder, known):
+    """Name -> [stamp, SHA-256] of each file of a folder; `known`, the last ones, spare reading what is untouched."""
+    found = {str(path.relative_to(folder)): stamp(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: known[name] if known.get(name, [None])[0] == stamped else [stamped, sha256(folder / name)]
+            for name, stamped in found.items()}
+
+
+def is_untouched(folder, known):
+    """Whether the files of `fingerprints` are there with their stamps."""
+    return all(stamp(folder / name) == stamped for name, (stamped, _) in known.items())
+
+
+def is_as_written(folder, known):
+    """Whether the files of `fingerprints` are there with their content; only those touched since are read."""
+    return all(stamp(folder / name) == stamped or stamp(folder / name) and sha256(folder / name) == digest
+               for name, (stamped, digest) in known.items())

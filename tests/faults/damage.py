@@ -1,0 +1,83 @@
+"""Files that are not what they were, between any two steps: cut short, a bit turned, emptied, gone, exchanged with one
+of their kind, of another making, or a folder in their place."""
+
+import random
+import shutil
+
+from .bench import Trial
+from .laboratory import LEFTOVER
+
+OURS = ("data/", "output/")  # what the user has given may be anything, see fuzz
+
+
+def cut_short(path, draw):
+    path.write_bytes(path.read_bytes()[:-1 - draw.randrange(max(1, path.stat().st_size - 1))])
+
+
+def turn_a_bit(path, draw):
+    content = bytearray(path.read_bytes() or b"\0")
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+
+
+def empty(path, draw):
+    path.write_bytes(b"")
+
+
+def remove(path, draw):
+    path.unlink()
+
+
+def exchange(path, draw):
+    """With another file of its kind from the same state: each is where the other was."""
+    others = [other for other in path.parents[1].rglob(f"*{path.suffix}") if other.is_file() and other != path
+              and other.read_bytes() != path.read_bytes()]
+    if others:
+        path.write_bytes(draw.choice(others).read_bytes())
+
+
+def put_a_folder(path, draw):
+    path.unlink()
+    path.mkdir()
+    (path / "inside").write_text("something")
+
+
+def noise(path, draw):
+    path.write_bytes(draw.randbytes(draw.randrange(1, 3000)))
+
+
+DAMAGES = {"cut short": cut_short, "a bit turned": turn_a_bit, "emptied": empty, "removed": remove,
+           "exchanged": exchange, "a folder in its place": put_a_folder, "noise": noise}
+
+
+def trials(bench):
+    for step in bench.steps.values():
+        state = bench.laboratory.states / step.begins
+        for path in sorted(state.rglob("*")):
+            name = str(path.relative_to(state))
+            if not path.is_file() or not name.startswith(OURS) or any(map(LEFTOVER.search, path.parts[1:])):
+                continue
+            for kind, damage in DAMAGES.items():
+                for seed in range(3 if damage in (turn_a_bit, cut_short) else 1):
+                    yield Trial(kind, step.name, f"{name}, seed {seed}", lambda step=step, name=name, damage=damage,
+                                seed=seed: damaged(bench, step, name, damage, seed))
+            if step.begins != "given":
+                yield Trial("of another making", step.name, name,
+                            lambda step=step, name=name: damaged(bench, step, name, of_another_making(bench, name), 0))
+
+
+def of_another_making(bench, name):
+    """A damage: the same file as the experiment with another seed left it, as far as it has one."""
+    def damage(path, draw):
+        other = bench.another() / name
+        if other.is_file():
+            shutil.copy(other, path)
+
+    return damage
+
+
+def damaged(bench, step, name, damage, seed):
+    laboratory = bench.laboratory
+    laboratory.restore(step.begins)
+    damage(laboratory.trial / name, random.Random(f"{name} {seed}"))
+    return bench.verdict(step, bench.run(step), aside=name, mended=False)

@@ -1,0 +1,89 @@
+"""Damage shows: in a record by its own hash, in a finished folder by those of its files."""
+
+import json
+import os
+
+import pytest
+
+from embedding_finetune.files import read_json
+from embedding_finetune.seals import (
+    CARD,
+    MARKER,
+    damaged_file,
+    fingerprints,
+    is_as_written,
+    is_untouched,
+    mark,
+    read_sealed,
+    write_sealed,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "model"
+    (folder / "deeper").mkdir(parents=True)
+    for name in ("weights", "deeper/layer", "deeper/README.md", CARD):
+        (folder / name).write_text(name)
+    return folder
+
+
+def test_a_record_comes_back_until_any_character_has_changed(tmp_path):
+    path, value = tmp_path / "record.json", {"b": [1, None, {"größer": 0.1}], "a": "x"}
+    write_sealed(path, value | {"tuple": (1, 2), "keys": {2: 3, 10: 4}})
+    assert read_sealed(path) == value | {"tuple": [1, 2], "keys": {"2": 3, "10": 4}}
+    text = path.read_text()
+    for before, after in (("0.1", "0.2"), ('"x"', '"y"'), ('"b"', '"c"'), ('"seal": "', '"seal": "0')):
+        path.write_text(text.replace(before, after))
+        assert path.read_text() != text and read_sealed(path) is None
+    path.write_text(text[:-3])
+    assert read_sealed(path) is None
+
+
+def test_a_record_of_an_earlier_version_has_no_seal(tmp_path):
+    (tmp_path / "record.json").write_text('{"a": 1}')
+    assert read_sealed(tmp_path / "record.json") == {"a": 1}
+    (tmp_path / "record.json").write_text("[1]")
+    assert read_sealed(tmp_path / "record.json") is read_sealed(tmp_path / "none.json") is None
+
+
+def test_a_marked_folder_names_its_first_damaged_file(folder):
+    assert damaged_file(folder) is None
+    mark(folder)
+    assert damaged_file(folder) is None and read_json(folder / MARKER).keys() == {
+        "weights", "deeper/layer", "deeper/README.md", "seal"}
+    (folder / CARD).write_text("with metrics")
+    (folder / "more").write_text("something beside it")
+    assert damaged_file(folder) is None
+    (folder / "deeper" / "layer").write_text("deeper/lazer")
+    assert damaged_file(folder) == "deeper/layer"
+    (folder / "deeper" / "layer").unlink()
+    assert damaged_file(folder) == "deeper/layer"
+    (folder / MARKER).write_text("{}")
+    assert damaged_file(folder) == MARKER
+
+
+def test_what_is_marked_is_on_the_disk_before_its_marker(folder, monkeypatch):
+    synced, real = [], os.fsync
+    monkeypatch.setattr("os.fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")) or real(fd))
+    mark(folder)
+    names = [os.path.relpath(path, folder) for path in synced]
+    assert set(names[:-1]) == {"weights", "deeper/layer", "deeper/README.md", CARD} and MARKER in names[-1]
+
+
+def test_files_are_read_again_only_where_they_were_touched(folder, monkeypatch):
+    known = json.loads(json.dumps(fingerprints(folder, {})))
+    assert is_untouched(folder, known) and is_as_written(folder, known) and known.keys() == {
+        "weights", "deeper/layer", "deeper/README.md", CARD}
+    os.utime(folder / "weights", ns=(1, 1))
+    assert not is_untouched(folder, known) and is_as_written(folder, known)
+    again = fingerprints(folder, known)
+    assert again["weights"] == [[7, 1], known["weights"][1]] and again[CARD] == known[CARD]
+    (folder / "weights").write_text("WEIGHTS")
+    assert not is_as_written(folder, known)
+    (folder / "weights").unlink()
+    assert not is_untouched(folder, known) and not is_as_written(folder, known)
+    monkeypatch.setattr("embedding_finetune.seals.sha256", None)
+    (folder / "weights").write_text("weights")
+    os.utime(folder / "weights", ns=(1, 1))
+    assert fingerprints(folder, again) == again and is_as_written(folder, again)
