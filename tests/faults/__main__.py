@@ -13,15 +13,16 @@ from faults.laboratory import Laboratory, preloaded  # noqa: E402
 
 preloaded()
 
-from faults import damage, disks, kills  # noqa: E402
+from faults import damage, disks, fuzz, kills  # noqa: E402
 from faults.bench import LOST, Bench, sampled  # noqa: E402
 
-KINDS = {"kills": kills, "disks": disks, "damage": damage}
+KINDS = {"kills": kills, "disks": disks, "damage": damage, "fuzz": fuzz}
 
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m faults")
     parser.add_argument("--sample", type=int, help="so many trials of each kind, instead of all")
+    parser.add_argument("--cases", type=int, default=10_000, help="of the fuzzer")
     parser.add_argument("--steps", help="of these steps alone, with commas between them")
     parser.add_argument("--kinds", default=",".join(KINDS), help="of these kinds alone")
     parser.add_argument("--json", help="where to write counts and what was lost")
@@ -32,10 +33,14 @@ def main():
     try:
         bench = Bench(laboratory, names)
         for kind in options.kinds.split(","):
-            trials = [trial for trial in KINDS[kind].trials(bench) if not names or trial.step in names]
-            for trial in sampled(trials, options.sample):
-                verdict, said = trial.run()
-                counts[f"{kind}\t{trial.kind}\t{trial.step}"][verdict] += 1
+            if kind == "fuzz":
+                trials = list(fuzz.trials(bench, options.cases))
+            else:
+                trials = sampled([trial for trial in KINDS[kind].trials(bench) if not names or trial.step in names],
+                                 options.sample)
+            for trial in trials:
+                verdict, said, *number = trial.run()
+                counts[f"{kind}\t{trial.kind}\t{trial.step}"][verdict] += number[0] if number else 1
                 if verdict == LOST:
                     lost.append([kind, trial.kind, trial.step, trial.where, said])
                     print("LOST", *lost[-1], flush=True)

@@ -35,7 +35,7 @@ class Bench:
             needed |= {step.begins} if step.leaves in needed else set()
         self.steps = {step.name: step for step in STEPS
                       if names is None or step.name in names or step.leaves in needed}
-        self._environment, self._before = environment(laboratory.trial), {}
+        self.environment, self._before = environment(laboratory.trial), {}
         laboratory.run(lambda: begin(laboratory.trial))
         laboratory.keep("given")
         for step in self.steps.values():
@@ -57,7 +57,7 @@ class Bench:
     def run(self, step, fault=None, **more):
         """Run a step in a child, once."""
         arguments = [] if fault is None else [fault]
-        return self.laboratory.run(self.job(step), *arguments, environment=self._environment | more | step.environment)
+        return self.laboratory.run(self.job(step), *arguments, environment=self.environment | more | step.environment)
 
     def before(self, step):
         """The snapshot of the state that a step begins with."""

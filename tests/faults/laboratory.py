@@ -93,6 +93,9 @@ class Laboratory:
         """Keep what is in the trial's folder as the state `name`."""
         shutil.copytree(self.trial, self.states / name, symlinks=True)
 
+    def kept(self):
+        return {path.name for path in self.states.iterdir()}
+
     def restore(self, name):
         """Put a state into the trial's folder, times included."""
         shutil.rmtree(self.trial, ignore_errors=True)
@@ -100,12 +103,12 @@ class Laboratory:
 
     # -- children --
 
-    def run(self, function, fault=Fault(WATCH), environment=()):
+    def run(self, function, fault=Fault(WATCH), environment=(), patience=PATIENCE):
         """Run `function()` in a child, under a fault; returns the Outcome."""
-        [outcome] = self.together([(function, fault)], environment)
+        [outcome] = self.together([(function, fault)], environment, patience)
         return outcome
 
-    def together(self, jobs, environment=()):
+    def together(self, jobs, environment=(), patience=PATIENCE):
         """Run several functions at once, each in a child; the Outcomes, in their order."""
         sys.stdout.flush()
         children = []
@@ -117,7 +120,7 @@ class Laboratory:
             if not pid:
                 self._child(function, fault, dict(environment), notes, report)
             children.append((pid, notes, report))
-        return [self._awaited(*child) for child in children]
+        return [self._awaited(*child, patience) for child in children]
 
     def _child(self, function, fault, environment, notes, report):
         try:
@@ -139,9 +142,9 @@ class Laboratory:
         finally:
             os._exit(0)
 
-    def _awaited(self, pid, notes, report):
+    def _awaited(self, pid, notes, report, patience):
         handle = os.pidfd_open(pid)
-        ready = select.select([handle], [], [], PATIENCE)[0]
+        ready = select.select([handle], [], [], patience)[0]
         os.close(handle)
         with contextlib.suppress(OSError):
             os.killpg(pid, signal.SIGKILL)
@@ -150,7 +153,7 @@ class Laboratory:
                        ) if notes.exists() else ()
         events = tuple((int(kind), int(inode), int(size), path) for kind, inode, size, path, *_ in events)
         if not ready:
-            return Outcome(HUNG, f"after {PATIENCE} s", None, events)
+            return Outcome(HUNG, f"after {patience} s", None, events)
         if not report.exists():
             return Outcome(KILLED, f"status {status}", None, events)
         how, said, value, imported = json.loads(report.read_text())
