@@ -11,8 +11,8 @@ from pathlib import Path
 
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-# What libraries in Rust and PyTorch say of these, who have no OSError for it.
-SAID_OF_DISK = re.compile(r"\(os error \d+\)|PytorchStreamWriter|iostream error")
+# What libraries in Rust, PyTorch and faiss say of these, who have no OSError for it.
+SAID_OF_DISK = re.compile(r"\(os error \d+\)|inline_container|iostream error|write error in|for writing: ")
 
 
 class UserError(Exception):
@@ -42,8 +42,9 @@ def one_line(error):
 
 
 def is_of_disk(error):
-    """Whether an exception of whatever type says that a file could not be written."""
-    return isinstance(error, OSError) or SAID_OF_DISK.search(str(error)) is not None
+    """Whether an exception of whatever type, or what has led to it, says that a file could not be written."""
+    return error is not None and (isinstance(error, OSError) or SAID_OF_DISK.search(str(error)) is not None
+                                  or is_of_disk(error.__cause__))
 
 
 def may_overwrite():

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedding_finetune.files import UserError, atomic_write, content_hash, one_line
+from embedding_finetune.files import UserError, atomic_write, content_hash, is_of_disk, one_line
 from embedding_finetune.seals import fingerprints, is_as_written, is_untouched, read_sealed, stamps, write_sealed
 from embedding_finetune.settings import plain
 
@@ -125,8 +125,10 @@ def open_index(settings, label):
             fcntl.flock(lock, fcntl.LOCK_EX)
             with contextlib.redirect_stdout(sys.stderr):  # standard output is for answers
                 return _renewed(settings, label, home)
-    except OSError as error:
-        raise UserError(f"cannot write {home}: {error.strerror or error}") from None
+    except Exception as error:
+        if isinstance(error, UserError) or not is_of_disk(error):
+            raise
+        raise UserError(f"cannot write {home}: {one_line(error)}; free some space and ask again") from error
 
 
 def is_current(settings, manifest):
@@ -174,8 +176,8 @@ def _renewed(settings, label, home):
     folder = home / content_hash(facts)[:16]
     manifest = read_sealed(folder / "manifest.json")
     if manifest is None or not is_as_written(folder, manifest.get("own", {})):
-        why = "model or data have changed" if any(home.glob("*/manifest.json")) else "there was none"
-        why = why if manifest is None else "it is damaged"
+        why = ("it is damaged" if manifest else "model or data have changed" if any(home.glob("*/manifest.json"))
+               else "there was none")
         print(f"making the index of {label}, {len(collection.corpus):,} passages: {why}", file=sys.stderr)
         partial = home / ".partial"
         for path in (partial, folder):
@@ -205,7 +207,7 @@ def _source(settings, label):
     files = stamps(settings.data_dir / name for name in names)
     facts = {"format": FORMAT, "data": data_identity(settings)}
     path = settings.output_dir / "results" / f"{label}.json"
-    result = read_sealed(path) or {}
+    result = read_sealed(path, older={"label": str}) or {}
     if path.exists() and not result:
         raise UserError(f"{plain(path)} is damaged: evaluate {label} again")
     if "hybrid_of" in result:
@@ -248,6 +250,8 @@ def _make(settings, label, folder, facts, collection):
             if label not in RETRIEVERS:
                 save_query_encoder(folder, retriever.encoder)
         except UserError as error:
+            if is_of_disk(error):
+                raise
             print(f"{error}: PyTorch encodes its queries, and a search takes some seconds more", file=sys.stderr)
     index, dev = _opened(settings, folder, manifest), collection.part("dev")
     if facts.get("index", FLAT) != FLAT and dev.queries:

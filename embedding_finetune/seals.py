@@ -16,16 +16,20 @@ def write_sealed(path, value):
     write_json(path, value | {SEAL: _seal(value)})
 
 
-def read_sealed(path):
+def read_sealed(path, older=None):
     """The JSON object that `write_sealed` wrote; None where there is no such file, or another content than it had.
 
-    One without a hash is of an earlier version, and taken as it is.
+    One without a hash is of an earlier version of this package: it is taken where `older` (key -> type) says what it
+    must have.
     """
     value = read_json(path)
     if not isinstance(value, dict):
         return None
-    seal = value.pop(SEAL, None)
-    return value if seal in (None, _seal(value)) else None
+    if SEAL in value:
+        seal = value.pop(SEAL)
+        return value if seal == _seal(value) else None
+    fits = older is not None and all(isinstance(value.get(key), kind) for key, kind in older.items())
+    return value if fits else None
 
 
 def _seal(value):

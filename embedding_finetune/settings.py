@@ -17,7 +17,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedding_finetune.files import UserError, run_command_line
+from embedding_finetune.files import UserError, read_lines, run_command_line
 from embedding_finetune.shown import Shown, versions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -235,7 +235,7 @@ def _read_profile(profile):
         known = sorted(file.stem for file in path.parent.glob("*.env"))
         raise UserError(f"there is no profile {profile!r}: PROFILE must be one of {', '.join(known)}")
     values = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in read_lines(path, "whoever made this profile"):
         try:
             words = shlex.split(line, comments=True)
         except ValueError:

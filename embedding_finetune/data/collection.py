@@ -163,7 +163,7 @@ def write_data(settings, collection, source):
     allows it: models trained on them could not be evaluated any more.
     """
     folder, today = settings.data_dir, settings.as_dict(DATA) | source
-    made_with = read_sealed(folder / "dataset.json")
+    made_with = _record(settings)
     difference = _difference(made_with, today) if made_with else ""
     if difference and not may_overwrite():
         raise UserError(f"{folder} holds the data of other settings ({difference}); choose another DATA_DIR, or set "
@@ -175,21 +175,27 @@ def write_data(settings, collection, source):
 
 def read_data(settings):
     """The experiment's collection. Raises UserError when it is missing, was made with other settings, or changed."""
-    folder, recorded = settings.data_dir, read_sealed(settings.data_dir / "dataset.json")
+    folder, recorded = settings.data_dir, _record(settings)
     if recorded is None:
-        raise UserError(f"{folder / 'dataset.json'} does not exist: it is made by {MADE_BY}")
+        what = "is damaged" if (folder / "dataset.json").exists() else "does not exist"
+        raise UserError(f"{folder / 'dataset.json'} {what}: it is made by {MADE_BY}")
     difference = _difference(recorded, settings.as_dict(DATA))
     if difference:
         raise UserError(f"{folder} was made with other settings ({difference}): run {MADE_BY} again, or set the "
                         "settings back")
-    if recorded["files"] != _hashes(folder):
+    if recorded.get("files") != _hashes(folder):
         raise UserError(f"the files in {folder} are not those that {MADE_BY} wrote: run it again")
     return replace(read_collection(folder, MADE_BY), given=tuple(recorded.get("parts_given", ())))
 
 
 def data_identity(settings):
     """What tells one data set from another: a hash of the collection's files, as they were written."""
-    return content_hash((read_sealed(settings.data_dir / "dataset.json") or {}).get("files"))
+    return content_hash((_record(settings) or {}).get("files"))
+
+
+def _record(settings):
+    """What dataset.json says, None where it is missing or damaged; an early version's has the settings alone."""
+    return read_sealed(settings.data_dir / "dataset.json", older={})
 
 
 def _hashes(folder):

@@ -27,6 +27,7 @@ from embedding_finetune.seals import read_sealed, write_sealed
 from embedding_finetune.settings import CHOSEN_BY
 from embedding_finetune.training.export import write_metrics
 
+RESULT = {"label": str, "metrics": dict, "dev": dict, "used": dict, "settings": dict}  # what any has
 NO_PROOF = ("The test queries are pseudo-queries, made from the passages that they are to find: these numbers are no "
             "proof of anything about queries that people write. Write some, and set QUERIES.")
 
@@ -78,7 +79,7 @@ def measure_elsewhere(settings, retriever):
 def read_measured_run(settings, collection, label, part="test"):
     """The run of a label as it was saved. Raises UserError when it is missing or ranks other queries."""
     path = _run_path(settings, label, part)
-    run, result = read_run(path), read_sealed(settings.output_dir / "results" / f"{label}.json") or {}
+    run, result = read_run(path), read_sealed(settings.output_dir / "results" / f"{label}.json", RESULT) or {}
     if set(run) != set(collection.part(part).queries):
         raise UserError(f"{path} ranks other queries than {settings.data_dir} has: evaluate {label} again, or delete "
                         f"its result in {settings.output_dir / 'results'}")
@@ -102,9 +103,9 @@ def load_results(settings):
     for path in sorted((settings.output_dir / "results").glob("*.json")):
         if path.stem == "comparison":
             continue
-        result = read_sealed(path)
-        if not isinstance(result, dict) or "metrics" not in result:
-            raise UserError(f"{path} is no result: evaluate {path.stem} again, or delete the file")
+        result = read_sealed(path, RESULT)
+        if result is None:
+            raise UserError(f"{path} is no result, or a damaged one: evaluate {path.stem} again, or delete the file")
         reason = _misfit(settings, result, contents)
         if reason:
             left_out.append(f"{result['label']} is left out: {reason}; evaluate it again")

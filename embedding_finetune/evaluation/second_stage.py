@@ -1,7 +1,7 @@
 """A second stage chosen: how deep it looks, and what it weighs beside the first, as dev queries have it."""
 
 from embedding_finetune.evaluation.metrics import reciprocal_rank
-from embedding_finetune.evaluation.results import save_result
+from embedding_finetune.evaluation.results import RESULT, save_result
 from embedding_finetune.files import UserError
 from embedding_finetune.retrieval.retrievers import fuse_scores
 from embedding_finetune.retrieval.second_stage import DEPTHS, add_second, parts_of, union
@@ -52,7 +52,7 @@ def save_stage(settings, collection, label, stage, alone, fused, chosen):
     run for "test" and for "dev". `chosen` is what `choose` returned. Returns both results.
     """
     _, model, first = parts_of(label)
-    of = read_sealed(settings.output_dir / "results" / f"{first}.json")
+    of = read_sealed(settings.output_dir / "results" / f"{first}.json", RESULT)
     if of is None:
         raise UserError(f"there is no result of {first}, or a damaged one: evaluate it first")
     more = {"hybrid_of": first, "used": of["used"], "content": of["content"], "depth": chosen["depth"],

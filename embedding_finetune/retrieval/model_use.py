@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from embedding_finetune.files import UserError, read_json
 from embedding_finetune.hub import check_hub, load, model_path, positions_of, read_model_file
 from embedding_finetune.retrieval.compiled import RECORD
+from embedding_finetune.seals import read_sealed
 from embedding_finetune.settings import OF_MODEL, POOLINGS, path_of, plain
 
 # What models have seen in training, where it is published: who met MS MARCO before is no stranger to it.
@@ -61,7 +62,7 @@ def use_of(settings, label):
     folder = settings.output_dir / label
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no finished model: run `bash finetune_hard.sh {label}` first")
-    record = read_json(folder / "training.json") or {}
+    record = read_sealed(folder / "training.json", older={"settings": dict}) or {}
     base = record.get("settings", {}).get("BASE_MODEL", settings.base_model)
     seen = f"{SEEN.get(base, 'unknown')}; fine-tuned on this data set's training part"
     made_of = (read_json(folder / RECORD) or {}).get("made_of", {})

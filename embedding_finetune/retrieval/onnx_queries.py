@@ -62,7 +62,7 @@ def save_query_encoder(folder, encoder):
             raise ValueError(f"its vectors are others, cosine {lowest:.5f}")
     except Exception as error:  # exporter and runtime have errors of their own
         (folder / GRAPH).unlink(missing_ok=True)
-        raise UserError(f"{use.title} cannot be written as a graph ({one_line(error)})") from None
+        raise UserError(f"{use.title} cannot be written as a graph ({one_line(error)})") from error
 
 
 class QueryEncoder:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from embedding_finetune.files import UserError, atomic_write, read_json, sha256, write_json
+from embedding_finetune.files import UserError, atomic_write, sha256, write_json
+from embedding_finetune.seals import read_sealed, write_sealed
 
 
 def text_key(text):
@@ -35,10 +36,10 @@ class VectorCache:
         """Yield what is stored, a file at a time: a list of text_keys, and their vectors, float32 (texts, dimensions).
         Damaged files are reported and removed."""
         for path in sorted(self.folder.glob("*.npy")):
-            content = path.read_bytes()
+            content = path.read_bytes() if path.is_file() else b""
             if _hash(content) != path.stem:
                 print(f"{path} is damaged: removed, its vectors are computed again", file=sys.stderr)
-                path.unlink(missing_ok=True)
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
                 continue
             rows = np.load(io.BytesIO(content))
             yield rows["key"].tolist(), rows["vector"]
@@ -75,7 +76,7 @@ class TokenStore:
 
     def complete(self):
         """Whether the files are there as they were written; damaged ones are reported, and written anew."""
-        written = read_json(self.folder / "identity.json")
+        written = self._written()
         if not written:  # it is written last
             return False
         whole = all((self.folder / name).is_file() and sha256(self.folder / name) == written.get(name)
@@ -100,7 +101,10 @@ class TokenStore:
         with atomic_write(self.folder / "starts.npy", "wb") as file:
             np.save(file, np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
         hashes = {name: sha256(self.folder / name) for name in STORED}
-        write_json(self.folder / "identity.json", self.identity | {"shape": [sum(sizes), dim]} | hashes)
+        write_sealed(self.folder / "identity.json", self.identity | {"shape": [sum(sizes), dim]} | hashes)
+
+    def _written(self):
+        return read_sealed(self.folder / "identity.json", older={"shape": list})
 
     def _check_space(self, needed):
         """Raise UserError unless so many bytes are free."""
@@ -112,7 +116,7 @@ class TokenStore:
 
     def read(self):
         """Vectors, memory-mapped, and starts, see Encoder.encode_passage_tokens."""
-        shape = tuple(read_json(self.folder / "identity.json")["shape"])
+        shape = tuple(self._written()["shape"])
         vectors = np.memmap(self.folder / "vectors.raw", np.float16, "r", shape=shape) if shape[0] else \
             np.empty(shape, np.float16)
         return vectors, np.load(self.folder / "starts.npy")

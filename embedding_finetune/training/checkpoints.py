@@ -55,7 +55,7 @@ def finishing(folder, what="model"):
                 shutil.rmtree(folder / file.name)
             os.replace(file, folder / file.name)
     except Exception as error:
-        if not is_of_disk(error):
+        if isinstance(error, UserError) or not is_of_disk(error):
             raise
         raise UserError(f"cannot write the {what} to {folder}: {one_line(error)}; free some space and run the same "
                         "command again") from error

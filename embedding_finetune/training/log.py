@@ -8,12 +8,12 @@ LOG_NAME = "training_log.jsonl"  # in the model's folder: rows of step and loss,
 
 
 def read_log(folder):
-    """The rows of a folder's training log, but for a line that was cut short; [] where there is none."""
+    """The rows of a folder's training log, but for what is damaged, as a line cut short; [] where there is none."""
     path, rows = Path(folder) / LOG_NAME, []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError, RecursionError):
             rows.append(json.loads(line))
-    return rows
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
 
 
 def duration(seconds):

@@ -40,7 +40,7 @@ def reranker_base(settings):
 
 def read_record(folder):
     """The record of a model's folder, or None; a setting that came later had its default."""
-    record = read_sealed(folder / RECORD)
+    record = read_sealed(folder / RECORD, older={})
     default = {name: row.default for name, row in TABLE.items() if row.metadata["changes"] == TRAINING
                and row.default is not MISSING}
     return record and record | {"settings": default | record.get("settings", {})}
@@ -73,7 +73,7 @@ def check_trained(settings, label):
     if recorded.get("data") != data_identity(settings):
         raise UserError(f"{plain(folder)} was trained on another split, which may hold today's test queries: "
                         f"run `OVERWRITE=1 bash {script_of(label)}`")
-    then, now = recorded["settings"] | recorded["recipe"], settings.changed(recipe.settings).as_dict(TRAINING)
+    then, now = recorded["settings"] | recorded.get("recipe", {}), settings.changed(recipe.settings).as_dict(TRAINING)
     changed = ", ".join(f"{name}={then.get(name)} (now {value})" for name, value in (now | recipe.data).items()
                         if then.get(name) != value)
     if changed:

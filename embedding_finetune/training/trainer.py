@@ -110,7 +110,7 @@ class Trainer(transformers.Trainer):
             if first:
                 publish(self._staging / folder.name, folder)
         except Exception as error:
-            if not is_of_disk(error):
+            if isinstance(error, UserError) or not is_of_disk(error):
                 raise
             raise UserError(f"cannot write {folder}: {one_line(error)}; {self._last_good()}; free some space and run "
                             "the same command again") from error

@@ -140,6 +140,7 @@ class Bench:
 
 
 def _below(path, folder):
+    path = path.replace(".TIME/", "/")  # a model that was moved aside
     return folder is not None and (path == folder or path.startswith(f"{folder}/"))
 
 

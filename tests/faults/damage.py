@@ -8,6 +8,7 @@ from .bench import Trial
 from .laboratory import LEFTOVER
 
 OURS = ("data/", "output/")  # what the user has given may be anything, see fuzz
+FREE = "README.md"  # the model card is for people, who may write into it what they like
 
 
 def cut_short(path, draw):
@@ -55,9 +56,13 @@ def trials(bench):
         state = bench.laboratory.states / step.begins
         for path in sorted(state.rglob("*")):
             name = str(path.relative_to(state))
-            if not path.is_file() or not name.startswith(OURS) or any(map(LEFTOVER.search, path.parts[1:])):
+            if not path.is_file() or not name.startswith(OURS) or path.name == FREE:
+                continue
+            if any(map(LEFTOVER.search, path.relative_to(state).parts)):
                 continue
             for kind, damage in DAMAGES.items():
+                if damage is remove and path.parent.name == "results":
+                    continue  # so one says that a model is not to be compared
                 for seed in range(3 if damage in (turn_a_bit, cut_short) else 1):
                     yield Trial(kind, step.name, f"{name}, seed {seed}", lambda step=step, name=name, damage=damage,
                                 seed=seed: damaged(bench, step, name, damage, seed))
@@ -78,6 +83,7 @@ def of_another_making(bench, name):
 
 def damaged(bench, step, name, damage, seed):
     laboratory = bench.laboratory
+    bench.another()
     laboratory.restore(step.begins)
     damage(laboratory.trial / name, random.Random(f"{name} {seed}"))
     return bench.verdict(step, bench.run(step), aside=name, mended=False)

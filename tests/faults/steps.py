@@ -17,7 +17,7 @@ from embedding_finetune.data.split import split
 from embedding_finetune.evaluation.figures import write_comparison
 from embedding_finetune.evaluation.page import load, write_page
 from embedding_finetune.evaluation.results import compare, facts, read_measured_run, save_result
-from embedding_finetune.files import run_command_line
+from embedding_finetune.files import UserError, run_command_line
 from embedding_finetune.finetune import finetune
 from embedding_finetune.index import open_index
 from embedding_finetune.recipes import find_recipe
@@ -100,9 +100,11 @@ def measure(settings):
 def compared(settings):
     collection = read_data(settings)
     found, left_out = compare(settings, collection)
+    if left_out:  # which the notebook shows
+        raise UserError("; ".join(left_out))
     write_comparison(settings, found)
     write_page(settings, load(settings, collection, found))
-    return [[row["label"], row["metrics"], row["ci95"]] for row in found], left_out
+    return [[row["label"], row["metrics"], row["ci95"]] for row in found]
 
 
 def tokens(settings):

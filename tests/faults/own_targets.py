@@ -1,0 +1,218 @@
+"""Targets for the fuzzer that read what we have written ourselves, a model's files, and requests."""
+
+import asyncio
+import dataclasses
+import json
+from pathlib import Path
+
+import httpx
+import numpy as np
+from hypothesis import strategies as st
+
+from embedding_finetune.data.collection import read_collection, read_data
+from embedding_finetune.evaluation.results import compare, load_results
+from embedding_finetune.files import UserError, read_json
+from embedding_finetune.index import default_label, open_index
+from embedding_finetune.live import Shelf
+from embedding_finetune.retrieval.model_use import use_of
+from embedding_finetune.retrieval.runs import read_qrels, read_run
+from embedding_finetune.retrieval.vectors import TokenStore, VectorCache
+from embedding_finetune.serve import Guarded, application
+from embedding_finetune.settings import Settings
+from embedding_finetune.training.checkpoints import complete_checkpoints
+from embedding_finetune.training.log import read_log
+from embedding_finetune.training.records import check_trained, find_recipe, is_current, trained_by_us
+from embedding_finetune.training.rows import make_training_file, read_training_file
+from embedding_finetune.training.train import parse
+
+from .fuzz import SCALARS, VALUES, broken, otherwise
+from .targets import file, record, target, written
+
+
+@target("corpus", "built", 60)
+def _corpus(folder):
+    return file(folder / "data" / "corpus.jsonl", lambda: read_collection(folder / "data"))
+
+
+@target("queries", "built", 60)
+def _queries(folder):
+    return file(folder / "data" / "queries.jsonl", lambda: read_collection(folder / "data"))
+
+
+@target("judgements", "built", 60)
+def _judgements(folder):
+    return file(folder / "data" / "qrels" / "dev.tsv", lambda: read_collection(folder / "data"))
+
+
+@target("dataset.json", "built", 80)
+def _dataset(folder):
+    now = Settings.load()
+    return record(folder / "data" / "dataset.json", lambda: read_data(now))
+
+
+@target("training file", "built", 60)
+def _training(folder):
+    path = folder / "data" / "training_neg_10.json"
+    return file(path, lambda: read_training_file(path, teacher=True))
+
+
+@target("record of a training file", "built", 40)
+def _made(folder):
+    now = Settings.load()
+    collection, recipe = read_data(now), find_recipe(now, "neg10")
+    return record(folder / "data" / "training_neg_10.made.json", lambda: make_training_file(now, recipe, collection))
+
+
+@target("flags", "built", 20)
+def _flags(folder):
+    flags = ["--model_name_or_path", str(folder / "model"), "--train_data",
+             str(folder / "data" / "training_neg_10.json"), "--output_dir", str(folder / "output" / "x"), "--use_cpu"]
+    words = st.sampled_from(["--learning_rate", "--seed", "--save_steps", "--dev_steps", "--fp16", "--bf16", "--nope",
+                             "--temperature", "--passage_max_len", "--train_group_size"]) | SCALARS.map(str)
+    return lambda given: parse([*flags, *given]), st.lists(words, min_size=1, max_size=3)
+
+
+@target("runs", "measured", 80)
+def _runs(folder):
+    path = folder / "output" / "runs" / "neg10.trec"
+    return file(path, lambda: read_run(path))
+
+
+@target("judgements of TREC", "built", 60)
+def _qrels(folder):
+    path = folder / "data" / "qrels.trec"
+    return file(path, lambda: read_qrels(path))
+
+
+@target("results", "measured", 30)
+def _results(folder):
+    now = Settings.load()
+    collection = read_data(now)
+
+    def read():
+        load_results(now)
+        compare(now, collection)
+    return record(folder / "output" / "results" / "neg10.json", read)
+
+
+@target("record of a training", "trained", 80)
+def _trained(folder):
+    now = Settings.load()
+
+    def read():
+        is_current(now, find_recipe(now, "neg10"))
+        trained_by_us(now)
+        check_trained(now, "neg10")
+        use_of(now, "neg10")
+    return record(folder / "output" / "neg10" / "training.json", read)
+
+
+@target("marker of a checkpoint", "interrupted", 60)
+def _marker(folder):
+    output = folder / "output" / "neg10.partial"
+    path = sorted(output.glob("checkpoint-*"))[0] / "complete.json"
+    return record(path, lambda: complete_checkpoints(output))
+
+
+@target("log of a training", "trained", 60)
+def _log(folder):
+    return file(folder / "output" / "neg10" / "training_log.jsonl", lambda: read_log(folder / "output" / "neg10"))
+
+
+@target("files of a model", "trained", 100)
+def _model(folder):
+    now, model = Settings.load(), folder / "output" / "neg10"
+    (model / "complete.json").unlink()
+    names = ["config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json",
+             "config_sentence_transformers.json", "tokenizer_config.json"]
+    contents = {name: read_json(model / name) for name in names}
+
+    def check(value):
+        name, content = value
+        written(model / name, lambda: use_of(now, "neg10"))(content)
+        written(model / name, lambda: None)(contents[name])
+    return check, st.sampled_from(names).flatmap(lambda name: st.tuples(st.just(name), otherwise(contents[name])))
+
+
+@target("cache", "encoded", 60)
+def _cache(folder):
+    home = next(path.parent for path in sorted((folder / "output" / "cache").rglob("*.npy")))
+    cache = VectorCache(home.parent, read_json(home / "identity.json"))
+    path = next(home.glob("*.npy"))
+    content = path.read_bytes()
+
+    def check(value):
+        path.write_bytes(value)
+        for keys, vectors in cache.read():
+            assert len(keys) == len(vectors) and vectors.dtype == np.float32
+    return check, broken(content)
+
+
+@target("token vectors", "built", 30)
+def _tokens(folder):
+    store = TokenStore(folder / "cache", {"model": "m"}, ["a", "b"])
+    store.write([[np.ones((2, 3), np.float16), np.ones((1, 3), np.float16)]])
+
+    def read():
+        if store.complete():
+            store.read()
+    return record(store.folder / "identity.json", read)
+
+
+@target("index", "indexed", 10)
+def _index(folder):
+    now = Settings.load()
+    path = next((folder / "output" / "index" / "neg10").glob("*/manifest.json"))
+
+    def read():
+        open_index(now, "neg10").answer(["otter"], 3)
+        for other in path.parents[1].glob("*/manifest.json"):
+            assert other.parent == path.parent
+    return record(path, read)
+
+
+@target("default of a search", "indexed", 20)
+def _default(folder):
+    now = Settings.load()
+    default_label(now)
+    return record(folder / "output" / "index" / "default.json", lambda: default_label(now))
+
+
+@target("search", "indexed", 40)
+def _search(folder):
+    index = open_index(Settings.load(), "neg10")
+
+    def check(value):
+        queries, k = value
+        assert all(len(hits) <= k for hits in index.answer(queries, k))
+    return check, st.tuples(st.lists(st.text(max_size=60), min_size=1, max_size=3), st.integers(1, 300))
+
+
+@target("requests", "indexed", 120)
+def _requests(folder):
+    now = dataclasses.replace(Settings.load(), data_dir=Path(folder / "data"))
+    app, loop = Guarded(application(now, Shelf(now, "neg10"))), asyncio.new_event_loop()
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
+    text = st.text(max_size=40) | st.sampled_from(["otter", "../" * 5, "<script>", "%00", "a" * 3000, "\0", "neg10"])
+    asked = st.dictionaries(st.sampled_from(["q", "k", "model", "x"]), text | st.integers(-3, 300).map(str), max_size=4)
+    optional = {name: VALUES | text for name in ("query", "id", "model", "right")}
+    body = VALUES | st.fixed_dictionaries({}, optional=optional)
+    headers = st.dictionaries(st.sampled_from(["Origin", "Content-Type", "Host", "Range", "X-A"]), st.sampled_from(
+        ["", "null", "http://evil", "application/json", "text/plain", "http://localhost", "bytes=0-"]), max_size=2)
+
+    def check(value):
+        method, path, query, content, header = value
+        try:
+            request = client.build_request(method, path, params=query, content=content, headers=header)
+        except (httpx.InvalidURL, UnicodeEncodeError, ValueError):
+            return  # no client can ask so
+        answer = loop.run_until_complete(client.send(request))
+        assert answer.status_code < 500 or answer.status_code == 503, (answer.status_code, answer.text)
+        if header.get("Origin") in ("null", "http://evil") and method == "POST":
+            assert answer.status_code != 200, "another site's page may mark"
+        if answer.status_code != 200:
+            raise UserError(answer.text)
+    paths = st.sampled_from(["/search", "/marks", "/models", "/healthz", "/", "/openapi.json", "/../x", "//", "/docs"])
+    bodies = body.map(json.dumps).map(str.encode) | broken(b'{"query": "otter", "id": "x"}')
+    return check, st.tuples(st.sampled_from(["GET", "POST", "PUT", "HEAD", "OPTIONS"]), paths | text.map("/{}".format),
+                            asked, bodies, headers)
