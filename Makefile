@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help install demo run curve notebooks test clean clean-cache bench bench-negatives bench-rows bench-train \
+.PHONY: help install demo run curve notebooks test faults clean clean-cache bench bench-negatives bench-rows bench-train \
 	bench-encode bench-search bench-index bench-million bench-second bench-serve bench-gpu
 
 help:  ## show this list
@@ -33,6 +33,9 @@ notebooks: demo  ## run the demo and put its outputs into the notebooks
 
 test: install  ## the tests
 	python -m pytest tests -n 2 --dist loadfile --max-worker-restart 0
+
+faults: install  ## break it on purpose: kills, full disks, damaged files, odd input; half an hour, docs/reliability.md
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests python -m faults --page docs/reliability.md
 
 bench-train: install  ## training speed and memory beside FlagEmbedding and sentence-transformers (PAIRS=file.jsonl)
 	python benchmarks/bench_train.py

@@ -13,46 +13,63 @@ from faults.laboratory import Laboratory, preloaded  # noqa: E402
 
 preloaded()
 
-from faults import damage, disks, fuzz, kills  # noqa: E402
+from faults import damage, disks, fuzz, kills, surroundings, together  # noqa: E402
 from faults.bench import LOST, Bench, sampled  # noqa: E402
+from faults.plants import PLANTS  # noqa: E402
+from faults.report import write_report  # noqa: E402
 
-KINDS = {"kills": kills, "disks": disks, "damage": damage, "fuzz": fuzz}
+KINDS = {"kills": kills, "disks": disks, "damage": damage, "together": together, "surroundings": surroundings,
+         "fuzz": fuzz}
+FULL = {"kills": 2200, "disks": 550, "damage": 1100, "together": None, "surroundings": None}  # trials; None: all
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m faults")
-    parser.add_argument("--sample", type=int, help="so many trials of each kind, instead of all")
+    parser = argparse.ArgumentParser(prog="python -m faults", description="Faults on purpose.")
+    parser.add_argument("--sample", type=int, help="so many trials of each kind, instead of the full number")
     parser.add_argument("--cases", type=int, default=10_000, help="of the fuzzer")
     parser.add_argument("--steps", help="of these steps alone, with commas between them")
-    parser.add_argument("--kinds", default=",".join(KINDS), help="of these kinds alone")
-    parser.add_argument("--json", help="where to write counts and what was lost")
+    parser.add_argument("--kinds", help=f"of these kinds alone: {','.join(KINDS)}")
+    parser.add_argument("--plant", choices=PLANTS, help="a bug to be found")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--json", type=Path, help="where to write counts, and what was lost")
+    parser.add_argument("--page", type=Path, help="the page to write")
     options = parser.parse_args()
-    names = options.steps and options.steps.split(",")
-    laboratory, began = Laboratory(), time.monotonic()
-    counts, lost = collections.defaultdict(collections.Counter), []
+    steps, kinds = options.steps, options.kinds or ",".join(KINDS)
+    plant = None
+    if options.plant:
+        plant, steps, kinds = PLANTS[options.plant]
+    names, kinds = steps and steps.split(","), kinds.split(",")
+    counts, lost, began = collections.defaultdict(collections.Counter), [], time.monotonic()
+    laboratory = Laboratory()
     try:
         bench = Bench(laboratory, names)
-        for kind in options.kinds.split(","):
-            if kind == "fuzz":
-                trials = list(fuzz.trials(bench, options.cases))
-            else:
-                trials = sampled([trial for trial in KINDS[kind].trials(bench) if not names or trial.step in names],
-                                 options.sample)
-            for trial in trials:
-                verdict, said, *number = trial.run()
-                counts[f"{kind}\t{trial.kind}\t{trial.step}"][verdict] += number[0] if number else 1
+        if plant:
+            plant()  # once the undisturbed runs are known
+        for kind in kinds:
+            for trial in chosen(bench, kind, names, options):
+                verdict, said, *cases = trial.run()
+                counts[f"{kind}\t{trial.kind}\t{trial.step}"][verdict] += cases[0] if cases else 1
                 if verdict == LOST:
                     lost.append([kind, trial.kind, trial.step, trial.where, said])
                     print("LOST", *lost[-1], flush=True)
+            print(f"{kind}: done after {time.monotonic() - began:.0f} s", flush=True)
     finally:
         laboratory.close()
-    total = collections.Counter()
-    for row, found in sorted(counts.items()):
-        print(row, dict(found))
-        total += found
-    print(dict(total), f"{time.monotonic() - began:.0f} s")
+    total = sum(counts.values(), collections.Counter())
+    print(dict(total), f"in {time.monotonic() - began:.0f} s")
     if options.json:
-        Path(options.json).write_text(json.dumps({"counts": counts, "lost": lost}))
+        options.json.write_text(json.dumps({"counts": counts, "lost": lost}))
+    if options.page:
+        write_report(options.page, counts, time.monotonic() - began)
+    sys.exit(bool(lost))
+
+
+def chosen(bench, kind, names, options):
+    """The trials of a kind, as many as were asked for."""
+    if kind == "fuzz":
+        return list(fuzz.trials(bench, options.cases))
+    trials = [trial for trial in KINDS[kind].trials(bench) if not names or trial.step in names]
+    return sampled(trials, options.sample or FULL[kind], options.seed)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,12 @@ class Bench:
             if step.leaves:
                 laboratory.keep(step.leaves)
 
+    def steps_to(self, step):
+        """The steps that lead from `given` to the end of a step, itself included."""
+        earlier = next((other for other in STEPS if other.leaves == step.begins), None)
+        earlier = self.steps["train"] if step.begins == "interrupted" else earlier
+        return [*(self.steps_to(earlier) if earlier else ()), step]
+
     def job(self, step):
         return lambda: step.run(Settings.load())
 

@@ -62,13 +62,14 @@ def file(path, read):
 
 
 def record(path, read):
-    """(check, strategy): a JSON object of ours: another one, its bytes broken, or one of an earlier version, which has
-    no seal and lacks something."""
+    """(check, strategy): a JSON object of ours: changed under its seal, its bytes broken, or one of an earlier version,
+    which has no seal and lacks something."""
     value = read_json(path)
     assert value[SEAL]
     older = st.sampled_from(sorted(value)).map(lambda gone: {
         key: other for key, other in value.items() if key not in (gone, SEAL)})
-    return written(path, read), otherwise(value) | broken(path.read_bytes()) | older
+    changed = otherwise(value).map(lambda other: other | {SEAL: value[SEAL]} if isinstance(other, dict) else other)
+    return written(path, read), changed | broken(path.read_bytes()) | older
 
 
 @target("settings", "built", 60)
