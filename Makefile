@@ -35,7 +35,7 @@ test: install  ## the tests
 	python -m pytest tests -n 2 --dist loadfile --max-worker-restart 0
 
 faults: install  ## break it on purpose: kills, full disks, damaged files, odd input; half an hour, docs/reliability.md
-	PYTHONPATH=$(CURDIR):$(CURDIR)/tests python -m faults --page docs/reliability.md
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests python -m faults --plant all --page docs/reliability.md
 
 bench-train: install  ## training speed and memory beside FlagEmbedding and sentence-transformers (PAIRS=file.jsonl)
 	python benchmarks/bench_train.py

@@ -2,7 +2,7 @@
 
     python -m faults                      all of it, and docs/reliability.md (`make faults`)
     python -m faults --sample 40          so many trials of each kind, as `make test` has it
-    python -m faults --plant NAME         with a bug put into the package (see plants.py): the harness must find it
+    python -m faults --plant NAME         and with a bug put into the package (see plants.py): it must be found
 
 A trial ends well in two ways: equal to an undisturbed run, perhaps after the same command again, or in one clear line
 with everything that was there still there. Anything else is lost, and a bug.

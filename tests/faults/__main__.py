@@ -15,7 +15,7 @@ preloaded()
 
 from faults import damage, disks, fuzz, kills, surroundings, together  # noqa: E402
 from faults.bench import LOST, Bench, sampled  # noqa: E402
-from faults.plants import PLANTS  # noqa: E402
+from faults.plants import PLANTS, found  # noqa: E402
 from faults.report import write_report  # noqa: E402
 
 KINDS = {"kills": kills, "disks": disks, "damage": damage, "together": together, "surroundings": surroundings,
@@ -29,23 +29,17 @@ def main():
     parser.add_argument("--cases", type=int, default=10_000, help="of the fuzzer")
     parser.add_argument("--steps", help="of these steps alone, with commas between them")
     parser.add_argument("--kinds", help=f"of these kinds alone: {','.join(KINDS)}")
-    parser.add_argument("--plant", choices=PLANTS, help="a bug to be found")
+    parser.add_argument("--plant", choices=[*PLANTS, "all"], action="append", default=[], help="a bug to be found, too")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--json", type=Path, help="where to write counts, and what was lost")
     parser.add_argument("--page", type=Path, help="the page to write")
     options = parser.parse_args()
-    steps, kinds = options.steps, options.kinds or ",".join(KINDS)
-    plant = None
-    if options.plant:
-        plant, steps, kinds = PLANTS[options.plant]
-    names, kinds = steps and steps.split(","), kinds.split(",")
+    names = options.steps and options.steps.split(",")
     counts, lost, began = collections.defaultdict(collections.Counter), [], time.monotonic()
     laboratory = Laboratory()
     try:
         bench = Bench(laboratory, names)
-        if plant:
-            plant()  # once the undisturbed runs are known
-        for kind in kinds:
+        for kind in (options.kinds or ",".join(KINDS)).split(","):
             for trial in chosen(bench, kind, names, options):
                 verdict, said, *cases = trial.run()
                 counts[f"{kind}\t{trial.kind}\t{trial.step}"][verdict] += cases[0] if cases else 1
@@ -53,15 +47,18 @@ def main():
                     lost.append([kind, trial.kind, trial.step, trial.where, said])
                     print("LOST", *lost[-1], flush=True)
             print(f"{kind}: done after {time.monotonic() - began:.0f} s", flush=True)
+        planted = {name: found(bench, name) for name in (PLANTS if "all" in options.plant else options.plant)}
     finally:
         laboratory.close()
+    for name, number in planted.items():
+        print(f"planted: {name}: " + (f"found by trial {number}" if number else "NOT FOUND"))
     total = sum(counts.values(), collections.Counter())
     print(dict(total), f"in {time.monotonic() - began:.0f} s")
     if options.json:
         options.json.write_text(json.dumps({"counts": counts, "lost": lost}))
     if options.page:
-        write_report(options.page, counts, time.monotonic() - began)
-    sys.exit(bool(lost))
+        write_report(options.page, counts, planted, time.monotonic() - began)
+    sys.exit(bool(lost) or not all(planted.values()))
 
 
 def chosen(bench, kind, names, options):
@@ -69,7 +66,7 @@ def chosen(bench, kind, names, options):
     if kind == "fuzz":
         return list(fuzz.trials(bench, options.cases))
     trials = [trial for trial in KINDS[kind].trials(bench) if not names or trial.step in names]
-    return sampled(trials, options.sample or FULL[kind], options.seed)
+    return sampled(trials, options.sample or FULL[kind], bench.seconds, options.seed)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import collections
 import random
 import re
 import shutil
+import time
 from dataclasses import dataclass
 
 from embedding_finetune.settings import Settings
@@ -28,7 +29,8 @@ class Bench:
     """What the trials need: the laboratory, the steps, and for each what it changes and what it leaves, undisturbed."""
 
     def __init__(self, laboratory, names=None):
-        self.laboratory, self.expected, self.changes = laboratory, {}, {}
+        self.laboratory, self.expected, self.changes, self.seconds = laboratory, {}, {}, {}
+        self.plant = None  # a bug, put into the child that runs a step
         needed = {step.begins for step in STEPS if names is None or step.name in names}
         needed |= {"trained"} if "interrupted" in needed else set()
         for step in reversed(STEPS):  # a step is needed for what it leaves, too
@@ -43,7 +45,9 @@ class Bench:
                 self._interrupt()
             for _ in range(2):  # the second time with everything imported
                 laboratory.restore(step.begins)
+                began = time.monotonic()
                 outcome = self.run(step)
+                self.seconds[step.name] = time.monotonic() - began
                 assert outcome.how == DONE, f"{step.name}: {outcome.said}"
                 laboratory.import_what_was_missed()
             self.expected[step.name] = laboratory.snapshot(), outcome.value
@@ -58,7 +62,11 @@ class Bench:
         return [*(self.steps_to(earlier) if earlier else ()), step]
 
     def job(self, step):
-        return lambda: step.run(Settings.load())
+        def run():
+            if self.plant:
+                self.plant()
+            return step.run(Settings.load())
+        return run
 
     def run(self, step, fault=None, **more):
         """Run a step in a child, once."""
@@ -150,17 +158,19 @@ def _below(path, folder):
     return folder is not None and (path == folder or path.startswith(f"{folder}/"))
 
 
-def sampled(trials, number, seed=0):
-    """So many of the trials, each kind and step as often as it can be; all of them for None."""
+def sampled(trials, number, seconds, seed=0):
+    """So many of the trials, all of them for None: each kind and step gets the same time, as `seconds` (step -> how
+    long it takes) foretell it, as far as it has trials."""
     if number is None or number >= len(trials):
         return trials
     groups = collections.defaultdict(list)
     for trial in trials:
         groups[trial.kind, trial.step].append(trial)
-    draw, chosen = random.Random(seed), []
+    draw, chosen, spent = random.Random(seed), [], dict.fromkeys(groups, 0.0)
     for group in groups.values():
         draw.shuffle(group)
     while len(chosen) < number:
-        for group in groups.values():
-            chosen += [group.pop()] if group and len(chosen) < number else []
+        key = min(filter(groups.get, groups), key=spent.get)
+        chosen.append(groups[key].pop())
+        spent[key] += seconds[key[1]]
     return chosen

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,12 @@ from embedding_finetune import files, seals
 from embedding_finetune.data import collection
 from embedding_finetune.training import checkpoints, rows, trainer
 
+from . import kills
+from .bench import LOST
+
 
 def rename_before_fsync():
-    """A file bears its name before its content is on the disk."""
+    """A file bears its name before its content is on the disk: that is left to the system."""
     @contextlib.contextmanager
     def atomic_write(path, mode="w"):
         path = Path(path)
@@ -20,8 +24,6 @@ def rename_before_fsync():
         with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
         os.replace(partial, path)
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
 
     _everywhere("atomic_write", atomic_write)
 
@@ -52,7 +54,19 @@ def _everywhere(name, function):
             setattr(module, name, function)
 
 
-# plant -> what puts it there, and the steps and kinds of faults that are to find it
-PLANTS = {"rename-before-fsync": (rename_before_fsync, "data,rows,build over", "kills"),
-          "write-in-place": (write_in_place, "data,rows,build over", "kills,disks"),
-          "no-marker": (no_marker, "train", "kills")}
+# plant -> what puts it there, and the step and the fault that are to find it
+PLANTS = {"rename before fsync": (rename_before_fsync, "build over", "power cut"),
+          "write in place": (write_in_place, "build over", "kill -9 in a write"),
+          "no marker": (no_marker, "train", "kill -9")}
+
+
+def found(bench, name, most=60):
+    """How many of the fault's trials it took until something was lost; 0 where nothing was."""
+    plant, step, kind = PLANTS[name]
+    trials = [trial for trial in kills.trials(bench) if (trial.step, trial.kind) == (step, kind)]
+    random.Random(0).shuffle(trials)
+    bench.plant = plant
+    try:
+        return next((number for number, trial in enumerate(trials[:most], start=1) if trial.run()[0] == LOST), 0)
+    finally:
+        bench.plant = None

@@ -18,6 +18,8 @@ still there. Anything else is *lost*, and a bug.
 
 {kinds}
 
+Planted bugs, to see that the harness finds them: {planted}.
+
 The same by step ({fuzzed:,} cases of the fuzzer aside):
 
 {steps}
@@ -27,8 +29,8 @@ unlink, mkdir), also those of libraries in C++ and Rust, and at the n-th it kill
 an error of the disk. After a *power cut*, what was not brought to the disk by fsync is cut off. *Damage* is done to the
 files in DATA_DIR and OUTPUT_DIR between two steps. *Two at once* are two processes with the same command in one folder.
 The *fuzzer* (hypothesis, with a seed that is kept) feeds everything that is read: settings, recipes, data in each form,
-our own files, a model's, requests. A sample of all this is part of `make test`, and so are bugs that are planted, to see
-that they are found (`tests/faults/plants.py`).
+our own files, a model's, requests. A sample of all this is part of `make test`, and so are
+the planted bugs (`tests/faults/plants.py`).
 
 What is not in these numbers:
 
@@ -44,8 +46,9 @@ What is not in these numbers:
 """
 
 
-def write_report(path, counts, seconds):
-    """Write the page from counts: "group<tab>kind<tab>step" -> Counter of verdicts."""
+def write_report(path, counts, planted, seconds):
+    """Write the page from counts: "group<tab>kind<tab>step" -> Counter of verdicts; and from which
+    trial found which planted bug, 0 for none."""
     kinds, steps = collections.defaultdict(collections.Counter), collections.defaultdict(collections.Counter)
     for row, found in counts.items():
         group, kind, step = row.split("\t")
@@ -56,6 +59,8 @@ def write_report(path, counts, seconds):
     path.write_text(PAGE.format(
         when=time.strftime("%Y-%m-%d"), minutes=seconds / 60, fuzzed=fuzzed,
         machine=f"{os.cpu_count()} CPU cores ({platform.machine()}, Linux {platform.release()}), shared with others",
+        planted="; ".join(f"{name}: {f'found by trial {number}' if number else 'not found'}"
+                          for name, number in planted.items()) or "none this time",
         kinds=_table(["kind", "fault"], kinds), steps=_table(["step"], steps)), encoding="utf-8")
 
 

@@ -5,8 +5,6 @@ import subprocess
 import sys
 from collections import Counter
 
-import pytest
-
 from embedding_finetune.settings import ROOT
 from faults.report import write_report
 
@@ -18,21 +16,18 @@ def harness(*words):
     return done.returncode, done.stdout + done.stderr
 
 
-def test_nothing_is_lost():
-    status, said = harness("--steps", "data,rows,build over", "--kinds", "kills,disks,damage", "--sample", "24")
-    assert status == 0 and "LOST" not in said and "{'" in said, said
-
-
-@pytest.mark.parametrize("plant", ["rename-before-fsync", "write-in-place"])
-def test_a_planted_bug_is_found(plant):
-    status, said = harness("--plant", plant, "--sample", "12")
-    assert status == 1 and "LOST kills" in said, said
+def test_nothing_is_lost_and_planted_bugs_are_found():
+    status, said = harness("--steps", "data,rows,build over", "--kinds", "kills,disks,damage", "--sample", "20",
+                           "--plant", "rename before fsync", "--plant", "write in place")
+    assert status == 0 and "LOST" not in said and said.count("found by trial") == 2, said
 
 
 def test_the_page_counts_by_kind_and_by_step(tmp_path):
     counts = {"kills\tkill -9\ttrain": {"equal": 1200, "lost": 1}, "kills\tkill -9\trows": {"equal": 3},
               "fuzz\tfuzzing\tcsv": {"equal": 50}}
-    write_report(tmp_path / "page.md", {row: Counter(found) for row, found in counts.items()}, 90)
+    write_report(tmp_path / "page.md", {row: Counter(found) for row, found in counts.items()},
+                 {"no marker": 3}, 90)
     lines = (tmp_path / "page.md").read_text().splitlines()
     assert "| kills | kill -9 | 1,204 | 1,203 | 0 | 1 |" in lines and "| all |  | 1,254 | 1,253 | 0 | 1 |" in lines
+    assert "Planted bugs, to see that the harness finds them: no marker: found by trial 3." in lines
     assert "| train | 1,201 | 1,200 | 0 | 1 |" in lines and not any(line.startswith("| csv") for line in lines)
