@@ -121,10 +121,9 @@ def open_index(settings, label):
     check_label(settings, label)
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with open(home / ".lock", "w") as lock:  # of two that want to make it, the second finds it made
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            with contextlib.redirect_stdout(sys.stderr):  # standard output is for answers
-                return _renewed(settings, label, home)
+        with open(home / ".lock", "w") as lock, contextlib.redirect_stdout(sys.stderr):  # stdout is for answers
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of two that want to make it, the second finds it made
+            return _renewed(settings, label, home)
     except Exception as error:
         if isinstance(error, UserError) or not is_of_disk(error):
             raise

@@ -31,6 +31,7 @@ from embedding_finetune.files import (
 from embedding_finetune.retrieval.compiled import RECORD as COMPILED
 from embedding_finetune.seals import CARD, MARKER
 from embedding_finetune.settings import ROOT, Settings, path_of, plain
+from embedding_finetune.training.checkpoints import in_turn
 from embedding_finetune.training.export import METRICS_HEADING
 from embedding_finetune.training.records import RECORD as TRAINED
 
@@ -72,6 +73,11 @@ def prepare(settings, label, to=None):
     Raises UserError when the label has no model or no results that fit today's data and model, when the folder says
     something else than what is known today (OVERWRITE=1 makes it anew), or when something private is in a file.
     """
+    with in_turn(settings.output_dir / "publish"):
+        return _prepared(settings, label, to)
+
+
+def _prepared(settings, label, to):
     source, folder = settings.output_dir / label, settings.output_dir / "publish" / label
     if not (source / "config.json").is_file():
         raise UserError(f"{plain(source)} holds no finished model: give the label of one that was trained here")

@@ -22,10 +22,11 @@ def is_complete(folder):
 def complete_checkpoints(output):
     """The complete checkpoints in a folder, the one with the most steps first; others are passed over."""
     folders = sorted(Path(output).glob("checkpoint-[0-9]*"), key=lambda folder: -int(folder.name.rpartition("-")[2]))
+    complete = [folder for folder in folders if is_complete(folder)]
     for folder in folders:
-        if not is_complete(folder):
+        if folder not in complete:
             print(f"passing over {folder}: it was not written to its end", file=sys.stderr)
-    return [folder for folder in folders if is_complete(folder)]
+    return complete
 
 
 def publish(written, folder):

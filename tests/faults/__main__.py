@@ -20,6 +20,7 @@ from faults.report import write_report  # noqa: E402
 
 KINDS = {"kills": kills, "disks": disks, "damage": damage, "together": together, "surroundings": surroundings,
          "fuzz": fuzz}
+SHARES = {"kills": 0.4, "disks": 0.14, "damage": 0.26, "together": 0.05, "surroundings": 0.05, "fuzz": 0.1}  # of time
 FULL = {"kills": 2200, "disks": 550, "damage": 1100, "together": None, "surroundings": None}  # trials; None: all
 
 
@@ -27,6 +28,7 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m faults", description="Faults on purpose.")
     parser.add_argument("--sample", type=int, help="so many trials of each kind, instead of the full number")
     parser.add_argument("--cases", type=int, default=10_000, help="of the fuzzer")
+    parser.add_argument("--minutes", type=float, default=10**6, help="as many trials as there is time for")
     parser.add_argument("--steps", help="of these steps alone, with commas between them")
     parser.add_argument("--kinds", help=f"of these kinds alone: {','.join(KINDS)}")
     parser.add_argument("--plant", choices=[*PLANTS, "all"], action="append", default=[], help="a bug to be found, too")
@@ -40,7 +42,10 @@ def main():
     try:
         bench = Bench(laboratory, names)
         for kind in (options.kinds or ",".join(KINDS)).split(","):
+            until = time.monotonic() + 60 * options.minutes * SHARES[kind]
             for trial in chosen(bench, kind, names, options):
+                if time.monotonic() > until:
+                    break
                 verdict, said, *cases = trial.run()
                 counts[f"{kind}\t{trial.kind}\t{trial.step}"][verdict] += cases[0] if cases else 1
                 if verdict == LOST:
@@ -66,7 +71,8 @@ def chosen(bench, kind, names, options):
     if kind == "fuzz":
         return list(fuzz.trials(bench, options.cases))
     trials = [trial for trial in KINDS[kind].trials(bench) if not names or trial.step in names]
-    return sampled(trials, options.sample or FULL[kind], bench.seconds, options.seed)
+    most = options.sample or FULL[kind] or len(trials) - 1  # not all: else they would keep their order
+    return sampled(trials, most, bench.seconds, options.seed)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,12 @@ from embedding_finetune.settings import Settings
 from embedding_finetune.training.checkpoints import complete_checkpoints
 from embedding_finetune.training.log import read_log
 from embedding_finetune.training.records import check_trained, find_recipe, is_current, trained_by_us
-from embedding_finetune.training.rows import make_training_file, read_training_file
+from embedding_finetune.training.rows import make_training_file
+from embedding_finetune.training.store import read_rows
 from embedding_finetune.training.train import parse
 
 from .fuzz import SCALARS, VALUES, broken, otherwise
-from .targets import file, record, target, written
+from .targets import TARGETS, file, record, target, written
 
 
 @target("corpus", "built", 60)
@@ -53,7 +54,19 @@ def _dataset(folder):
 @target("training file", "built", 60)
 def _training(folder):
     path = folder / "data" / "training_neg_10.json"
-    return file(path, lambda: read_training_file(path, teacher=True))
+    return file(path, lambda: list(read_rows([path])))
+
+
+@target("rows in Arrow", "built", 60)
+def _rows(folder):
+    path = folder / "data" / "training_neg_10.arrow"
+    return file(path, lambda: list(read_rows([path])))
+
+
+@target("passages in Arrow", "built", 60)
+def _passages(folder):
+    path = folder / "data" / "passages.arrow"
+    return file(path, lambda: list(read_rows([path.with_name("training_neg_10.arrow")])))
 
 
 @target("record of a training file", "built", 40)

@@ -93,8 +93,9 @@ def in_ascii(bench, step):
             f"next(step for step in STEPS if step.name == {step.name!r}).run(Settings.load())")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG"))}
     environment |= bench.environment | step.environment
+    environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run([sys.executable, "-X", "utf8=0", "-c", code], capture_output=True, text=True,
-                          errors="replace", env=environment | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+                          errors="replace", env=environment)
     if done.returncode:
         return LOST, done.stderr[-2000:]
     why = bench.differs(step, bench.expected[step.name][1])
