@@ -28,7 +28,7 @@ def end(folder, how):
 def said(folder, how, **settings):
     from embedding_finetune.files import UserError
     from embedding_finetune.training import launch as launching
-    launching.PATIENCE = 3
+    launching.MEETING = 3
     settings = {"gpus": 1, "nnodes": 1, "rdzv_endpoint": "", "max_restarts": 2, "trainer": ""} | settings
     began, line = time.monotonic(), None
     try:

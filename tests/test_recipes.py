@@ -30,7 +30,7 @@ def test_the_recipes_that_come_with_the_repository():
     taught = {"teacher": "reference", "teacher_temperature": 0.02}
     assert recipes["hard_kd"].data == mined | taught
     assert recipes["hard_kd_round2"].data == mined | taught | {"miner": "hard_kd"}
-    assert len({recipe.about for recipe in recipes.values()}) == 14
+    assert len({recipe.about for recipe in recipes.values()}) == 15
     assert len({recipe.file for recipe in recipes.values()}) == 12  # tokens and both take the rows of hard
     shares = [0.125, 0.25, 0.5, 0.5]
     assert [recipes[label].data for label in curve] == [recipes["neg10"].data | {"share": share} for share in shares]

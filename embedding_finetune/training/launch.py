@@ -26,7 +26,7 @@ from torch.distributed.run import main as torchrun
 
 from embedding_finetune.files import UserError, one_line
 
-PATIENCE = 600  # seconds in which all nodes must have come
+MEETING = 600  # seconds in which all nodes must have come
 
 
 class Agent(LocalElasticAgent):
@@ -78,7 +78,7 @@ def launch(settings, label, module, flags, one_process=False):
     if settings.nnodes > 1:
         place = ["--nnodes", str(settings.nnodes), "--rdzv-backend", "c10d", "--rdzv-id", label,
                  "--rdzv-endpoint", settings.rdzv_endpoint,
-                 "--rdzv-conf", f"join_timeout={PATIENCE},read_timeout={PATIENCE}"]
+                 "--rdzv-conf", f"join_timeout={MEETING},read_timeout={MEETING}"]
         # Nodes count restarts each for itself; in the store that they share otherwise, keys are named by the count.
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         print(f"waiting for {settings.nnodes} nodes at {settings.rdzv_endpoint}", flush=True)
@@ -96,7 +96,7 @@ def launch(settings, label, module, flags, one_process=False):
         raise UserError(f"training process {rank} {_end(failure.exitcode)}{hint}; the same command {again}") from None
     except RendezvousTimeoutError:
         raise UserError(f"{settings.nnodes} nodes have not met at RDZV_ENDPOINT={settings.rdzv_endpoint} within "
-                        f"{PATIENCE} s: start the same command on each") from None
+                        f"{MEETING} s: start the same command on each") from None
     except (RendezvousError, DistError):
         raise UserError("another node has ended, and its messages say why; the same command on all nodes "
                         f"{again}") from None
@@ -105,7 +105,7 @@ def launch(settings, label, module, flags, one_process=False):
 def _reach(endpoint):
     """Raise UserError where the endpoint is on another machine, and nobody answers there."""
     host, port = endpoint.split(":")
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + MEETING
     try:
         with socket.socket() as own:
             own.bind((socket.gethostbyname(host), 0))
@@ -119,7 +119,7 @@ def _reach(endpoint):
             return socket.create_connection((host, int(port)), timeout=max(1, deadline - time.monotonic())).close()
         except OSError as error:
             if time.monotonic() > deadline:
-                raise UserError(f"nobody answers at RDZV_ENDPOINT={endpoint} within {PATIENCE} s ({one_line(error)}): "
+                raise UserError(f"nobody answers at RDZV_ENDPOINT={endpoint} within {MEETING} s ({one_line(error)}): "
                                 "start the same command on that machine, and let the others reach the port") from None
             time.sleep(1)
 

@@ -44,6 +44,7 @@ from embedding_finetune.training.reranker import (
 from embedding_finetune.training.store import read_rows
 from embedding_finetune.training.trainer import Trainer
 
+
 def load_model(model_args, data_args, args, use):
     """Tokenizer and ContrastiveModel of the base model, of which LoRA trains adapters and the Dense layers (Hu et al.
     2021, arXiv 2106.09685).

@@ -1,5 +1,7 @@
 """A checkpoint is there whole or not at all, and a folder has one training at a time."""
 
+import contextlib
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -7,7 +9,15 @@ import sys
 import pytest
 
 from embedding_finetune.files import UserError
-from embedding_finetune.training.checkpoints import MARKER, alone_in, complete_checkpoints, is_complete, publish, remove
+from embedding_finetune.training.checkpoints import (
+    MARKER,
+    alone_in,
+    complete_checkpoints,
+    in_turn,
+    is_complete,
+    publish,
+    remove,
+)
 
 
 def published(output, step):
@@ -75,3 +85,19 @@ def test_only_one_process_at_a_time_is_in_a_folder(tmp_path):
         other.wait()
     with alone_in(tmp_path / "new"):  # the lock ended with the process
         assert (tmp_path / "new" / ".lock").read_text() == str(os.getpid())
+
+
+def test_nodes_take_turns(tmp_path):
+    """Another process waits until the block is left, by an error, too."""
+    def enter():
+        with in_turn(tmp_path):
+            (tmp_path / "entered").touch()
+
+    other = multiprocessing.get_context("fork").Process(target=enter)
+    with contextlib.suppress(KeyError), in_turn(tmp_path):
+        other.start()
+        other.join(0.5)
+        assert other.is_alive() and not (tmp_path / "entered").exists()
+        raise KeyError
+    other.join(20)
+    assert other.exitcode == 0 and (tmp_path / "entered").exists()
