@@ -55,7 +55,8 @@ def load_reranker_model(args, use, new_head):
     tokenizer, model = load_reranker(use.name, use.trusted, new_head)
     if args.device.type == "cpu":
         use_fast_dropout(model)
-        use_fast_linear(model)
+        if not args.bf16:  # with it, oneDNN multiplies in bfloat16
+            use_fast_linear(model)
     return tokenizer, RerankerModel(model)
 
 
