@@ -8,6 +8,7 @@ from embedding_finetune.files import (
     UserError,
     atomic_write,
     content_hash,
+    is_of_disk,
     may_overwrite,
     one_line,
     read_json,
@@ -100,6 +101,29 @@ def test_an_error_of_the_user_is_one_line_and_nothing_else_is_caught(capsys):
         run_command_line(lambda: fail(KeyError("a bug")))
     assert one_line(ValueError("two\n  lines")) == "two lines" and one_line(OSError()) == "OSError"
     assert UserError("mend this")._render_traceback_() == ["error: mend this"]
+
+
+@pytest.mark.parametrize("error, of_disk", [
+    (OSError(28, "No space left on device"), True), (Exception("Permission denied (os error 13)"), True),
+    (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), True),
+    (RuntimeError("write error in x/faiss.index: 0 != 1 (No space left on device)"), True),
+    (RuntimeError("could not open x/faiss.index for writing: Read-only file system"), True),
+    (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False), (KeyError("writing"), False)])
+def test_what_the_disk_says_is_known_whoever_says_it(error, of_disk):
+    assert is_of_disk(error) is of_disk
+    outer = UserError("it cannot be")
+    outer.__cause__ = error
+    assert is_of_disk(outer) is of_disk
+
+
+def test_a_failing_disk_is_one_line_and_other_errors_of_the_system_are_not_caught():
+    def fail(number):
+        raise OSError(number, "it says", "some/file")
+
+    with pytest.raises(SystemExit, match="^error: .*it says: 'some/file': mend that .* run the same command again$"):
+        run_command_line(lambda: fail(28))
+    with pytest.raises(FileNotFoundError):
+        run_command_line(lambda: fail(2))
 
 
 def test_only_1_allows_to_overwrite(monkeypatch):

@@ -190,9 +190,10 @@ def test_a_model_that_only_lacks_its_name_is_not_trained_again(built, untrained)
     _, unfinished = prepare(built)
     (unfinished / "model.safetensors").write_text("done")
     (unfinished / ".lock").touch()
+    (unfinished / "checkpoint-3").mkdir()  # it was stopped while it removed them
     folder = finetuning.finetune(built, "neg10")
     assert (folder / "model.safetensors").read_text() == "done" and not untrained
-    assert not unfinished.exists() and not (folder / ".lock").exists()
+    assert not unfinished.exists() and not (folder / ".lock").exists() and not (folder / "checkpoint-3").exists()
 
 
 def test_the_log_begins_with_recipe_file_flags_and_the_time_it_takes(built, untrained, monkeypatch, capsys):

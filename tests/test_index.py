@@ -148,6 +148,13 @@ def test_a_damaged_index_and_an_interrupted_making_are_mended(built, capsys):
     assert "is damaged" in capsys.readouterr().err and not (folder.parent / ".partial").exists()
     (folder / "manifest.json").write_text("[")
     assert len(open_index(built, "bm25").answer(["otter"], 3)[0]) == 3
+    path = open_index(built, "bm25").folder / "passages.jsonl"
+    before, answer = path.read_bytes(), open_index(built, "bm25").answer(["otter"], 3)
+    path.write_bytes(before.replace(b"otter", b"ottar"))  # as long as it was
+    assert open_index(built, "bm25").answer(["otter"], 3) == answer and path.read_bytes() == before
+    assert "it is damaged" in capsys.readouterr().err
+    path.touch()  # who copies an index does not damage it
+    assert open_index(built, "bm25").answer(["otter"], 3) == answer and "making" not in capsys.readouterr().err
     for name in ("queries.onnx", "passages.jsonl"):
         path = open_index(built, "reference").folder / name
         path.write_bytes(b"{" * (name != "passages.jsonl"))

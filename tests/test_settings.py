@@ -77,6 +77,14 @@ def test_a_broken_profile_is_named_by_file_and_line(tmp_path, monkeypatch, line,
         Settings.load("own")
 
 
+def test_a_profile_that_is_no_text_is_named(tmp_path, monkeypatch):
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "own.env").write_bytes(b"SEED=42\n\xff")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    with pytest.raises(UserError, match="own.env is not UTF-8 text"):
+        Settings.load("own")
+
+
 def test_each_row_of_the_table_says_what_it_is_for_and_what_a_change_invalidates():
     for name, row in TABLE.items():
         assert row.metadata["why"] and "\n" not in row.metadata["why"], name

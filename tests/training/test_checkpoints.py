@@ -9,10 +9,12 @@ import sys
 import pytest
 
 from embedding_finetune.files import UserError
+from embedding_finetune.hub import model_content
+from embedding_finetune.seals import MARKER, damaged_file
 from embedding_finetune.training.checkpoints import (
-    MARKER,
     alone_in,
     complete_checkpoints,
+    finishing,
     in_turn,
     is_complete,
     publish,
@@ -41,6 +43,8 @@ def test_what_is_published_is_complete_and_bears_its_name(tmp_path):
     lambda folder: (folder / MARKER).write_text("{}"),
     lambda folder: (folder / MARKER).write_text("[1]"),
     lambda folder: (folder / "weights").write_bytes(b"123"),
+    lambda folder: (folder / "weights").write_bytes(b"1233"),  # as long as it was
+    lambda folder: (folder / MARKER).write_text((folder / MARKER).read_text().replace("deeper", "deepen")),
     lambda folder: (folder / "deeper" / "state").unlink(),
 ])
 def test_what_is_damaged_is_passed_over(tmp_path, capsys, damage):
@@ -66,6 +70,31 @@ def test_what_is_removed_goes_with_its_marker_first(tmp_path, monkeypatch):
 def test_a_folder_without_checkpoints_has_none(tmp_path):
     (tmp_path / "checkpoints.txt").write_text("")
     assert complete_checkpoints(tmp_path) == complete_checkpoints(tmp_path / "missing") == []
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), Exception("No space left (os error 28)")])
+def test_a_model_that_cannot_be_written_is_one_line_and_what_is_there_stays(tmp_path, error):
+    (tmp_path / "config.json").write_text("old")
+    with pytest.raises(UserError, match="cannot write the model to .*No space left.*run the same command again"):
+        with finishing(tmp_path) as partial:
+            partial.mkdir()
+            (partial / "config.json").write_text("new")
+            raise error
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == "old"
+    with pytest.raises(KeyError), finishing(tmp_path):
+        raise KeyError("a bug")
+
+
+def test_a_finished_model_carries_the_hashes_of_its_files(tmp_path):
+    with finishing(tmp_path / "model") as partial:
+        partial.mkdir(parents=True)
+        (partial / "model.safetensors").write_bytes(b"1234")
+    assert damaged_file(tmp_path / "model") is None and (tmp_path / "model" / MARKER).exists()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"1235")
+    assert damaged_file(tmp_path / "model") == "model.safetensors"
+    with pytest.raises(UserError, match="model.safetensors is not as it was written: bring it back or make the model"):
+        model_content(str(tmp_path / "model"))
 
 
 def test_only_one_process_at_a_time_is_in_a_folder(tmp_path):
