@@ -4,6 +4,7 @@ door to `from_pretrained`: code that a model brings is not run unless the model 
 
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
 
 from huggingface_hub import HfApi, constants, hf_hub_download, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -19,8 +20,8 @@ from embedding_finetune.files import UserError, one_line, read_json, sha256
 from embedding_finetune.seals import MARKER, damaged_file
 from embedding_finetune.settings import path_of
 
-UNLOADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError,
-              SafetensorError)  # what transformers raises of models that are broken or not there
+UNLOADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError, EOFError,
+              UnpicklingError, SafetensorError)  # what transformers raises of models that are broken or not there
 # Configuration, vocabulary, weights, code.
 MODEL_FILES = ".json", ".txt", ".model", ".safetensors", ".bin", ".pt", ".py"
 

@@ -4,7 +4,6 @@
 the whole, so that its order does not depend on which model's hits it looks at.
 """
 
-import pickle
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,7 +37,7 @@ def layer_weights(use, layer):
                         f"late_{use.label}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)["weight"]
-    except (*UNLOADABLE, pickle.UnpicklingError, EOFError):
+    except UNLOADABLE:
         raise UserError(f"{use.title} has a {layer} that is damaged, or has something else than weights in it, which "
                         "is not loaded: download it anew") from None
 

@@ -53,13 +53,14 @@ def make_training_file(settings, recipe, collection, miner=None):
     if record.get("made_of") != made_of or record.get("files") != _hashes(path):
         sources = _write(settings, recipe, path, training_pool(collection, settings.near_duplicates_together), miner)
         record, written = {"made_of": made_of, "sources": sources, "files": _hashes(path)}, [path.name]
-        export.unlink(missing_ok=True)  # it has other rows
     if settings.training_export and (not export.exists() or record.get("export") != sha256(export)):
         write_for_flagembedding(export, read_rows([path], bool(recipe.teacher)), base_use(settings).query_prompt)
         record, written = record | {"export": sha256(export)}, [*written, export.name]
     if written:
         audit(settings, collection, written)
         write_sealed(record_path, record)
+    if "export" not in record and export.exists():  # it has other rows
+        export.unlink()
     return record["sources"]
 
 
