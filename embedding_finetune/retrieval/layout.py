@@ -5,7 +5,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import torch
 
 # Tokens in a batch, padding included. A CPU is fastest when activations stay in its caches; a GPU wants to be filled.
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
@@ -44,6 +43,8 @@ def padded(tokenizer, tokens, multiple=1):
 
     At the right: at the left it would move the positions that a BERT counts, and the vectors would depend on the batch.
     """
+    import torch  # queries of an open index are laid out without it
+
     lengths = np.array([len(ids) for ids in tokens["input_ids"]])
     real = np.arange(-(-lengths.max() // multiple) * multiple) < lengths[:, None]
     filled = {"attention_mask": real.astype(np.int64)}
