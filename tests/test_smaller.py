@@ -17,6 +17,7 @@ from embedding_finetune.files import UserError
 from embedding_finetune.hub import model_content
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.model_use import use_of
+from embedding_finetune.seals import MARKER
 from embedding_finetune.settings import Settings
 
 TEXTS = ["the otter of Jukalom", "a", "In the valley of Denforba the lynx rests at dawn among the reeds. " * 9]
@@ -83,6 +84,7 @@ def test_what_is_there_is_kept_and_what_is_of_other_weights_is_in_the_way(compil
     smaller.smaller(compiled, "neg10", ["onnx"])
     assert "neg10-onnx is of these weights already: kept" in capsys.readouterr().out
     config = compiled.output_dir / "neg10" / "config.json"
+    (config.parent / MARKER).unlink()  # so that the folder may be changed
     config.write_text(config.read_text().replace('"hidden_dropout_prob": 0.1', '"hidden_dropout_prob": 0.2'))
     with pytest.raises(UserError, match="neg10-onnx is of other weights, .*; OVERWRITE=1 replaces it"):
         smaller.smaller(compiled, "neg10", ["onnx"])
