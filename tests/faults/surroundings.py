@@ -47,7 +47,8 @@ def surrounded(bench, step, prepare, **environment):
 
 
 def short_of_memory(bench, step, limit):
-    """Out of memory, a process may say so in its own way or be killed: the same command again must be equal."""
+    """Out of memory, a process is killed, or a library ends it with an exception of its own, which counts alike: the
+    same command again must be equal."""
     bench.laboratory.restore(step.begins)
 
     def job():
@@ -56,11 +57,7 @@ def short_of_memory(bench, step, limit):
         return step.run(Settings.load())
 
     outcome = bench.laboratory.run(job, environment=bench.environment | step.environment)
-    short = ("memory", "alloc", "MemoryError", "mmap", "thread", "exit status")
-    if outcome.how == KILLED or outcome.how == RAISED and any(word in outcome.said for word in short):
-        verdict, said = bench.again(step)
-        return (CLEAR if outcome.how == RAISED and verdict == EQUAL else verdict), said
-    return bench.verdict(step, outcome)
+    return bench.again(step) if outcome.how in (KILLED, RAISED) else bench.verdict(step, outcome)
 
 
 def jumping(seconds):
