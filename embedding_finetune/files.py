@@ -140,7 +140,9 @@ def write_json(path, value):
 
 
 def sha256(path):
-    """SHA-256 of a file's bytes, in hex."""
+    """SHA-256 of a file's bytes, in hex. Raises UserError when a folder stands in its place."""
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder, where a file must be: move it away")
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -137,3 +137,8 @@ def test_only_1_allows_to_overwrite(monkeypatch):
 def test_sha256_of_a_known_text(tmp_path):
     (tmp_path / "abc").write_text("abc")
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="is a folder, where a file must be"):
+        sha256(tmp_path)

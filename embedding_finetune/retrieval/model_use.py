@@ -62,7 +62,11 @@ def use_of(settings, label):
     folder = settings.output_dir / label
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no finished model: run `bash finetune_hard.sh {label}` first")
-    record = read_sealed(folder / "training.json", older={"settings": dict}) or {}
+    record = read_sealed(folder / "training.json", older={"settings": dict})
+    if record is None and (folder / "training.json").exists():
+        raise UserError(f"{folder / 'training.json'} is damaged, and says how {label} is used: bring it back, or train "
+                        "it anew with OVERWRITE=1")
+    record = record or {}
     base = record.get("settings", {}).get("BASE_MODEL", settings.base_model)
     seen = f"{SEEN.get(base, 'unknown')}; fine-tuned on this data set's training part"
     made_of = (read_json(folder / RECORD) or {}).get("made_of", {})

@@ -238,6 +238,9 @@ def test_runs_and_results_that_do_not_belong_together_are_named(measured):
     path.unlink()
     with pytest.raises(UserError, match="bm25.trec does not exist"):
         results.compare(measured, DATA)
+    write_sealed(result, read_sealed(result) | {"label": "raw"})  # two that were exchanged
+    with pytest.raises(UserError, match="bm25.json is no result"):
+        results.load_results(measured)
     (measured.output_dir / "results" / "bm25.json").write_text("[]")
     with pytest.raises(UserError, match="bm25.json is no result"):
         results.load_results(measured)

@@ -351,3 +351,13 @@ def test_two_uses_of_one_model_give_two_sets_of_vectors(settings, tmp_path):
     mean, cls = (Encoder(use_of(dataclasses.replace(settings, reference_pooling=pooling), "reference"))
                  .encode_passages(["the otter sleeps at night"]) for pooling in ("auto", "cls"))
     assert not np.allclose(mean, cls, atol=1e-3)
+
+
+def test_a_damaged_record_of_a_model_is_not_taken_for_none(settings):
+    """Its base says how the model is asked; without it another one would be guessed."""
+    folder = settings.output_dir / "neg10"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "training.json").write_text('{"settings": {"BASE_MODEL')
+    with pytest.raises(UserError, match="training.json is damaged, and says how neg10 is used"):
+        use_of(settings, "neg10")
