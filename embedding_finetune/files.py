@@ -129,7 +129,7 @@ def read_json(path):
     """The JSON value of a file, or None where there is no such file, or no JSON in it."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # the last: brackets in brackets without end
         return None
 
 

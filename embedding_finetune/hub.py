@@ -12,6 +12,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
+    StrictDataclassError,
 )
 from huggingface_hub.utils import httpx
 from safetensors import SafetensorError
@@ -20,8 +21,9 @@ from embedding_finetune.files import UserError, one_line, read_json, sha256
 from embedding_finetune.seals import MARKER, damaged_file
 from embedding_finetune.settings import path_of
 
+# What transformers raises of models that are broken or not there.
 UNLOADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError, EOFError,
-              UnpicklingError, SafetensorError)  # what transformers raises of models that are broken or not there
+              UnpicklingError, SafetensorError, StrictDataclassError)
 # Configuration, vocabulary, weights, code.
 MODEL_FILES = ".json", ".txt", ".model", ".safetensors", ".bin", ".pt", ".py"
 

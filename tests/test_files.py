@@ -142,3 +142,8 @@ def test_sha256_of_a_known_text(tmp_path):
 def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path):
     with pytest.raises(UserError, match="is a folder, where a file must be"):
         sha256(tmp_path)
+
+
+def test_brackets_without_end_are_no_json(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    assert read_json(tmp_path / "deep.json") is None

@@ -18,7 +18,7 @@ from tiny import tiny_bert, tiny_msmarco, tiny_msmarco_corpus, tiny_pairs, tiny_
 from transformers import AutoModel, AutoTokenizer
 
 from embedding_finetune.files import UserError
-from embedding_finetune.hub import check_hub, check_lengths, model_content, positions_of, read_model_file
+from embedding_finetune.hub import check_hub, check_lengths, load, model_content, positions_of, read_model_file
 
 BASE, REFERENCE = "bert-base-uncased", "BAAI/bge-m3"
 TEXT = "when does the otter of Jukalom hunt"
@@ -315,3 +315,11 @@ def test_without_a_hub_the_experiment_stops_with_one_line(refused, tmp_path):
                           text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "does not answer for the dataset namespace-Pt/msmarco" in done.stderr and "HF_ENDPOINT" in done.stderr
+
+
+def test_a_configuration_of_another_kind_of_value_is_one_line(tiny, tmp_path):
+    folder = shutil.copytree(tiny / "bert", tmp_path / "bert")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"hidden_size": "wide"}))
+    with pytest.raises(UserError, match="cannot load .*hidden_size"):
+        load("AutoConfig", str(folder))
