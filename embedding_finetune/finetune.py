@@ -25,7 +25,7 @@ from embedding_finetune.files import UserError, may_overwrite, run_command_line
 from embedding_finetune.hub import check_hub, check_lengths, load
 from embedding_finetune.recipes import find_recipe
 from embedding_finetune.retrieval.model_use import base_use, dim_of
-from embedding_finetune.seals import write_sealed
+from embedding_finetune.seals import mark, write_sealed
 from embedding_finetune.settings import TABLE, Settings, plain
 from embedding_finetune.training.checkpoints import in_turn, remove
 from embedding_finetune.training.export import complete
@@ -198,6 +198,7 @@ def finetune(settings, label, one_process=False):
         for checkpoint in unfinished.glob("checkpoint-*"):  # of a training that was stopped while it removed them
             remove(checkpoint)
         (unfinished / ".lock").unlink(missing_ok=True)
+        mark(unfinished)  # with its record
         return unfinished.rename(finished)
 
 

@@ -78,7 +78,8 @@ def model_content(name):
         if damaged := damaged_file(folder):
             raise UserError(f"{folder / damaged} is not as it was written: bring it back or make the model anew; if "
                             f"you have changed it, remove {folder / MARKER}")
-        return {str(path.relative_to(folder)): sha256(path) for path in files if path.suffix in MODEL_FILES}
+        return {str(path.relative_to(folder)): sha256(path) for path in files if path.suffix in MODEL_FILES
+                and path.name != MARKER}
     commit = check_hub(name)
     if commit is None:
         config = try_to_load_from_cache(name, "config.json")  # .../snapshots/COMMIT/config.json

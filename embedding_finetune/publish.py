@@ -82,6 +82,7 @@ def _prepared(settings, label, to):
     if not (source / "config.json").is_file():
         raise UserError(f"{plain(source)} holds no finished model: give the label of one that was trained here")
     rows, left_out = compare(settings, read_data(settings))
+    print(*left_out, sep="\n", end="\n" * bool(left_out))
     row = next((row for row in rows if row["label"] == label), None)
     if row is None:
         stale = [line for line in left_out if line.startswith(f"{label} is left out")]

@@ -9,6 +9,7 @@ from embedding_finetune.files import content_hash, read_json, sha256, write_json
 SEAL = "seal"  # in a JSON object: a hash of all else in it
 MARKER = "complete.json"  # in a folder that was finished: the SHA-256 of each of its files
 CARD = "README.md"  # of a model, which an evaluation completes
+FOR_PEOPLE = (CARD, "training_log.jsonl")  # what no use of a model depends on
 
 
 def write_sealed(path, value):
@@ -38,13 +39,14 @@ def _seal(value):
 
 def mark(folder):
     """Bring the files of a folder to the disk and write its marker: only then may it bear the name of something
-    finished. A model's card is left out."""
+    finished. A model's card and log are left out."""
     hashes = {}
     for file in sorted(folder.rglob("*")):
-        if file.is_file() and file != folder / MARKER:
+        name = str(file.relative_to(folder))
+        if file.is_file() and name != MARKER and not file.name.startswith("."):  # that is of a process that was killed
             with open(file, "rb") as opened:
                 os.fsync(opened.fileno())
-            hashes |= {} if file == folder / CARD else {str(file.relative_to(folder)): sha256(file)}
+            hashes |= {} if name in FOR_PEOPLE else {name: sha256(file)}
     write_sealed(folder / MARKER, hashes)
 
 

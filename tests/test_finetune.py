@@ -23,6 +23,7 @@ from embedding_finetune import finetune as finetuning
 from embedding_finetune.files import UserError, read_jsonl, run_command_line
 from embedding_finetune.recipes import find_recipe
 from embedding_finetune.retrieval.model_use import base_use, use_of
+from embedding_finetune.seals import damaged_file, read_sealed, write_sealed
 from embedding_finetune.settings import ROOT, TABLE, Settings
 from embedding_finetune.training.checkpoints import complete_checkpoints
 from embedding_finetune.training.log import read_log
@@ -194,6 +195,9 @@ def test_a_model_that_only_lacks_its_name_is_not_trained_again(built, untrained)
     folder = finetuning.finetune(built, "neg10")
     assert (folder / "model.safetensors").read_text() == "done" and not untrained
     assert not unfinished.exists() and not (folder / ".lock").exists() and not (folder / "checkpoint-3").exists()
+    assert damaged_file(folder) is None
+    write_sealed(folder / RECORD, read_sealed(folder / RECORD) | {"label": "neg50"})  # whole, but of another making
+    assert damaged_file(folder) == RECORD
 
 
 def test_the_log_begins_with_recipe_file_flags_and_the_time_it_takes(built, untrained, monkeypatch, capsys):

@@ -116,4 +116,4 @@ def fuzzed(bench, target, cases):
     if outcome.how != "done":
         return LOST, f"{outcome.how} {outcome.said}", 0
     number, _, failed = outcome.value
-    return (LOST, failed, number) if failed else (EQUAL, "", number)
+    return (LOST, failed, 1) if failed else (EQUAL, "", number)
