@@ -113,6 +113,19 @@ def operations(config, lengths):
     return config.num_hidden_layers * (2 * tokens * (4 * hidden * hidden + 2 * hidden * inner) + 4 * squares * hidden)
 
 
+def products(config, tokens):
+    """The matrix products of a layer for so many tokens: (tokens, from, to, how often)."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    return (tokens, hidden, hidden, 4), (tokens, hidden, inner, 1), (tokens, inner, hidden, 1)
+
+
+def rate(shapes, least):
+    """Operations a second of products in their proportion, of which `least(tokens, from, to)` gives the least seconds
+    of one."""
+    work = sum(times * 2 * tokens * columns * rows for tokens, columns, rows, times in shapes)
+    return work / sum(times * least(tokens, columns, rows) for tokens, columns, rows, times in shapes)
+
+
 def product_rate(config, clock, tokens=4096, seconds=1.0):
     """Operations a second of this model's three shapes of product, in their proportion; the best of many tries."""
     import torch
@@ -120,10 +133,7 @@ def product_rate(config, clock, tokens=4096, seconds=1.0):
     def onednn(*inputs):
         return torch.ops.mkldnn._linear_pointwise(*inputs, "none", [], "")
 
-    hidden, inner = config.hidden_size, config.intermediate_size
-    shapes = ((hidden, hidden, 4), (hidden, inner, 1), (inner, hidden, 1))
-    duration = work = 0
-    for columns, rows, times in shapes:
+    def least(tokens, columns, rows):
         x, weight, bias = torch.randn(tokens, columns), torch.randn(rows, columns), torch.randn(rows)
         best, until = float("inf"), time.perf_counter() + seconds / len(shapes)
         while time.perf_counter() < until:
@@ -132,8 +142,10 @@ def product_rate(config, clock, tokens=4096, seconds=1.0):
                 with torch.inference_mode():
                     linear(x, weight, bias)
                 best = min(best, clock() - started)
-        duration, work = duration + times * best, work + times * 2 * tokens * columns * rows
-    return work / duration
+        return best
+
+    shapes = products(config, tokens)
+    return rate(shapes, least)
 
 
 def main():

@@ -90,8 +90,7 @@ def product_rate(shapes, dtype, tries=20):
     several tries each."""
     import torch
 
-    duration = work = 0
-    for tokens, columns, rows, times in shapes:
+    def least(tokens, columns, rows):
         x, weight = torch.randn(tokens, columns, device="cuda", dtype=dtype), torch.randn(
             rows, columns, device="cuda", dtype=dtype)
         best = float("inf")
@@ -102,8 +101,9 @@ def product_rate(shapes, dtype, tries=20):
             end.record()
             torch.cuda.synchronize()
             best = min(best, start.elapsed_time(end) / 1000)
-        duration, work = duration + times * best, work + times * 2 * tokens * columns * rows
-    return work / duration
+        return best
+
+    return bench_encode.rate(shapes, least)
 
 
 def encoding(folder, texts, compiled):
@@ -130,9 +130,7 @@ def encoding(folder, texts, compiled):
     few = texts[:len(texts) // 4]
     config, lengths = AutoConfig.from_pretrained(path), [
         len(ids) for ids in AutoTokenizer.from_pretrained(path)(texts, truncation=True, max_length=512)["input_ids"]]
-    hidden, inner = config.hidden_size, config.intermediate_size
-    shapes = (65536, hidden, hidden, 4), (65536, hidden, inner, 1), (65536, inner, hidden, 1)
-    rate = product_rate(shapes, torch.bfloat16)
+    rate = product_rate(bench_encode.products(config, 65536), torch.bfloat16)
     vectors, seconds = {}, {}
     contenders = {"ours": (encoder.encode_passages, texts), "flagembedding": (theirs.encode_corpus, few),
                   "sentence_transformers": (lambda some: transformer.encode(

@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import time
+from functools import partial
 
 if not sys.stderr.isatty():  # in a log, a bar may speak twice a minute; tqdm reads it when it is imported
     os.environ.setdefault("TQDM_MININTERVAL", "30")
@@ -170,7 +171,8 @@ def finetune(settings, label, one_process=False):
     recipe = find_recipe(settings, label)
     print(f"fine-tuning {label} ({recipe.about}): profile {settings.profile}, data {plain(settings.data_dir)}, output "
           f"{plain(settings.output_dir)}", flush=True)
-    with in_turn(settings.output_dir) if settings.nnodes > 1 else contextlib.nullcontext():
+    turn = partial(in_turn, settings.output_dir) if settings.nnodes > 1 else contextlib.nullcontext
+    with turn():
         tuned, unfinished = prepare(settings, recipe)  # on the first node; the others find it done
     if recipe.merge:
         share = merge(settings, recipe, unfinished)
@@ -189,7 +191,7 @@ def finetune(settings, label, one_process=False):
         if tuned.trainer == "flagembedding":
             complete(unfinished, base_use(tuned))
             (unfinished / WITH_PROMPT).unlink()
-    with in_turn(settings.output_dir) if settings.nnodes > 1 else contextlib.nullcontext():
+    with turn():
         finished = settings.output_dir / label
         if settings.nnodes > 1 and not unfinished.exists() and finished.exists():
             return finished  # another node was quicker

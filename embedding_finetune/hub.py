@@ -2,6 +2,7 @@
 door to `from_pretrained`: code that a model brings is not run unless the model is named in TRUST_REMOTE_CODE.
 """
 
+import functools
 import sys
 from pathlib import Path
 from pickle import UnpicklingError
@@ -75,10 +76,11 @@ def model_content(name):
     folder = Path(name)
     if folder.is_dir():
         files = sorted([*folder.iterdir(), *folder.glob("*Dense*/*"), *folder.glob("late/*Dense*/*")])
-        if damaged := damaged_file(folder):
+        once = functools.cache(sha256)  # of each file: weights are large
+        if damaged := damaged_file(folder, once):
             raise UserError(f"{folder / damaged} is not as it was written: bring it back or make the model anew; if "
                             f"you have changed it, remove {folder / MARKER}")
-        return {str(path.relative_to(folder)): sha256(path) for path in files if path.suffix in MODEL_FILES
+        return {str(path.relative_to(folder)): once(path) for path in files if path.suffix in MODEL_FILES
                 and path.name != MARKER}
     commit = check_hub(name)
     if commit is None:

@@ -206,7 +206,7 @@ def _source(settings, label):
     files = stamps(settings.data_dir / name for name in names)
     facts = {"format": FORMAT, "data": data_identity(settings)}
     path = settings.output_dir / "results" / f"{label}.json"
-    result = read_sealed(path, older={"label": str}) or {}
+    result = read_sealed(path, having={"label": str}) or {}
     if path.exists() and not result:
         raise UserError(f"{plain(path)} is damaged: evaluate {label} again")
     if "hybrid_of" in result:

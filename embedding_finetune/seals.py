@@ -17,20 +17,21 @@ def write_sealed(path, value):
     write_json(path, value | {SEAL: _seal(value)})
 
 
-def read_sealed(path, older=None):
-    """The JSON object that `write_sealed` wrote; None where there is no such file, or another content than it had.
+def read_sealed(path, having=None):
+    """The JSON object that `write_sealed` wrote; None where there is no such file, another content than it had, or
+    another object than one with all that `having` (key -> type) says.
 
-    One without a hash is of an earlier version of this package: it is taken where `older` (key -> type) says what it
-    must have.
+    One without a hash is of an earlier version of this package: it is taken where `having` says what it must have.
     """
     value = read_json(path)
     if not isinstance(value, dict):
         return None
+    if not all(isinstance(value.get(key), kind) for key, kind in (having or {}).items()):
+        return None
     if SEAL in value:
         seal = value.pop(SEAL)
         return value if seal == _seal(value) else None
-    fits = older is not None and all(isinstance(value.get(key), kind) for key, kind in older.items())
-    return value if fits else None
+    return None if having is None else value
 
 
 def _seal(value):
@@ -50,16 +51,16 @@ def mark(folder):
     write_sealed(folder / MARKER, hashes)
 
 
-def damaged_file(folder):
+def damaged_file(folder, hashed=sha256):
     """The first file of a folder that is not as its marker says, or the marker; None where all are, or there is
-    none."""
+    none. `hashed` gives a file's hash."""
     if not (folder / MARKER).exists():
         return None
     hashes = read_sealed(folder / MARKER)
     if not hashes:
         return MARKER
     return next((name for name, known in hashes.items() if not (folder / name).is_file()
-                 or sha256(folder / name) != known), None)
+                 or hashed(folder / name) != known), None)
 
 
 def stamp(path):

@@ -43,10 +43,17 @@ def test_a_record_comes_back_until_any_character_has_changed(tmp_path):
 def test_a_record_of_an_earlier_version_has_no_seal(tmp_path):
     (tmp_path / "record.json").write_text('{"a": 1}')
     assert read_sealed(tmp_path / "record.json", {}) == read_sealed(tmp_path / "record.json", {"a": int}) == {"a": 1}
-    for older in (None, {"a": str}, {"b": int}):
-        assert read_sealed(tmp_path / "record.json", older) is None
+    for having in (None, {"a": str}, {"b": int}):
+        assert read_sealed(tmp_path / "record.json", having) is None
     (tmp_path / "record.json").write_text("[1]")
     assert read_sealed(tmp_path / "record.json") is read_sealed(tmp_path / "none.json", {}) is None
+
+
+def test_a_whole_record_of_another_kind_is_none(tmp_path):
+    write_sealed(tmp_path / "record.json", {"a": 1})
+    assert read_sealed(tmp_path / "record.json", {"a": int}) == {"a": 1}
+    for having in ({"a": str}, {"b": int}):
+        assert read_sealed(tmp_path / "record.json", having) is None
 
 
 def test_a_marked_folder_names_its_first_damaged_file(folder):

@@ -195,7 +195,7 @@ def data_identity(settings):
 
 def _record(settings):
     """What dataset.json says, None where it is missing or damaged; an early version's has the settings alone."""
-    return read_sealed(settings.data_dir / "dataset.json", older={})
+    return read_sealed(settings.data_dir / "dataset.json", having={})
 
 
 def _hashes(folder):

@@ -104,7 +104,7 @@ def load_results(settings):
         if path.stem == "comparison":
             continue
         result = read_sealed(path, RESULT)
-        if result is None or result.get("label") != path.stem or "metrics" not in result:
+        if result is None or result["label"] != path.stem:
             raise UserError(f"{path} is no result, or a damaged one: evaluate {path.stem} again, or delete the file")
         reason = _misfit(settings, result, contents)
         if reason:

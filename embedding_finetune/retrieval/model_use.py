@@ -62,7 +62,7 @@ def use_of(settings, label):
     folder = settings.output_dir / label
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no finished model: run `bash finetune_hard.sh {label}` first")
-    record = read_sealed(folder / "training.json", older={"settings": dict})
+    record = read_sealed(folder / "training.json", having={"settings": dict})
     if record is None and (folder / "training.json").exists():
         raise UserError(f"{folder / 'training.json'} is damaged, and says how {label} is used: bring it back, or train "
                         "it anew with OVERWRITE=1")

@@ -104,7 +104,7 @@ class TokenStore:
         write_sealed(self.folder / "identity.json", self.identity | {"shape": [sum(sizes), dim]} | hashes)
 
     def _written(self):
-        return read_sealed(self.folder / "identity.json", older={"shape": list})
+        return read_sealed(self.folder / "identity.json", having={"shape": list})
 
     def _check_space(self, needed):
         """Raise UserError unless so many bytes are free."""

@@ -4,7 +4,6 @@ One retriever after the other holds the passages. Of many queries, what a block 
 OUTPUT_DIR/cache/hits (see blocks), so that a mining that was stopped goes on.
 """
 
-import hashlib
 from dataclasses import asdict
 
 import numpy as np
@@ -12,7 +11,7 @@ from tqdm.auto import tqdm
 
 from embedding_finetune.data.negatives import Filter, choose, interleave, screen
 from embedding_finetune.data.texts import near_duplicates
-from embedding_finetune.files import UserError
+from embedding_finetune.files import UserError, content_hash
 from embedding_finetune.hub import check_hub, model_content
 from embedding_finetune.recipes import all_recipes
 from embedding_finetune.retrieval.blocks import found_in_blocks
@@ -21,7 +20,6 @@ from embedding_finetune.retrieval.encoder import encoder_of
 from embedding_finetune.retrieval.model_use import model_path, ready_made, use_of
 from embedding_finetune.retrieval.retrievers import Dense, passage_vectors, retriever_of
 from embedding_finetune.retrieval.stages import is_stage, stage_of
-from embedding_finetune.retrieval.vectors import text_key
 
 
 class Miner:
@@ -65,15 +63,15 @@ class Miner:
         recipe, train, corpus = self.recipe, pool.train, dict(zip(pool.ids, pool.texts()))
         print(f"mining for {recipe.label}: {len(train.queries)} training queries, {pool.drawn} training passages, "
               f"model {self.use.title}", flush=True)
-        queries, found = list(train.queries.values()), {}
+        queries, passages, found = list(train.queries.values()), content_hash(*corpus.items()), {}
         if "bm25" in recipe.candidates:  # its index is gone before the vectors come
             bm25 = retriever_of("bm25", self.settings.bm25_language).index(corpus)
             print(f"BM25 takes the words as {bm25.used['language']}", flush=True)
-            found["bm25"] = self._found(bm25, queries, corpus, bm25.used)
+            found["bm25"] = self._found(bm25, queries, passages, bm25.used)
             del bm25
         dense = Dense(encoder_of(self.settings, self.use)).index(corpus)
         if "model" in recipe.candidates:
-            found["model"] = self._found(dense, queries, corpus, [_how(self.use), dense.encoder.content])
+            found["model"] = self._found(dense, queries, passages, [_how(self.use), dense.encoder.content])
         found = {name: np.where(found[name] < pool.drawn, found[name], -1) for name in recipe.candidates}
         candidates = interleave(*found.values()) if len(found) == 2 else next(iter(found.values()))
         vectors = dense.encoder.encode_queries(queries)
@@ -83,13 +81,11 @@ class Miner:
                                seed=[self.settings.seed, recipe.number])
         return chosen, _sources(chosen, mined, found)
 
-    def _found(self, retriever, queries, corpus, identity):
-        """Positions of the passages that a retriever, of which `identity` tells it from others, finds for queries."""
-        digest = hashlib.blake2b(digest_size=16)
-        for passage, text in corpus.items():
-            digest.update(text_key(passage) + text_key(text))
+    def _found(self, retriever, queries, passages, identity):
+        """Positions of the passages that a retriever finds for queries; `passages` is a hash of them, and `identity`
+        tells the retriever from others."""
         folder = self.settings.output_dir / "cache" / "hits"
-        return found_in_blocks(retriever, queries, self.recipe.depth, folder, [identity, digest.hexdigest()])
+        return found_in_blocks(retriever, queries, self.recipe.depth, folder, [identity, passages])
 
     def scores(self, pool, chosen):
         """Yield for each query the teacher's scores of its positives and of the negatives at the positions in its row

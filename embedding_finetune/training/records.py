@@ -40,7 +40,7 @@ def reranker_base(settings):
 
 def read_record(folder):
     """The record of a model's folder, or None; a setting that came later had its default."""
-    record = read_sealed(folder / RECORD, older={})
+    record = read_sealed(folder / RECORD, having={})
     default = {name: row.default for name, row in TABLE.items() if row.metadata["changes"] == TRAINING
                and row.default is not MISSING}
     return record and record | {"settings": default | record.get("settings", {})}

@@ -49,7 +49,7 @@ def make_training_file(settings, recipe, collection, miner=None):
     made_of = {"data": data_identity(settings), "near_duplicates_together": settings.near_duplicates_together,
                "recipe": recipe.data, "seed": settings.seed}
     made_of |= {"models": miner.content()} if miner else {}
-    record, written = read_sealed(record_path, older={"sources": dict}) or {}, []
+    record, written = read_sealed(record_path, having={"sources": dict}) or {}, []
     if record.get("made_of") != made_of or record.get("files") != _hashes(path):
         sources = _write(settings, recipe, path, training_pool(collection, settings.near_duplicates_together), miner)
         record, written = {"made_of": made_of, "sources": sources, "files": _hashes(path)}, [path.name]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from embedding_finetune.files import UserError
 
 from .bench import EQUAL, LOST, Trial
+from .laboratory import DONE, memory_taken
 
 SECONDS, MEMORY = 10, 2 << 30  # of a case, and of all cases of a target beside what the harness takes itself
 SEED = 20_26
@@ -86,15 +87,10 @@ def explored(check, strategy, cases, examples=()):
     run = seed(SEED)(settings(max_examples=cases, database=None, deadline=None, phases=[
         Phase.explicit, Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck))(given(strategy)(one)))
     soft = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (_taken() + MEMORY, soft[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (memory_taken() + MEMORY, soft[1]))
     with contextlib.suppress(Exception):
         run()
     return [*counted, failed[0]]
-
-
-def _taken():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[0]) * resource.getpagesize()
 
 
 def trials(bench, cases):
@@ -113,7 +109,7 @@ def fuzzed(bench, target, cases):
     bench.laboratory.restore(target.state)
     outcome = bench.laboratory.run(lambda: target.run(bench.laboratory.trial, cases), patience=600,
                                    environment=bench.environment)
-    if outcome.how != "done":
+    if outcome.how != DONE:
         return LOST, f"{outcome.how} {outcome.said}", 0
     number, _, failed = outcome.value
     return (LOST, failed, 1) if failed else (EQUAL, "", number)

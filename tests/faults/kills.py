@@ -3,7 +3,7 @@
 import signal
 
 from .bench import LOST, Trial
-from .laboratory import CHANGES, DONE, KILL, SIGNAL, TEAR, WRITE, Fault
+from .laboratory import CHANGES, DONE, HUNG, KILL, SIGNAL, TEAR, WRITE, Fault
 
 
 def trials(bench):
@@ -29,6 +29,6 @@ def killed(bench, step, fault):
         laboratory.cut_power(outcome.events, inodes)
     if outcome.how == DONE:  # it came to its end before the fault, or in spite of it
         return bench.verdict(step, outcome)
-    if outcome.how == "hung":
+    if outcome.how == HUNG:
         return LOST, "it hung"
     return bench.again(step)

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import re
+import resource
 import select
 import shutil
 import signal
@@ -196,6 +197,11 @@ class Laboratory:
         for path in self.trial.rglob("*"):
             if path.is_file() and (about := path.stat()).st_ino in dirty:
                 os.truncate(path, min(about.st_size, kept.get(about.st_ino, 0)))
+
+
+def memory_taken():
+    """Bytes of address space that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def _ended(function):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from embedding_finetune import files, seals
 from embedding_finetune.data import collection
-from embedding_finetune.training import checkpoints, rows, trainer
+from embedding_finetune.training import checkpoints, store, trainer
 
 from . import kills
 from .bench import LOST
@@ -49,7 +49,7 @@ def no_marker():
 
 def _everywhere(name, function):
     """In `files` and wherever it was imported from there."""
-    for module in (files, collection, seals, rows):
+    for module in (files, collection, seals, store):
         if hasattr(module, name):
             setattr(module, name, function)
 

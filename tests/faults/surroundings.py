@@ -7,12 +7,11 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from embedding_finetune.settings import Settings
 
 from .bench import CLEAR, EQUAL, LOST, Trial
-from .laboratory import DONE, KILLED, RAISED, REFUSED
+from .laboratory import DONE, KILLED, RAISED, REFUSED, memory_taken
 from .steps import environment
 
 LIMITS = [8 << 20, 32 << 20, 64 << 20, 128 << 20]  # bytes beside what the process has
@@ -52,8 +51,7 @@ def short_of_memory(bench, step, limit):
     bench.laboratory.restore(step.begins)
 
     def job():
-        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + limit, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (memory_taken() + limit, resource.RLIM_INFINITY))
         return step.run(Settings.load())
 
     outcome = bench.laboratory.run(job, environment=bench.environment | step.environment)
