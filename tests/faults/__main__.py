@@ -3,7 +3,10 @@
 import argparse
 import collections
 import json
+import os
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,7 +24,7 @@ from faults.report import write_report  # noqa: E402
 KINDS = {"kills": kills, "disks": disks, "damage": damage, "together": together, "surroundings": surroundings,
          "fuzz": fuzz}
 SHARES = {"kills": 0.4, "disks": 0.14, "damage": 0.26, "together": 0.05, "surroundings": 0.05, "fuzz": 0.1}  # of time
-FULL = {"kills": 2200, "disks": 550, "damage": 1100, "together": None, "surroundings": None}  # trials; None: all
+FULL = {"kills": 2200, "disks": 660, "damage": 1100, "together": None, "surroundings": None}  # trials; None: all
 
 
 def main():
@@ -33,17 +36,49 @@ def main():
     parser.add_argument("--kinds", help=f"of these kinds alone: {','.join(KINDS)}")
     parser.add_argument("--plant", choices=[*PLANTS, "all"], action="append", default=[], help="a bug to be found, too")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--processes", type=int, default=1, help="that share the trials")
+    parser.add_argument("--part", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="where to write counts, and what was lost")
     parser.add_argument("--page", type=Path, help="the page to write")
-    options = parser.parse_args()
+    options, began = parser.parse_args(), time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        others = [] if options.part else [_start(number, Path(folder)) for number in range(1, options.processes)]
+        counts, lost, planted = one_part(options, began)
+        for process, path in others:
+            if process.wait() not in (0, 1):
+                sys.exit(f"a process of the harness ended with status {process.returncode}")
+            found = json.loads(path.read_text())
+            lost += found["lost"]
+            for row, verdicts in found["counts"].items():
+                counts[row].update(verdicts)
+    for name, number in planted.items():
+        print(f"planted: {name}: " + (f"found by trial {number}" if number else "NOT FOUND"))
+    total = sum(counts.values(), collections.Counter())
+    print(dict(total), f"in {time.monotonic() - began:.0f} s")
+    if options.json:
+        options.json.write_text(json.dumps({"counts": counts, "lost": lost}))
+    if options.page and not options.part:
+        write_report(options.page, counts, planted, time.monotonic() - began, options.processes)
+    sys.exit(bool(lost) or not all(planted.values()))
+
+
+def _start(number, folder):
+    """Start the process that does this part of the trials: it, and where it will write what it found."""
+    path = folder / f"{number}.json"
+    return subprocess.Popen([sys.executable, "-m", "faults", *sys.argv[1:], "--part", str(number), "--json", path],
+                            env=os.environ), path
+
+
+def one_part(options, began):
+    """Every `--processes`-th trial of each kind, from number `--part` on: counts of the verdicts, what was lost, and
+    which planted bugs were found (by the first part)."""
     names = options.steps and options.steps.split(",")
-    counts, lost, began = collections.defaultdict(collections.Counter), [], time.monotonic()
-    laboratory = Laboratory()
+    counts, lost, laboratory = collections.defaultdict(collections.Counter), [], Laboratory()
     try:
         bench = Bench(laboratory, names)
         for kind in (options.kinds or ",".join(KINDS)).split(","):
             until = time.monotonic() + 60 * options.minutes * SHARES[kind]
-            for trial in chosen(bench, kind, names, options):
+            for trial in chosen(bench, kind, names, options)[options.part::options.processes]:
                 if time.monotonic() > until:
                     break
                 verdict, said, *cases = trial.run()
@@ -52,18 +87,10 @@ def main():
                     lost.append([kind, trial.kind, trial.step, trial.where, said])
                     print("LOST", *lost[-1], flush=True)
             print(f"{kind}: done after {time.monotonic() - began:.0f} s", flush=True)
-        planted = {name: found(bench, name) for name in (PLANTS if "all" in options.plant else options.plant)}
+        plants = [] if options.part else PLANTS if "all" in options.plant else options.plant
+        return counts, lost, {name: found(bench, name) for name in plants}
     finally:
         laboratory.close()
-    for name, number in planted.items():
-        print(f"planted: {name}: " + (f"found by trial {number}" if number else "NOT FOUND"))
-    total = sum(counts.values(), collections.Counter())
-    print(dict(total), f"in {time.monotonic() - began:.0f} s")
-    if options.json:
-        options.json.write_text(json.dumps({"counts": counts, "lost": lost}))
-    if options.page:
-        write_report(options.page, counts, planted, time.monotonic() - began)
-    sys.exit(bool(lost) or not all(planted.values()))
 
 
 def chosen(bench, kind, names, options):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from embedding_finetune.settings import Settings
 
-from .laboratory import DONE, KILL, NAMES, REFUSED, Fault
+from .laboratory import DONE, KILL, NAMES, READ, REFUSED, WATCH, Fault
 from .steps import STEPS, begin, environment
 
 EQUAL, CLEAR, LOST = "equal", "refused clearly", "lost"
@@ -30,6 +30,7 @@ class Bench:
 
     def __init__(self, laboratory, names=None):
         self.laboratory, self.expected, self.changes, self.seconds = laboratory, {}, {}, {}
+        self._reads = {}
         self.plant = None  # a bug, put into the child that runs a step
         needed = {step.begins for step in STEPS if names is None or step.name in names}
         needed |= {"trained"} if "interrupted" in needed else set()
@@ -79,9 +80,18 @@ class Bench:
             self._before[step.begins] = self.laboratory.snapshot(self.laboratory.states / step.begins)
         return self._before[step.begins]
 
+    def events(self, step, kinds):
+        """What a step does of these kinds, undisturbed: all that it reads, or some of its changes."""
+        if kinds != READ:
+            return [event for event in self.changes[step.name] if event[0] & kinds]
+        if step.name not in self._reads:
+            self.laboratory.restore(step.begins)
+            self._reads[step.name] = self.run(step, Fault(WATCH, kinds=READ)).events
+        return self._reads[step.name]
+
     def where(self, step, number, kinds):
-        """What the n-th change of these kinds was, undisturbed."""
-        kind, *_, path = [event for event in self.changes[step.name] if event[0] & kinds][number]
+        """What the n-th change of these kinds, or the n-th read, was, undisturbed."""
+        kind, *_, path = self.events(step, kinds)[number]
         path = path.removeprefix(f"{self.laboratory.trial}/")
         return f"{NAMES[kind]} {number} {re.sub(r'[.][0-9]+[.]partial', '.PID.partial', path)}"
 

@@ -1,22 +1,24 @@
-"""What a disk says: full, over quota, read-only, broken, no permission; at each change, once or from then on."""
+"""What a disk says: full, over quota, read-only, broken, no permission; at each change, once or from then on, and
+broken at each read."""
 
 import errno
 
 from .bench import Trial
-from .laboratory import FAIL, FSYNC, MKDIR, OPEN, RENAME, UNLINK, WRITE, Fault
+from .laboratory import FAIL, FSYNC, MKDIR, OPEN, READ, RENAME, UNLINK, WRITE, Fault
 
 SAYS = {  # errno -> at which calls it is said, and whether it stays
     "disk full (ENOSPC)": (errno.ENOSPC, OPEN | WRITE | MKDIR, True),
     "over quota (EDQUOT)": (errno.EDQUOT, OPEN | WRITE | MKDIR, True),
     "read-only (EROFS)": (errno.EROFS, OPEN | RENAME | UNLINK | MKDIR, True),
     "no permission (EACCES)": (errno.EACCES, OPEN | RENAME | UNLINK | MKDIR, True),
-    "input/output error (EIO)": (errno.EIO, WRITE | FSYNC, False)}
+    "input/output error (EIO)": (errno.EIO, WRITE | FSYNC, False),
+    "unreadable (EIO)": (errno.EIO, READ, False)}
 
 
 def trials(bench):
     for step in bench.steps.values():
         for name, (number, kinds, lasting) in SAYS.items():
-            for at in range(sum(bool(kind & kinds) for kind, *_ in bench.changes[step.name])):
+            for at in range(len(bench.events(step, kinds))):
                 fault = Fault(FAIL, at, number, kinds, lasting)
                 yield Trial(name, step.name, bench.where(step, at, kinds),
                             lambda step=step, fault=fault: failed(bench, step, fault))

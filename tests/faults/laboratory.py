@@ -45,7 +45,7 @@ def preloaded():
         threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
         os.execve(sys.executable, sys.orig_argv, os.environ | threads | {
             "LD_PRELOAD": str(library), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+            "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
 
 
 def _source():

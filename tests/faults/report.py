@@ -14,7 +14,7 @@ writes this page. A trial ends well in two ways: *equal* to an undisturbed run, 
 and metrics, if need be after the same command again; or *refused* in one clear line, with everything that was there
 still there. Anything else is *lost*, and a bug.
 
-{when}, {machine}, {minutes:.0f} minutes, one process.
+{when}, {machine}, {minutes:.0f} minutes, {processes}.
 
 {kinds}
 
@@ -25,8 +25,8 @@ The same by step ({fuzzed:,} cases of the fuzzer aside):
 {steps}
 
 How it is done: a library that is preloaded counts the changes below a folder (open for writing, write, fsync, rename,
-unlink, mkdir), also those of libraries in C++ and Rust, and at the n-th it kills the process, sends a signal or returns
-an error of the disk. After a *power cut*, what was not brought to the disk by fsync is cut off. *Damage* is done to the
+unlink, mkdir) and the reads, also those of libraries in C++ and Rust, and at the n-th it kills the process, sends a
+signal or returns an error of the disk. After a *power cut*, what was not brought to the disk by fsync is cut off. *Damage* is done to the
 files in DATA_DIR and OUTPUT_DIR between two steps. *Two at once* are two processes with the same command in one folder.
 The *fuzzer* (hypothesis, with a seed that is kept) feeds everything that is read: settings, recipes, data in each form,
 our own files, a model's, requests. A sample of all this is part of `make test`, and so are
@@ -41,12 +41,12 @@ What is not in these numbers:
 - A process that is killed leaves hidden files (`.NAME.PID.partial`) beside what it wrote; nothing reads them.
 - Short of memory, a process may end by an exception of the library that asked for it, with its traceback. That counts
   as a kill: the same command must then end equal.
-- Steps that start other processes (torchrun, notebooks) run in one process here. Several machines, and network file
-  systems, are not tried.
+- Steps that start other processes (torchrun, notebooks) run in one process here. Several machines, network file
+  systems, a reranker's training and compiled models are not tried.
 """
 
 
-def write_report(path, counts, planted, seconds):
+def write_report(path, counts, planted, seconds, processes=1):
     """Write the page from counts: "group<tab>kind<tab>step" -> Counter of verdicts; and from which
     trial found which planted bug, 0 for none."""
     kinds, steps = collections.defaultdict(collections.Counter), collections.defaultdict(collections.Counter)
@@ -58,6 +58,7 @@ def write_report(path, counts, planted, seconds):
     fuzzed = sum(sum(found.values()) for (group, _), found in kinds.items() if group == "fuzz")
     path.write_text(PAGE.format(
         when=time.strftime("%Y-%m-%d"), minutes=seconds / 60, fuzzed=fuzzed,
+        processes="one process" if processes == 1 else f"{processes} processes",
         machine=f"{os.cpu_count()} CPU cores ({platform.machine()}, Linux {platform.release()}), shared with others",
         planted="; ".join(f"{name}: {f'found by trial {number}' if number else 'not found'}"
                           for name, number in planted.items()) or "none this time",

@@ -1,13 +1,19 @@
 """The steps of the tiny experiment, as a person would run them, and the states that they begin with."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from finished import evaluate
+from hub import TOKEN, hub
+from huggingface_hub import constants
+from starlette.testclient import TestClient
 from tiny import build, tiny_bert, tiny_pairs, tiny_texts
 
 from embedding_finetune import encode, publish, search
@@ -20,11 +26,13 @@ from embedding_finetune.evaluation.results import compare, facts, read_measured_
 from embedding_finetune.files import UserError, run_command_line
 from embedding_finetune.finetune import finetune
 from embedding_finetune.index import open_index
+from embedding_finetune.live import Shelf
 from embedding_finetune.recipes import find_recipe
 from embedding_finetune.retrieval.encoder import encoder_of
 from embedding_finetune.retrieval.model_use import base_use, use_of
 from embedding_finetune.retrieval.retrievers import fuse_scores
 from embedding_finetune.retrieval.stages import stage_of
+from embedding_finetune.serve import Guarded, application
 from embedding_finetune.settings import Settings
 from embedding_finetune.training.mining import Miner
 from embedding_finetune.training.rows import make_training_file
@@ -132,6 +140,29 @@ def published(settings):
     run_command_line(lambda: publish.prepare(settings, "neg10", "me/mine"))
 
 
+def served(settings):
+    """An answer of the server, and a mark of whether it is right."""
+    with TestClient(Guarded(application(settings, Shelf(settings, "neg10")))) as client:
+        hits = _said(client.get("/search", params={"q": QUERY}))["hits"]
+        mark = {"query": QUERY, "id": hits[0]["id"], "right": True}
+        return hits, _said(client.post("/marks", json=mark))
+
+
+def _said(answer):
+    if answer.status_code != 200:
+        raise UserError(answer.json()["detail"])
+    return answer.json()
+
+
+def uploaded(settings):
+    """What a stand-in hub holds after the upload."""
+    folder, constants.HF_HUB_OFFLINE = settings.output_dir / "publish" / "neg10", False
+    with TemporaryDirectory() as store, hub({"models": {}}, uploads=store) as constants.ENDPOINT:
+        run_command_line(lambda: publish.upload(folder, "me/mine"))
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in sorted(Path(store).rglob("*")) if path.is_file()}
+
+
 STEPS = [
     Step("data", "given", make_data, "data"),
     Step("rows", "data", rows, "rows"),
@@ -152,5 +183,7 @@ STEPS = [
     Step("index of both", "compared", lambda settings: ask(settings, "hybrid_neg10")),
     Step("faiss", "compared", lambda settings: ask(settings, "neg10"), environment={"INDEX": "HNSW8,SQ8"}),
     Step("search", "indexed", searched),
-    Step("publish", "compared", published),
+    Step("serve", "indexed", served),
+    Step("publish", "compared", published, "published"),
+    Step("upload", "published", uploaded, environment={"HF_TOKEN": TOKEN}),
 ]
