@@ -47,6 +47,12 @@ def is_of_disk(error):
                                   or is_of_disk(error.__cause__))
 
 
+def cannot_read(path, error):
+    """The UserError for an OSError in reading a file that is there."""
+    return UserError(f"cannot read {path}: {error.strerror or error}; mend that (permission, the disk), or put a copy "
+                     "in its place")
+
+
 def may_overwrite():
     """Whether OVERWRITE=1 allows what is finished to be replaced."""
     return os.environ.get("OVERWRITE") == "1"
@@ -85,7 +91,7 @@ def read_lines(path, made_by):
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise cannot_read(path, error) from None
 
 
 def read_jsonl(path, *, required=(), made_by="the build notebooks"):
@@ -126,11 +132,14 @@ def write_jsonl(path, rows):
 
 
 def read_json(path):
-    """The JSON value of a file, or None where there is no such file, or no JSON in it."""
+    """The JSON value of a file, or None where there is no such file, or no JSON in it. Raises UserError when it cannot
+    be read: what it says is not known then, and nothing may be made anew for that."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # the last: brackets in brackets without end
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):  # the last: [[[[..
         return None
+    except OSError as error:
+        raise cannot_read(path, error) from None
 
 
 def write_json(path, value):
@@ -140,11 +149,16 @@ def write_json(path, value):
 
 
 def sha256(path):
-    """SHA-256 of a file's bytes, in hex. Raises UserError when a folder stands in its place."""
+    """SHA-256 of a file's bytes, in hex. Raises UserError when a folder stands in its place, or it cannot be read."""
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder, where a file must be: move it away")
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise cannot_read(path, error) from None
 
 
 def content_hash(*values):

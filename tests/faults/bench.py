@@ -30,7 +30,6 @@ class Bench:
 
     def __init__(self, laboratory, names=None):
         self.laboratory, self.expected, self.changes, self.seconds = laboratory, {}, {}, {}
-        self._reads = {}
         self.plant = None  # a bug, put into the child that runs a step
         needed = {step.begins for step in STEPS if names is None or step.name in names}
         needed |= {"trained"} if "interrupted" in needed else set()
@@ -80,18 +79,15 @@ class Bench:
             self._before[step.begins] = self.laboratory.snapshot(self.laboratory.states / step.begins)
         return self._before[step.begins]
 
-    def events(self, step, kinds):
-        """What a step does of these kinds, undisturbed: all that it reads, or some of its changes."""
-        if kinds != READ:
-            return [event for event in self.changes[step.name] if event[0] & kinds]
-        if step.name not in self._reads:
-            self.laboratory.restore(step.begins)
-            self._reads[step.name] = self.run(step, Fault(WATCH, kinds=READ)).events
-        return self._reads[step.name]
+    def reads(self, step):
+        """The files that a step reads, undisturbed, if they are there before it."""
+        self.laboratory.restore(step.begins)
+        there = {str(self.laboratory.trial / path) for path in self.before(step)}
+        return sorted(there & {path for *_, path in self.run(step, Fault(WATCH, kinds=READ)).events})
 
     def where(self, step, number, kinds):
-        """What the n-th change of these kinds, or the n-th read, was, undisturbed."""
-        kind, *_, path = self.events(step, kinds)[number]
+        """What the n-th change of these kinds was, undisturbed."""
+        kind, *_, path = [event for event in self.changes[step.name] if event[0] & kinds][number]
         path = path.removeprefix(f"{self.laboratory.trial}/")
         return f"{NAMES[kind]} {number} {re.sub(r'[.][0-9]+[.]partial', '.PID.partial', path)}"
 

@@ -1,5 +1,5 @@
-"""What a disk says: full, over quota, read-only, broken, no permission; at each change, once or from then on, and
-broken at each read."""
+"""What a disk says: full, over quota, read-only, broken, no permission; at each change, once or from then on. And files
+that cannot be read."""
 
 import errno
 
@@ -11,17 +11,20 @@ SAYS = {  # errno -> at which calls it is said, and whether it stays
     "over quota (EDQUOT)": (errno.EDQUOT, OPEN | WRITE | MKDIR, True),
     "read-only (EROFS)": (errno.EROFS, OPEN | RENAME | UNLINK | MKDIR, True),
     "no permission (EACCES)": (errno.EACCES, OPEN | RENAME | UNLINK | MKDIR, True),
-    "input/output error (EIO)": (errno.EIO, WRITE | FSYNC, False),
-    "unreadable (EIO)": (errno.EIO, READ, False)}
+    "input/output error (EIO)": (errno.EIO, WRITE | FSYNC, False)}
 
 
 def trials(bench):
     for step in bench.steps.values():
         for name, (number, kinds, lasting) in SAYS.items():
-            for at in range(len(bench.events(step, kinds))):
+            for at in range(sum(bool(kind & kinds) for kind, *_ in bench.changes[step.name])):
                 fault = Fault(FAIL, at, number, kinds, lasting)
                 yield Trial(name, step.name, bench.where(step, at, kinds),
                             lambda step=step, fault=fault: failed(bench, step, fault))
+        for path in bench.reads(step):
+            fault = Fault(FAIL, 0, errno.EIO, READ, lasting=True, below=path)
+            yield Trial("unreadable (EIO)", step.name, path.removeprefix(f"{bench.laboratory.trial}/"),
+                        lambda step=step, fault=fault: failed(bench, step, fault))
 
 
 def failed(bench, step, fault):

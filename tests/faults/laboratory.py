@@ -54,7 +54,7 @@ def _source():
 
 @dataclass(frozen=True)
 class Fault:
-    """What strikes at the `at`-th change (see interpose.c); `lasting`: at all later ones, too."""
+    """What strikes at the `at`-th change below a path (see interpose.c); `lasting`: at all later ones, too."""
 
     action: int
     at: int = -1
@@ -62,6 +62,7 @@ class Fault:
     kinds: int = CHANGES
     lasting: bool = False
     power: bool = False  # what was not fsynced is gone afterwards
+    below: str = ""  # the trial's folder
 
 
 @dataclass
@@ -135,7 +136,7 @@ class Laboratory:
             os.dup2(silent, 2)
             note = os.open(notes, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
             known = set(sys.modules)
-            self.library.arm(str(self.trial).encode(), note, ctypes.c_long(fault.at), fault.action, fault.number,
+            self.library.arm((fault.below or str(self.trial)).encode(), note, ctypes.c_long(fault.at), fault.action, fault.number,
                              fault.kinds, fault.lasting)
             how, said, value = _ended(function)
             self.library.disarm()
