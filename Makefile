@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
 .PHONY: help install demo run curve notebooks test faults clean clean-cache bench bench-negatives bench-rows \
-	bench-train bench-encode bench-search bench-index bench-million bench-second bench-serve bench-gpu
+	bench-train bench-encode bench-search bench-mining bench-index bench-million bench-second bench-serve bench-gpu
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ bench-encode: install  ## encoding speed beside FlagEmbedding and sentence-trans
 
 bench-search: install  ## search in 1 million vectors, side by side with the bare product of matrices
 	python benchmarks/bench_search.py
+
+bench-mining: install  ## mining's search in 1 million mapped vectors, block by block
+	python benchmarks/bench_mining.py
 
 bench: install  ## all benchmarks into benchmarks/results.json and results.md; some hours on two idle cores
 	python benchmarks/bench.py

@@ -1,6 +1,6 @@
 """All benchmarks, one after another, into one file of figures and one page.
 
-    python benchmarks/bench.py [negatives rows train encode search index million second serve demo gpu]
+    python benchmarks/bench.py [negatives rows train encode search mining index million second serve demo gpu]
 
 Each section is a script of its own, whose last line is a JSON object: benchmarks/results.json has them by section, with
 machine and date, and benchmarks/results.md what a reader wants to know of them. What is not asked for, or fails, stays
@@ -27,9 +27,10 @@ RESULTS, PAGE = HERE / "results.json", HERE / "results.md"
 SECTIONS = {  # name -> (script, where it belongs in the results)
     "negatives": ("bench_negatives.py", "negatives"), "rows": ("bench_rows.py", "rows"),
     "train": ("bench_train.py", "train"), "encode": ("bench_encode.py", "encode"),
-    "search": ("bench_search.py", "search"), "index": ("bench_index.py", "search"),
-    "million": ("bench_million.py", "million"), "second": ("bench_second.py", "second"),
-    "serve": ("bench_serve.py", "serve"), "demo": ("", "demo"), "gpu": ("bench_gpu.py", "gpu")}
+    "search": ("bench_search.py", "search"), "mining": ("bench_mining.py", "mining"),
+    "index": ("bench_index.py", "search"), "million": ("bench_million.py", "million"),
+    "second": ("bench_second.py", "second"), "serve": ("bench_serve.py", "serve"), "demo": ("", "demo"),
+    "gpu": ("bench_gpu.py", "gpu")}
 SAID = {  # section -> figure -> what it is
     "negatives": {"ratio_tutorial_loop": "10 random negatives: times as fast as the tutorial's loop",
                   "ratio_tutorial_loop_50": "50 random negatives: the same"},
@@ -47,6 +48,8 @@ SAID = {  # section -> figure -> what it is
                "ann_recall@10": "approximate search: share of the exact first ten",
                "ann_latency_ratio_exact": "approximate search: time beside exact search",
                "ann_gb": "approximate search: GB of the index"},
+    "mining": {"hours": "500,000 queries, 200 of a million vectors each, exactly: hours, by the first blocks",
+               "gb": "the same: GB at the peak, the mapped vectors included"},
     "million": {"peak_gb": "a million passages from the pairs to an answer: GB of the largest step",
                 "minutes": "the same: minutes", "kills": "the same, killed so many times and started again",
                 "equal": "the same: whether all came out as without (1: yes)"},

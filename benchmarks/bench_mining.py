@@ -1,0 +1,79 @@
+"""Mining's search in a million vectors that are mapped from disk: seconds a block of queries, memory, and what a second
+start costs once blocks are there.
+
+    python benchmarks/bench_mining.py [--passages 1000000] [--queries 500000] [--blocks 2] [--depth 200]
+
+The search is that of mining (retrieval/blocks.py over retrieval/nearest.py) with random vectors in the place of a
+model's. All queries are there, but only the first blocks of them are searched for; hours are those blocks' time by the
+number of all. The last line of standard output is one JSON object.
+"""
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import inputs  # noqa: F401, the package's path
+import numpy as np
+from bench_search import unit_vectors
+from tqdm.auto import tqdm
+
+from embedding_finetune.retrieval.blocks import BLOCK, found_in_blocks
+from embedding_finetune.retrieval.nearest import nearest
+
+PART = 100_000  # vectors that are made together
+
+
+class Given:
+    """Finds for queries by their vectors, which are given: the text of a query is its number."""
+
+    def __init__(self, queries, passages):
+        self.queries, self.passages = queries, passages
+
+    def top(self, texts, depth):
+        return nearest(self.queries[[int(text) for text in texts]], self.passages, depth)
+
+
+def mapped(path, rows, dimensions):
+    """Random vectors in a file, mapped into memory."""
+    with open(path, "wb") as file:
+        for seed, start in enumerate(tqdm(range(0, rows, PART), desc="vectors", unit="part")):
+            file.write(unit_vectors(min(PART, rows - start), dimensions, seed).data)
+    return np.memmap(path, np.float32, "r", shape=(rows, dimensions))
+
+
+def gb():
+    """GB of this process at its peak, mapped files included."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
+
+
+def main():
+    arguments = argparse.ArgumentParser()
+    sizes = {"passages": 1_000_000, "queries": 500_000, "blocks": 2, "depth": 200, "dimensions": 384}
+    for name, default in sizes.items():
+        arguments.add_argument(f"--{name}", type=int, default=default)
+    options = arguments.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        retriever = Given(unit_vectors(options.queries, options.dimensions, seed=options.passages),
+                          mapped(Path(folder) / "vectors", options.passages, options.dimensions))
+        texts = [str(number) for number in range(options.queries)][:options.blocks * BLOCK]
+        seconds = []
+        for _ in "once", "again":
+            began = time.perf_counter()
+            found = found_in_blocks(retriever, texts, options.depth, Path(folder) / "hits", "random vectors")
+            seconds.append(time.perf_counter() - began)
+    assert found.shape == (len(texts), options.depth)
+    work = 2 * len(texts) * options.passages * options.dimensions
+    all_blocks = -(-options.queries // BLOCK)
+    print(f"{options.blocks} of {all_blocks} blocks: {seconds[0]:.1f} s ({work / seconds[0] / 1e9:.0f} GFLOPS), "
+          f"a second time {seconds[1]:.2f} s; {gb()} GB at the peak")
+    print(json.dumps({"queries": options.queries, "passages": options.passages, "blocks": options.blocks,
+                      "block_seconds": round(seconds[0] / options.blocks, 2), "again_seconds": round(seconds[1], 3),
+                      "hours": round(seconds[0] * all_blocks / options.blocks / 3600, 2),
+                      "gflops": round(work / seconds[0] / 1e9), "gb": gb()}))
+
+
+if __name__ == "__main__":
+    main()
