@@ -47,10 +47,17 @@ def is_of_disk(error):
                                   or is_of_disk(error.__cause__))
 
 
-def cannot_read(path, error):
-    """The UserError for an OSError in reading a file that is there."""
-    return UserError(f"cannot read {path}: {error.strerror or error}; mend that (permission, the disk), or put a copy "
-                     "in its place")
+@contextlib.contextmanager
+def reading(path):
+    """Around what reads a file. Raises UserError when it is there and cannot be read; that it is not there, or is a
+    folder, is for the caller to say."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; mend that (permission, the disk), or put a "
+                        "copy in its place") from None
 
 
 def may_overwrite():
@@ -84,14 +91,14 @@ def atomic_write(path, mode="w"):
 def read_lines(path, made_by):
     """Yield (number, line) of a UTF-8 text file; raises UserError when it is missing or not such a file."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with reading(path), open(path, encoding="utf-8") as file:
             yield from enumerate(file, start=1)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: it is made by {made_by}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     except OSError as error:
-        raise cannot_read(path, error) from None
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
 def read_jsonl(path, *, required=(), made_by="the build notebooks"):
@@ -135,11 +142,10 @@ def read_json(path):
     """The JSON value of a file, or None where there is no such file, or no JSON in it. Raises UserError when it cannot
     be read: what it says is not known then, and nothing may be made anew for that."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):  # the last: [[[[..
+        with reading(path):
+            return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # the last: brackets in brackets without end
         return None
-    except OSError as error:
-        raise cannot_read(path, error) from None
 
 
 def write_json(path, value):
@@ -152,13 +158,8 @@ def sha256(path):
     """SHA-256 of a file's bytes, in hex. Raises UserError when a folder stands in its place, or it cannot be read."""
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder, where a file must be: move it away")
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise cannot_read(path, error) from None
+    with reading(path), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def content_hash(*values):

@@ -19,6 +19,7 @@ from embedding_finetune.files import (
     write_jsonl,
 )
 from embedding_finetune.settings import ROOT
+from embedding_finetune.training.log import LOG_NAME, read_log
 
 
 def test_rows_come_back_as_written(tmp_path):
@@ -147,3 +148,11 @@ def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path):
 def test_brackets_without_end_are_no_json(tmp_path):
     (tmp_path / "deep.json").write_text("[" * 100_000)
     assert read_json(tmp_path / "deep.json") is None
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="no file whose reading fails without a broken disk")
+@pytest.mark.parametrize("read", [read_json, read_jsonl, sha256, lambda path: read_log(path.parent)])
+def test_what_is_there_and_cannot_be_read_does_not_pass_for_missing(tmp_path, read):
+    (tmp_path / LOG_NAME).symlink_to("/proc/self/mem")  # the first bytes of a process are mapped to nothing
+    with pytest.raises(UserError, match=f"cannot read .*{LOG_NAME}: Input/output error"):
+        read(tmp_path / LOG_NAME)

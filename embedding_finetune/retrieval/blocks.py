@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from embedding_finetune.files import atomic_write, content_hash
+from embedding_finetune.files import atomic_write, content_hash, reading
 from embedding_finetune.retrieval.vectors import text_key
 
 BLOCK = 8192  # queries that are searched for together; so few are found again as quickly as read
@@ -43,7 +43,8 @@ def _write(path, positions):
 def _read(path):
     if not path.exists():
         return None
-    content = path.read_bytes()
+    with reading(path):
+        content = path.read_bytes()
     if hashlib.sha256(content[32:]).digest() == content[:32]:
         return np.load(io.BytesIO(content[32:]))
     print(f"{path} is damaged: its queries are searched for again", file=sys.stderr)

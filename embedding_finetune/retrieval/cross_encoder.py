@@ -9,7 +9,7 @@ import json
 import numpy as np
 import torch
 
-from embedding_finetune.files import UserError, atomic_write
+from embedding_finetune.files import UserError, atomic_write, reading
 from embedding_finetune.hub import load, model_content, positions_of
 from embedding_finetune.retrieval.cpu import use_fast_linear
 from embedding_finetune.retrieval.layout import padded_batches
@@ -67,7 +67,8 @@ class CrossEncoder(SecondStage):
 
     def restore(self, folder):
         """Take up what `save` wrote: for `scores`, not for `score`. Returns the stage."""
-        self.texts = json.loads((folder / TEXTS).read_text(encoding="utf-8"))
+        with reading(folder / TEXTS):
+            self.texts = json.loads((folder / TEXTS).read_text(encoding="utf-8"))
         return self
 
     def scores(self, texts, places):

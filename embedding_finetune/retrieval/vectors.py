@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedding_finetune.files import UserError, atomic_write, sha256, write_json
+from embedding_finetune.files import UserError, atomic_write, reading, sha256, write_json
 from embedding_finetune.seals import read_sealed, write_sealed
 
 
@@ -36,7 +36,8 @@ class VectorCache:
         """Yield what is stored, a file at a time: a list of text_keys, and their vectors, float32 (texts, dimensions).
         Damaged files are reported and removed."""
         for path in sorted(self.folder.glob("*.npy")):
-            content = path.read_bytes() if path.is_file() else b""
+            with reading(path):
+                content = path.read_bytes() if path.is_file() else b""
             if _hash(content) != path.stem:
                 print(f"{path} is damaged: removed, its vectors are computed again", file=sys.stderr)
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from embedding_finetune.files import UserError, atomic_write, write_json
+from embedding_finetune.files import UserError, atomic_write, reading, write_json
 from embedding_finetune.hub import load
 from embedding_finetune.retrieval.encoder import pool
 from embedding_finetune.retrieval.loading import ENCODER_HALF, DenseLayers, load_encoder
@@ -113,7 +113,8 @@ def write_metrics(folder, metrics, note=""):
     """Put measured metrics (name -> value) and a note on them into the model card of a finished folder, in the place of
     earlier ones."""
     card = Path(folder) / "README.md"
-    before, _, after = card.read_text(encoding="utf-8").partition(METRICS_HEADING)
+    with reading(card):
+        before, _, after = card.read_text(encoding="utf-8").partition(METRICS_HEADING)
     _, heading, rest = after.partition("\n## ")  # nothing follows in a card that somebody has shortened
     table = _table("metric", "value", [(name, f"{value:.4f}") for name, value in metrics.items()])
     table += f"\n\n{note}" if note else ""
