@@ -109,14 +109,14 @@ def cluster(address):
     if address == "local":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray leaves one in the home directory
         own = {"include_dashboard": False}
-    import ray  # takes a second to import
+    import ray.data  # takes a second to import
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it tells each step; what fails is raised, too
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR,
                  runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}, **own)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except Exception as error:  # what Ray raises when a process of its own is late is no more than that
         raise UserError(f"no Ray cluster at RAY_ADDRESS={address} ({one_line(error)}): start one (`ray start --head`), "
                         "or give local for one on this machine") from None
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     try:
         yield ray
     except ray.exceptions.RayTaskError:

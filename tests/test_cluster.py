@@ -1,8 +1,8 @@
 """Shares by the workers of a Ray cluster, made on this machine: what processes write, whoever is killed on the way."""
 
 import dataclasses
-import functools
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from embedding_finetune import cluster
+from embedding_finetune import cluster, encode
 from embedding_finetune.cluster import check_machine, for_each_share, machine, resources
 from embedding_finetune.encode import encode_share
 from embedding_finetune.files import UserError
@@ -18,9 +18,33 @@ from embedding_finetune.retrieval.vectors import VectorCache
 from embedding_finetune.settings import ROOT
 
 
-def encode(*arguments):
-    return subprocess.run([sys.executable, "-m", "embedding_finetune.encode", "reference", *arguments], cwd=ROOT,
-                          capture_output=True, text=True)
+CLUSTER = """
+from embedding_finetune.cluster import cluster
+with cluster("local") as ray:
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    input()
+"""
+
+
+@pytest.fixture(scope="module")
+def address():
+    """HOST:PORT of a cluster that RAY_ADDRESS=local makes; the tests share it, as machines would."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        running = subprocess.Popen([sys.executable, "-c", CLUSTER], cwd=ROOT, stdin=subprocess.PIPE,
+                                   stdout=subprocess.PIPE, text=True)
+        yield running.stdout.readline().strip()
+        running.communicate("the end\n")
+        assert running.returncode == 0
+
+
+@pytest.fixture
+def clustered(built, address, monkeypatch):
+    """The experiment with that RAY_ADDRESS; a share takes a core, and has one thread, as the tests have."""
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(cluster, "resources", lambda machines, shares: ({"num_cpus": 1}, 1))
+    return built.load()
 
 
 def files(settings):
@@ -29,27 +53,8 @@ def files(settings):
     return {str(path) for path in found if path.suffix}
 
 
-@pytest.fixture
-def one_thread(built, monkeypatch):
-    """The experiment with RAY_ADDRESS=local; a share takes a core, and has a thread as the tests have."""
-    monkeypatch.setattr(cluster, "resources", lambda machines, shares: ({"num_cpus": 1}, 1))
-    return dataclasses.replace(built, ray_address="local")
-
-
-def test_workers_write_the_files_that_processes_write(built, monkeypatch):
-    monkeypatch.setenv("RAY_USE_MULTIPROCESSING_CPU_COUNT", "1")  # as many cores as the processes take
-    assert encode("--processes", "2").returncode == 0
-    expected = files(built)
-    shutil.rmtree(built.output_dir)
-    monkeypatch.setenv("RAY_ADDRESS", "local")
-    done = encode("--processes", "2")
-    assert done.returncode == 0 and done.stdout == "", done.stdout + done.stderr
-    assert files(built) == expected and len(expected) == 6  # two of passages, two of queries, and what each kind is
-    assert "2/2" in done.stderr and {line.count("share") for line in done.stderr.splitlines()} == {1}, done.stderr
-
-
-def test_a_share_whose_worker_is_killed_is_made_again(one_thread, tmp_path):
-    settings, killed = one_thread, tmp_path / "killed"
+def test_workers_write_what_processes_write_though_one_is_killed(clustered, tmp_path, capsys):
+    settings, killed = clustered, tmp_path / "killed"
 
     def killed_once(part):
         write = VectorCache.write
@@ -64,31 +69,34 @@ def test_a_share_whose_worker_is_killed_is_made_again(one_thread, tmp_path):
         encode_share(settings, ["reference"], part, 2)
 
     for part in range(2):
-        encode_share(settings, ["reference"], part, 2)
+        encode_share(settings, ["reference"], part, 2)  # what each of two processes does
     expected = files(settings)
     shutil.rmtree(settings.output_dir)
+    capsys.readouterr()
     for_each_share(settings, killed_once, 2)
     assert killed.exists() and files(settings) == expected
+    assert len(expected) == 6  # two files of passages, two of queries, and what each kind is
+    out, err = capsys.readouterr()
+    assert out == "" and "2/2" in err and {line.count("share") for line in err.splitlines()} == {1}, err
 
 
-def test_a_share_that_kills_every_worker_is_one_line(one_thread, tmp_path):
+def test_a_share_that_kills_every_worker_is_one_line(clustered, tmp_path, monkeypatch):
     def die(part):
         (tmp_path / f"{part}.{os.getpid()}").touch()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(UserError, match="Ray at RAY_ADDRESS=local gave up .*; the same command goes on from"):
-        for_each_share(one_thread, die, 1)
-    assert len(list(tmp_path.glob("0.*"))) == 1 + cluster.RETRIES
+    monkeypatch.setattr(cluster, "RETRIES", 1)
+    with pytest.raises(UserError, match="Ray at RAY_ADDRESS=.* gave up .*; the same command goes on from"):
+        for_each_share(clustered, die, 1)
+    assert len(list(tmp_path.glob("0.*"))) == 2
 
 
-def test_what_a_worker_says_is_one_line(built, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "local")
+def test_what_a_worker_says_is_one_line(clustered, monkeypatch):
     monkeypatch.setenv("DATASET", "elsewhere")  # the data are of another set: each worker refuses
-    done = encode("--processes", "2")
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    line = done.stderr.splitlines()[-1]
-    assert line.startswith("error: share ") and "was made with other settings" in line, done.stderr
-    assert not list(built.output_dir.rglob(".seen-*"))
+    monkeypatch.setattr(sys, "argv", ["encode", "reference", "--processes", "2"])
+    with pytest.raises(UserError, match="share [12] of 2, on .*was made with other settings .*; the same command"):
+        encode.main()
+    assert not list(clustered.output_dir.rglob(".seen-*"))
 
 
 def test_a_machine_must_see_the_same(built, tmp_path, monkeypatch):
@@ -117,7 +125,7 @@ def test_a_share_has_a_gpu_or_its_part_of_the_cores(machines, shares, wanted, th
 def test_without_ray_one_line_says_what_to_install(built, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="the package ray is not installed, and RAY_ADDRESS=auto needs it: pip install "):
-        for_each_share(dataclasses.replace(built, ray_address="auto"), functools.partial(print), 2)
+        for_each_share(dataclasses.replace(built, ray_address="auto"), print, 2)
     assert any(line.split(" #")[0].strip() == cluster.REQUIREMENT
                for line in (ROOT / "requirements.txt").read_text().splitlines())
 
