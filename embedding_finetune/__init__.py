@@ -73,6 +73,7 @@ One module is one stage of the data's way; each imports only from modules above 
     evaluation/curve          the learning curve, and what twice as many pairs would bring
     evaluation/page           a page to look at every query under every model
 
+    cluster      a function over shares, by the machines of a Ray cluster
     encode       vectors by several processes, before they are needed
     index        an index that is saved, found again quickly, and asked
     search       questions at the command line

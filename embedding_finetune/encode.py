@@ -3,12 +3,15 @@
     python -m embedding_finetune.encode LABEL .. [--processes 4]    on this machine, one a GPU where there are several
     python -m embedding_finetune.encode LABEL .. --shard 2/8        the second of eight shares, wherever it runs
 
+With RAY_ADDRESS (docs/scale.md), the processes are workers of a Ray cluster.
+
 What a process encodes goes to OUTPUT_DIR/cache in files that are written whole; notebooks, mining and the index look
 there first. So nothing is encoded twice, a share that was killed costs its last file, and shares need not be as many as
 last time. Machines share the folder, or its files are copied together: the results are the same.
 """
 
 import argparse
+import functools
 import os
 import re
 import subprocess
@@ -16,6 +19,7 @@ import sys
 
 import torch
 
+from embedding_finetune.cluster import for_each_share
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.files import UserError, run_command_line
 from embedding_finetune.retrieval.encoder import encoder_of
@@ -75,10 +79,13 @@ def main():
     options, settings = parser.parse_args(), Settings.load()
     for label in options.labels:
         use_of(settings, label)  # a model that is not there is named once, before anything starts
-    if options.shard or options.processes == 1:
-        encode_share(settings, options.labels, *share_of(options.shard or "1/1"))
-    elif options.processes < 1:
+    if options.processes < 1:
         raise UserError(f"--processes {options.processes}: give 1 or more")
+    if options.shard or (options.processes == 1 and not settings.ray_address):
+        encode_share(settings, options.labels, *share_of(options.shard or "1/1"))
+    elif settings.ray_address:
+        for_each_share(settings, functools.partial(encode_share, settings, options.labels, parts=options.processes),
+                       options.processes)
     else:
         encode_together(options.labels, options.processes)
 

@@ -130,6 +130,8 @@ class Settings:
     nnodes: int = setting("machines that train together; each starts the same command", TRAINING, 1, at_least(1))
     rdzv_endpoint: str = setting("HOST:PORT of one of them, where they meet", NOTHING, "",
                                  (lambda text: re.fullmatch(r"([^\s:]+:\d{1,5})?", text), "must be HOST:PORT"))
+    ray_address: str = setting("of the Ray cluster that encodes: local, auto, HOST:PORT, ray://HOST:PORT; empty: none",
+                               NOTHING, "")
     max_restarts: int = setting("times that all processes start again after one was killed", NOTHING, 0, at_least(0))
     train_group_size: int = setting("1 positive and the rest negatives, sampled anew at each step", TRAINING,
                                     check=at_least(2), flag="train_group_size")

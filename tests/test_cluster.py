@@ -1,0 +1,139 @@
+"""Shares by the workers of a Ray cluster, made on this machine: what processes write, whoever is killed on the way."""
+
+import dataclasses
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from embedding_finetune import cluster, encode
+from embedding_finetune.cluster import check_machine, for_each_share, machine, resources
+from embedding_finetune.encode import encode_share
+from embedding_finetune.files import UserError
+from embedding_finetune.retrieval.vectors import VectorCache
+from embedding_finetune.settings import ROOT
+
+
+CLUSTER = """
+from embedding_finetune.cluster import cluster
+with cluster("local") as ray:
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    input()
+"""
+
+
+@pytest.fixture(scope="module")
+def address():
+    """HOST:PORT of a cluster that RAY_ADDRESS=local makes; the tests share it, as machines would."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        for _ in range(2):
+            running = subprocess.Popen([sys.executable, "-c", CLUSTER], cwd=ROOT, stdin=subprocess.PIPE,
+                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            if found := running.stdout.readline().strip():
+                break
+            said = running.communicate()[1]
+            assert "The current node timed out during startup" in said, said
+        else:
+            pytest.skip("Ray allows its own processes 15 s to start, and this machine is too busy for that")
+        yield found
+        assert running.communicate("the end\n") and running.returncode == 0
+
+
+@pytest.fixture
+def clustered(built, address, monkeypatch):
+    """The experiment with that RAY_ADDRESS; a share takes a core, and has one thread, as the tests have."""
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(cluster, "resources", lambda machines, shares: ({"num_cpus": 1}, 1))
+    return built.load()
+
+
+def files(settings):
+    """What the cache holds; a file is named by the hash of its bytes."""
+    found = {path.relative_to(settings.output_dir) for path in (settings.output_dir / "cache").rglob("*")}
+    return {str(path) for path in found if path.suffix}
+
+
+def test_workers_write_what_processes_write_though_one_is_killed(clustered, tmp_path, capsys):
+    settings, killed = clustered, tmp_path / "killed"
+
+    def killed_once(part):
+        write = VectorCache.write
+
+        def write_and_die(*arguments):
+            write(*arguments)
+            if part == 1 and not killed.exists():
+                killed.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        VectorCache.write = write_and_die
+        encode_share(settings, ["reference"], part, 2)
+
+    for part in range(2):
+        encode_share(settings, ["reference"], part, 2)  # what each of two processes does
+    expected = files(settings)
+    shutil.rmtree(settings.output_dir)
+    for_each_share(settings, killed_once, 2)
+    assert killed.exists() and files(settings) == expected
+    assert len(expected) == 5  # two files of passages, two of queries, and what they are
+    assert "2/2" in capsys.readouterr().err
+
+
+def test_a_share_that_kills_every_worker_is_one_line(clustered, tmp_path, monkeypatch):
+    def die(part):
+        (tmp_path / f"{part}.{os.getpid()}").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(cluster, "RETRIES", 1)
+    with pytest.raises(UserError, match="Ray at RAY_ADDRESS=.* gave up .*; the same command goes on from"):
+        for_each_share(clustered, die, 1)
+    assert len(list(tmp_path.glob("0.*"))) == 2
+
+
+def test_what_a_worker_says_is_one_line(clustered, monkeypatch):
+    monkeypatch.setenv("DATASET", "elsewhere")  # the data are of another set: each worker refuses
+    monkeypatch.setattr(sys, "argv", ["encode", "reference", "--processes", "2"])
+    with pytest.raises(UserError, match="share [12] of 2, on .*was made with other settings .*; the same command"):
+        encode.main()
+    assert not list(clustered.output_dir.rglob(".seen-*"))
+
+
+def test_a_machine_must_see_the_same(built, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "LAG", 0)
+    here = machine(built)
+    check_machine(built, tmp_path, here)
+    with pytest.raises(UserError, match="OUTPUT_DIR must be on a disk that all machines share"):
+        check_machine(built, tmp_path / "absent", here)
+    with pytest.raises(UserError, match="has torch .*, and the first machine 1.0: DATA_DIR, this package and what it"):
+        check_machine(built, tmp_path, here | {"torch": "1.0"})
+    (built.data_dir / "dataset.json").unlink()
+    with pytest.raises(UserError, match=f"has data .*, and the first machine {here['data'][:12]}: DATA_DIR, this"):
+        check_machine(built, tmp_path, here)
+
+
+@pytest.mark.parametrize("machines, shares, wanted, threads", [
+    ([{"CPU": 8.0}], 2, {"num_cpus": 4}, 4), ([{"CPU": 8.0}], 3, {"num_cpus": 2}, 2),
+    ([{"CPU": 8.0}], 20, {"num_cpus": 1}, 1),  # they wait for each other
+    ([{"CPU": 16.0}, {"CPU": 8.0}, {"CPU": 8.0}], 4, {"num_cpus": 4}, 4),  # two on a machine
+    ([{"CPU": 16.0}, {"CPU": 32.0, "GPU": 4.0}], 9, {"num_gpus": 1}, 8),
+    ([{"CPU": 2.0, "GPU": 4.0}], 1, {"num_gpus": 1}, 1)])
+def test_a_share_has_a_gpu_or_its_part_of_the_cores(machines, shares, wanted, threads):
+    assert resources(machines, shares) == (wanted, threads)
+
+
+def test_without_ray_one_line_says_what_to_install(built, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="the package ray is not installed, and RAY_ADDRESS=auto needs it: pip install "):
+        for_each_share(dataclasses.replace(built, ray_address="auto"), print, 2)
+    assert any(line.split(" #")[0].strip() == cluster.REQUIREMENT
+               for line in (ROOT / "requirements.txt").read_text().splitlines())
+
+
+def test_without_a_cluster_one_line_says_so(built):
+    with pytest.raises(UserError, match="no Ray cluster at RAY_ADDRESS=nowhere .*or give local for one on this machine"):
+        for_each_share(dataclasses.replace(built, ray_address="nowhere"), print, 2)
