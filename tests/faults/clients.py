@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import itertools
 import json
 import random
 import socket
@@ -27,8 +28,9 @@ MALFORMED = [  # requests, and the status that each must get
         (b"", 422), (b"q=" + b"x" * 2001, 422), (b"q=x&k=0", 422), (b"q=x&k=many", 422), (b"q=x&model=nope", 404),
         (b"q=%ff%00%ed%a0%80", 200)))]
 WHOLE = b"GET /search?q=otter&k=100&model=bm25 HTTP/1.1\r\n" + HEAD + b"\r\n"
-HANGING = [b"", b"GET /healthz HTTP/1.1\r\nHost: 127", WHOLE + b"GET /sea",
-           b"POST /marks HTTP/1.1\r\n" + HEAD + b"Content-Length: 50\r\n\r\n{"]  # and then nothing more is sent
+HANGING = [  # a request that is answered, if any, and what is sent after it before nothing more is
+    (b"", b""), (b"", b"GET /healthz HTTP/1.1\r\nHost: 127"), (WHOLE, b"GET /sea"),
+    (b"", b"POST /marks HTTP/1.1\r\n" + HEAD + b"Content-Length: 50\r\n\r\n{")]
 
 
 class Clients:
@@ -163,7 +165,7 @@ class Clients:
 
     def vanish(self):
         """Go away in the middle of a request, or before its answer, with a reset or without."""
-        for data, reset in ((data, reset) for data in (WHOLE[:30], WHOLE, *HANGING) for reset in (False, True)):
+        for data, reset in itertools.product((WHOLE[:30], WHOLE, *(half for _, half in HANGING)), (False, True)):
             connection = self._connected(data)
             if reset:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -172,16 +174,21 @@ class Clients:
 
     def hang(self):
         """Send a part of a request, and no more; or ask without end, and read nothing. Returns the connections."""
-        return greedy_client(self.server.port, WHOLE * 2000), [self._connected(data) for data in HANGING]
+        connections = [self._connected(whole) for whole, _ in HANGING]
+        for connection, (whole, half) in zip(connections, HANGING):
+            if whole:
+                _one_answer(connection)
+            connection.sendall(half)
+        return greedy_client(self.server.port, WHOLE * 2000), connections
 
     def sent_away(self, greedy, connections, patience):
         """Whether the server closes them when its patience is over, the incomplete ones with a 408."""
-        for data, connection in zip(HANGING, connections):
+        for (_, half), connection in zip(HANGING, connections):
             self.count("clients that hung")
             connection.settimeout(patience)
             answer = _all_of(connection)
-            if b"HTTP/1.1 408 " not in answer:
-                self.complain(f"who sent {data[:60]} and hung was not sent away: {answer[-60:]}")
+            if not answer.startswith(b"HTTP/1.1 408 "):
+                self.complain(f"who sent {half[:60]} and hung was not sent away: {answer[-60:]}")
         self.count("clients that hung")
         deadline = time.monotonic() + patience
         while (held := is_held(self.server.port, greedy)) and time.monotonic() < deadline:
@@ -208,6 +215,17 @@ def _all_of(connection):
         while part := connection.recv(1 << 16):
             parts.append(part)
     return b"".join(parts)
+
+
+def _one_answer(connection):
+    """Read a whole answer, and not beyond."""
+    data, whole = b"", False
+    while not whole:
+        if not (part := connection.recv(1 << 16)):
+            raise ConnectionError("the answer is not whole")
+        data += part
+        head, end, body = data.partition(b"\r\n\r\n")
+        whole = end and len(body) >= int(_header(head, b"content-length"))
 
 
 def _header(head, name):
