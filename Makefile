@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help install demo run curve notebooks test faults clean clean-cache bench bench-negatives bench-rows \
+.PHONY: help install demo run curve notebooks test faults soak clean clean-cache bench bench-negatives bench-rows \
 	bench-train bench-encode bench-search bench-mining bench-index bench-million bench-second bench-serve bench-gpu
 
 help:  ## show this list
@@ -12,9 +12,9 @@ help:  ## show this list
 
 install: .venv/installed  ## make .venv and install the pinned packages into it
 
-.venv/installed: requirements.txt
+.venv/installed: requirements.txt .ci/constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c .ci/constraints.txt
 	touch $@
 
 demo: install  ## the whole experiment on the embedded default: PROFILE=demo make run
@@ -35,7 +35,10 @@ test: install  ## the tests
 	python -m pytest tests -n 2 --dist loadfile --max-worker-restart 0
 
 faults: install  ## break it on purpose: kills, full disks, damaged files, odd input; half an hour, docs/reliability.md
-	PYTHONPATH=$(CURDIR):$(CURDIR)/tests python -m faults --plant all --page docs/reliability.md
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests python -m faults --processes $$(nproc) --plant all --page docs/reliability.md
+
+soak: install  ## the server for half an hour under load and faults, every answer checked; docs/reliability.md
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests python -m faults soak --page docs/reliability.md
 
 bench-train: install  ## training speed and memory beside FlagEmbedding and sentence-transformers (PAIRS=file.jsonl)
 	python benchmarks/bench_train.py

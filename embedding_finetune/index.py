@@ -31,6 +31,7 @@ from embedding_finetune.settings import plain
 FOR_PEOPLE = ("title", "name", "seen", "differs")  # of a ModelUse: folders may move
 FUSION = "hybrid_of", "weight", "second_weight", "depth"  # of a result, what its index needs to know
 FORMAT = 1  # of an index: another number makes all of them anew
+CHANGING = "data or model of {} changed while its index was opened: ask again"
 
 
 class Index:
@@ -143,22 +144,19 @@ def _opened(settings, folder, manifest):
     label = manifest["label"]
     if "weight" in manifest:
         bm25, dense = (open_index(settings, part) for part in ("bm25", manifest["hybrid_of"]))
+        if [bm25.folder.name, dense.folder.name] != manifest["facts"]["parts"]:
+            raise UserError(CHANGING.format(label))
         fused = Fused(bm25.retriever, dense.retriever, manifest["weight"])
-        return Index(dense.folder, manifest, _reordered(settings, folder, manifest, fused))
+        if "second" in manifest:
+            from embedding_finetune.retrieval.second_stage import Reordered
+            from embedding_finetune.retrieval.stages import stage_of
+            stage = stage_of(settings, manifest["second"]["stage"]).restore(folder)
+            fused = Reordered(fused, stage, manifest["second_weight"], manifest["depth"])
+        return Index(dense.folder, manifest, fused)
     if label in RETRIEVERS:
         return Index(folder, manifest, retriever_of(label, settings.bm25_language).restore(folder))
     encoder = QueryEncoder(folder) if (folder / GRAPH).exists() else _encoder(settings, label)
     return Index(folder, manifest, Dense(encoder, manifest["facts"]["index"]).restore(folder))
-
-
-def _reordered(settings, folder, manifest, fused):
-    """The fused retriever with the second stage of an index, if it has one."""
-    if "second" not in manifest:
-        return fused
-    from embedding_finetune.retrieval.second_stage import Reordered
-    from embedding_finetune.retrieval.stages import stage_of
-    stage = stage_of(settings, manifest["second"]["stage"]).restore(folder)
-    return Reordered(fused, stage, manifest["second_weight"], manifest["depth"])
 
 
 def _encoder(settings, label):
@@ -170,8 +168,8 @@ def _encoder(settings, label):
 def _renewed(settings, label, home):
     """The Index of today's model and data: found by its identity, or made."""
     from embedding_finetune.data.collection import read_data
-    collection = read_data(settings)
     facts, files = _source(settings, label)
+    collection = read_data(settings)
     folder = home / content_hash(facts)[:16]
     manifest = read_sealed(folder / "manifest.json")
     if manifest is None or not is_as_written(folder, manifest.get("own", {})):
@@ -183,6 +181,8 @@ def _renewed(settings, label, home):
             shutil.rmtree(path, ignore_errors=True)
         partial.mkdir()
         manifest = _make(settings, label, partial, facts, collection)
+        if stamps(files) != files:
+            raise UserError(CHANGING.format(label))
         partial.rename(folder)
         for other in home.iterdir():
             if other.is_dir() and other != folder:  # who has it open keeps it

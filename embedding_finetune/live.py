@@ -5,6 +5,7 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from embedding_finetune.files import UserError, one_line
@@ -13,6 +14,7 @@ from embedding_finetune.seals import stamps
 
 WAITING = 256  # queries that may wait; more are sent away
 TOGETHER = 32  # queries that are answered together
+AGAIN = 60.0  # seconds after which what could not be opened is tried again, though its files have not changed
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,7 @@ class Shelf:
         """`default` is the label of who names none. Raises UserError when it cannot be opened."""
         self.settings, self.default, self.labels = settings, default, labels(settings)
         self.open = {default: open_index(settings, default)}
-        self.opening, self.failed, self.tried = set(), {}, {}
+        self.opening, self.failed, self.tried, self.complaint = set(), {}, {}, ""
         self.librarian = ThreadPoolExecutor(1)
 
     def get(self, label):
@@ -43,24 +45,38 @@ class Shelf:
         raise Busy(f"the index of {label} is being opened")
 
     def refresh(self):
-        """Open anew what has changed; what cannot be opened stays as it is, until its files change again."""
+        """Open anew what has changed; what cannot be opened stays as it is, until its files change again or AGAIN has
+        passed. Where the files cannot be looked at, the log says so, and the next look may see more."""
+        complaint = ""
+        try:
+            self._look()
+        except Exception as error:  # recipes that are half written, a folder that is moved
+            complaint = one_line(error)
+        if complaint not in ("", self.complaint):
+            log.warning("whether files have changed cannot be seen: %s", complaint)
+        self.complaint = complaint
+
+    def _look(self):
         self.labels = labels(self.settings)
         for label, index in list(self.open.items()):
-            files = stamps(index.manifest["files"])
-            if not is_current(self.settings, index.manifest) and self.tried.get(label) != files:
-                self.tried[label] = files
-                self._fetch(label)
+            if not is_current(self.settings, index.manifest):
+                files, (failed, when) = stamps(index.manifest["files"]), self.tried.get(label, (None, 0))
+                if files != failed or time.monotonic() > when + AGAIN:
+                    self._fetch(label, files)
 
-    def _fetch(self, label):
+    def _fetch(self, label, files=None):
+        """Let it be opened, unless that is being done; `files` are the stamps that it is to be opened with."""
         if label not in self.opening:
             self.opening.add(label)
-            self.librarian.submit(self._bring, label)
+            self.librarian.submit(self._bring, label, files)
 
-    def _bring(self, label):
+    def _bring(self, label, files):
         try:
             self.open[label] = open_index(self.settings, label)
+            self.tried.pop(label, None)
             log.info("%s is open", label)
         except Exception as error:
+            self.tried[label] = files, time.monotonic()  # not before: they may have changed again in the meantime
             if label not in self.open:
                 self.failed[label] = one_line(error)
             log.warning("%s cannot be opened: %s", label, one_line(error))

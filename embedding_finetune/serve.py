@@ -37,7 +37,7 @@ PAGE = Path(__file__).with_name("serve.html")
 MARKS = "marks.jsonl"  # in DATA_DIR, in the form that DATASET reads
 LONGEST, DEEPEST = 2000, 100  # characters of a query, passages of an answer
 LOOK = 2.0  # seconds between two looks whether the files of an open index have changed
-PATIENCE = 10.0  # seconds for a request to come in whole
+PATIENCE = 10.0  # seconds for a request to come in whole, and for an answer to be taken
 LARGEST = 16_384  # bytes of a request's head, and of its body
 CONNECTIONS = 1024
 LOOPBACK = ["127.0.0.1", "localhost", "::1", "[::1]"]
@@ -194,25 +194,37 @@ class Guarded:
 
 
 class Impatient(H11Protocol):
-    """HTTP that closes a connection whose request does not come in whole within PATIENCE."""
+    """HTTP that closes a connection whose request does not come in whole, or whose answer is not taken, within
+    PATIENCE."""
 
-    timer = None
+    timer = stuck = None
 
     def connection_made(self, transport):
         super().connection_made(transport)
+        transport.set_write_buffer_limits(0)  # pause_writing tells of anything that the client has not taken
         self._wait()
 
-    def data_received(self, data):
-        super().data_received(data)
-        if self.timer and self.cycle and not self.cycle.more_body:
+    def handle_events(self):
+        super().handle_events()
+        if self.cycle and not (self.cycle.more_body or self.cycle.response_complete):  # it is being answered
             self.timer.cancel()
 
     def on_response_complete(self):
-        super().on_response_complete()
         self._wait()
+        super().on_response_complete()  # which looks whether the next request is there already
+
+    def pause_writing(self):
+        super().pause_writing()
+        self.stuck = self.loop.call_later(PATIENCE, self.transport.abort)
+
+    def resume_writing(self):
+        super().resume_writing()
+        self.stuck.cancel()
 
     def connection_lost(self, exc):
         self.timer.cancel()
+        if self.stuck:
+            self.stuck.cancel()
         super().connection_lost(exc)
 
     def _wait(self):

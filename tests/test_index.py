@@ -3,6 +3,7 @@ they are not; the threshold by hand."""
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -100,6 +101,25 @@ def test_a_fusion_answers_as_the_comparison_fused(built):
     write_sealed(result, read_sealed(result) | {"data": "of yesterday"})
     with pytest.raises(UserError, match="hybrid_reference was measured on other data or with another model"):
         open_index(built, "hybrid_reference")
+
+
+def test_data_that_change_while_an_index_is_made_or_opened_are_not_mixed(built, monkeypatch):
+    make, corpus = index._make, built.data_dir / "corpus.jsonl"
+    def slow(*given):
+        made = make(*given)
+        os.utime(corpus)  # whoever writes it anew
+        return made
+    monkeypatch.setattr(index, "_make", slow)
+    with pytest.raises(UserError, match="data or model of reference changed while its index was opened: ask again"):
+        open_index(built, "reference")
+    monkeypatch.setattr(index, "_make", make)
+    hybrid(built, "reference")
+    fused = open_index(built, "hybrid_reference")
+    parts = fused.manifest["facts"]["parts"]
+    assert parts == [open_index(built, part).folder.name for part in ("bm25", "reference")]
+    other = fused.manifest | {"facts": fused.manifest["facts"] | {"parts": [parts[0], "of yesterday"]}}
+    with pytest.raises(UserError, match="hybrid_reference changed while its index was opened"):
+        index._opened(built, fused.folder, other)
 
 
 def test_a_cold_search_loads_neither_pytorch_nor_transformers(built):

@@ -13,6 +13,7 @@ import time
 import nbformat
 import pytest
 import pytrec_eval
+from offline import SAID, offline, way
 from tiny import tiny_pairs
 
 from embedding_finetune import run
@@ -63,7 +64,7 @@ def environment(tiny_settings, tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(environment):
     """The experiment with everything run, and what the run printed."""
-    done = call(sys.executable, "tests/whole_run.py", MPLBACKEND="agg")
+    done = call(*offline(sys.executable, "tests/whole_run.py"), MPLBACKEND="agg")
     assert done.returncode == 0, done.stdout + done.stderr
     return Settings.load(), done.stdout
 
@@ -100,6 +101,14 @@ def test_every_step_leaves_its_files(finished):
                                                                   "eval_neg50.ipynb", "eval_reference.ipynb"}
     notebooks |= {path.name for path in ROOT.glob("*.ipynb")} - {"eval_train_hard.ipynb", "learning_curve.ipynb"}
     assert {path.name for path in (settings.output_dir / "notebooks").iterdir()} == notebooks
+
+
+@pytest.mark.skipif(not way(), reason="a network namespace cannot be made here: unshare -n is refused, or missing")
+def test_not_one_request_leaves_the_machine(finished):
+    assert finished[1].splitlines()[-1] == f"{SAID}0"
+    ask = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'?', ('192.0.2.1', 53))"
+    asked = call(*offline(sys.executable, "-c", ask))
+    assert "Network is unreachable" in asked.stderr and asked.stdout == f"{SAID}1\n"
 
 
 def test_the_comparison_has_everything_measured(finished):

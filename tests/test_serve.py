@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 from urllib.parse import urlencode
 
 import pytest
@@ -20,6 +21,7 @@ from embedding_finetune.data.sources import read_pairs
 from embedding_finetune.files import UserError, read_jsonl, write_json
 from embedding_finetune.index import open_index
 from embedding_finetune.settings import ROOT, Settings
+from faults.served import greedy_client, is_held
 from tiny import build
 
 PATIENT = 1.0  # seconds, in place of PATIENCE; and the files are looked at more often
@@ -157,6 +159,25 @@ def test_who_is_slow_is_sent_away(server, data):
     assert PATIENT / 2 < time.monotonic() - began < 4
 
 
+def test_a_second_request_may_not_be_slower_than_the_first(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\n" + HEAD + b"\r\n")
+        assert connection.recv(2000).startswith(b"HTTP/1.1 200 ")
+        time.sleep(PATIENT / 4)  # the answer has come in whole
+        connection.sendall(b"GET /sea")
+        said = b"".join(iter(lambda: connection.recv(2000), b""))
+    assert b"HTTP/1.1 408 " in said
+
+
+def test_who_takes_no_answer_is_sent_away(server):
+    page = b"GET / HTTP/1.1\r\n" + HEAD + b"\r\n"
+    with greedy_client(server.port, page * 2000) as greedy:  # more than what buffers hold
+        deadline = time.monotonic() + 5 * PATIENT + 5
+        while is_held(server.port, greedy):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
 def test_what_is_no_mark_is_refused(server, experiment):
     good = {"query": "otter", "id": server.search("otter")["hits"][0]["id"], "model": "reference", "right": True}
     post = lambda body, **headers: server.ask("/marks", body, **headers)[0]  # noqa: E731
@@ -218,6 +239,87 @@ def test_a_model_is_swapped_without_losing_a_request(server, experiment):
     expected = open_index(experiment, "reference").answer(["otter"], 1)[0][0]["score"]
     assert set(found) == {before[0]["score"], found[-1]} and found[-1] == pytest.approx(expected, abs=1e-5)
     assert sum("cannot be opened" in line for line in server.log) == 1  # said once
+
+
+class Files:
+    """Files that are a number: what `live` asks of them and of indexes; `log` has the numbers that were opened."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.log, self.refused = 1, [], None
+        self.begun, self.may = threading.Event(), threading.Event()
+        self.may.set()
+        monkeypatch.setattr(live, "labels", self.labels)
+        monkeypatch.setattr(live, "stamps", lambda _: self.now)
+        monkeypatch.setattr(live, "is_current", lambda _, manifest: manifest["files"] == self.now)
+        monkeypatch.setattr(live, "open_index", self.opened)
+
+    def labels(self, _):
+        if self.refused == "labels":
+            raise UserError("cannot read the recipes")
+        return ["x"]
+
+    def opened(self, *_):
+        found = SimpleNamespace(manifest={"files": self.now})
+        self.begun.set()
+        assert self.may.wait(10)
+        if self.refused == "open":
+            raise UserError("the disk is full")
+        self.log.append(found.manifest["files"])
+        return found
+
+
+def looked(shelf, times=1):
+    """After so many looks at the files, each with what it brings."""
+    for _ in range(times):
+        shelf.refresh()
+        shelf.librarian.submit(int).result()
+
+
+def test_what_changes_while_it_is_opened_is_opened_again(monkeypatch):
+    files = Files(monkeypatch)
+    shelf, files.now = live.Shelf(None, "x"), 2
+    files.may.clear()
+    files.begun.clear()
+    shelf.refresh()
+    assert files.begun.wait(10)
+    files.now = 3
+    shelf.refresh()  # while 2 is being opened
+    files.may.set()
+    looked(shelf, 2)
+    assert files.log[-1] == 3 and shelf.get("").manifest["files"] == 3
+    for files.now in (2, 3):  # back to what was there before
+        looked(shelf, 2)
+        assert files.log[-1] == files.now
+    opened = len(files.log)
+    looked(shelf, 3)
+    assert len(files.log) == opened
+
+
+def test_a_look_that_fails_is_said_once_and_not_the_last(monkeypatch, caplog):
+    files = Files(monkeypatch)
+    shelf, files.now, files.refused = live.Shelf(None, "x"), 2, "labels"
+    looked(shelf, 3)
+    assert caplog.text.count("cannot be seen: cannot read the recipes") == 1 and files.log == [1]
+    files.refused = None
+    looked(shelf)
+    assert files.log == [1, 2]
+
+
+def test_what_cannot_be_opened_is_tried_again_when_it_changes_and_later(monkeypatch):
+    files, asked = Files(monkeypatch), []
+    shelf, files.now, files.refused = live.Shelf(None, "x"), 2, "open"
+    monkeypatch.setattr(live.log, "warning", lambda *words: asked.append(words))
+    looked(shelf, 3)
+    assert len(asked) == 1 and shelf.get("").manifest["files"] == 1  # the old one goes on
+    files.now = 3
+    looked(shelf, 3)
+    assert len(asked) == 2
+    monkeypatch.setattr(live, "AGAIN", 0.0)
+    looked(shelf)
+    assert len(asked) == 3
+    files.refused = None
+    looked(shelf)
+    assert files.log == [1, 3]
 
 
 def test_marks_are_rows_that_dataset_reads(tmp_path, settings):

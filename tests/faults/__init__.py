@@ -2,6 +2,7 @@
 
     python -m faults                      all of it, and docs/reliability.md (`make faults`)
     python -m faults --sample 40          so many trials of each kind, as `make test` has it
+    python -m faults soak                 the server for half an hour, see soak.py (`make soak`)
     python -m faults --plant NAME         and with a bug put into the package (see plants.py): it must be found
 
 A trial ends well in two ways: equal to an undisturbed run, perhaps after the same command again, or in one clear line
@@ -13,4 +14,5 @@ with everything that was there still there. Anything else is lost, and a bug.
     kills, disks, damage, together, surroundings    kinds of faults, each a list of trials
     fuzz           everything that is read, fed with what hypothesis makes of it
     plants         bugs to be found
+    soak           the server under load: served (its process), clients, exact (what it is to answer)
 """

@@ -12,6 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+if sys.argv[1:2] == ["soak"]:
+    from faults.soak import main
+    sys.exit(main(sys.argv[2:]))
+
 from faults.laboratory import Laboratory, preloaded  # noqa: E402
 
 preloaded()

@@ -3,7 +3,10 @@
 import collections
 import os
 import platform
+import re
 import time
+
+import numpy as np
 
 from .bench import CLEAR, EQUAL, LOST
 
@@ -45,6 +48,19 @@ What is not in these numbers:
   systems, a reranker's training and compiled models are not tried.
 """
 
+SOAK = """## Soak of the server
+
+`make soak` asks the real server over the tiny experiment for half an hour, by vectors, by BM25 and by both, and writes
+this section. Every answer is compared with the one that is computed without server and index (products of vectors, the
+library of BM25, the fusion written out): ids and texts equal, scores to 1e-5. While data or weights change below it, an
+answer must be wholly of the old or wholly of the new ones, and once these are in use, of the new ones alone. A request
+may be refused by a status that says so, and stay without an answer only while there is no server.
+
+{when}, {machine}; {clients} clients. Faults: {faults}.
+
+{table}
+"""
+
 
 def write_report(path, counts, planted, seconds, processes=1):
     """Write the page from counts: "group<tab>kind<tab>step" -> Counter of verdicts; and from which
@@ -56,13 +72,50 @@ def write_report(path, counts, planted, seconds, processes=1):
         if group != "fuzz":
             steps[step] += found
     fuzzed = sum(sum(found.values()) for (group, _), found in kinds.items() if group == "fuzz")
-    path.write_text(PAGE.format(
-        when=time.strftime("%Y-%m-%d"), minutes=seconds / 60, fuzzed=fuzzed,
+    put(path, PAGE.format(
+        when=time.strftime("%Y-%m-%d"), minutes=seconds / 60, fuzzed=fuzzed, machine=_machine(),
         processes="one process" if processes == 1 else f"{processes} processes",
-        machine=f"{os.cpu_count()} CPU cores ({platform.machine()}, Linux {platform.release()}), shared with others",
         planted="; ".join(f"{name}: {f'found by trial {number}' if number else 'not found'}"
                           for name, number in planted.items()) or "none this time",
-        kinds=_table(["kind", "fault"], kinds), steps=_table(["step"], steps)), encoding="utf-8")
+        kinds=_table(["kind", "fault"], kinds), steps=_table(["step"], steps)))
+
+
+def put(path, section):
+    """Write a section, which begins with its heading, into a page: over the one with this heading, or at the end."""
+    there = re.split(r"\n(?=## )", path.read_text(encoding="utf-8")) if path.exists() else []
+    heading = section.partition("\n")[0]
+    there = {text.partition("\n")[0]: text for text in there} | {heading: section}
+    path.write_text("\n".join(there.values()), encoding="utf-8")
+
+
+def soak_section(soak):
+    """The section about a soak that has ended (see soak.Soak)."""
+    counts, clients = soak.clients.counts, soak.clients
+    median, slow = (1000 * np.percentile(clients.seconds, share) for share in (50, 99))
+    times, memory, files, threads = np.array(soak.server.samples).T
+    fifths = [memory[times >= times[-1] * share][0] for share in (0.2, 0.4, 0.6, 0.8)]
+    warm = times >= 0.4 * times[-1]
+    slope = 3600 * np.polyfit(times[warm], memory[warm], 1)[0]
+    refused = ", ".join(f"{number:,} by {what.removeprefix('refused: ')}" for what, number in sorted(counts.items())
+                        if what.startswith("refused: "))
+    rows = [
+        ["requests", f"{counts['requests']:,}"], ["answered, and right", f"{counts['right']:,}"],
+        ["answered wrongly, cut off, or against the rules", f"{len(clients.wrong)}"], ["refused", refused],
+        ["without an answer, as there was no server", f"{counts['without a server']:,}"],
+        ["clients that went away / hung", f"{counts['clients that went away']} / {counts['clients that hung']}"],
+        ["latency between the faults, p50 / p99", f"{median:.0f} / {slow:.0f} ms ({len(clients.seconds):,} requests)"],
+        ["memory of the last server: at its start, after each fifth of its time",
+         f"{memory[0]:.0f}; {', '.join(f'{one:.0f}' for one in [*fifths, memory[-1]])} MB"],
+        ["its slope after two fifths", f"{slope:+.0f} MB an hour, in {times[-1] / 60:.0f} minutes"],
+        ["its open files and threads, start / end",
+         f"{files[0]:.0f} / {files[-1]:.0f}, {threads[0]:.0f} / {threads[-1]:.0f}"]]
+    return SOAK.format(when=time.strftime("%Y-%m-%d"), machine=_machine(), clients=len(clients.threads),
+                       faults=", ".join(f"{name} {number}" for name, number in soak.faults.items()),
+                       table="\n".join(f"| {name} | {value} |" for name, value in [["", ""], ["---", "---"], *rows]))
+
+
+def _machine():
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}, Linux {platform.release()}), shared with others"
 
 
 def _table(names, rows):

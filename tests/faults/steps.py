@@ -38,6 +38,7 @@ from embedding_finetune.training.mining import Miner
 from embedding_finetune.training.rows import make_training_file
 
 QUERY = "when does the otter sleep"
+WEIGHT = 0.3  # of BM25 in the fusion
 
 
 @dataclass(frozen=True)
@@ -94,15 +95,15 @@ def train(settings, label="neg10"):
     run_command_line(lambda: finetune(settings, label, one_process=True))
 
 
-def measure(settings):
-    """What the evaluation notebook of neg10 writes, with the fusion."""
-    evaluate(settings, "bm25", "raw", "neg10")
-    collection, of = read_data(settings), facts(settings, encoder_of(settings, use_of(settings, "neg10")))
+def measure(settings, *others, dense="neg10"):
+    """What the evaluation notebook of a dense model writes, with the fusion; and what those of other models write."""
+    evaluate(settings, "bm25", *others, dense)
+    collection, of = read_data(settings), facts(settings, encoder_of(settings, use_of(settings, dense)))
     runs = [{part: read_measured_run(settings, collection, label, part) for part in ("test", "dev")}
-            for label in ("bm25", "neg10")]
-    fused = {part: fuse_scores(runs[0][part], runs[1][part], 0.3) for part in ("test", "dev")}
-    save_result(settings, collection, "hybrid_neg10", fused, model="BM25 + neg10", weight=0.3, hybrid_of="neg10",
-                used=of["used"], content=of["content"])
+            for label in ("bm25", dense)]
+    fused = {part: fuse_scores(runs[0][part], runs[1][part], WEIGHT) for part in ("test", "dev")}
+    save_result(settings, collection, f"hybrid_{dense}", fused, model=f"BM25 + {dense}", weight=WEIGHT,
+                hybrid_of=dense, used=of["used"], content=of["content"])
 
 
 def compared(settings):
@@ -176,7 +177,7 @@ STEPS = [
     Step("merge", "trained", lambda settings: train(settings, "neg10_merged")),
     Step("encode", "trained", encoded, "encoded"),
     Step("tokens", "trained", tokens),
-    Step("evaluate", "encoded", measure, "measured"),
+    Step("evaluate", "encoded", lambda settings: measure(settings, "raw"), "measured"),
     Step("compare", "measured", compared, "compared"),
     Step("index", "compared", lambda settings: ask(settings, "neg10"), "indexed"),
     Step("index of words", "compared", lambda settings: ask(settings, "bm25")),

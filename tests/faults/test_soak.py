@@ -1,0 +1,19 @@
+"""A short soak: every answer is right, whatever is done to the server; and a server that mixes old and new is found."""
+
+from faults.report import put
+from faults.test_faults import harness
+
+
+def test_every_answer_is_right_and_a_planted_bug_is_found():
+    status, said = harness("soak", "--quick", "--plant")
+    sound, _, planted = said.partition("## Soak of the server")
+    assert status == 0 and "WRONG" not in sound and "| answered wrongly, cut off, or against the rules | 0 |" in planted
+    assert "WRONG hybrid_reference: " in planted and "planted: old and new are mixed: found" in planted, said
+
+
+def test_a_section_takes_the_place_of_its_like(tmp_path):
+    page = tmp_path / "page.md"
+    for text in ("# Faults\n\none\n", "## Soak\n\nfirst\n", "## Last\n\nstays\n", "## Soak\n\nsecond\n",
+                 "# Faults\n\ntwo\n"):
+        put(page, text)
+    assert page.read_text() == "# Faults\n\ntwo\n\n## Soak\n\nsecond\n\n## Last\n\nstays\n"
