@@ -75,6 +75,7 @@ One module is one stage of the data's way; each imports only from modules above 
 
     cluster      a function over shares, by the machines of a Ray cluster
     encode       vectors by several processes, before they are needed
+    threshold    from which score on an answer is likely
     index        an index that is saved, found again quickly, and asked
     search       questions at the command line
     choose_index  which index for this corpus: what each costs and finds, foretold

@@ -27,6 +27,7 @@ import numpy as np
 from embedding_finetune.files import UserError, atomic_write, content_hash, is_of_disk, one_line
 from embedding_finetune.seals import fingerprints, is_as_written, is_untouched, read_sealed, stamps, write_sealed
 from embedding_finetune.settings import plain
+from embedding_finetune.threshold import choose_threshold
 
 FOR_PEOPLE = ("title", "name", "seen", "differs")  # of a ModelUse: folders may move
 FUSION = "hybrid_of", "weight", "second_weight", "depth"  # of a result, what its index needs to know
@@ -63,38 +64,6 @@ class Index:
         return json.loads(self._passages[start:end].tobytes())
 
 
-def likely(hits):
-    """Whether the best of the hits of a query reaches the threshold; without a threshold any hit does."""
-    return bool(hits) and hits[0].get("above_threshold", True)
-
-
-def choose_threshold(best, precision):
-    """The lowest score from which on a best hit is right often enough: dict of threshold (None if there is none),
-    answered, right, queries.
-
-    `best` has (score, right or wrong) of the best hit of each dev query; of those that reach the threshold at least the
-    share `precision` is right. All are judged by the labels, so that a right answer without a label counts as wrong.
-    """
-    scores, right = np.array([score for score, _ in best]), np.array([hit for _, hit in best], bool)
-    chosen = {"threshold": None, "answered": 0, "right": 0, "queries": len(best), "precision": precision}
-    for threshold in sorted(set(scores.tolist())):
-        answered = scores >= threshold
-        if right[answered].mean() >= precision:
-            counts = {"answered": int(answered.sum()), "right": int(right[answered].sum())}
-            return chosen | counts | {"threshold": threshold}
-    return chosen
-
-
-def threshold_line(no_answer):
-    """What `choose_threshold` found, in a sentence."""
-    said = no_answer | {"percent": f"{no_answer['precision']:.0%}"}
-    if said["threshold"] is None:
-        return ("no threshold: from no score on is the first hit right for {percent} of the {queries} dev queries"
-                .format(**said))
-    return ("an answer is likely from a score of {threshold:.4g} on: of {queries} dev queries {answered} reach it, and "
-            "the first hit is right for {right} of them (wanted: {percent})".format(**said))
-
-
 def exactness_line(manifest):
     """How much of an exact search an index finds, in a sentence; "" of an exact one."""
     return ("{index} finds {recall:.1%} of the exact first {depth} of {queries} dev queries, in {ms:.2f} ms a query "
@@ -117,6 +86,9 @@ def open_index(settings, label):
     except UserError:
         raise
     except Exception as error:  # each of the readers has errors of its own
+        if is_of_disk(error):
+            raise UserError(f"cannot read {plain(home)}: {one_line(error)}; mend that (permission, the disk), or "
+                            "remove this folder: it is made anew") from None
         print(f"{plain(home)} is damaged ({one_line(error)}): it is made anew", file=sys.stderr)
         shutil.rmtree(home, ignore_errors=True)
     check_label(settings, label)

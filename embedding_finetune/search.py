@@ -11,8 +11,9 @@ import json
 import sys
 
 from embedding_finetune.files import UserError, run_command_line
-from embedding_finetune.index import default_label, exactness_line, likely, open_index, threshold_line
+from embedding_finetune.index import default_label, exactness_line, open_index
 from embedding_finetune.settings import Settings
+from embedding_finetune.threshold import likely, threshold_line
 
 SHOWN = 400  # characters of a passage on a terminal
 NOT_LIKELY = "no passage is likely to answer this"

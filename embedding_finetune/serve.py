@@ -29,9 +29,10 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from embedding_finetune.files import UserError, one_line, read_jsonl, run_command_line, write_jsonl
-from embedding_finetune.index import default_label, likely, threshold_line
+from embedding_finetune.index import default_label
 from embedding_finetune.live import Answers, Busy, Shelf
 from embedding_finetune.settings import Settings
+from embedding_finetune.threshold import likely, threshold_line
 
 PAGE = Path(__file__).with_name("serve.html")
 MARKS = "marks.jsonl"  # in DATA_DIR, in the form that DATASET reads

@@ -1,5 +1,5 @@
 """Saved indexes: they rank as the retrievers do, are found again without PyTorch, and are never taken for today's when
-they are not; the threshold by hand."""
+they are not."""
 
 import dataclasses
 import json
@@ -16,19 +16,13 @@ from embedding_finetune import index
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.results import facts, read_measured_run, save_result
 from embedding_finetune.files import UserError, write_json
-from embedding_finetune.index import (
-    choose_threshold,
-    default_label,
-    exactness_line,
-    likely,
-    open_index,
-    threshold_line,
-)
+from embedding_finetune.index import default_label, exactness_line, open_index
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.model_use import use_of
 from embedding_finetune.retrieval.retrievers import BM25, Dense, fuse_scores
 from embedding_finetune.seals import read_sealed, write_sealed
 from embedding_finetune.settings import ROOT
+from embedding_finetune.threshold import choose_threshold, likely
 
 QUERIES = ["when does the otter of Bafo sleep", "twigs of willow", "月亮", "x"]
 
@@ -204,19 +198,6 @@ def test_the_default_is_what_dev_chose(built, monkeypatch):
     assert default_label(built) == "neg10"
 
 
-def test_threshold_by_hand():
-    best = [[0.9, True], [0.8, True], [0.7, False], [0.6, True], [0.6, True], [0.5, False], [0.4, False]]
-    assert choose_threshold(best, 0.8) == {"threshold": 0.6, "answered": 5, "right": 4, "queries": 7, "precision": 0.8}
-    assert choose_threshold(best, 0.81)["threshold"] == 0.8
-    assert choose_threshold(best, 0.5)["threshold"] == 0.4 and choose_threshold(best, 0.5)["right"] == 4
-    assert choose_threshold([[0.9, False], [0.5, True]], 0.9)["threshold"] is None
-    assert choose_threshold([], 0.9)["queries"] == 0
-    line = threshold_line(choose_threshold(best, 0.8))
-    assert line == ("an answer is likely from a score of 0.6 on: of 7 dev queries 5 reach it, and the first hit is "
-                    "right for 4 of them (wanted: 80%)")
-    assert threshold_line(choose_threshold([], 0.8)).startswith("no threshold")
-
-
 def test_the_threshold_comes_from_dev_and_parts_the_hits(built):
     bm25, dev = open_index(built, "bm25"), read_data(built).part("dev")
     run = BM25().index(dev.corpus).search(dev.queries)
@@ -238,3 +219,14 @@ def test_sources_of_passages_come_back(built, monkeypatch):
     hits = open_index(built, "bm25").answer([collection.corpus[first]], 2)[0]
     assert hits[0]["source"] == "manual.md, line 3" and "source" not in hits[1]
     assert json.dumps(hits) and index.FORMAT
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="no file whose reading fails without a broken disk")
+def test_an_index_that_the_disk_does_not_give_is_not_thrown_away(built, monkeypatch):
+    folder, loaded = open_index(built, "bm25").folder, index.np.load
+    before = sorted(path.name for path in folder.iterdir())
+    monkeypatch.setattr(index.np, "load", lambda path, **more: loaded("/proc/self/mem" if path.name == "offsets.npy"
+                                                                      else path, **more))
+    with pytest.raises(UserError, match=r"cannot read .*index.bm25.*Input/output error; mend that"):
+        open_index(built, "bm25")
+    assert sorted(path.name for path in folder.iterdir()) == before

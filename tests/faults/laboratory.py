@@ -136,8 +136,8 @@ class Laboratory:
             os.dup2(silent, 2)
             note = os.open(notes, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
             known = set(sys.modules)
-            self.library.arm((fault.below or str(self.trial)).encode(), note, ctypes.c_long(fault.at), fault.action, fault.number,
-                             fault.kinds, fault.lasting)
+            self.library.arm((fault.below or str(self.trial)).encode(), note, ctypes.c_long(fault.at), fault.action,
+                             fault.number, fault.kinds, fault.lasting)
             how, said, value = _ended(function)
             self.library.disarm()
             imported = sorted(set(sys.modules) - known)

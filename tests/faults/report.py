@@ -29,10 +29,10 @@ The same by step ({fuzzed:,} cases of the fuzzer aside):
 
 How it is done: a library that is preloaded counts the changes below a folder (open for writing, write, fsync, rename,
 unlink, mkdir) and the reads, also those of libraries in C++ and Rust, and at the n-th it kills the process, sends a
-signal or returns an error of the disk. After a *power cut*, what was not brought to the disk by fsync is cut off. *Damage* is done to the
-files in DATA_DIR and OUTPUT_DIR between two steps. *Two at once* are two processes with the same command in one folder.
-The *fuzzer* (hypothesis, with a seed that is kept) feeds everything that is read: settings, recipes, data in each form,
-our own files, a model's, requests. A sample of all this is part of `make test`, and so are
+signal or returns an error of the disk. After a *power cut*, what was not brought to the disk by fsync is cut off.
+*Damage* is done to the files in DATA_DIR and OUTPUT_DIR between two steps. *Two at once* are two processes with the
+same command in one folder. The *fuzzer* (hypothesis, with a seed that is kept) feeds everything that is read: settings,
+recipes, data in each form, our own files, a model's, requests. A sample of all this is part of `make test`, and so are
 the planted bugs (`tests/faults/plants.py`).
 
 What is not in these numbers:
