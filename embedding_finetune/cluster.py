@@ -74,7 +74,7 @@ def machine(settings):
 
 
 def check_machine(settings, seen, expected):
-    """Raise UserError unless this machine sees the file `seen` of OUTPUT_DIR, and has what `machine` says of the first."""
+    """Raise UserError unless this machine sees the file `seen` of OUTPUT_DIR, and is as `machine` says of the first."""
     deadline = time.monotonic() + LAG
     while not Path(seen).exists():
         if time.monotonic() > deadline:

@@ -2,11 +2,15 @@
 
 import dataclasses
 import os
+import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -18,31 +22,31 @@ from embedding_finetune.retrieval.vectors import VectorCache
 from embedding_finetune.settings import ROOT
 
 
-CLUSTER = """
-from embedding_finetune.cluster import cluster
-with cluster("local") as ray:
-    print(ray.get_runtime_context().gcs_address, flush=True)
-    input()
-"""
-
-
 @pytest.fixture(scope="module")
-def address():
-    """HOST:PORT of a cluster that RAY_ADDRESS=local makes; the tests share it, as machines would."""
+def address(tmp_path_factory):
+    """HOST:PORT of a cluster of two cores that the tests share, of no more processes than it must have."""
+    log = tmp_path_factory.mktemp("ray") / "log"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         for _ in range(2):
-            running = subprocess.Popen([sys.executable, "-c", CLUSTER], cwd=ROOT, stdin=subprocess.PIPE,
-                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            if found := running.stdout.readline().strip():
+            with socket.create_server(("", 0)) as one, socket.create_server(("", 0)) as other:
+                port, clients = one.getsockname()[1], other.getsockname()[1]
+            command = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--num-cpus=2",
+                       f"--port={port}", f"--ray-client-server-port={clients}", "--include-dashboard=false",
+                       "--no-monitor", "--include-log-monitor=false", "--disable-usage-stats"]
+            with open(log, "w") as output:
+                running = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+            while running.poll() is None and "Ray runtime started" not in log.read_text():
+                time.sleep(0.5)
+            if running.poll() is None:
                 break
-            said = running.communicate()[1]
-            assert "The current node timed out during startup" in said, said
+            assert "The current node timed out during startup" in log.read_text(), log.read_text()
         else:
             pytest.skip("Ray allows its own processes 15 s to start, and this machine is too busy for that")
-        yield found
-        assert running.communicate("the end\n") and running.returncode == 0
+        yield re.search(r"Local node IP: (\S+)", log.read_text())[1] + f":{port}"
+        running.terminate()
+        running.wait()
 
 
 @pytest.fixture
@@ -128,12 +132,12 @@ def test_a_share_has_a_gpu_or_its_part_of_the_cores(machines, shares, wanted, th
 
 def test_without_ray_one_line_says_what_to_install(built, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="the package ray is not installed, and RAY_ADDRESS=auto needs it: pip install "):
+    with pytest.raises(UserError, match="the package ray is not installed, and RAY_ADDRESS=auto needs it: pip "):
         for_each_share(dataclasses.replace(built, ray_address="auto"), print, 2)
     assert any(line.split(" #")[0].strip() == cluster.REQUIREMENT
                for line in (ROOT / "requirements.txt").read_text().splitlines())
 
 
 def test_without_a_cluster_one_line_says_so(built):
-    with pytest.raises(UserError, match="no Ray cluster at RAY_ADDRESS=nowhere .*or give local for one on this machine"):
+    with pytest.raises(UserError, match="no Ray cluster at RAY_ADDRESS=nowhere .*or give local for one on this"):
         for_each_share(dataclasses.replace(built, ray_address="nowhere"), print, 2)
