@@ -67,12 +67,13 @@ def may_overwrite():
 
 @contextlib.contextmanager
 def atomic_write(path, mode="w"):
-    """Open a file beside `path` for writing and rename it to `path` once it is complete.
+    """Open a file beside `path` for writing and rename it to `path` once it is complete. It bears the names of process
+    and machine: several may write into a folder that they share.
 
     Raises UserError when the disk is full or not writable; `path` then is as it was before.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:

@@ -41,7 +41,7 @@ What is not in these numbers:
 - A file of an index whose bits turn without a new time of change is taken as it is: hashing it at each search would
   take longer than the search. Its model, its records and its data are hashed.
 - A model card (`README.md`) is for people, who may write into it. A result that is removed is not compared.
-- A process that is killed leaves hidden files (`.NAME.PID.partial`) beside what it wrote; nothing reads them.
+- A process that is killed leaves hidden files (`.NAME.MACHINE.PID.partial`) beside what it wrote; nothing reads them.
 - Short of memory, a process may end by an exception of the library that asked for it, with its traceback. That counts
   as a kill: the same command must then end equal.
 - Steps that start other processes (torchrun, notebooks) run in one process here. Several machines, network file
