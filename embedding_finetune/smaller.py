@@ -12,7 +12,6 @@ would: a text has the same vector in every company.
 """
 
 import logging
-import os
 import shutil
 import sys
 import tempfile
@@ -151,7 +150,6 @@ def _traced(use, tokenizer, path):
 def _quantised(use, tokenizer, texts, source, path):
     """Write the ONNX graph `source` in int8 to `path`, unless it is there; returns `path`."""
     if not path.exists():
-        os.environ.setdefault("NNCF_CI", "1")  # else it reports its use to its makers, unasked
         import nncf
         import onnx
 

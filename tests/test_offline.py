@@ -1,0 +1,43 @@
+"""Nothing is sent to other machines: libraries do not report their use to their makers."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from offline import SAID, offline, way
+
+from embedding_finetune.settings import ROOT
+
+SESSION = """
+import onnx, onnxruntime
+from onnx import TensorProto, helper
+one, other = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("a", "b"))
+graph = helper.make_graph([helper.make_node("Abs", ["a"], ["b"])], "graph", [one], [other])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=9)
+session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+"""
+WAIT = """
+import time
+from offline import attempts
+until = time.monotonic() + {}
+while time.monotonic() < until and not attempts():
+    time.sleep(0.1)
+"""
+
+
+def started(program, seconds, **environment):
+    """A process that waits for an attempt, so many seconds."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return subprocess.Popen(offline(sys.executable, "-c", program + WAIT.format(seconds)), stdout=subprocess.PIPE,
+                            text=True, env=os.environ | {"PYTHONPATH": path} | environment)
+
+
+@pytest.mark.skipif(not way(), reason="a network namespace cannot be made here: unshare -n is refused, or missing")
+def test_libraries_report_nothing_to_their_makers():
+    ours = "import embedding_finetune, openvino.tools.ovc" + SESSION
+    processes = {"ours": started(ours, 12), "onnxruntime": started(ours, 60, ORT_DISABLE_TELEMETRY="0"),
+                 "openvino": started("import openvino.tools.ovc", 60)}  # the last two, to see that they would
+    said = {name: process.communicate()[0].splitlines()[-1] for name, process in processes.items()}
+    assert said.pop("ours") == f"{SAID}0"
+    assert all(int(line.removeprefix(SAID)) > 0 for line in said.values()), said
