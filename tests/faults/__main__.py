@@ -43,6 +43,7 @@ def main():
     parser.add_argument("--processes", type=int, default=1, help="that share the trials")
     parser.add_argument("--part", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="where to write counts, and what was lost")
+    parser.add_argument("--add", type=Path, nargs="+", default=[], help="what --json of other kinds wrote, for the page")
     parser.add_argument("--page", type=Path, help="the page to write")
     options, began = parser.parse_args(), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -51,19 +52,27 @@ def main():
         for process, path in others:
             if process.wait() not in (0, 1):
                 sys.exit(f"a process of the harness ended with status {process.returncode}")
-            found = json.loads(path.read_text())
-            lost += found["lost"]
-            for row, verdicts in found["counts"].items():
-                counts[row].update(verdicts)
+            _add(path, counts, lost, planted)
+    seconds = time.monotonic() - began + sum(_add(path, counts, lost, planted) for path in options.add)
     for name, number in planted.items():
         print(f"planted: {name}: " + (f"found by trial {number}" if number else "NOT FOUND"))
     total = sum(counts.values(), collections.Counter())
-    print(dict(total), f"in {time.monotonic() - began:.0f} s")
+    print(dict(total), f"in {seconds:.0f} s")
     if options.json:
-        options.json.write_text(json.dumps({"counts": counts, "lost": lost}))
+        options.json.write_text(json.dumps({"counts": counts, "lost": lost, "planted": planted, "seconds": seconds}))
     if options.page and not options.part:
-        write_report(options.page, counts, planted, time.monotonic() - began, options.processes)
+        write_report(options.page, counts, planted, seconds, options.processes)
     sys.exit(bool(lost) or not all(planted.values()))
+
+
+def _add(path, counts, lost, planted):
+    """Add what another process found, in a file of --json; returns its seconds."""
+    found = json.loads(path.read_text())
+    lost += found["lost"]
+    planted |= found["planted"]
+    for row, verdicts in found["counts"].items():
+        counts[row].update(verdicts)
+    return found["seconds"]
 
 
 def _start(number, folder):
@@ -74,15 +83,15 @@ def _start(number, folder):
 
 
 def one_part(options, began):
-    """Every `--processes`-th trial of each kind, from number `--part` on: counts of the verdicts, what was lost, and
-    which planted bugs were found (by the first part)."""
+    """This part's trials: counts of the verdicts, what was lost, and which planted bugs were found (by the first part).
+    """
     names = options.steps and options.steps.split(",")
     counts, lost, laboratory = collections.defaultdict(collections.Counter), [], Laboratory()
     try:
         bench = Bench(laboratory, names)
         for kind in (options.kinds or ",".join(KINDS)).split(","):
             until = time.monotonic() + 60 * options.minutes * SHARES[kind]
-            for trial in chosen(bench, kind, names, options)[options.part::options.processes]:
+            for trial in chosen(bench, kind, names, options):
                 if time.monotonic() > until:
                     break
                 verdict, said, *cases = trial.run()
@@ -98,11 +107,14 @@ def one_part(options, began):
 
 
 def chosen(bench, kind, names, options):
-    """The trials of a kind, as many as were asked for."""
+    """The trials of a kind, as many as were asked for, of every `--processes`-th from number `--part` on."""
     if kind == "fuzz":
-        return list(fuzz.trials(bench, options.cases))
+        return list(fuzz.trials(bench, options.cases))[options.part::options.processes]
     trials = [trial for trial in KINDS[kind].trials(bench) if not names or trial.step in names]
-    most = options.sample or FULL[kind] or len(trials) - 1  # not all: else they would keep their order
+    trials = trials[options.part::options.processes]
+    most = options.sample or FULL[kind]
+    # Not all of them: else they would keep their order.
+    most = -(-most // options.processes) if most else len(trials) - 1
     return sampled(trials, most, bench.seconds, options.seed)
 
 
