@@ -16,6 +16,7 @@ from .exact import DEPTH, LABELS, same
 from .served import greedy_client, is_held
 
 HEAD = b"Host: 127.0.0.1\r\nContent-Type: application/json\r\n"
+FILLED = 60  # seconds, until the answers that a client does not read have filled all buffers
 SHOWN = 20  # complaints, of what may be thousands
 LAST = HEAD + b"Connection: close\r\n"
 MALFORMED = [  # requests, and the status that each must get
@@ -190,7 +191,7 @@ class Clients:
             if not answer.startswith(b"HTTP/1.1 408 "):
                 self.complain(f"who sent {half[:60]} and hung was not sent away: {answer[-60:]}")
         self.count("clients that hung")
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + patience + FILLED
         while (held := is_held(self.server.port, greedy)) and time.monotonic() < deadline:
             time.sleep(0.1)
         if held:

@@ -56,7 +56,8 @@ library of BM25, the fusion written out): ids and texts equal, scores to 1e-5. W
 answer must be wholly of the old or wholly of the new ones, and once these are in use, of the new ones alone. A request
 may be refused by a status that says so, and stay without an answer only while there is no server.
 
-{when}, {machine}; {clients} clients. Faults: {faults}.
+{when}, {machine}; {clients} clients.
+Faults: {faults}.
 
 {table}
 """
@@ -106,7 +107,7 @@ def soak_section(soak):
         ["latency between the faults, p50 / p99", f"{median:.0f} / {slow:.0f} ms ({len(clients.seconds):,} requests)"],
         ["memory of the last server: at its start, after each fifth of its time",
          f"{memory[0]:.0f}; {', '.join(f'{one:.0f}' for one in [*fifths, memory[-1]])} MB"],
-        ["its slope after two fifths", f"{slope:+.0f} MB an hour, in {times[-1] / 60:.0f} minutes"],
+        ["its slope after two fifths", f"{slope:+.1f} MB an hour, in {times[-1] / 60:.0f} minutes"],
         ["its open files and threads, start / end",
          f"{files[0]:.0f} / {files[-1]:.0f}, {threads[0]:.0f} / {threads[-1]:.0f}"]]
     return SOAK.format(when=time.strftime("%Y-%m-%d"), machine=_machine(), clients=len(clients.threads),

@@ -84,16 +84,18 @@ class Soak:
             self.clients.complain(f"in the log: {line}")
 
     def run(self, minutes, pause, kinds=None):
-        """Faults in a random order, each of them at least once, with pauses between them."""
+        """Faults in a random order with pauses between them, for so many minutes; each once where these are 0."""
         change = self.change
         faults = {"malformed": self.clients.malformed, "vanish": self.clients.vanish, "hang": self.hang,
                   "burst": self.burst, "change": change, "back": lambda: change(back=True),
                   "recipes": lambda: change(broken=True), "SIGKILL": self.kill, "SIGTERM": self.restart,
                   "change and SIGKILL": lambda: change(killed=True)}
         began, last = time.monotonic(), 0
-        while last < 60 * minutes or not last:
+        while last <= 60 * minutes:
             names = [name for name in kinds or faults if last <= KILLS * 60 * minutes or "SIG" not in name]
             for name in self.rng.sample(names, len(names)):
+                if last > 60 * minutes > 0:
+                    return
                 faults[name]()
                 self.faults[name] += 1
                 self.clients.steady = True
