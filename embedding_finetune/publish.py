@@ -2,9 +2,9 @@
 
     python -m embedding_finetune.publish LABEL [--to NAMESPACE/NAME] [--upload]
 
-OUTPUT_DIR/publish/LABEL is the folder, for you to read and to mend; only --upload sends it, as it lies there, into a
-repository that is private until you open it on its page. HF_TOKEN (or an earlier `hf auth login`) says who you are. The
-folder holds no training texts, and no path of this machine: that is checked.
+OUTPUT_DIR/publish/LABEL is the folder, whose card is for you to read and to mend; only --upload sends it into a
+repository, which is private until you open it on its page. HF_TOKEN (or an earlier `hf auth login`) says who you are.
+The folder holds no training texts, and no path of this machine: that is checked.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from embedding_finetune.files import (
     write_json,
 )
 from embedding_finetune.retrieval.compiled import RECORD as COMPILED
-from embedding_finetune.seals import CARD, MARKER
+from embedding_finetune.seals import CARD, MARKER, damaged_file, mark
 from embedding_finetune.settings import ROOT, Settings, path_of, plain
 from embedding_finetune.training.checkpoints import in_turn
 from embedding_finetune.training.export import METRICS_HEADING
@@ -70,8 +70,9 @@ Licence of the model: {licence}. It was made from {base}, whose licence holds as
 def prepare(settings, label, to=None):
     """Make OUTPUT_DIR/publish/LABEL, unless it is there and says what is known today; returns the folder.
 
-    Raises UserError when the label has no model or no results that fit today's data and model, when the folder says
-    something else than what is known today (OVERWRITE=1 makes it anew), or when something private is in a file.
+    Raises UserError when the label has no model, when its results or those that it is compared with do not fit today's
+    data and models, when the folder says something else than what is known today or a file of it, the card aside, is
+    not as it was made (OVERWRITE=1 makes it anew), or when something private is in a file.
     """
     with in_turn(settings.output_dir / "publish"):
         return _prepared(settings, label, to)
@@ -82,14 +83,17 @@ def _prepared(settings, label, to):
     if not (source / "config.json").is_file():
         raise UserError(f"{plain(source)} holds no finished model: give the label of one that was trained here")
     rows, left_out = compare(settings, read_data(settings))
-    print(*left_out, sep="\n", end="\n" * bool(left_out))
     row = next((row for row in rows if row["label"] == label), None)
     if row is None:
         stale = [line for line in left_out if line.startswith(f"{label} is left out")]
         raise UserError(stale[0] if stale else f"{label} has no results: evaluate it first")
+    if left_out:  # the card would not say what it lacks
+        raise UserError(f"{left_out[0]}, or move its result out of {plain(settings.output_dir / 'results')}")
     known = ("label", "queries", "corpus", "metrics", "dev", "ci95", "against", "content", "data", "finished")
     facts = json.loads(json.dumps({name: row.get(name) for name in known} | {"published_as": to}))
     if folder.exists() and not may_overwrite():
+        if changed := damaged_file(folder):
+            raise UserError(f"{plain(folder / changed)} is not as it was made; OVERWRITE=1 makes the folder anew")
         if read_json(folder / FACTS) == facts:
             print(f"{plain(folder)} is there: kept as it is (OVERWRITE=1 makes it anew)")
             return folder
@@ -106,6 +110,7 @@ def _prepared(settings, label, to):
         write_json(partial / FACTS, facts)
         (partial / CARD).write_text(card(settings, label, to, rows, row), encoding="utf-8")
         check_private(settings, partial)
+        mark(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except OSError as error:
@@ -178,7 +183,8 @@ def upload(folder, to):
     api = HfApi(endpoint=constants.ENDPOINT)
     try:
         api.create_repo(to, private=True, exist_ok=True)
-        return api.upload_folder(repo_id=to, folder_path=folder, commit_message="Model, card and results").commit_url
+        return api.upload_folder(repo_id=to, folder_path=folder, commit_message="Model, card and results",
+                                 ignore_patterns=[MARKER]).commit_url
     except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
         raise UserError(f"the hub at {constants.ENDPOINT} does not take {to} ({one_line(error)}); the folder {folder} "
                         "is whole: the same command tries again") from None

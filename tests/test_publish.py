@@ -115,6 +115,20 @@ def test_a_model_without_results_or_with_stale_ones_is_refused(measured, monkeyp
     with pytest.raises(UserError, match="neg50 is left out: its model has changed since; evaluate it again"):
         prepare(measured, "neg50")
     assert not (measured.output_dir / "publish" / "neg50").exists()
+    with pytest.raises(UserError, match="neg50 is left out: .*; evaluate it again, or move its result out of "):
+        prepare(measured, "neg10")  # whose card would compare it with fewer
+    (measured.output_dir / "results" / "neg50.json").unlink()
+
+
+def test_what_was_changed_since_is_not_sent_but_for_the_card(measured, monkeypatch):
+    monkeypatch.setenv("OVERWRITE", "1")
+    folder = prepare(measured, "neg10", "me/mine")
+    monkeypatch.delenv("OVERWRITE")
+    (folder / "README.md").write_text("mine")
+    assert prepare(measured, "neg10", "me/mine") == folder
+    (folder / "modules.json").write_text("[]")
+    with pytest.raises(UserError, match="neg10/modules.json is not as it was made; OVERWRITE=1 makes the folder anew"):
+        prepare(measured, "neg10", "me/mine")
 
 
 @pytest.mark.parametrize("value, said", [
@@ -152,7 +166,8 @@ def test_only_upload_uploads_and_what_arrives_loads_by_its_name(measured, main, 
         main(endpoint, "--to", "me/mine", "--upload", **able)
         assert f"uploaded: {endpoint}/me/mine/commit/" in capsys.readouterr().out
         sent = files(tmp_path / "store" / "me" / "mine")
-        assert sent == files(measured.output_dir / "publish" / "neg10") and len(sent["model.safetensors"]) > 100_000
+        made = files(measured.output_dir / "publish" / "neg10")
+        assert made.pop(MARKER) and sent == made and len(sent["model.safetensors"]) > 100_000
         loaded = snapshot_download("me/mine", endpoint=endpoint, cache_dir=tmp_path / "cache")
         assert SentenceTransformer(loaded, device="cpu").encode_query(["a"]).shape == (1, 64)
 

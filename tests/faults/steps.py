@@ -157,9 +157,9 @@ def _said(answer):
 
 def uploaded(settings):
     """What a stand-in hub holds after the upload."""
-    folder, constants.HF_HUB_OFFLINE = settings.output_dir / "publish" / "neg10", False
+    constants.HF_HUB_OFFLINE = False
     with TemporaryDirectory() as store, hub({"models": {}}, uploads=store) as constants.ENDPOINT:
-        run_command_line(lambda: publish.upload(folder, "me/mine"))
+        run_command_line(lambda: publish.upload(publish.prepare(settings, "neg10", "me/mine"), "me/mine"))
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
                 for path in sorted(Path(store).rglob("*")) if path.is_file()}
 
