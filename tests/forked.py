@@ -12,6 +12,9 @@ import runpy
 import signal
 import sys
 from pathlib import Path
+from unittest import mock
+
+from torch.distributed import run as torchrun
 
 from embedding_finetune.settings import ROOT
 
@@ -52,7 +55,6 @@ def _begin(function, arguments, log, environment):
 
 def command(module, *words):
     """`python -m MODULE WORDS`; the processes that torchrun starts are forked, too."""
-    from torch.distributed import run as torchrun
     for name in [name for name in sys.modules if name.partition(".")[0] == "embedding_finetune"]:
         del sys.modules[name]  # it reads the environment when it is imported
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -64,9 +66,12 @@ def command(module, *words):
         config.start_method = "fork"
         return config, command, words[words.index("-m") + 1:]
 
-    torchrun.config_from_args = config_from_args
-    sys.argv = [module, *words]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    with mock.patch.object(torchrun, "config_from_args", config_from_args):
+        sys.argv = [module, *words]
+        if module == torchrun.__name__:
+            torchrun.main()
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def debugged(typed, *words):

@@ -44,6 +44,9 @@ def flags(tiny, output, **changes):
     return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
 
 
+OF_8 = {"per_device_train_batch_size": 8, "save_steps": 5}  # 16 steps, the second epoch from step 9 on
+
+
 def dev(tiny):
     return {"dev_data": tiny / "data", "dev_corpus_size": 60, "dev_steps": 7}
 
@@ -189,7 +192,7 @@ def test_the_best_checkpoint_by_dev_metric_is_the_model(tiny, tmp_path, monkeypa
 @pytest.mark.parametrize("changes", [{"lora_rank": 4}, {"lora_rank": 4, "grad_cache_chunk": 3}, {}], ids=str)
 def test_adapters_and_dense_layers_continue_to_the_same_parameters(tiny, tmp_path, monkeypatch, capsys, changes):
     """With dropout, interrupted in the second epoch and continued, with and without GradCache."""
-    base, interruptions = shutil.copytree(tiny / "bert_dropout", tmp_path / "base"), [23]
+    base, interruptions = shutil.copytree(tiny / "bert_dropout", tmp_path / "base"), [13]
     modules = [Transformer(str(base)), Pooling(32, "mean"), Dense(32, 24), Normalize()]
     SentenceTransformer(modules=modules, device="cpu").save(str(base))
     original = training.Trainer._checked
@@ -200,7 +203,7 @@ def test_adapters_and_dense_layers_continue_to_the_same_parameters(tiny, tmp_pat
         return original(self, loss)
 
     monkeypatch.setattr(training.Trainer, "_checked", checked)
-    changes = {"model_name_or_path": base, "learning_rate": 1e-3, **changes}
+    changes = {"model_name_or_path": base, "learning_rate": 1e-3, **OF_8, **changes}
     with pytest.raises(KeyboardInterrupt):
         training.train(flags(tiny, tmp_path / "interrupted", **changes))
     [*_, checkpoint] = sorted((tmp_path / "interrupted").glob("checkpoint-*"))
@@ -222,7 +225,7 @@ def test_adapters_and_dense_layers_continue_to_the_same_parameters(tiny, tmp_pat
 
 def test_a_model_trained_for_late_interaction_continues_and_is_exported(tiny, tmp_path, monkeypatch):
     """Interrupted and continued; sentence-transformers loads its folder `late`, whose weights are stored once."""
-    interruptions, original = [23], training.Trainer._checked
+    interruptions, original = [13], training.Trainer._checked
 
     def checked(self, loss):
         if self.state.global_step + 1 in interruptions:
@@ -230,7 +233,7 @@ def test_a_model_trained_for_late_interaction_continues_and_is_exported(tiny, tm
         return original(self, loss)
 
     monkeypatch.setattr(training.Trainer, "_checked", checked)
-    changes = {"interaction": "both", "token_dim": 8, "learning_rate": 1e-3, **dev(tiny)}
+    changes = {"interaction": "both", "token_dim": 8, "learning_rate": 1e-3, **OF_8, **dev(tiny)}
     with pytest.raises(KeyboardInterrupt):
         training.train(flags(tiny, tmp_path / "interrupted", **changes))
     interruptions.clear()
