@@ -1,7 +1,7 @@
-"""Started by test_loss.py and test_processes.py: so many processes that share their negatives.
+"""Run by test_loss.py and test_processes.py in a process of its own: so many processes that share their negatives.
 
-    python several_processes.py gradients TINY RESULTS 4    loss and gradients of each of CASES, plain and cached
-    python several_processes.py agreement TINY RESULTS 2    what check_alike and check_shared say
+`together` does one of two things: "gradients", the loss and the gradients of each of CASES, plain and cached;
+"agreement", what check_alike and check_shared say.
 """
 
 import multiprocessing
@@ -86,8 +86,8 @@ def run(rank, what, tiny, results, world):
     dist.destroy_process_group()
 
 
-if __name__ == "__main__":
-    what, tiny, results, world = sys.argv[1:]
+def together(what, tiny, results, world):
+    """Let so many processes do it, and exit with their status."""
     started = [multiprocessing.get_context("fork").Process(target=run, args=(rank, what, tiny, results, int(world)))
                for rank in range(int(world))]
     for process in started:

@@ -3,13 +3,13 @@
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
 import pytest
+import whole_run
+from forked import run_forked
 
-from embedding_finetune.run import run_notebook
 from embedding_finetune.settings import ROOT
 
 DOCS = ROOT / "docs"
@@ -26,23 +26,13 @@ def image_tags(path):
     return {tag.removeprefix("image:") for tag in tags if tag.startswith("image:")}
 
 
-@pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-    """Path of a notebook -> the future of its executed copy, two at a time; the same cells on less text."""
-    def run(path):
-        run_notebook(path, folder)
-        return folder / path.name
-
-    folder = tmp_path_factory.mktemp("executed")
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
-        patch.setenv("MAX_PAIRS", "160")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield {path: pool.submit(run, path) for path in NOTEBOOKS}
-
-
 @each_notebook
-def test_the_notebook_runs_and_its_assertions_hold(path, executed):
-    code = cells(executed[path].result(), "code")
+def test_the_notebook_runs_and_its_assertions_hold(path, tmp_path):
+    """The same cells on less text."""
+    status, said = run_forked(whole_run.notebook, path, tmp_path, log=tmp_path / "log", MAX_PAIRS="160",
+                              MPLBACKEND="module://matplotlib_inline.backend_inline")
+    assert status == 0, said
+    code = cells(tmp_path / path.name, "code")
     drawn = [cell for cell in code if any("image/png" in output.get("data", {}) for output in cell.outputs)]
     pictures = {f"image:{name}" for name in image_tags(path)}
     assert pictures and pictures <= {tag for cell in drawn for tag in cell.metadata.get("tags", [])}

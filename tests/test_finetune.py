@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from FlagEmbedding.abc.finetune.embedder import AbsEmbedderTrainDataset
+from forked import command, debugged, forked, run_forked
 from safetensors.torch import load_file
 from tiny import tiny_bert, tiny_pairs, tiny_texts
 from tiny_training import changed_rows
@@ -308,7 +309,7 @@ def test_flagembeddings_own_trainer_leads_to_a_complete_folder(built, one_proces
     assert queries and all(query.startswith(("look up: when ", "look up: where ")) for query, *_ in queries)
 
 
-def test_a_killed_training_is_one_line_and_can_be_continued(built, one_process, monkeypatch, capsys):
+def test_a_killed_training_is_one_line_and_can_be_continued(built, tmp_path, one_process, monkeypatch, capsys):
     """Under torchrun, as the scripts run it, killed after its first checkpoint.
 
     While it trains, a second one in the same folder is refused. It may be continued in other sub-batches, but not in
@@ -316,21 +317,22 @@ def test_a_killed_training_is_one_line_and_can_be_continued(built, one_process, 
     """
     monkeypatch.setenv("EPOCHS", "2")
     settings, unfinished = Settings.load(), built.output_dir / "neg10.partial"
-    with subprocess.Popen(["bash", ROOT / "finetune_neg10.sh"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True) as process:
-        while "step 10/36" not in (line := process.stdout.readline()):
-            assert line, process.stderr.read()
-        [worker] = [child for child in psutil.Process(process.pid).children(recursive=True)
-                    if "embedding_finetune.training.train" in child.cmdline()]
+    log = tmp_path / "log"
+    with forked(command, "embedding_finetune.finetune", "neg10", log=log) as process:
+        while not log.exists() or "step 10/36" not in log.read_text():
+            assert process.is_alive(), log.read_text()
+            time.sleep(0.01)
+        [worker] = psutil.Process(process.pid).children()
         worker.suspend()  # it must not finish meanwhile
         try:
             with pytest.raises(SystemExit, match="error: another training .process .* is writing to .*neg10.partial"):
                 finetuning.finetune(settings, "neg10", one_process=True)
         finally:
             worker.kill()
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert [line for line in errors.splitlines() if "it/s]" not in line] == [
+        process.join(60)
+    assert process.exitcode == 1
+    said = log.read_text()
+    assert said[said.index("error: "):].splitlines() == [
         "error: training process 0 was killed by signal 9 (perhaps for want of memory: GRAD_CACHE_CHUNK); the same "
         "command continues it"]
     step = int(complete_checkpoints(unfinished)[0].name.rpartition("-")[2])
@@ -360,22 +362,19 @@ def test_two_nodes_of_two_processes_train_as_one_on_the_joined_batch_through_a_k
     together = {"NNODES": "2", "GPUS": "2", "BATCH_SIZE": "1", "MAX_RESTARTS": "1", "RDZV_ENDPOINT": endpoint}
     logs = [tmp_path / "node0.log", tmp_path / "node1.log"]
     with contextlib.ExitStack() as stack:
-        nodes = [stack.enter_context(subprocess.Popen(
-            [sys.executable, "-m", "embedding_finetune.finetune", "neg10"], cwd=ROOT, env=os.environ | together,
-            stdout=stack.enter_context(open(log, "w")), stderr=subprocess.STDOUT)) for log in logs]
-        stack.callback(lambda: [node.terminate() for node in nodes])
+        nodes = [stack.enter_context(forked(command, "embedding_finetune.finetune", "neg10", log=log, **together))
+                 for log in logs]
         deadline = time.monotonic() + 240
-        while not any("step 12/54" in log.read_text() for log in logs):
-            assert time.monotonic() < deadline and all(node.poll() is None for node in nodes), logs[0].read_text()
+        while not any(log.exists() and "step 12/54" in log.read_text() for log in logs):
+            assert time.monotonic() < deadline and all(node.is_alive() for node in nodes), logs[0].read_text()
             time.sleep(0.05)
         second = nodes["step 12/54" in logs[0].read_text()]
-        worker, _ = [child for child in psutil.Process(second.pid).children(recursive=True)
-                     if "embedding_finetune.training.train" in child.cmdline()]
+        worker, _ = psutil.Process(second.pid).children()
         worker.kill()
         for node in nodes:
-            node.wait(timeout=240)
+            node.join(240)
     said = [log.read_text() for log in logs]
-    assert [node.returncode for node in nodes] == [0, 0], said
+    assert [node.exitcode for node in nodes] == [0, 0], said
     folder = built.output_dir / "neg10"
     assert "".join(said).count("was killed by signal 9: all start again from the last checkpoint") == 1
     assert "".join(said).count(f"continuing from {built.output_dir}/neg10.partial/checkpoint-1") == 1
@@ -390,11 +389,11 @@ def test_two_nodes_of_two_processes_train_as_one_on_the_joined_batch_through_a_k
     assert [value for _, value in of_nodes] == pytest.approx([value for _, value in of_alone], abs=1e-3)
 
 
-def test_a_debugger_stops_inside_the_loss(built):
+def test_a_debugger_stops_inside_the_loss(built, tmp_path):
     """What docs/debugging.md shows, typed into pdb."""
     page = (ROOT / "docs" / "debugging.md").read_text(encoding="utf-8")
     typed = [line.removeprefix("(Pdb) ") for line in page.splitlines() if line.startswith("(Pdb) ")]
-    run = subprocess.run([sys.executable, "-m", "pdb", "-m", "embedding_finetune.finetune", "neg10", "--one-process"],
-                         input="\n".join([*typed, "q", ""]), cwd=ROOT, capture_output=True, text=True)
+    _, said = run_forked(debugged, "\n".join([*typed, "q", ""]), "-m", "embedding_finetune.finetune", "neg10",
+                         "--one-process", log=tmp_path / "log")
     queries, group = built.batch_size, built.train_group_size
-    assert f"(torch.Size([{queries}, 64]), torch.Size([{queries * group}, 64]))" in run.stdout, run.stdout + run.stderr
+    assert f"(torch.Size([{queries}, 64]), torch.Size([{queries * group}, 64]))" in said, said

@@ -7,12 +7,13 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import nbformat
 import pytest
 import pytrec_eval
+import whole_run
+from forked import command, run_forked
 from offline import SAID, offline, way
 from tiny import tiny_pairs
 
@@ -30,12 +31,6 @@ MODELS = ["raw", *TRAINED, "reference", "other"]  # in the order of the story
 EVALUATED = ["raw", *TRAINED, "other", "reference"]  # in the order of the run
 STAGES = ["late_reference", "late_hard_kd_on_neg10", "rerank_reranker_on_reference"]
 MEASURED = ["bm25", *MODELS, *STAGES, *(f"hybrid_{label}" for label in [*MODELS, *STAGES])]
-
-
-def call(*command, **environment):
-    """Run a command as a user would; returns what it printed and its exit status."""
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-                          capture_output=True, text=True)
 
 
 def far_set(folder):
@@ -189,17 +184,19 @@ def test_other_test_sets_and_seeds_are_shown(finished, environment):
     assert against.keys() == {"raw", "reference"} and "each" not in rows["neg10"]["eval_sets"][name]
 
 
-def test_running_again_keeps_models_and_data(finished, capsys):
-    """Each notebook in a kernel of its own, as `make run` does it; the models are looked at by the same `run`."""
+def test_running_again_keeps_models_and_data(finished, tmp_path, capsys):
+    """An evaluation in a kernel of its own, as `make run` does it; the models are looked at by the same `run`."""
     settings, _ = finished
     files = [path for folder in (settings.data_dir, settings.output_dir / "runs") for path in folder.rglob("*")
              if path.is_file()]
     files += [settings.output_dir / label / "model.safetensors" for label in TRAINED]
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
     compared = [row | {"finished": None} for row in comparison(settings)]
-    for notebook, label in (("build_train_dataset.ipynb", None), ("eval_train_hard.ipynb", "hard_kd"),
-                            ("compare.ipynb", None)):
-        run.run_notebook(ROOT / notebook, settings.output_dir / "notebooks", label)
+    copies = settings.output_dir / "notebooks"
+    run.run_notebook(ROOT / "eval_train_hard.ipynb", copies, "hard_kd")
+    for name in ("build_train_dataset.ipynb", "compare.ipynb"):
+        status, said = run_forked(whole_run.notebook, ROOT / name, copies, log=tmp_path / "log", MPLBACKEND="agg")
+        assert status == 0, said
     assert [row | {"finished": None} for row in comparison(settings)] == compared
     for script, label in run.plan(settings):
         if script.endswith(".sh"):
@@ -252,36 +249,44 @@ def test_a_training_survives_its_terminal_and_gives_the_same_weights(finished, t
 
 
 def test_flagembeddings_own_trainer_gives_a_model_that_is_used_alike(finished, tmp_path):
-    done = call("bash", "finetune_neg10.sh", TRAINER="flagembedding", OUTPUT_DIR=str(tmp_path))
-    assert done.returncode == 0, done.stderr
+    status, said = run_forked(command, "embedding_finetune.finetune", "neg10", log=tmp_path / "log",
+                              TRAINER="flagembedding", OUTPUT_DIR=str(tmp_path))
+    assert status == 0, said
     theirs, ours = (use_of(dataclasses.replace(finished[0], output_dir=folder), "neg10")
                     for folder in (tmp_path, finished[0].output_dir))
     assert dataclasses.replace(theirs, title=ours.title, name=ours.name) == ours
 
 
-def test_a_finished_model_is_refused_and_stays(finished):
-    refused = call("bash", "finetune_neg10.sh")
-    assert refused.returncode != 0 and "neg10 holds a finished model; OVERWRITE=1" in refused.stderr
+def test_a_finished_model_is_refused_and_stays(finished, tmp_path):
+    status, said = run_forked(command, "embedding_finetune.finetune", "neg10", log=tmp_path / "log")
+    assert status == 1 and "neg10 holds a finished model; OVERWRITE=1" in said
     assert (finished[0].output_dir / "neg10" / "model.safetensors").exists()
 
 
+def test_a_notebook_stops_with_one_line(finished, monkeypatch, tmp_path):
+    """In a kernel of its own, whose last output is that line alone."""
+    monkeypatch.setenv("DATASET", "nowhere.jsonl")
+    with pytest.raises(UserError) as stopped:
+        run.run_notebook(ROOT / "build_train_dataset.ipynb", tmp_path)
+    text, message = str(stopped.value), "DATASET=nowhere.jsonl cannot be read"
+    assert text.startswith("build_train_dataset.ipynb stopped: ") and message in text and "\n" not in text
+    [copy] = tmp_path.glob("*.ipynb")
+    assert copy.name == "build_train_dataset.failed.ipynb"
+    errors = [output for cell in code_cells(copy) for output in cell.outputs if output.output_type == "error"]
+    assert len(errors) == 1 and message in errors[0].traceback[0] and len(errors[0].traceback) == 1
+
+
 @pytest.mark.parametrize("changes, notebook, message", [
-    ({"DATASET": "nowhere.jsonl"}, "build_train_dataset.ipynb", "DATASET=nowhere.jsonl cannot be read"),
     ({"DATA_DIR": "{empty}"}, "build_eval_dataset.ipynb", "dataset.json does not exist: it is made by build_train"),
     ({"OUTPUT_DIR": "{empty}"}, "eval_train_neg10.ipynb", "run `bash finetune_neg10.sh` first"),
     ({"EPOCHS": "0"}, "eval_raw_bert.ipynb", "EPOCHS=0 is impossible"),
 ])
-def test_a_notebook_stops_with_one_line(finished, monkeypatch, tmp_path, changes, notebook, message):
-    for name, value in changes.items():
-        monkeypatch.setenv(name, value.format(empty=tmp_path / "empty"))
-    with pytest.raises(UserError) as stopped:
-        run.run_notebook(ROOT / notebook, tmp_path)
-    text = str(stopped.value)
-    assert text.startswith(f"{notebook} stopped: ") and message in text and "\n" not in text
+def test_what_a_notebook_lacks_is_said_in_one_line(finished, tmp_path, changes, notebook, message):
+    changes = {name: value.format(empty=tmp_path / "empty") for name, value in changes.items()}
+    status, said = run_forked(whole_run.notebook, ROOT / notebook, tmp_path, log=tmp_path / "log", **changes)
+    last = said.splitlines()[-1]
+    assert status == 1 and last.startswith(f"error: {notebook} stopped: ") and message in last
     assert [path.name for path in tmp_path.glob("*.ipynb")] == [notebook.replace(".ipynb", ".failed.ipynb")]
-    errors = [output for cell in code_cells(tmp_path / notebook.replace(".ipynb", ".failed.ipynb"))
-              for output in cell.outputs if output.output_type == "error"]
-    assert len(errors) == 1 and message in errors[0].traceback[0] and len(errors[0].traceback) == 1
 
 
 @pytest.mark.parametrize("name", ["training_neg_10.arrow", "passages.arrow"])

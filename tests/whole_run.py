@@ -1,10 +1,11 @@
-"""Started by test_run.py: `python -m embedding_finetune.run` in one process, which imports the libraries once instead
-of for each notebook and each training.
+"""Notebooks and `python -m embedding_finetune.run` in one process, which imports the libraries once instead of for each
+notebook and each training. What changes the package for that runs in a process of its own (see forked.py).
 """
 
 import os
 import sys
 import traceback
+from pathlib import Path
 
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
@@ -46,5 +47,17 @@ def run_script(settings, script, label):
     sys.argv = arguments
 
 
-run.NotebookClient, run.run_script = Client, run_script
-run_command_line(lambda: run.run(Settings.load()))
+def experiment():
+    """The whole run."""
+    run.NotebookClient, run.run_script = Client, run_script
+    run_command_line(lambda: run.run(Settings.load()))
+
+
+def notebook(path, folder, *label):
+    """One notebook, as run_notebook executes it."""
+    run.NotebookClient = Client
+    run_command_line(lambda: run.run_notebook(Path(path), Path(folder), *label))
+
+
+if __name__ == "__main__":  # a process that has no network is one of its own
+    experiment()

@@ -1,6 +1,6 @@
 """Started by test_train.py, alone or through torchrun: trainings one after the other.
 
-    python whole_trainings.py FLAGS [--next FLAGS ..]
+    python -m whole_trainings FLAGS [--next FLAGS ..]
 
 PAUSE makes each step so many seconds longer, that the process can be met at its work. With KILLED_AT each process kills
 itself after that step. Rank 1 measures other dev values than rank 0, as processes with other arithmetic may.

@@ -1,16 +1,13 @@
 """The loss against FlagEmbedding's and against hand-computed values; GradCache against plain gradients."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from batches_for_tests import batch_of, gradients, load
 from FlagEmbedding.finetune.embedder.encoder_only.base import BiEncoderOnlyEmbedderModel
-from several_processes import CASES, JOINED, case_model
+from forked import run_forked
+from several_processes import CASES, JOINED, case_model, together
 from tiny import tiny_bert, tiny_xlmr
 from tiny_training import passages
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,8 +16,6 @@ from transformers import AutoModel, AutoTokenizer
 from embedding_finetune.retrieval.encoder import pool
 from embedding_finetune.retrieval.tokens import new_projection
 from embedding_finetune.training.loss import ContrastiveModel, false_negatives, grad_cache_step
-
-SCRIPT = Path(__file__).parent.parent / "several_processes.py"
 
 
 def test_a_positive_of_the_query_is_never_its_negative():
@@ -242,10 +237,8 @@ def test_the_loss_over_tokens_is_that_of_plain_loops_and_of_grad_cache(tiny, int
 def test_processes_with_shared_negatives_equal_one_on_the_joined_batch(tiny, tmp_path, world):
     """Plain and cached, with masking, over two accumulated batches: the averaged gradients are those of one process,
     with a teacher, truncated vectors, token vectors, and both."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, SCRIPT, "gradients", tiny, tmp_path, str(world)], env=environment,
-                         capture_output=True, text=True, timeout=240)
-    assert run.returncode == 0, run.stderr[-2000:]
+    status, said = run_forked(together, "gradients", tiny, tmp_path, world, log=tmp_path / "log")
+    assert status == 0, said
     found = torch.load(tmp_path / f"gradients_{world}.pt")
     for case in CASES:
         model, losses = case_model(tiny, case), []

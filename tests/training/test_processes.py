@@ -1,20 +1,13 @@
 """What the processes of a training agree on before they begin."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import torch
-
-SCRIPT = Path(__file__).parent.parent / "several_processes.py"
+from forked import run_forked
+from several_processes import together
 
 
 def test_processes_that_were_started_differently_or_share_no_disk_are_told(tiny, tmp_path):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, SCRIPT, "agreement", tiny, tmp_path, "2"], env=environment,
-                         capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr[-2000:]
+    status, said = run_forked(together, "agreement", tiny, tmp_path, 2, log=tmp_path / "log")
+    assert status == 0, said
     of_0, of_1 = (torch.load(tmp_path / f"said_{rank}.pt") for rank in range(2))
     assert of_0[0] is of_1[0] is of_0[3] is of_1[3] is None
     assert of_0[1] == of_1[1] == ("process 1 has --learning_rate 1e-4 2e-4, process 0 1e-4: start all nodes with the "

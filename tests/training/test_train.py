@@ -2,14 +2,10 @@
 input says.
 """
 
-import contextlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +17,7 @@ from FlagEmbedding.finetune.embedder.encoder_only.base import (
     EncoderOnlyEmbedderRunner,
     EncoderOnlyEmbedderTrainingArguments,
 )
+from forked import command, forked, run_forked
 from safetensors.torch import load_file
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
@@ -35,8 +32,6 @@ from embedding_finetune.training import train as training
 from embedding_finetune.training.checkpoints import MARKER, complete_checkpoints
 from embedding_finetune.training.log import read_log
 
-SCRIPT = Path(__file__).parent.parent / "whole_trainings.py"
-
 
 def flags(tiny, output, **changes):
     """Flags of a training of 30 steps over two epochs; None takes one out."""
@@ -47,6 +42,9 @@ def flags(tiny, output, **changes):
         "per_device_train_batch_size": 4, "learning_rate": 1e-4, "warmup_steps": 0.1, "num_train_epochs": 2,
         "seed": 3, "logging_steps": 5, "use_cpu": True, "save_steps": 10} | changes
     return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
+
+
+OF_8 = {"per_device_train_batch_size": 8, "save_steps": 5}  # 16 steps, the second epoch from step 9 on
 
 
 def dev(tiny):
@@ -191,10 +189,10 @@ def test_the_best_checkpoint_by_dev_metric_is_the_model(tiny, tmp_path, monkeypa
     assert f"finished after {last} steps, kept step 14" in output
 
 
-@pytest.mark.parametrize("changes", [{"lora_rank": 4}, {"lora_rank": 4, "grad_cache_chunk": 3}, {}], ids=str)
+@pytest.mark.parametrize("changes", [{"lora_rank": 4}, {"lora_rank": 4, "grad_cache_chunk": 12}, {}], ids=str)
 def test_adapters_and_dense_layers_continue_to_the_same_parameters(tiny, tmp_path, monkeypatch, capsys, changes):
     """With dropout, interrupted in the second epoch and continued, with and without GradCache."""
-    base, interruptions = shutil.copytree(tiny / "bert_dropout", tmp_path / "base"), [23]
+    base, interruptions = shutil.copytree(tiny / "bert_dropout", tmp_path / "base"), [13]
     modules = [Transformer(str(base)), Pooling(32, "mean"), Dense(32, 24), Normalize()]
     SentenceTransformer(modules=modules, device="cpu").save(str(base))
     original = training.Trainer._checked
@@ -205,7 +203,7 @@ def test_adapters_and_dense_layers_continue_to_the_same_parameters(tiny, tmp_pat
         return original(self, loss)
 
     monkeypatch.setattr(training.Trainer, "_checked", checked)
-    changes = {"model_name_or_path": base, "learning_rate": 1e-3, **changes}
+    changes = {"model_name_or_path": base, "learning_rate": 1e-3, **OF_8, **changes}
     with pytest.raises(KeyboardInterrupt):
         training.train(flags(tiny, tmp_path / "interrupted", **changes))
     [*_, checkpoint] = sorted((tmp_path / "interrupted").glob("checkpoint-*"))
@@ -227,7 +225,7 @@ def test_adapters_and_dense_layers_continue_to_the_same_parameters(tiny, tmp_pat
 
 def test_a_model_trained_for_late_interaction_continues_and_is_exported(tiny, tmp_path, monkeypatch):
     """Interrupted and continued; sentence-transformers loads its folder `late`, whose weights are stored once."""
-    interruptions, original = [23], training.Trainer._checked
+    interruptions, original = [13], training.Trainer._checked
 
     def checked(self, loss):
         if self.state.global_step + 1 in interruptions:
@@ -235,7 +233,7 @@ def test_a_model_trained_for_late_interaction_continues_and_is_exported(tiny, tm
         return original(self, loss)
 
     monkeypatch.setattr(training.Trainer, "_checked", checked)
-    changes = {"interaction": "both", "token_dim": 8, "learning_rate": 1e-3, **dev(tiny)}
+    changes = {"interaction": "both", "token_dim": 8, "learning_rate": 1e-3, **OF_8, **dev(tiny)}
     with pytest.raises(KeyboardInterrupt):
         training.train(flags(tiny, tmp_path / "interrupted", **changes))
     interruptions.clear()
@@ -288,28 +286,14 @@ def test_queries_filled_up_in_training_are_filled_up_in_use(tiny, tmp_path):
     assert len(Encoder(use).encode_passage_tokens(["river moon"])[0]) == 2
 
 
-@contextlib.contextmanager
-def started(*command, **variables):
-    """A Python process with these environment variables besides, which is ended in the end, and what it has started."""
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | threads | variables
-    process = subprocess.Popen([sys.executable, *map(str, command)], env=environment, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.communicate()
-
-
 def test_a_killed_training_continues_to_the_same_parameters(uninterrupted, tiny, tmp_path):
     """Killed in the second epoch; half a checkpoint is passed over; a second training meanwhile is refused."""
     output = tmp_path / "model"
     arguments = flags(tiny, output, model_name_or_path=tiny / "bert_dropout")
-    with started(SCRIPT, *arguments, PAUSE="0.1") as process:
+    with forked(command, "whole_trainings", *arguments, log=tmp_path / "log", PAUSE="0.1") as process:
         deadline = time.monotonic() + 120
         while not (output / "checkpoint-20").exists():
-            assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline and process.is_alive(), (tmp_path / "log").read_text()
             time.sleep(0.02)
         with pytest.raises(UserError, match=f"another training .process {process.pid}"):
             training.train(arguments)
@@ -336,14 +320,13 @@ def test_two_processes_train_as_one_on_the_joined_batch_and_continue_when_killed
 
     with_dropout = {"model_name_or_path": tiny / "bert_dropout", **dev(tiny)}
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
-    torchrun = "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, SCRIPT
-    with started(*torchrun, *arguments("killed", **with_dropout), KILLED_AT="23") as process:
-        output, _ = process.communicate(timeout=300)
-    assert process.returncode == 1 and complete_checkpoints(killed) and not (killed / "model.safetensors").exists()
-    with started(*torchrun, *arguments("killed", **with_dropout), "--next", *arguments("undisturbed", **with_dropout),
-                 "--next", *arguments("plain", num_train_epochs=1, grad_cache_chunk=3)) as process:
-        output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    torchrun = command, "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "-m", "whole_trainings"
+    status, output = run_forked(*torchrun, *arguments("killed", **with_dropout), log=tmp_path / "log", KILLED_AT="23")
+    assert status == 1 and complete_checkpoints(killed) and not (killed / "model.safetensors").exists(), output
+    status, output = run_forked(
+        *torchrun, *arguments("killed", **with_dropout), "--next", *arguments("undisturbed", **with_dropout),
+        "--next", *arguments("plain", num_train_epochs=1, grad_cache_chunk=3), log=tmp_path / "log")
+    assert status == 0, output
     assert output.count("continuing from") == 1 and output.count("finished after 30 steps") == 2  # by rank 0 alone
     torch.testing.assert_close(parameters(killed), parameters(undisturbed), atol=1e-5, rtol=0)
     assert curve(killed) == pytest.approx(curve(undisturbed), abs=1e-5)

@@ -1,0 +1,80 @@
+"""Processes that need not import the libraries: a server has imported them once, and forks each process.
+
+A process of its own has its own environment, output, signals and end, as `python -m MODULE` has; what is shared is the
+import, which takes longer than a tiny training. Nothing is computed in the server, so that its forks may train.
+"""
+
+import contextlib
+import io
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+from unittest import mock
+
+from torch.distributed import run as torchrun
+
+from embedding_finetune.settings import ROOT
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["embedding_finetune.training.train", "embedding_finetune.run", "FlagEmbedding",
+                               "sentence_transformers", "IPython.core.interactiveshell"])
+
+
+@contextlib.contextmanager
+def forked(function, *arguments, log, **environment):
+    """A process that calls `function(*arguments)` in ROOT, its output in the file `log`; it is killed in the end."""
+    words = (function, tuple(map(str, arguments)), str(log), os.environ | environment)
+    process = SERVER.Process(target=_begin, args=words)
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+def run_forked(function, *arguments, log, **environment):
+    """Let such a process come to its end; returns its exit status, and what it said."""
+    with forked(function, *arguments, log=log, **environment) as process:
+        process.join()
+        return process.exitcode, Path(log).read_text(encoding="utf-8")
+
+
+def _begin(function, arguments, log, environment):
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    file = os.open(log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    function(*arguments)
+
+
+def command(module, *words):
+    """`python -m MODULE WORDS`; the processes that torchrun starts are forked, too."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "embedding_finetune"]:
+        del sys.modules[name]  # it reads the environment when it is imported
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)  # torchrun has handlers of its own
+    configure = torchrun.config_from_args
+
+    def config_from_args(args):
+        config, _, words = configure(args)
+        config.start_method = "fork"
+        return config, command, words[words.index("-m") + 1:]
+
+    with mock.patch.object(torchrun, "config_from_args", config_from_args):
+        sys.argv = [module, *words]
+        if module == torchrun.__name__:
+            torchrun.main()
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def debugged(typed, *words):
+    """`python -m pdb WORDS`, with what is typed."""
+    sys.stdin = io.StringIO(typed)
+    command("pdb", *words)
