@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import nbformat
@@ -31,6 +32,12 @@ MODELS = ["raw", *TRAINED, "reference", "other"]  # in the order of the story
 EVALUATED = ["raw", *TRAINED, "other", "reference"]  # in the order of the run
 STAGES = ["late_reference", "late_hard_kd_on_neg10", "rerank_reranker_on_reference"]
 MEASURED = ["bm25", *MODELS, *STAGES, *(f"hybrid_{label}" for label in [*MODELS, *STAGES])]
+
+
+def call(*command, **environment):
+    """Run a command as a user would; returns what it printed and its exit status."""
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+                          capture_output=True, text=True)
 
 
 def far_set(folder):
