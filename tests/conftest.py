@@ -21,8 +21,16 @@ from embedding_finetune.settings import TABLE, Settings  # noqa: E402
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
 
+# The files that take longest, which begin first, so that no process waits for another's last file.
+LONGEST = ("test_run.py", "test_faults.py", "test_train.py", "test_docs_notebooks.py", "test_finetune.py",
+           "test_encoders.py", "test_bench.py", "test_hub.py", "test_serve.py", "test_loss.py", "test_smaller.py")
+
 for name in ("PROFILE", "OVERWRITE", *TABLE):  # what is set outside is no setting of a test
     os.environ.pop(name, None)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: [*LONGEST, item.path.name].index(item.path.name))
 
 
 @pytest.fixture(scope="session")
