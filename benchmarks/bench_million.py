@@ -28,6 +28,8 @@ from pathlib import Path
 
 from inputs import ROOT, read_rows
 
+from embedding_finetune.seals import SEAL
+
 sys.path.insert(0, str(ROOT / "tests"))
 
 SENTENCES = 3  # a passage
@@ -149,7 +151,7 @@ def differences(one, other):
 
     def results(folder):
         found = {path.name: json.loads(path.read_text()) for path in (folder / "output" / "results").glob("*.json")}
-        return {name: {key: value for key, value in result.items() if key not in ("settings", "finished")}
+        return {name: {key: value for key, value in result.items() if key not in ("settings", "finished", SEAL)}
                 for name, result in found.items()}
 
     here, there = files(one), files(other)

@@ -28,7 +28,7 @@ from embedding_finetune.recipes import find_recipe
 from embedding_finetune.retrieval.model_use import base_use, dim_of
 from embedding_finetune.seals import mark, write_sealed
 from embedding_finetune.settings import TABLE, Settings, plain
-from embedding_finetune.training.checkpoints import in_turn, remove
+from embedding_finetune.training.checkpoints import alone_in, in_turn, remove
 from embedding_finetune.training.export import complete
 from embedding_finetune.training.launch import check_processes, launch
 from embedding_finetune.training.log import duration
@@ -175,9 +175,9 @@ def finetune(settings, label, one_process=False):
     with turn():
         tuned, unfinished = prepare(settings, recipe)  # on the first node; the others find it done
     if recipe.merge:
-        share = merge(settings, recipe, unfinished)
-        print(f"share of {recipe.merge}: {share}" + " (that model itself: averaging gains nothing)" * (share == 1))
-    elif not (unfinished / "model.safetensors").exists():  # else it was stopped between the training's end and here
+        with turn():
+            return _merged(settings, recipe, unfinished)
+    if not (unfinished / "model.safetensors").exists():  # else it was stopped between the training's end and here
         module, flags = MODULES[tuned.trainer], flags_of(settings, recipe, tuned, unfinished)
         print(f"{module}\n    " + " ".join(flags).replace(" --", "\n    --"), flush=True)
         if not torch.cuda.is_available():
@@ -199,9 +199,30 @@ def finetune(settings, label, one_process=False):
             raise UserError(f"{plain(unfinished)} holds no model: the training did not finish, its messages are above")
         for checkpoint in unfinished.glob("checkpoint-*"):  # of a training that was stopped while it removed them
             remove(checkpoint)
-        (unfinished / ".lock").unlink(missing_ok=True)
-        mark(unfinished)  # with its record
-        return unfinished.rename(finished)
+        return _finished(unfinished, finished)
+
+
+def _merged(settings, recipe, unfinished):
+    """Merge the model of a recipe; returns the finished folder. A training locks its folder itself, a merging does not.
+    """
+    finished = settings.output_dir / recipe.label
+    with alone_in(unfinished):
+        if finished.exists():
+            remove(unfinished)
+            if settings.nnodes > 1:  # another node was quicker
+                return finished
+            raise UserError(f"{plain(finished)} was finished by another process meanwhile: kept as it is")
+        share = merge(settings, recipe, unfinished)
+        print(f"share of {recipe.merge}: {share}" + " (that model itself: averaging gains nothing)" * (share == 1))
+        return _finished(unfinished, finished)
+
+
+def _finished(unfinished, finished):
+    """Mark a folder as complete, with its record, and give it its name."""
+    mark(unfinished)
+    unfinished.rename(finished)
+    (finished / ".lock").unlink(missing_ok=True)  # not before: another process might lock the folder anew
+    return finished
 
 
 def main():

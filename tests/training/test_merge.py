@@ -1,6 +1,7 @@
 """Merged weights: what they are, which share is taken, and that the folder is a model like any other."""
 
 import dataclasses
+import os
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from tiny import tiny_bert, tiny_pairs, tiny_texts
 from transformers import AutoModel, AutoTokenizer
 
+from embedding_finetune import finetune as finetuning
 from embedding_finetune.data.collection import Collection, read_collection, read_data, write_collection
 from embedding_finetune.evaluation.metrics import measure
 from embedding_finetune.files import UserError, write_json
@@ -143,3 +145,26 @@ def test_whole_numbers_are_taken_over_as_they_are():
     base, other = ({"ids": torch.tensor(ids), "w": torch.tensor([w])} for ids, w in (([1, 2], 0.0), ([3, 4], 1.0)))
     merged = average(base, other, 0.25)
     assert merged["ids"].tolist() == [3, 4] and merged["w"].tolist() == [0.25]
+
+
+def test_of_two_that_merge_at_once_one_is_told(tuned, monkeypatch):
+    prepare = finetuning.prepare
+
+    def late(settings, recipe):
+        found = prepare(settings, recipe)
+        monkeypatch.setattr(finetuning, "prepare", prepare)
+        finetune(settings, "third")  # the other one begins and ends here
+        return found
+
+    monkeypatch.setattr(finetuning, "prepare", late)
+    with pytest.raises(UserError, match="third was finished by another process meanwhile: kept as it is"):
+        finetune(tuned, "third")
+    assert current(tuned) and not (tuned.output_dir / "third.partial").exists()
+    assert not (tuned.output_dir / "third" / ".lock").exists()
+
+
+def test_a_merging_holds_its_folder_alone(tuned, monkeypatch):
+    there = tuned.output_dir / "third.partial" / ".lock"
+    monkeypatch.setattr(finetuning, "merge", lambda *_: pytest.fail(f"merged, locked by {there.read_text()}"))
+    with pytest.raises(pytest.fail.Exception, match=f"locked by {os.getpid()}"):
+        finetune(tuned, "third")
