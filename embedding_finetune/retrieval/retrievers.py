@@ -167,10 +167,11 @@ class BM25(Retriever):
     def build(self, texts):
         self._cut_by(Words.of(self.language, texts))
         self.bm25 = bm25s.BM25(k1=1.5, b=0.75)  # that of a corpus before leaves before the words come
-        self.size, words = len(texts), self.words(texts)
-        self.empty = not any(words)  # bm25s cannot index nothing
+        self.size, vocabulary = len(texts), {}  # word -> number by where it is met first: the same in each process
+        numbers = [[vocabulary.setdefault(word, len(vocabulary)) for word in words] for words in self.words(texts)]
+        self.empty = not vocabulary  # bm25s cannot index nothing
         if not self.empty:
-            self.bm25.index(words, show_progress=False)
+            self.bm25.index((numbers, vocabulary), show_progress=False)
 
     def _cut_by(self, words):
         self.words, self.used = words, {"language": str(words), "k1": 1.5, "b": 0.75}
