@@ -13,6 +13,7 @@ from pathlib import Path
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 # What libraries in Rust, PyTorch and faiss say of these, who have no OSError for it.
 SAID_OF_DISK = re.compile(r"\(os error \d+\)|inline_container|iostream error|write error in|for writing: ")
+SAID_OF_MEMORY = re.compile("memory|bad_alloc|can't start new thread", re.IGNORECASE)
 
 
 class UserError(Exception):
@@ -58,6 +59,12 @@ def reading(path):
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; mend that (permission, the disk), or put a "
                         "copy in its place") from None
+
+
+def is_of_memory(error):
+    """Whether an exception of whatever type, or what has led to it, says that there was too little memory."""
+    return error is not None and (isinstance(error, MemoryError) or SAID_OF_MEMORY.search(str(error)) is not None
+                                  or is_of_memory(error.__cause__))
 
 
 def may_overwrite():

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedding_finetune.files import UserError, atomic_write, content_hash, is_of_disk, one_line
+from embedding_finetune.files import UserError, atomic_write, content_hash, is_of_disk, is_of_memory, one_line
 from embedding_finetune.seals import fingerprints, is_as_written, is_untouched, read_sealed, stamps, write_sealed
 from embedding_finetune.settings import plain
 from embedding_finetune.threshold import choose_threshold
@@ -221,7 +221,7 @@ def _make(settings, label, folder, facts, collection):
             if label not in RETRIEVERS:
                 save_query_encoder(folder, retriever.encoder)
         except UserError as error:
-            if is_of_disk(error):
+            if is_of_disk(error) or is_of_memory(error):  # which is no fault of the model, and may be over next time
                 raise
             print(f"{error}: PyTorch encodes its queries, and a search takes some seconds more", file=sys.stderr)
     index, dev = _opened(settings, folder, manifest), collection.part("dev")

@@ -9,6 +9,7 @@ from embedding_finetune.files import (
     atomic_write,
     content_hash,
     is_of_disk,
+    is_of_memory,
     may_overwrite,
     one_line,
     read_json,
@@ -156,3 +157,12 @@ def test_what_is_there_and_cannot_be_read_does_not_pass_for_missing(tmp_path, re
     (tmp_path / LOG_NAME).symlink_to("/proc/self/mem")  # the first bytes of a process are mapped to nothing
     with pytest.raises(UserError, match=f"cannot read .*{LOG_NAME}: Input/output error"):
         read(tmp_path / LOG_NAME)
+
+
+def test_too_little_memory_is_told_from_what_a_library_says():
+    assert is_of_memory(MemoryError()) and is_of_memory(RuntimeError("can't start new thread"))
+    assert is_of_memory(RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"))
+    error = UserError("it cannot be written as a graph")
+    assert not is_of_memory(error)
+    error.__cause__ = MemoryError()
+    assert is_of_memory(error) and not is_of_memory(None) and not is_of_memory(ValueError("its vectors are others"))

@@ -230,3 +230,13 @@ def test_an_index_that_the_disk_does_not_give_is_not_thrown_away(built, monkeypa
     with pytest.raises(UserError, match=r"cannot read .*index.bm25.*Input/output error; mend that"):
         open_index(built, "bm25")
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_an_index_that_memory_was_too_short_for_is_not_kept_without_its_graph(built, monkeypatch):
+    def short(*_):
+        raise UserError("it cannot be written as a graph") from MemoryError()
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot be written as a graph"):
+        patch.setattr("embedding_finetune.retrieval.onnx_queries.save_query_encoder", short)
+        open_index(built, "reference")
+    assert (open_index(built, "reference").folder / "queries.onnx").exists()

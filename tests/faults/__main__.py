@@ -43,7 +43,7 @@ def main():
     parser.add_argument("--processes", type=int, default=1, help="that share the trials")
     parser.add_argument("--part", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="where to write counts, and what was lost")
-    parser.add_argument("--add", type=Path, nargs="+", default=[], help="what --json of other kinds wrote, for the page")
+    parser.add_argument("--add", type=Path, nargs="+", default=[], help="what --json of others wrote, for the page")
     parser.add_argument("--page", type=Path, help="the page to write")
     options, began = parser.parse_args(), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
