@@ -28,7 +28,7 @@ from embedding_finetune.recipes import find_recipe
 from embedding_finetune.retrieval.model_use import base_use, dim_of
 from embedding_finetune.seals import mark, write_sealed
 from embedding_finetune.settings import TABLE, Settings, plain
-from embedding_finetune.training.checkpoints import alone_in, in_turn, remove
+from embedding_finetune.training.checkpoints import in_turn, remove
 from embedding_finetune.training.export import complete
 from embedding_finetune.training.launch import check_processes, launch
 from embedding_finetune.training.log import duration
@@ -36,6 +36,7 @@ from embedding_finetune.training.merge import merge
 from embedding_finetune.training.records import (
     RECORD,
     check_trained,
+    is_current,
     read_record,
     record_of,
     reranker_base,
@@ -171,12 +172,12 @@ def finetune(settings, label, one_process=False):
     recipe = find_recipe(settings, label)
     print(f"fine-tuning {label} ({recipe.about}): profile {settings.profile}, data {plain(settings.data_dir)}, output "
           f"{plain(settings.output_dir)}", flush=True)
+    if recipe.merge:
+        with in_turn(settings.output_dir):  # of two at once the second finds it done; a training locks its own folder
+            return _merged(settings, recipe)
     turn = partial(in_turn, settings.output_dir) if settings.nnodes > 1 else contextlib.nullcontext
     with turn():
         tuned, unfinished = prepare(settings, recipe)  # on the first node; the others find it done
-    if recipe.merge:
-        with turn():
-            return _merged(settings, recipe, unfinished)
     if not (unfinished / "model.safetensors").exists():  # else it was stopped between the training's end and here
         module, flags = MODULES[tuned.trainer], flags_of(settings, recipe, tuned, unfinished)
         print(f"{module}\n    " + " ".join(flags).replace(" --", "\n    --"), flush=True)
@@ -202,27 +203,21 @@ def finetune(settings, label, one_process=False):
         return _finished(unfinished, finished)
 
 
-def _merged(settings, recipe, unfinished):
-    """Merge the model of a recipe; returns the finished folder. A training locks its folder itself, a merging does not.
-    """
+def _merged(settings, recipe):
     finished = settings.output_dir / recipe.label
-    with alone_in(unfinished):
-        if finished.exists():
-            remove(unfinished)
-            if settings.nnodes > 1:  # another node was quicker
-                return finished
-            raise UserError(f"{plain(finished)} was finished by another process meanwhile: kept as it is")
-        share = merge(settings, recipe, unfinished)
-        print(f"share of {recipe.merge}: {share}" + " (that model itself: averaging gains nothing)" * (share == 1))
-        return _finished(unfinished, finished)
+    if settings.nnodes > 1 and finished.exists() and is_current(settings, recipe):
+        return finished  # another node was quicker
+    _, unfinished = prepare(settings, recipe)
+    share = merge(settings, recipe, unfinished)
+    print(f"share of {recipe.merge}: {share}" + " (that model itself: averaging gains nothing)" * (share == 1))
+    return _finished(unfinished, finished)
 
 
 def _finished(unfinished, finished):
     """Mark a folder as complete, with its record, and give it its name."""
+    (unfinished / ".lock").unlink(missing_ok=True)
     mark(unfinished)
-    unfinished.rename(finished)
-    (finished / ".lock").unlink(missing_ok=True)  # not before: another process might lock the folder anew
-    return finished
+    return unfinished.rename(finished)
 
 
 def main():

@@ -1,9 +1,10 @@
 """Merged weights: what they are, which share is taken, and that the folder is a model like any other."""
 
 import dataclasses
-import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -147,24 +148,13 @@ def test_whole_numbers_are_taken_over_as_they_are():
     assert merged["ids"].tolist() == [3, 4] and merged["w"].tolist() == [0.25]
 
 
-def test_of_two_that_merge_at_once_one_is_told(tuned, monkeypatch):
-    prepare = finetuning.prepare
+def test_of_two_that_merge_at_once_the_second_waits(tuned, monkeypatch):
+    turn = f"import fcntl; fcntl.lockf(open({str(tuned.output_dir / '.turn')!r}, 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
 
-    def late(settings, recipe):
-        found = prepare(settings, recipe)
-        monkeypatch.setattr(finetuning, "prepare", prepare)
-        finetune(settings, "third")  # the other one begins and ends here
-        return found
+    def merge(*_):
+        raise UserError(subprocess.run([sys.executable, "-c", turn], capture_output=True, text=True).stderr)
 
-    monkeypatch.setattr(finetuning, "prepare", late)
-    with pytest.raises(UserError, match="third was finished by another process meanwhile: kept as it is"):
+    monkeypatch.setattr(finetuning, "merge", merge)
+    with pytest.raises(UserError, match="BlockingIOError"):
         finetune(tuned, "third")
-    assert current(tuned) and not (tuned.output_dir / "third.partial").exists()
-    assert not (tuned.output_dir / "third" / ".lock").exists()
-
-
-def test_a_merging_holds_its_folder_alone(tuned, monkeypatch):
-    there = tuned.output_dir / "third.partial" / ".lock"
-    monkeypatch.setattr(finetuning, "merge", lambda *_: pytest.fail(f"merged, locked by {there.read_text()}"))
-    with pytest.raises(pytest.fail.Exception, match=f"locked by {os.getpid()}"):
-        finetune(tuned, "third")
+    assert subprocess.run([sys.executable, "-c", turn]).returncode == 0
