@@ -21,7 +21,8 @@ still there. Anything else is *lost*, and a bug.
 
 {kinds}
 
-Planted bugs, to see that the harness finds them: {planted}.
+Planted bugs, to see that the harness finds them:
+{planted}.
 
 The same by step ({fuzzed:,} cases of the fuzzer aside):
 
