@@ -10,14 +10,13 @@ number of all. The last line of standard output is one JSON object.
 
 import argparse
 import json
-import resource
 import tempfile
 import time
 from pathlib import Path
 
-import inputs  # noqa: F401, the package's path
 import numpy as np
 from bench_search import unit_vectors
+from inputs import peak_gb
 from tqdm.auto import tqdm
 
 from embedding_finetune.retrieval.blocks import BLOCK, found_in_blocks
@@ -44,11 +43,6 @@ def mapped(path, rows, dimensions):
     return np.memmap(path, np.float32, "r", shape=(rows, dimensions))
 
 
-def gb():
-    """GB of this process at its peak, mapped files included."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
-
-
 def main():
     arguments = argparse.ArgumentParser()
     sizes = {"passages": 1_000_000, "queries": 500_000, "blocks": 2, "depth": 200, "dimensions": 384}
@@ -68,11 +62,11 @@ def main():
     work = 2 * len(texts) * options.passages * options.dimensions
     all_blocks = -(-options.queries // BLOCK)
     print(f"{options.blocks} of {all_blocks} blocks: {seconds[0]:.1f} s ({work / seconds[0] / 1e9:.0f} GFLOPS), "
-          f"a second time {seconds[1]:.2f} s; {gb()} GB at the peak")
+          f"a second time {seconds[1]:.2f} s; {peak_gb():.2f} GB at the peak")
     print(json.dumps({"queries": options.queries, "passages": options.passages, "blocks": options.blocks,
                       "block_seconds": round(seconds[0] / options.blocks, 2), "again_seconds": round(seconds[1], 3),
                       "hours": round(seconds[0] * all_blocks / options.blocks / 3600, 2),
-                      "gflops": round(work / seconds[0] / 1e9), "gb": gb()}))
+                      "gflops": round(work / seconds[0] / 1e9), "gb": round(peak_gb(), 2)}))
 
 
 if __name__ == "__main__":

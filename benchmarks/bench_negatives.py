@@ -11,13 +11,12 @@ made up: their length changes nothing. The last line of standard output is one J
 import argparse
 import gc
 import json
-import resource
 import statistics
 import time
 
-import inputs  # noqa: F401, the package's path
 import numpy as np
 from datasets import Dataset
+from inputs import peak_gb
 
 from embedding_finetune.data.negatives import sample_random
 
@@ -76,7 +75,7 @@ def main():
         _, seconds = timed(sample_random, [[row] for row in range(size)], size, NUMBERS[0], 0)
         print(f"{size:,} queries, {NUMBERS[0]} negatives each, positions: {seconds:.3f} s")
         result[f"seconds_{times}x"] = round(seconds, 4)
-    result["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
+    result["peak_gb"] = round(peak_gb(), 2)
     print(json.dumps(result))
 
 

@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from inputs import ROOT
+from inputs import ROOT, peak_gb
 
 from embedding_finetune.data.collection import Collection
 from embedding_finetune.files import read_jsonl
@@ -58,7 +57,7 @@ def task(name, settings, label, queries, words):
     """What one process measures: {"seconds", "cpu" (seconds, too), "gb": its peak memory, "gb_before": that when the
     seconds began}."""
     recipe, made = find_recipe(settings, label), collection(queries, words) if name == "make" else None
-    path, export, before = training_path(settings, recipe), export_path(settings, recipe), peak()
+    path, export, before = training_path(settings, recipe), export_path(settings, recipe), peak_gb()
     began, used = time.perf_counter(), time.process_time()
     if name == "make":
         make_training_file(settings, recipe, made)
@@ -68,12 +67,8 @@ def task(name, settings, label, queries, words):
         TrainingSet(read_rows([path]), base_use(settings), settings.train_group_size, seed=0)[0, 0]
     else:
         read_jsonl(export, required=("query", "pos", "neg"))
-    return {"seconds": time.perf_counter() - began, "cpu": time.process_time() - used, "gb": peak(),
+    return {"seconds": time.perf_counter() - began, "cpu": time.process_time() - used, "gb": peak_gb(),
             "gb_before": before}
-
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def figures(measured, folder):

@@ -15,7 +15,6 @@ import importlib.metadata
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from inputs import ROOT, bundled_model, read_rows
+from inputs import ROOT, bundled_model, peak_gb, read_rows
 
 BATCH, GROUP, LENGTH = 4, 8, 512
 NAMES = {"flagembedding": f"FlagEmbedding {importlib.metadata.version('FlagEmbedding')}",
@@ -165,7 +164,7 @@ def peak_memory(folder, chunk, batch=256, group=GROUP, length=16):
         grad_cache_step(model, model, lambda loss: loss.backward(), subs, **labels)
     else:
         model(subs, **labels)["loss"].backward()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, time.perf_counter() - began
+    return peak_gb(), time.perf_counter() - began
 
 
 def in_a_process(threads, task, *arguments, **more):

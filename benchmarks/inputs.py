@@ -1,6 +1,7 @@
-"""What the benchmarks read: rows of pairs, and the bundled model."""
+"""What the benchmarks read: rows of pairs, the bundled model, and their own memory."""
 
 import ast
+import resource
 import sys
 from pathlib import Path
 
@@ -29,3 +30,8 @@ def bundled_model():
     """The folder of all-MiniLM-L6-v2."""
     from embedding_finetune.retrieval.model_use import model_path
     return model_path("bundled")
+
+
+def peak_gb():
+    """GB of this process at its peak, mapped files included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

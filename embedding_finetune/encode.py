@@ -81,11 +81,13 @@ def main():
         use_of(settings, label)  # a model that is not there is named once, before anything starts
     if options.processes < 1:
         raise UserError(f"--processes {options.processes}: give 1 or more")
-    if options.shard or (options.processes == 1 and not settings.ray_address):
-        encode_share(settings, options.labels, *share_of(options.shard or "1/1"))
+    if options.shard:
+        encode_share(settings, options.labels, *share_of(options.shard))
     elif settings.ray_address:
         for_each_share(settings, functools.partial(encode_share, settings, options.labels, parts=options.processes),
                        options.processes)
+    elif options.processes == 1:
+        encode_share(settings, options.labels, 0, 1)
     else:
         encode_together(options.labels, options.processes)
 

@@ -44,8 +44,17 @@ def one_line(error):
 
 def is_of_disk(error):
     """Whether an exception of whatever type, or what has led to it, says that a file could not be written."""
-    return error is not None and (isinstance(error, OSError) or SAID_OF_DISK.search(str(error)) is not None
-                                  or is_of_disk(error.__cause__))
+    return _says(error, OSError, SAID_OF_DISK)
+
+
+def is_of_memory(error):
+    """Whether an exception of whatever type, or what has led to it, says that there was too little memory."""
+    return _says(error, MemoryError, SAID_OF_MEMORY)
+
+
+def _says(error, kind, words):
+    return error is not None and (isinstance(error, kind) or words.search(str(error)) is not None
+                                  or _says(error.__cause__, kind, words))
 
 
 @contextlib.contextmanager
@@ -59,12 +68,6 @@ def reading(path):
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; mend that (permission, the disk), or put a "
                         "copy in its place") from None
-
-
-def is_of_memory(error):
-    """Whether an exception of whatever type, or what has led to it, says that there was too little memory."""
-    return error is not None and (isinstance(error, MemoryError) or SAID_OF_MEMORY.search(str(error)) is not None
-                                  or is_of_memory(error.__cause__))
 
 
 def may_overwrite():

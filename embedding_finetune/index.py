@@ -119,16 +119,21 @@ def _opened(settings, folder, manifest):
         if [bm25.folder.name, dense.folder.name] != manifest["facts"]["parts"]:
             raise UserError(CHANGING.format(label))
         fused = Fused(bm25.retriever, dense.retriever, manifest["weight"])
-        if "second" in manifest:
-            from embedding_finetune.retrieval.second_stage import Reordered
-            from embedding_finetune.retrieval.stages import stage_of
-            stage = stage_of(settings, manifest["second"]["stage"]).restore(folder)
-            fused = Reordered(fused, stage, manifest["second_weight"], manifest["depth"])
-        return Index(dense.folder, manifest, fused)
+        return Index(dense.folder, manifest, _reordered(settings, folder, manifest, fused))
     if label in RETRIEVERS:
         return Index(folder, manifest, retriever_of(label, settings.bm25_language).restore(folder))
     encoder = QueryEncoder(folder) if (folder / GRAPH).exists() else _encoder(settings, label)
     return Index(folder, manifest, Dense(encoder, manifest["facts"]["index"]).restore(folder))
+
+
+def _reordered(settings, folder, manifest, fused):
+    """The fused retriever with the second stage of an index, if it has one."""
+    if "second" not in manifest:
+        return fused
+    from embedding_finetune.retrieval.second_stage import Reordered
+    from embedding_finetune.retrieval.stages import stage_of
+    stage = stage_of(settings, manifest["second"]["stage"]).restore(folder)
+    return Reordered(fused, stage, manifest["second_weight"], manifest["depth"])
 
 
 def _encoder(settings, label):

@@ -24,9 +24,10 @@ SERVER.set_forkserver_preload(["embedding_finetune.training.train", "embedding_f
 
 
 @contextlib.contextmanager
-def forked(function, *arguments, log, **environment):
-    """A process that calls `function(*arguments)` in ROOT, its output in the file `log`; it is killed in the end."""
-    words = (function, tuple(map(str, arguments)), str(log), os.environ | environment)
+def forked(function, *arguments, log, errors=None, **environment):
+    """A process that calls `function(*arguments)` in ROOT, its output in the file `log`, or what goes to standard error
+    in the file `errors`; it is killed in the end."""
+    words = (function, tuple(map(str, arguments)), str(log), str(errors or log), os.environ | environment)
     process = SERVER.Process(target=_begin, args=words)
     process.start()
     try:
@@ -43,13 +44,14 @@ def run_forked(function, *arguments, log, **environment):
         return process.exitcode, Path(log).read_text(encoding="utf-8")
 
 
-def _begin(function, arguments, log, environment):
+def _begin(function, arguments, log, errors, environment):
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
-    file = os.open(log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    for path in (log, errors):
+        Path(path).write_bytes(b"")
+    for place, path in enumerate((log, errors), start=1):
+        os.dup2(os.open(path, os.O_APPEND | os.O_WRONLY), place)
     function(*arguments)
 
 

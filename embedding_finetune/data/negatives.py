@@ -98,8 +98,8 @@ def sample_random(positives, pool_size, number, seed):
     """
     flat = np.fromiter(chain.from_iterable(positives), dtype=np.int64)
     rows = np.repeat(np.arange(len(positives)), [len(own) for own in positives])[flat < pool_size]
-    both = np.sort(rows * pool_size + flat[flat < pool_size])
-    rows, taken = np.divmod(both[np.diff(both, prepend=-1) > 0], pool_size)
+    places = np.sort(rows * pool_size + flat[flat < pool_size])  # row and position in one number, which sorts by both
+    rows, taken = np.divmod(places[np.diff(places, prepend=-1) > 0], pool_size)
     sizes = np.bincount(rows, minlength=len(positives))
     available = pool_size - sizes
     if available.size and available.min() < number:

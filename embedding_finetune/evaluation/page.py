@@ -145,7 +145,7 @@ def training_curves(output_dir, labels):
     curves = {}
     for label in labels:
         table = pd.DataFrame(read_log(Path(output_dir) / label))
-        for name in (name for name in ("loss", "recall@10", "mrr@10") if name in table):
+        for name in filter(table.__contains__, ("loss", "recall@10", "mrr@10")):
             points = table[["step", name]].dropna()
             points = points.groupby(np.arange(len(points)) // -(-len(points) // CURVE_POINTS)).mean()
             curves.setdefault(label, {})[name] = points.round(5).to_numpy().tolist()

@@ -3,7 +3,6 @@
 import argparse
 import collections
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -53,7 +52,8 @@ def main():
             if process.wait() not in (0, 1):
                 sys.exit(f"a process of the harness ended with status {process.returncode}")
             _add(path, counts, lost, planted)
-    seconds = time.monotonic() - began + sum(_add(path, counts, lost, planted) for path in options.add)
+    earlier = [] if options.part else options.add  # which the parts would count again
+    seconds = time.monotonic() - began + sum(_add(path, counts, lost, planted) for path in earlier)
     for name, number in planted.items():
         print(f"planted: {name}: " + (f"found by trial {number}" if number else "NOT FOUND"))
     total = sum(counts.values(), collections.Counter())
@@ -78,8 +78,8 @@ def _add(path, counts, lost, planted):
 def _start(number, folder):
     """Start the process that does this part of the trials: it, and where it will write what it found."""
     path = folder / f"{number}.json"
-    return subprocess.Popen([sys.executable, "-m", "faults", *sys.argv[1:], "--part", str(number), "--json", path],
-                            env=os.environ), path
+    command = [sys.executable, "-m", "faults", *sys.argv[1:], "--part", str(number), "--json", path]
+    return subprocess.Popen(command), path
 
 
 def one_part(options, began):
