@@ -26,18 +26,24 @@ while time.monotonic() < until and not attempts():
 """
 
 
-def started(program, seconds, **environment):
-    """A process that waits for an attempt, so many seconds."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+def started(program, seconds, home, **environment):
+    """A process that waits for an attempt, so many seconds, as a person's would: both keep silent under CI."""
+    environment |= {"PATH": os.environ["PATH"], "HOME": str(home),
+                    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     return subprocess.Popen(offline(sys.executable, "-c", program + WAIT.format(seconds)), stdout=subprocess.PIPE,
-                            text=True, env=os.environ | {"PYTHONPATH": path} | environment)
+                            text=True, env=environment)
 
 
 @pytest.mark.skipif(not way(), reason="a network namespace cannot be made here: unshare -n is refused, or missing")
-def test_libraries_report_nothing_to_their_makers():
+def test_libraries_report_nothing_to_their_makers(tmp_path):
     ours = "import embedding_finetune, openvino.tools.ovc" + SESSION
-    processes = {"ours": started(ours, 12), "onnxruntime": started(ours, 60, ORT_DISABLE_TELEMETRY="0"),
-                 "openvino": started("import openvino.tools.ovc", 60)}  # the last two, to see that they would
-    said = {name: process.communicate()[0].splitlines()[-1] for name, process in processes.items()}
-    assert said.pop("ours") == f"{SAID}0"
-    assert all(int(line.removeprefix(SAID)) > 0 for line in said.values()), said
+    asked = "import socket\nwith socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:\n" \
+            "    try: any_socket.connect(('192.0.2.1', 53))\n    except OSError: pass\n"
+    processes = {"ours": started(ours, 12, tmp_path), "asked": started(asked, 12, tmp_path),
+                 "onnxruntime": started(ours, 60, tmp_path, ORT_DISABLE_TELEMETRY="0"),
+                 "openvino": started("import openvino.tools.ovc", 60, tmp_path)}
+    said = {name: int(process.communicate()[0].splitlines()[-1].removeprefix(SAID))
+            for name, process in processes.items()}
+    assert said.pop("ours") == 0 < said.pop("asked")
+    if not all(said.values()):  # what libraries of others do where they are let is not ours to promise
+        pytest.skip(f"nothing is to be switched off here: {said}")

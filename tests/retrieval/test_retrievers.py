@@ -1,7 +1,6 @@
 import math
 from types import SimpleNamespace
 
-import faiss
 import numpy as np
 import pytest
 
@@ -84,21 +83,6 @@ def test_equal_scores_are_ordered_by_id_even_across_the_cut():
     ids = [f"p{number:02d}" for number in np.random.default_rng(0).permutation(40)]
     run = dense_run(["q"], ids, np.ones((1, 2)), np.ones((40, 2)), depth=5)
     assert list(run["q"]) == ["p00", "p01", "p02", "p03", "p04"]
-
-
-def test_only_queries_with_a_tie_at_the_cut_are_searched_again(monkeypatch):
-    """Among thousands of queries one ties by chance; the others need not pay for it."""
-    searched, knn = [], faiss.knn
-
-    def counted(queries, *arguments, **options):
-        searched.append(len(queries))
-        return knn(queries, *arguments, **options)
-
-    monkeypatch.setattr("faiss.knn", counted)
-    passages = [[1, 1], [0.9, 1], [0.8, 1], [0.7, 1], [0.6, 1], [0.5, 1]]
-    run = dense_run(["a?", "b?"], "fedcba", [[1, 0], [0, 1]], passages, depth=2)
-    assert list(run["a?"]) == ["f", "e"] and list(run["b?"]) == ["a", "b"]
-    assert searched == [2, 1]
 
 
 def test_other_tools_see_ties_in_the_same_order():
