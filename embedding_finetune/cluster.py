@@ -112,6 +112,7 @@ def cluster(address):
     import ray.data  # takes a second to import
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it tells each step; what fails is raised, too
     try:
+        _knock(address)
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR,
                  runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}, **own)
     except Exception as error:  # what Ray raises when a process of its own is late is no more than that
@@ -126,3 +127,14 @@ def cluster(address):
                         "command goes on from what is finished") from None
     finally:
         ray.shutdown()
+
+
+def _knock(address):
+    """Raise an error unless something listens at HOST:PORT or ray://HOST:PORT; Ray itself asks half a minute long."""
+    place = address.removeprefix("ray://")
+    if place in ("auto", "local"):
+        return
+    host, _, port = place.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError("neither HOST:PORT nor ray://HOST:PORT, auto or local")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
