@@ -22,9 +22,9 @@ from embedding_finetune.files import UserError, one_line, read_json, sha256
 from embedding_finetune.seals import MARKER, damaged_file
 from embedding_finetune.settings import path_of
 
-# What transformers raises of models that are broken or not there.
+# What transformers raises of models that are broken or not there, or whose hub goes away in between.
 UNLOADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError, EOFError,
-              UnpicklingError, SafetensorError, StrictDataclassError)
+              UnpicklingError, SafetensorError, StrictDataclassError, httpx.HTTPError)
 # Configuration, vocabulary, weights, code.
 MODEL_FILES = ".json", ".txt", ".model", ".safetensors", ".bin", ".pt", ".py"
 

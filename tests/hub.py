@@ -39,10 +39,12 @@ def _files(folder):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    number = 0  # of the request, from 1 on; uploads have none
 
     def do_GET(self):
         """Answer a request for a file, a folder's listing or a repository's description; HEAD, too."""
         self.server.requests.append(f"{self.command} {self.path}")
+        self.number = len(self.server.requests)
         url = unquote(urlsplit(self.path).path)
         match = FILE.fullmatch(url) or TREE.fullmatch(url) or INFO.fullmatch(url)
         if self.server.status != 200:
@@ -128,6 +130,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(206, headers, content[first:last + 1])
 
     def answer(self, status, headers={}, content=b""):
+        if (fault := self.server.fault) and fault.strikes(self.number):
+            status, headers, content = fault.change(self, status, headers, content)
+        if status is None:  # no answer at all
+            self.close_connection = True
+            return
         self.send_response(status)
         for name, value in (headers | {"Content-Length": str(len(content))}).items():
             self.send_header(name, value)
@@ -140,9 +147,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Endpoint(str):
-    """The address of a running hub; `requests` lists what was asked of it, as "METHOD PATH"."""
+    """The address of a running hub; `requests` lists what was asked of it, as "METHOD PATH", and `server.fault` may
+    change its answers: `strikes(number)` of the request, and `change(handler, status, headers, content)`."""
 
-    requests = ()
+    requests, server = (), None
 
 
 @contextlib.contextmanager
@@ -154,12 +162,12 @@ def hub(repositories, status=200, uploads=None):
     """
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
-    server.repositories, server.status, server.requests = repositories, status, []
+    server.repositories, server.status, server.requests, server.fault = repositories, status, [], None
     server.uploads, server.stored, server.address = uploads, {}, f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     endpoint = Endpoint(server.address)
-    endpoint.requests = server.requests
+    endpoint.requests, endpoint.server = server.requests, server
     try:
         yield endpoint
     finally:

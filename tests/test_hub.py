@@ -14,6 +14,7 @@ import torch
 from hub import commit_id, fill_hub_cache, hub, hub_environment
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import httpx
 from tiny import tiny_bert, tiny_msmarco, tiny_msmarco_corpus, tiny_pairs, tiny_texts, tiny_xlmr
 from transformers import AutoModel, AutoTokenizer
 
@@ -231,6 +232,16 @@ def test_a_hub_that_goes_away_in_between_does_not_pass_for_a_missing_file(monkey
     monkeypatch.setattr("embedding_finetune.hub.hf_hub_download", fail)
     with pytest.raises(UserError, match="cannot load some/model .gone.; check its name"):
         read_model_file("some/model", "modules.json")
+
+
+@pytest.mark.parametrize("error", [httpx.RemoteProtocolError("gone"), httpx.ReadTimeout("gone"), OSError("gone")])
+def test_a_hub_that_goes_away_while_a_model_is_loaded_is_one_line(monkeypatch, error):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", fail)
+    with pytest.raises(UserError, match="cannot load some/model .gone.; check its name"):
+        load("AutoModel", "some/model")
 
 
 def test_a_broken_file_of_a_model_is_named(tmp_path):

@@ -9,14 +9,13 @@ from collections import Counter
 import ftfy.badness
 import numpy as np
 import regex
-import transformers
 
 from embedding_finetune.data.collection import PARTS
 from embedding_finetune.data.texts import near_duplicates, normalise, words
 from embedding_finetune.evaluation.metrics import mean, per_query
 from embedding_finetune.evaluation.significance import ALPHA, queries_needed
 from embedding_finetune.files import write_json
-from embedding_finetune.hub import cannot_load, positions_of
+from embedding_finetune.hub import load, positions_of
 from embedding_finetune.retrieval.encoder import encoder_of
 from embedding_finetune.retrieval.model_use import base_use
 from embedding_finetune.retrieval.retrievers import Dense, retriever_of
@@ -123,10 +122,7 @@ def token_lengths(use, collection, rng):
     `limit` is what the settings allow, `unknown` the share of the tokens that the model has no word for, `histogram`
     how many texts lie between each two of `edges`.
     """
-    try:
-        tokenizer, found = transformers.AutoTokenizer.from_pretrained(use.name), {}
-    except (OSError, ValueError) as error:
-        raise cannot_load(use.name, error) from None
+    tokenizer, found = load("AutoTokenizer", use.name, use.trusted), {}
     for side, texts, prompt, limit in (("queries", collection.queries, use.query_prompt, use.query_max_len),
                                        ("passages", collection.corpus, use.passage_prompt, use.passage_max_len)):
         some = [prompt + text for text in _some(texts.values(), TEXTS, rng)]

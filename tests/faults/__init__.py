@@ -11,7 +11,7 @@ with everything that was there still there. Anything else is lost, and a bug.
     interpose.c    a preloaded library: a kill, a signal or an errno at the n-th change below a folder
     laboratory     a fork server: one process imports everything, each trial is a child in a small folder of its own
     steps          the steps of the experiment, and the states that they begin with
-    kills, disks, damage, together, surroundings    kinds of faults, each a list of trials
+    kills, disks, damage, together, surroundings, hubs    kinds of faults, each a list of trials
     fuzz           everything that is read, fed with what hypothesis makes of it
     plants         bugs to be found
     soak           the server under load: served (its process), clients, exact (what it is to answer)

@@ -85,9 +85,10 @@ class Laboratory:
         self.trial, self.states, self.notes = self.home / "trial", self.home / "states", self.home / "notes"
         self.trial.mkdir()
         self.states.mkdir()
-        self.library = ctypes.CDLL(None)
+        self.library, self.closing = ctypes.CDLL(None), contextlib.ExitStack()
 
     def close(self):
+        self.closing.close()
         shutil.rmtree(self.home, ignore_errors=True)
 
     # -- states --
