@@ -29,7 +29,7 @@ KINDS = {"kills": kills, "disks": disks, "damage": damage, "together": together,
 SHARES = {"kills": 0.4, "disks": 0.13, "damage": 0.24, "together": 0.05, "surroundings": 0.05, "fuzz": 0.08,
           "hubs": 0.05}  # of the time
 FULL = {"kills": 2200, "disks": 660, "damage": 1100, "together": None, "surroundings": None,
-        "hubs": None}  # trials; None: all
+        "hubs": 120}  # trials; None: all
 
 
 def main():
