@@ -1,11 +1,11 @@
 """All benchmarks, one after another, into one file of figures and one page.
 
-    python benchmarks/bench.py [negatives rows train encode search mining index million second serve demo gpu]
+    python benchmarks/bench.py [negatives rows train encode search mining index million second serve demo gpu bytes]
 
 Each section is a script of its own, whose last line is a JSON object: benchmarks/results.json has them by section, with
 machine and date, and benchmarks/results.md what a reader wants to know of them. What is not asked for, or fails, stays
-as it was. `demo` runs the whole demo into an empty folder; `gpu` is run where it is named. PAIRS=file.jsonl gives the
-pairs; let nothing else run.
+as it was. `demo` runs the whole demo into an empty folder; `gpu` and `bytes` are run where they are named, `bytes` after
+the trainings that docs/vector_bytes.py wants. PAIRS=file.jsonl gives the pairs; let nothing else run.
 """
 
 import argparse
@@ -30,7 +30,8 @@ SECTIONS = {  # name -> (script, where it belongs in the results)
     "search": ("bench_search.py", "search"), "mining": ("bench_mining.py", "mining"),
     "index": ("bench_index.py", "search"), "million": ("bench_million.py", "million"),
     "second": ("bench_second.py", "second"), "serve": ("bench_serve.py", "serve"), "demo": ("", "demo"),
-    "gpu": ("bench_gpu.py", "gpu")}
+    "gpu": ("bench_gpu.py", "gpu"), "bytes": ("../docs/vector_bytes.py", "bytes")}
+WHERE_NAMED = "gpu", "bytes"  # for these something must be there
 SAID = {  # section -> figure -> what it is
     "negatives": {"ratio_tutorial_loop": "10 random negatives: times as fast as the tutorial's loop",
                   "ratio_tutorial_loop_50": "50 random negatives: the same"},
@@ -113,12 +114,17 @@ def page(results):
     return "\n".join(lines)
 
 
+def _section(name):
+    """The name, if there is such a section; argparse's `choices` refuse to be given none at all."""
+    if name not in SECTIONS:
+        raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(SECTIONS)}")
+    return name
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sections", nargs="*", choices=SECTIONS, metavar="SECTION",
-                        default=[name for name in SECTIONS if name != "gpu"],
-                        help=", ".join(SECTIONS))
-    for section in parser.parse_args().sections:
+    parser.add_argument("sections", nargs="*", type=_section, metavar="SECTION", help=", ".join(SECTIONS))
+    for section in parser.parse_args().sections or [name for name in SECTIONS if name not in WHERE_NAMED]:
         print(f"== {section}", flush=True)
         results = merged(read_json(RESULTS) or {}, section, measure(section))
         write_json(RESULTS, results)

@@ -1,15 +1,19 @@
-"""What one vector a passage may lose: memory against quality of several values of INDEX, on a set of second_ladder.py.
+"""What one vector a passage may lose: memory against quality of several values of INDEX, on sets of second_ladder.py.
 
-    python docs/vector_bytes.py msmarco [reference]    after `python docs/second_ladder.py msmarco LABEL`
-    python docs/vector_bytes.py msmarco matryoshka     a model whose first dimensions were trained as vectors, too
+    python docs/vector_bytes.py [--sets msmarco ..]
+
+of the models of a set that are there (`python docs/second_ladder.py SET LABEL`): reference (as it is), dense (trained),
+matryoshka (trained so that its first dimensions can be used alone).
 
 Each index is searched as it is, by its codes alone, and as `search` and `serve` use it: its first hundred, scored once
 more by the vectors themselves. Differences to the exact order are paired over the test queries, with 95 % intervals;
-nothing is chosen. Prints a table.
+nothing is chosen. Prints tables; the last line is one JSON object, which `benchmarks/bench.py bytes` keeps.
 """
 
 import argparse
+import json
 import tempfile
+import time
 from pathlib import Path
 
 import faiss
@@ -19,13 +23,14 @@ from second_ladder import SEED, SETS, settings_of
 
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.metrics import per_query
-from embedding_finetune.evaluation.significance import add_significance
+from embedding_finetune.evaluation.significance import bootstrap_means, interval
 from embedding_finetune.files import run_command_line
 from embedding_finetune.retrieval.encoder import encoder_of
-from embedding_finetune.retrieval.model_use import use_of
+from embedding_finetune.retrieval.model_use import ready_made, use_of
 from embedding_finetune.retrieval.vector_index import Faiss
 
-DEPTH = 10
+DEPTH, TIMED = 10, 100  # passages, and queries that are asked alone
+LABELS = "reference", "dense", "matryoshka"
 WAYS = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8", "4 bits": "SQ4", "PCA, half": "PCAR{half},SQ8",
         "PCA, a quarter": "PCAR{quarter},SQ8", "PCA, an eighth": "PCAR{eighth},SQ8", "product codes": "PQ{eighth}",
         "1 bit": "RaBitQ",
@@ -58,31 +63,58 @@ def runs_of(index, test, vectors):
              for query, *row in zip(test.queries, scores, positions)} for scores, positions in found]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("set", choices=SETS)
-    parser.add_argument("label", nargs="?", default="reference")
-    options = parser.parse_args()
-    settings = settings_of(options.set)
-    test, encoder = read_data(settings).part("test"), encoder_of(settings, use_of(settings, options.label))
+def measured(settings, label):
+    """Way -> what it costs and loses, for the model of a label."""
+    test, encoder = read_data(settings).part("test"), encoder_of(settings, use_of(settings, label))
     passages, queries = (encode(texts.values()) for encode, texts in (
         (encoder.encode_passages, test.corpus), (encoder.encode_queries, test.queries)))
-    dim, frames, rows = passages.shape[1], {"alone": {}, "again": {}}, {}
+    dim, rows, found = passages.shape[1], {}, {"codes": {}, "again": {}}
     for way, words in WAYS.items():
         with tempfile.TemporaryDirectory() as folder:
             kind = First if words.startswith("First") else Faiss
             index = kind(words.format(half=dim // 2, quarter=dim // 4, eighth=dim // 8)).build(passages, Path(folder))
             size = (Path(folder) / index.FILE).stat().st_size
             runs = runs_of(index, test, queries)
-        rows[way] = {"INDEX": index.factory, "bytes a passage": round(size / len(passages))}
-        for kind, run in zip(frames, runs):
-            frames[kind][way] = per_query(test.qrels, run)
-    for kind, title in {"alone": "recall@1 by its codes", "again": "scored once more"}.items():
-        for row in add_significance([{"label": way} for way in WAYS], frames[kind], planned=[], seed=SEED):
-            pair = row["against"].get("float32", {}).get("recall@1")
-            rows[row["label"]][title] = f"{frames[kind][row['label']]['recall@1'].mean():.3f}" + (
-                ", {difference:+.3f} [{ci95[0]:+.3f}, {ci95[1]:+.3f}]".format(**pair) if pair else "")
-    print(pd.DataFrame.from_dict(rows, orient="index").to_markdown(disable_numparse=True))
+            times = [timed(index.index.search, query[None]) for query in queries[:TIMED]]
+        rows[way] = {"INDEX": index.factory, "bytes": round(size / len(passages)), "ms": round(np.median(times), 3)}
+        for kind, run in zip(found, runs):
+            found[kind][way] = per_query(test.qrels, run)["recall@1"]
+    for kind, values in found.items():
+        values = pd.DataFrame(values)
+        gaps = values.sub(values["float32"], axis=0)
+        low, high = interval(bootstrap_means(gaps.to_numpy(), seed=SEED))
+        for number, way in enumerate(WAYS):
+            rows[way][kind] = [round(float(value), 4) for value in (
+                values[way].mean(), gaps[way].mean(), low[number], high[number])]
+    return rows
+
+
+def timed(search, query):
+    """Milliseconds of a search."""
+    began = time.perf_counter()
+    search(query, DEPTH)
+    return 1000 * (time.perf_counter() - began)
+
+
+def table(rows):
+    """The rows of a model, for people."""
+    said = {way: {"INDEX": row["INDEX"], "bytes a passage": row["bytes"], "ms a query": row["ms"]} | {
+        title: "{:.3f}, {:+.3f} [{:+.3f}, {:+.3f}]".format(*row[kind]) for kind, title in (
+            ("codes", "recall@1 by its codes"), ("again", "scored once more"))} for way, row in rows.items()}
+    return pd.DataFrame.from_dict(said, orient="index").to_markdown(disable_numparse=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=["msmarco"])
+    found = {}
+    for name in parser.parse_args().sets:
+        settings, found[name] = settings_of(name), {}
+        for label in LABELS:
+            if label in ready_made(settings) or (settings.output_dir / label).exists():
+                found[name][label] = measured(settings, label)
+                print(f"{name}, {label}:\n{table(found[name][label])}", flush=True)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

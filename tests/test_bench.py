@@ -34,6 +34,19 @@ def test_figures_are_merged_into_their_section_with_when_and_where(tmp_path, mon
     assert "| approximate search: share of the exact first ten | 0.96 |" in page and "encoding" not in page
 
 
+def test_without_names_all_are_measured_but_what_needs_something_first(tmp_path, monkeypatch):
+    measured = []
+    for name, value in {"RESULTS": tmp_path / "results.json", "PAGE": tmp_path / "page", "measure": (
+            lambda section: measured.append(section) or {})}.items():
+        monkeypatch.setattr(bench, name, value)
+    monkeypatch.setattr(sys, "argv", ["bench.py"])
+    bench.main()
+    assert set(bench.SECTIONS) - set(measured) == {"gpu", "bytes"} and len(measured) == len(set(measured)) == 11
+    monkeypatch.setattr(sys, "argv", ["bench.py", "tea"])
+    with pytest.raises(SystemExit):
+        bench.main()
+
+
 def test_a_benchmark_that_fails_is_one_line_and_changes_nothing(tmp_path, monkeypatch):
     (tmp_path / "bench_encode.py").write_text("print('half'); raise SystemExit(3)")
     (tmp_path / "results.json").write_text('{"encode": {"share_of_limit": 0.5}}')

@@ -32,9 +32,11 @@ How it is done: a library that is preloaded counts the changes below a folder (o
 unlink, mkdir) and the reads, also those of libraries in C++ and Rust, and at the n-th it kills the process, sends a
 signal or returns an error of the disk. After a *power cut*, what was not brought to the disk by fsync is cut off.
 *Damage* is done to the files in DATA_DIR and OUTPUT_DIR between two steps. *Two at once* are two processes with the
-same command in one folder. The *fuzzer* (hypothesis, with a seed that is kept) feeds everything that is read: settings,
-recipes, data in each form, our own files, a model's, requests. A sample of all this is part of `make test`, and so are
-the planted bugs (`tests/faults/plants.py`).
+same command in one folder. *A hub* is one on this machine, of which pairs and a model are loaded into an empty cache:
+it fails at the n-th request, once or from then on, or has a new revision of both. What is loaded must be of one of
+them, and what libraries try again and again must end within ten minutes. The *fuzzer* (hypothesis, with a seed that
+is kept) feeds everything that is read: settings, recipes, data in each form, our own files, a model's, requests. A
+sample of all this is part of `make test`, and so are the planted bugs (`tests/faults/plants.py`).
 
 What is not in these numbers:
 
