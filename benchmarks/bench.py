@@ -4,7 +4,7 @@
 
 Each section is a script of its own, whose last line is a JSON object: benchmarks/results.json has them by section, with
 machine and date, and benchmarks/results.md what a reader wants to know of them. What is not asked for, or fails, stays
-as it was. `demo` runs the whole demo into an empty folder; `gpu` and `bytes` are run where they are named, `bytes` after
+as it was. `demo` runs the whole demo into an empty folder; `gpu` and `bytes` are run where they are named, that after
 the trainings that docs/vector_bytes.py wants. PAIRS=file.jsonl gives the pairs; let nothing else run.
 """
 
