@@ -32,7 +32,7 @@ notebooks: demo  ## run the demo and put its outputs into the notebooks
 	PROFILE=demo python -m embedding_finetune.run --notebooks
 
 test: install  ## the tests
-	python -m pytest tests -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+	python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 faults: install  ## break it on purpose: kills, full disks, damaged files, odd input; half an hour, docs/reliability.md
 	PYTHONPATH=$(CURDIR):$(CURDIR)/tests python -m faults --processes $$(nproc) --plant all --page docs/reliability.md
