@@ -34,7 +34,7 @@ notebooks: demo  ## run the demo and put its outputs into the notebooks
 test: install  ## the tests
 	python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-faults: install  ## break it on purpose: kills, full disks, damaged files, odd input; half an hour, docs/reliability.md
+faults: install  ## break it on purpose: kills, full disks, damaged files, odd input; an hour, docs/reliability.md
 	PYTHONPATH=$(CURDIR):$(CURDIR)/tests python -m faults --processes $$(nproc) --plant all --page docs/reliability.md
 
 soak: install  ## the server for half an hour under load and faults, every answer checked; docs/reliability.md
