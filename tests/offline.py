@@ -17,6 +17,7 @@ from pathlib import Path
 
 WAYS = (["unshare", "-n"], ["unshare", "-rn"])  # for root; for others, where user namespaces are allowed
 SAID = "attempts to reach another machine: "
+ASK = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'?', ('192.0.2.1', 53))"  # an attempt
 UP = 0x8914, struct.pack("16sh22x", b"lo", 1)  # SIOCSIFFLAGS, IFF_UP
 
 

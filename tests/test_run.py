@@ -15,7 +15,7 @@ import pytest
 import pytrec_eval
 import whole_run
 from forked import command, run_forked
-from offline import SAID, offline, way
+from offline import ASK, SAID, offline, way
 from tiny import tiny_pairs
 
 from embedding_finetune import run
@@ -108,8 +108,7 @@ def test_every_step_leaves_its_files(finished):
 @pytest.mark.skipif(not way(), reason="a network namespace cannot be made here: unshare -n is refused, or missing")
 def test_not_one_request_leaves_the_machine(finished):
     assert finished[1].splitlines()[-1] == f"{SAID}0"
-    ask = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'?', ('192.0.2.1', 53))"
-    asked = call(*offline(sys.executable, "-c", ask))
+    asked = call(*offline(sys.executable, "-c", ASK))
     assert "Network is unreachable" in asked.stderr and asked.stdout == f"{SAID}1\n"
 
 
