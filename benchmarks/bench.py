@@ -4,8 +4,9 @@
 
 Each section is a script of its own, whose last line is a JSON object: benchmarks/results.json has them by section, with
 machine and date, and benchmarks/results.md what a reader wants to know of them. What is not asked for, or fails, stays
-as it was. `demo` runs the whole demo into an empty folder; `gpu` and `bytes` are run where they are named, that after
-the trainings that docs/vector_bytes.py wants. PAIRS=file.jsonl gives the pairs; let nothing else run.
+as it was. `demo` runs the whole demo into an empty folder, `serve` asks the best model of PROFILE; `gpu` and `bytes`
+are run where they are named, that after the trainings that docs/vector_bytes.py wants. PAIRS=file.jsonl gives the
+pairs; let nothing else run.
 """
 
 import argparse
@@ -41,7 +42,8 @@ SAID = {  # section -> figure -> what it is
              "open_seconds": "the same: seconds to open",
              "read_json_seconds": "the same as JSON lines: seconds to read"},
     "train": {"steps_per_second_ratio_flagembedding": "training steps: times as fast as FlagEmbedding",
-              "steps_per_second_ratio_sentence_transformers": "training steps: times as fast as sentence-transformers"},
+              "steps_per_second_ratio_mnrl": "the same: as sentence-transformers",
+              "steps_per_second_ratio_cached_mnrl": "the same: as its gradient caching"},
     "encode": {"throughput_ratio_flagembedding": "encoding: times as fast as FlagEmbedding",
                "throughput_ratio_sentence_transformers": "encoding: times as fast as sentence-transformers",
                "share_of_limit": "encoding: share of what the machine's matrix products allow"},
@@ -55,8 +57,10 @@ SAID = {  # section -> figure -> what it is
                 "minutes": "the same: minutes", "kills": "the same, killed so many times and started again",
                 "equal": "the same: whether all came out as without (1: yes)"},
     "second": {"late_ms": "30 passages by their tokens, ms with the query's encoding",
+               "late_time_ratio_sentence_transformers": "the same: time beside sentence-transformers",
                "cross_encoder_ms": "30 passages by a cross-encoder, ms",
-               "cross_encoder_share_of_limit": "cross-encoder: share of what the matrix products allow"},
+               "cross_encoder_time_ratio_sentence_transformers": "the same: time beside sentence-transformers",
+               "cross_encoder_share_of_limit": "the same: share of what the matrix products allow"},
     "serve": {"p50_ms": "server, 32 clients: median ms", "p99_ms": "server, 32 clients: ms of the slowest 1 %"},
     "demo": {"seconds": "make demo: seconds, with its trainings"},
     "gpu": {"ours_bf16_steps_per_second": "GPU, bert-base, the tutorial's settings in bf16: training steps a second",

@@ -12,15 +12,13 @@ import numpy as np
 import torch
 
 from embedding_finetune.data.texts import PSEUDO, without
-from embedding_finetune.retrieval.layout import padded, sub_batch_rows
+from embedding_finetune.retrieval.layout import CALL_COST, padded, sub_batch_rows
 from embedding_finetune.retrieval.tokens import expanded
 from embedding_finetune.training.store import SCORES
 
 # Of ten times that a pseudo-query is drawn, it is taken out of its passage nine times: the model is to tell what goes
 # together, and not to forget that equal words do (inverse cloze task, Lee et al. 2019, arXiv 1906.00300).
 HIDDEN = 0.9
-# What one call of the encoder costs beside its tokens, in tokens: estimates, not measurements.
-CALL_COST = {"cpu": 24, "cuda": 2048}
 
 
 class TrainingSet(torch.utils.data.Dataset):

@@ -5,8 +5,9 @@ import random
 import torch
 
 from embedding_finetune.data.texts import PSEUDO, without
+from embedding_finetune.retrieval.layout import CALL_COST
 from embedding_finetune.retrieval.tokens import expanded
-from embedding_finetune.training.batches import CALL_COST, sub_batches
+from embedding_finetune.training.batches import sub_batches
 
 
 def dev_passages(collection, size, seed):

@@ -22,10 +22,11 @@ from embedding_finetune.data.collection import read_collection
 from embedding_finetune.files import UserError, one_line, read_json, run_command_line
 from embedding_finetune.hub import check_lengths, load
 from embedding_finetune.retrieval.cpu import use_fast_dropout, use_fast_linear
+from embedding_finetune.retrieval.layout import CALL_COST
 from embedding_finetune.retrieval.loading import DenseLayers, load_encoder
 from embedding_finetune.retrieval.tokens import added_ids, load_projection, new_projection
 from embedding_finetune.settings import CHOSEN_BY
-from embedding_finetune.training.batches import CALL_COST, Collator, EpochSampler, TrainingSet
+from embedding_finetune.training.batches import Collator, EpochSampler, TrainingSet
 from embedding_finetune.training.checkpoints import alone_in, complete_checkpoints, remove
 from embedding_finetune.training.dev import DevSet
 from embedding_finetune.training.export import export

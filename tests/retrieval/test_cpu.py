@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModel
 
 from embedding_finetune.retrieval.cpu import (
+    FEW_ROWS,
     FastDropout,
     FastLinear,
     attention_with_fast_dropout,
@@ -30,6 +31,16 @@ def test_linear_layers_give_the_same_values_and_gradients(shape, bias):
         seen.append([outputs.detach(), given.grad, *(parameter.grad for parameter in layer.parameters())])
     for theirs, ours in zip(*seen, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, FEW_ROWS - 1, FEW_ROWS, 200])
+def test_few_rows_without_a_gradient_give_the_same_values(rows):
+    layer = torch.nn.Linear(8, 6)
+    inputs = torch.randn(rows, 8)
+    with torch.inference_mode():
+        expected = layer(inputs)
+        use_fast_linear(layer)
+        torch.testing.assert_close(layer(inputs), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_frozen_weights_get_no_gradient():

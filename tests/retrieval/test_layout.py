@@ -10,7 +10,7 @@ from tiny_training import passages
 from transformers import AutoTokenizer
 
 from embedding_finetune.retrieval import layout
-from embedding_finetune.retrieval.layout import batches, padded, plan_sub_batches
+from embedding_finetune.retrieval.layout import batches, padded, padded_batches, plan_sub_batches
 
 
 def test_batches_are_full_but_not_overfull():
@@ -63,3 +63,15 @@ def test_what_is_made_ahead_comes_in_order_and_one_is_made_meanwhile():
 def test_what_fails_ahead_fails():
     with pytest.raises(ZeroDivisionError):
         list(layout.ahead(lambda item: 1 / item, [1, 0]))
+
+
+def test_few_texts_are_cut_at_least_cost_and_a_memory_bound_holds(tiny):
+    """A passage of 100 tokens among short ones is not what all are padded to; its batch is no larger than allowed."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "bert")
+    tokens = {"input_ids": [[5] * length for length in (7, 100, 8, 99, 7)]}
+    cut = {tuple(rows): batch["input_ids"].shape for rows, batch in padded_batches(tokenizer, tokens, 0, "cpu")}
+    assert cut == {(1, 3): (2, 100), (2, 0, 4): (3, 8)}
+    long = {"input_ids": [[5] * 512] * 20}
+    shapes = [batch["input_ids"].shape for _, batch in padded_batches(tokenizer, long, 0, "cpu")]
+    assert sum(rows for rows, _ in shapes) == 20 and max(rows for rows, _ in shapes) <= 4096 // 512
+    assert list(padded_batches(tokenizer, {"input_ids": []}, 0, "cpu")) == []
