@@ -1,6 +1,7 @@
-"""A model compiled to ONNX or OpenVINO, in int8 too, and what that costs and buys.
+"""A model compiled to ONNX or OpenVINO, in int8 and bfloat16 too, and what that costs and buys.
 
-    python -m embedding_finetune.smaller LABEL [FORM ..]    FORM: onnx, onnx-int8, openvino, openvino-int8; default all
+    python -m embedding_finetune.smaller LABEL [FORM ..]    FORM: onnx, onnx-int8, openvino, openvino-int8,
+                                                            openvino-bf16; default: all that this processor runs
 
 OUTPUT_DIR/LABEL-FORM is a model's folder that carries the same pooling, prompts and lengths: its name is a label like
 any other here, and sentence-transformers loads it with `backend=` (docs/smaller.md). Results of each are saved and
@@ -41,7 +42,7 @@ from embedding_finetune.files import (
     write_json,
 )
 from embedding_finetune.hub import load, model_content
-from embedding_finetune.retrieval.compiled import GRAPHS, RECORD, openvino_core
+from embedding_finetune.retrieval.compiled import GRAPHS, RECORD, has_bf16, openvino_core
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.loading import DenseLayers, load_encoder
 from embedding_finetune.retrieval.model_use import use_of
@@ -50,7 +51,7 @@ from embedding_finetune.settings import CHOSEN_BY, Settings, plain
 from embedding_finetune.training.export import METRICS_HEADING, SAMPLES, write_use
 from embedding_finetune.training.records import check_trained
 
-FORMS = ("onnx", "onnx-int8", "openvino", "openvino-int8")
+FORMS = ("onnx", "onnx-int8", "openvino", "openvino-int8", "openvino-bf16")
 CALIBRATION, TIMED_PASSAGES, TIMED_QUERIES, ROUNDS = 300, 256, 50, 3
 CARD = """# {name}
 
@@ -73,7 +74,7 @@ def make(settings, use, form, texts, work):
     `texts` calibrate int8; `work` is a folder for what the forms have in common. Raises UserError when the folder holds
     something else (OVERWRITE=1 replaces it), or when the model cannot be compiled.
     """
-    folder, (kind, _, int8) = settings.output_dir / f"{use.label}-{form}", form.partition("-")
+    folder, (kind, _, numbers) = settings.output_dir / f"{use.label}-{form}", form.partition("-")
     used = {name: value for name, value in asdict(use).items() if name not in ("title", "name", "differs")}
     made_of = {"form": form, "use": used, "content": model_content(use.name), "calibration": content_hash(texts)}
     record = read_json(folder / RECORD) or {}
@@ -92,7 +93,7 @@ def make(settings, use, form, texts, work):
         graph.parent.mkdir(parents=True)
         tokenizer = load("AutoTokenizer", use.name, use.trusted)
         source = _traced(use, tokenizer, work / "model.onnx")
-        source = _quantised(use, tokenizer, texts, source, work / "int8.onnx") if int8 else source
+        source = _quantised(use, tokenizer, texts, source, work / "int8.onnx") if numbers == "int8" else source
         if kind == "onnx":
             shutil.copy(source, graph)
         else:
@@ -107,7 +108,8 @@ def make(settings, use, form, texts, work):
         (partial / "README.md").write_text(CARD.format(name=folder.name, label=use.label, form=form, kind=kind,
                                                        heading=METRICS_HEADING), encoding="utf-8")
         graphs = {file.name: sha256(file) for file in sorted(graph.parent.iterdir())}
-        write_json(partial / RECORD, {"format": kind, "made_of": made_of, "graph": graphs})
+        precision = "bf16" if numbers == "bf16" else "f32"
+        write_json(partial / RECORD, {"format": kind, "precision": precision, "made_of": made_of, "graph": graphs})
         shutil.rmtree(folder, ignore_errors=True)
         return partial.rename(folder)
     except OSError as error:
@@ -236,18 +238,23 @@ def _cell(row, label, metric):
     return f"{value}, {pair['difference']:+.3f} [{pair['ci95'][0]:+.3f}, {pair['ci95'][1]:+.3f}]" if pair else value
 
 
-def smaller(settings, label, forms=FORMS):
-    """Make and measure the forms of a label; returns the table. Raises UserError as `make` does."""
+def smaller(settings, label, forms=()):
+    """Make and measure the forms of a label, or all that this processor runs; returns the table. Raises UserError as
+    `make` does."""
     for form in forms:
         if form not in FORMS:
             raise UserError(f"there is no form {form!r}: give some of {', '.join(FORMS)}")
+    here = [form for form in FORMS if has_bf16() or not form.endswith("bf16")]
+    if not set(forms) <= set(here):
+        raise UserError(f"this processor has no instructions for bfloat16: give some of {', '.join(here)}")
     check_trained(settings, label)
     collection, use = read_data(settings), use_of(settings, label)
     train = collection.part("train")
     ids, _ = train.pool()
     drawn = np.random.default_rng(settings.seed).permutation(len(ids))[:CALIBRATION]
     with tempfile.TemporaryDirectory() as work:
-        folders = [make(settings, use, form, [train.corpus[ids[row]] for row in drawn], Path(work)) for form in forms]
+        folders = [make(settings, use, form, [train.corpus[ids[row]] for row in drawn], Path(work))
+                   for form in forms or here]
     table = measure(settings, collection, label, folders)
     with atomic_write(settings.output_dir / "results" / f"smaller_{label}.md") as file:
         file.write(table.to_markdown(index=False, disable_numparse=True) + "\n")
@@ -257,7 +264,7 @@ def smaller(settings, label, forms=FORMS):
 def main():
     if not sys.argv[1:] or sys.argv[1].startswith("-"):
         raise UserError("give a label and perhaps forms, e.g. `python -m embedding_finetune.smaller neg10 onnx-int8`")
-    print(smaller(Settings.load(), sys.argv[1], sys.argv[2:] or FORMS).to_markdown(index=False, disable_numparse=True))
+    print(smaller(Settings.load(), sys.argv[1], sys.argv[2:]).to_markdown(index=False, disable_numparse=True))
 
 
 if __name__ == "__main__":

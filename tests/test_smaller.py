@@ -15,6 +15,7 @@ from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.results import load_results
 from embedding_finetune.files import UserError
 from embedding_finetune.hub import model_content
+from embedding_finetune.retrieval.compiled import has_bf16
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.model_use import use_of
 from embedding_finetune.seals import MARKER
@@ -49,22 +50,24 @@ def vectors(settings, label):
 
 def test_each_form_gives_the_models_vectors_and_is_measured(whole):
     settings, table = whole
-    assert list(table.index) == ["neg10", "neg10-onnx", "neg10-onnx-int8", "neg10-openvino", "neg10-openvino-int8"]
+    forms = [form for form in smaller.FORMS if has_bf16() or form != "openvino-bf16"]
+    assert list(table.index) == ["neg10", *(f"neg10-{form}" for form in forms)] and len(forms) >= 4
     expected, results = vectors(settings, "neg10"), {result["label"]: result for result in load_results(settings)[0]}
-    for form in smaller.FORMS:
-        label, int8 = f"neg10-{form}", "int8" in form
-        cosines = (vectors(settings, label) * expected).sum(axis=1)
-        assert cosines.min() >= (0.9 if int8 else 0.9999) and (cosines.min() < 0.99999) == int8
+    for form in forms:
+        label, lowest = f"neg10-{form}", {"int8": 0.9, "bf16": 0.999}.get(form.partition("-")[2], 0.9999)
+        found = vectors(settings, label)
+        assert (found * expected).sum(axis=1).min() >= lowest
+        assert (np.abs(found - expected).max() > 1e-5) == (lowest < 0.9999)
         assert results[label]["compiled_of"] == "neg10" and "recipe" not in results[label]
         assert f"{results[label]['lowest_cosine']:.4f}" == table.loc[label, "lowest cosine"]
         value, difference, *_ = table.loc[label, "mrr@10"].replace(",", "").split()
         assert float(value) == pytest.approx(results[label]["metrics"]["mrr@10"], abs=5e-4)
         assert float(value) - float(difference) == pytest.approx(float(table.loc["neg10", "mrr@10"]), abs=2e-3)
-        assert int8 or "+0.000 [+0.000, +0.000]" in table.loc[label, "recall@1"]
+        assert lowest < 0.9999 or "+0.000 [+0.000, +0.000]" in table.loc[label, "recall@1"]
         used, of = use_of(settings, label), use_of(settings, "neg10")
         assert replace(used, label=of.label, title=of.title, name=of.name) == of
         assert "| recall@1 |" in (settings.output_dir / label / "README.md").read_text()
-    assert (settings.output_dir / "results" / "smaller_neg10.md").read_text().count("\n") == 7
+    assert (settings.output_dir / "results" / "smaller_neg10.md").read_text().count("\n") == 3 + len(forms)
 
 
 def test_int8_is_small_and_static(whole):
@@ -117,6 +120,22 @@ def test_int8_is_calibrated_on_training_passages_alone(compiled, monkeypatch):
     passages = {part: {collection.corpus[passage] for query in collection.part(part).queries
                        for passage in collection.positives(query)} for part in ("train", "dev", "test")}
     assert set(seen) == passages["train"] and not set(seen) & (passages["dev"] | passages["test"])
+
+
+def test_without_the_instructions_bfloat16_is_refused_and_left_out(compiled, monkeypatch):
+    made = []
+    for place in ("smaller", "retrieval.compiled"):
+        monkeypatch.setattr(f"embedding_finetune.{place}.has_bf16", lambda: False)
+    monkeypatch.setattr(smaller, "make", lambda settings, use, form, *more: made.append(form))
+    monkeypatch.setattr(smaller, "measure", lambda *args: pd.DataFrame([{"model": "measured"}]))
+    smaller.smaller(compiled, "neg10")
+    assert made == ["onnx", "onnx-int8", "openvino", "openvino-int8"]
+    with pytest.raises(UserError, match="no instructions for bfloat16: give some of onnx, onnx-int8, openvino, openv"):
+        smaller.smaller(compiled, "neg10", ["openvino-bf16"])
+    record = compiled.output_dir / "neg10-openvino" / "compiled.json"
+    record.write_text(record.read_text().replace('"f32"', '"bf16"'))  # made on a machine that has them
+    with pytest.raises(UserError, match="neg10-openvino computes in bfloat16, for which this processor has no"):
+        Encoder(use_of(compiled, "neg10-openvino")).encode_queries(["a"])
 
 
 def test_an_xlm_roberta_without_token_types_compiles_too(compiled, tmp_path, monkeypatch):

@@ -31,16 +31,21 @@ def runtime_of(name):
 
 
 class CompiledModel:
-    """A graph that is called as transformers' models are; it takes as many threads as PyTorch would, in float32.
+    """A graph that is called as transformers' models are; it takes as many threads as PyTorch would, and computes what
+    is not quantised in float32, or in bfloat16 where its record says so.
 
-    Raises UserError when the folder's graph is missing or broken.
+    Raises UserError when the folder's graph is missing or broken, or when this processor has no bfloat16.
     """
 
     def __init__(self, folder):
-        kind = format_of(folder)
+        record = read_json(Path(folder) / RECORD)
+        kind, precision = record["format"], record.get("precision", "f32")
         path, threads = Path(folder) / GRAPHS[kind], torch.get_num_threads()
+        if precision == "bf16" and not has_bf16():
+            raise UserError(f"{folder} computes in bfloat16, for which this processor has no instructions: use the "
+                            "model that it was made of, or another of its forms, here")
         try:
-            self._run = {"onnx": _onnx, "openvino": _openvino}[kind](path, threads)
+            self._run = _onnx(path, threads) if kind == "onnx" else _openvino(path, threads, precision)
         except Exception as error:  # each library has exceptions of its own, down to plain Exception
             raise UserError(f"cannot load {path} ({one_line(error)}); make it anew with `python -m "
                             "embedding_finetune.smaller`") from None
@@ -70,7 +75,12 @@ def openvino_core():
     return openvino.Core()
 
 
-def _openvino(path, threads):
-    wanted = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+def has_bf16():
+    """Whether OpenVINO computes in bfloat16 on this processor, which AVX-512 or AMX must have for it."""
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _openvino(path, threads, precision):
+    wanted = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
     model = openvino_core().compile_model(str(path), "CPU", wanted)
     return lambda batch: model(batch)["last_hidden_state"]
