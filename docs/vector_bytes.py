@@ -1,6 +1,6 @@
 """What one vector a passage may lose: memory against quality of several values of INDEX, on sets of second_ladder.py.
 
-    python docs/vector_bytes.py [--sets msmarco ..]
+    python docs/vector_bytes.py [--sets msmarco covidqa ..]
 
 of the models of a set that are there (`python docs/second_ladder.py SET LABEL`): reference (as it is), dense (trained),
 matryoshka (trained so that its first dimensions can be used alone).
@@ -106,7 +106,7 @@ def table(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=["msmarco"])
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=["msmarco", "covidqa"])
     found = {}
     for name in parser.parse_args().sets:
         settings, found[name] = settings_of(name), {}

@@ -18,9 +18,8 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from embedding_finetune.data.collection import data_identity
-from embedding_finetune.files import UserError, atomic_write, content_hash, one_line, sha256
+from embedding_finetune.files import LAG, UserError, atomic_write, content_hash, one_line, sha256
 from embedding_finetune.settings import ROOT
-from embedding_finetune.training.processes import LAG
 
 REQUIREMENT = "ray[data]==2.60.0"  # as in requirements.txt
 RETRIES = 3  # of a share whose worker was killed, or whose machine has gone

@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-
+LAG = 60  # seconds until a file is seen on all machines: as long as NFS keeps what a folder held (acdirmax)
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 # What libraries in Rust, PyTorch and faiss say of these, who have no OSError for it.
 SAID_OF_DISK = re.compile(r"\(os error \d+\)|inline_container|iostream error|write error in|for writing: ")

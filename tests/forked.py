@@ -57,8 +57,7 @@ def _begin(function, arguments, log, errors, environment):
 
 def command(module, *words):
     """`python -m MODULE WORDS`; the processes that torchrun starts are forked, too."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "embedding_finetune"]:
-        del sys.modules[name]  # it reads the environment when it is imported
+    _forget_the_package()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)  # torchrun has handlers of its own
     configure = torchrun.config_from_args
@@ -74,6 +73,19 @@ def command(module, *words):
             torchrun.main()
         else:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _forget_the_package():
+    """It reads the environment when it is imported."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "embedding_finetune"]:
+        del sys.modules[name]
+
+
+def program(source, *words):
+    """`python -c SOURCE WORDS`"""
+    _forget_the_package()
+    sys.argv = ["-c", *words]
+    exec(compile(source, "-c", "exec"), {"__name__": "__main__"})
 
 
 def debugged(typed, *words):

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from embedding_finetune import cluster, encode
+from embedding_finetune import cluster
 from embedding_finetune.cluster import check_machine, for_each_share, machine, resources
+from embedding_finetune.data.collection import read_data
 from embedding_finetune.encode import encode_share
 from embedding_finetune.files import UserError
 from embedding_finetune.retrieval.vectors import VectorCache
@@ -100,11 +101,10 @@ def test_a_share_that_kills_every_worker_is_one_line(clustered, tmp_path, monkey
     assert len(list(tmp_path.glob("0.*"))) == 2
 
 
-def test_what_a_worker_says_is_one_line(clustered, monkeypatch):
-    monkeypatch.setenv("DATASET", "elsewhere")  # the data are of another set: each worker refuses
-    monkeypatch.setattr(sys, "argv", ["encode", "reference", "--processes", "2"])
+def test_what_a_worker_says_is_one_line(clustered):
+    settings = dataclasses.replace(clustered, dataset="elsewhere")  # the data are of another set: each worker refuses
     with pytest.raises(UserError, match="share [12] of 2, on .*was made with other settings .*; the same command"):
-        encode.main()
+        for_each_share(settings, lambda part: read_data(settings), 2)
     assert not list(clustered.output_dir.rglob(".seen-*"))
 
 

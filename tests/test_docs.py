@@ -3,12 +3,11 @@
 import json
 import pydoc
 import re
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 
 import nbformat
 import pytest
+from forked import program, run_forked
 
 from embedding_finetune.settings import ROOT
 
@@ -132,9 +131,8 @@ def added_lines(heading):
 def test_a_format_and_a_retriever_take_one_addition_each(built, tmp_path):
     (tmp_path / "pairs.psv").write_text("what is it|it is this\nwho is it|it is she\n", encoding="utf-8")
     script = EXTENDED.format(added=f"{added_lines('A data format')}\n\n\n{added_lines('A retriever')}")
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "pairs.psv")], cwd=ROOT, capture_output=True,
-                          text=True)
-    assert "READ 2 2\n" in done.stdout and "COMPARED bm25 overlap\n" in done.stdout, done.stdout + done.stderr
+    status, said = run_forked(program, script, tmp_path / "pairs.psv", log=tmp_path / "log")
+    assert status == 0 and "READ 2 2\n" in said and "COMPARED bm25 overlap\n" in said, said
 
 
 def test_a_recipe_takes_one_entry(settings, tmp_path, monkeypatch):

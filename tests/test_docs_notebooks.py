@@ -29,7 +29,7 @@ def image_tags(path):
 @each_notebook
 def test_the_notebook_runs_and_its_assertions_hold(path, tmp_path):
     """The same cells on less text."""
-    status, said = run_forked(whole_run.notebook, path, tmp_path, log=tmp_path / "log", MAX_PAIRS="160",
+    status, said = run_forked(whole_run.notebook, path, tmp_path, log=tmp_path / "log", MAX_PAIRS="100",
                               MPLBACKEND="module://matplotlib_inline.backend_inline")
     assert status == 0, said
     code = cells(tmp_path / path.name, "code")

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from forked import command, run_forked
 
 from embedding_finetune import encode
 from embedding_finetune.data.collection import read_data
@@ -12,7 +13,6 @@ from embedding_finetune.encode import encode_share, share_of
 from embedding_finetune.files import UserError
 from embedding_finetune.retrieval.encoder import Encoder, encoder_of
 from embedding_finetune.retrieval.model_use import use_of
-from embedding_finetune.settings import ROOT
 
 
 def encoded(settings, encoder):
@@ -29,11 +29,11 @@ def all_are_there(settings, monkeypatch):
                                                                        expected, strict=True))
 
 
-def test_two_processes_give_what_one_gives(built, monkeypatch):
-    done = subprocess.run([sys.executable, "-m", "embedding_finetune.encode", "reference", "--processes", "2"],
-                          cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "share 1 of 2" in done.stdout and "share 2 of 2" in done.stdout
+def test_two_processes_give_what_one_gives(built, monkeypatch, tmp_path):
+    status, said = run_forked(command, "embedding_finetune.encode", "reference", "--processes", "2",
+                              log=tmp_path / "log")
+    assert status == 0, said
+    assert "share 1 of 2" in said and "share 2 of 2" in said
     assert all_are_there(built, monkeypatch)
 
 
@@ -51,10 +51,23 @@ def test_shares_may_be_others_the_next_time_and_nothing_is_encoded_twice(built, 
 
 
 def test_a_process_that_fails_is_one_line(built, monkeypatch, capfd):
-    monkeypatch.setenv("DATASET", "elsewhere")  # the data are of another set: every process refuses
+    begin = subprocess.Popen
+    refusing = "import sys; sys.exit('error: ' + sys.argv[-1])"  # at once, as for a model that is gone by then
+    monkeypatch.setattr(encode.subprocess, "Popen", lambda command, env: begin([sys.executable, "-c", refusing,
+                                                                                *command[3:]], env=env))
     with pytest.raises(UserError, match=r"2 of 2 processes failed \(exit status 1\); what they said is above"):
         encode.encode_together(["reference"], 2)
-    assert "was made with other settings" in capfd.readouterr().err
+    assert sorted(capfd.readouterr().err.splitlines()) == ["error: 1/2", "error: 2/2"]
+
+
+def test_a_cluster_is_asked_where_there_is_one(built, monkeypatch):
+    asked = []
+    monkeypatch.setattr(encode, "for_each_share", lambda settings, work, shares: asked.append(shares) or work(0))
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(sys, "argv", ["encode", "reference", "--processes", "3"])
+    monkeypatch.setattr(encode, "encode_share", lambda settings, labels, part, parts: asked.append((part, parts)))
+    encode.main()
+    assert asked == [3, (0, 3)]
 
 
 @pytest.mark.parametrize("arguments, says", [

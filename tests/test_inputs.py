@@ -92,6 +92,12 @@ INPUTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def unchecked(monkeypatch):
+    """The parity check of an export takes a second and has tests of its own."""
+    monkeypatch.setattr("embedding_finetune.training.export.check_parity", lambda *args: 1.0)
+
+
 @pytest.mark.parametrize("name", INPUTS)
 def test_from_the_data_to_an_answer(name, settings, tmp_path, monkeypatch):
     given = INPUTS[name](tmp_path)

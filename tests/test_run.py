@@ -191,7 +191,7 @@ def test_other_test_sets_and_seeds_are_shown(finished, environment):
 
 
 def test_running_again_keeps_models_and_data(finished, tmp_path, capsys):
-    """An evaluation in a kernel of its own, as `make run` does it; the models are looked at by the same `run`."""
+    """A notebook in a kernel of its own, as `make run` does it; the models are looked at by the same `run`."""
     settings, _ = finished
     files = [path for folder in (settings.data_dir, settings.output_dir / "runs") for path in folder.rglob("*")
              if path.is_file()]
@@ -199,9 +199,10 @@ def test_running_again_keeps_models_and_data(finished, tmp_path, capsys):
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
     compared = [row | {"finished": None} for row in comparison(settings)]
     copies = settings.output_dir / "notebooks"
-    run.run_notebook(ROOT / "eval_train_hard.ipynb", copies, "hard_kd")
-    for name in ("build_train_dataset.ipynb", "compare.ipynb"):
-        status, said = run_forked(whole_run.notebook, ROOT / name, copies, log=tmp_path / "log", MPLBACKEND="agg")
+    run.run_notebook(ROOT / "build_train_dataset.ipynb", copies)
+    for name, *label in (("eval_train_hard.ipynb", "hard_kd"), ("compare.ipynb",)):
+        status, said = run_forked(whole_run.notebook, ROOT / name, copies, *label, log=tmp_path / "log",
+                                  MPLBACKEND="agg")
         assert status == 0, said
     assert [row | {"finished": None} for row in comparison(settings)] == compared
     for script, label in run.plan(settings):

@@ -9,6 +9,7 @@ import pytest
 from embedding_finetune import search
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.files import UserError
+from embedding_finetune.index import open_index
 from embedding_finetune.settings import ROOT
 
 
@@ -54,6 +55,7 @@ def test_what_cannot_be_searched_for(built, monkeypatch, capsys, words, message)
 
 
 def test_a_full_disk_is_one_line(built):
+    open_index(built, "bm25")
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-m", "embedding_finetune.search", "otter", "--model", "bm25", "--json"],
                               cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)

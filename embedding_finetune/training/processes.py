@@ -7,11 +7,10 @@ import time
 import torch
 import torch.distributed as dist
 
-from embedding_finetune.files import UserError, atomic_write, sha256
+from embedding_finetune.files import LAG, UserError, atomic_write, sha256
 
 RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 LOST = 75  # exit status (EX_TEMPFAIL of sysexits.h) of a process that failed where the cause may be another's end
-LAG = 60  # seconds until a file is seen on all nodes: as long as NFS keeps what a folder held (acdirmax)
 PATHS = ("model_name_or_path", "train_data", "dev_data", "output_dir", "cache_path")  # may differ from node to node
 
 

@@ -1,11 +1,19 @@
 """A short soak: every answer is right, whatever is done to the server; and a server that mixes old and new is found."""
 
+import sys
+
+from faults import soak
 from faults.report import put
-from faults.test_faults import harness
+from forked import run_forked
 
 
-def test_every_answer_is_right_and_a_planted_bug_is_found():
-    status, said = harness("soak", "--quick", "--plant")
+def soaked(*words):
+    """`python -m faults soak WORDS`"""
+    sys.exit(soak.main(words))
+
+
+def test_every_answer_is_right_and_a_planted_bug_is_found(tmp_path):
+    status, said = run_forked(soaked, "--quick", "--plant", log=tmp_path / "log")
     sound, _, planted = said.partition("## Soak of the server")
     assert status == 0 and "WRONG" not in sound and "| answered wrongly, cut off, or against the rules | 0 |" in planted
     assert "WRONG hybrid_reference: " in planted and "planted: old and new are mixed: found" in planted, said

@@ -66,7 +66,7 @@ def test_an_index_looks_as_far_as_it_is_told(vectors, tmp_path):
     def lists(where):
         return faiss.extract_index_ivf(vector_index(where).build(passages, tmp_path).index).nprobe
 
-    assert lists("IVF32,Flat") == 2 and lists("IVF32,Flat nprobe=9") == 9 and lists("OPQ4,IVF8,PQ4 nprobe=3") == 3
+    assert lists("IVF32,Flat") == 2 and lists("IVF32,Flat nprobe=9") == 9 and lists("PCA8,IVF8,Flat nprobe=3") == 3
     graph = vector_index("HNSW8,SQ8 efSearch=77").build(passages, tmp_path).index
     assert faiss.downcast_index(graph).hnsw.efSearch == 77
 
