@@ -97,6 +97,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else ONNX Runtime reports its use to its makers, unasked
 sys.modules.setdefault("openvino_telemetry", None)  # and so do OpenVINO, when it is imported, and NNCF
+# nbformat imports it, through jsonschema, for a check of addresses that no notebook needs: six seconds, each time.
+sys.modules.setdefault("rfc3987_syntax", None)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # bm25s takes JAX where it is installed, and JAX most of a GPU's memory
 
 _needed = ("torch", "transformers", "FlagEmbedding", "faiss")

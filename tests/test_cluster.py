@@ -30,6 +30,8 @@ def address(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        for name in ("RAY_prestart_worker_first_driver", "RAY_enable_worker_prestart"):
+            patch.setenv(name, "0")  # each worker takes seconds to start, and none of these would be used
         for _ in range(2):
             with socket.create_server(("", 0)) as one, socket.create_server(("", 0)) as other:
                 port, clients = one.getsockname()[1], other.getsockname()[1]
