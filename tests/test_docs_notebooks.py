@@ -10,6 +10,8 @@ import pytest
 import whole_run
 from forked import run_forked
 
+from embedding_finetune.data.docstrings import read_docstrings
+from embedding_finetune.files import write_jsonl
 from embedding_finetune.settings import ROOT
 
 DOCS = ROOT / "docs"
@@ -26,11 +28,19 @@ def image_tags(path):
     return {tag.removeprefix("image:") for tag in tags if tag.startswith("image:")}
 
 
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A file of numpy's docstrings: those of all packages take seconds to read, each time."""
+    file = tmp_path_factory.mktemp("docs") / "pairs.jsonl"
+    write_jsonl(file, ({"query": row.query, "pos": row.positives} for row in read_docstrings(["numpy"])))
+    return file
+
+
 @each_notebook
-def test_the_notebook_runs_and_its_assertions_hold(path, tmp_path):
+def test_the_notebook_runs_and_its_assertions_hold(path, pairs, tmp_path):
     """The same cells on less text."""
-    status, said = run_forked(whole_run.notebook, path, tmp_path, log=tmp_path / "log", MAX_PAIRS="100",
-                              MPLBACKEND="module://matplotlib_inline.backend_inline")
+    less = {"DATASET": str(pairs), "MAX_PAIRS": "100", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    status, said = run_forked(whole_run.notebook, path, tmp_path, log=tmp_path / "log", **less)
     assert status == 0, said
     code = cells(tmp_path / path.name, "code")
     drawn = [cell for cell in code if any("image/png" in output.get("data", {}) for output in cell.outputs)]
