@@ -1,10 +1,10 @@
 # make demo    the whole experiment in some minutes, without a GPU and without a model hub
-# make test    the tests
+# make test    the tests, but for the long ones: make test-long
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help install demo run curve notebooks test faults soak clean clean-cache bench bench-negatives bench-rows \
+.PHONY: help install demo run curve notebooks test test-long faults soak clean clean-cache bench bench-negatives bench-rows \
 	bench-train bench-encode bench-search bench-mining bench-index bench-million bench-second bench-serve bench-gpu
 
 help:  ## show this list
@@ -31,8 +31,11 @@ curve: install  ## is it worth it? the run with the learning curve of neg10 and 
 notebooks: demo  ## run the demo and put its outputs into the notebooks
 	PROFILE=demo python -m embedding_finetune.run --notebooks
 
-test: install  ## the tests
-	python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+test: install  ## the tests, but for the long ones
+	python -m pytest tests -m "not long" -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+
+test-long: install  ## the long ones: a Ray cluster, two nodes, a short soak of the server; three minutes
+	python -m pytest tests -m long
 
 faults: install  ## break it on purpose: kills, full disks, damaged files, odd input; an hour, docs/reliability.md
 	PYTHONPATH=$(CURDIR):$(CURDIR)/tests python -m faults --processes $$(nproc) --plant all --page docs/reliability.md

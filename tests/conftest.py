@@ -30,6 +30,10 @@ for name in ("PROFILE", "OVERWRITE", *TABLE):  # what is set outside is no setti
     os.environ.pop(name, None)
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long: several machines and long waits; make test-long")
+
+
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: [*LONGEST, item.path.name].index(item.path.name))
 

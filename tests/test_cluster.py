@@ -67,6 +67,7 @@ def files(settings):
     return {str(path) for path in found if path.suffix}
 
 
+@pytest.mark.long
 def test_workers_write_what_processes_write_though_one_is_killed(clustered, tmp_path, capsys):
     settings, killed = clustered, tmp_path / "killed"
 
@@ -92,6 +93,7 @@ def test_workers_write_what_processes_write_though_one_is_killed(clustered, tmp_
     assert "2/2" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_share_that_kills_every_worker_is_one_line(clustered, tmp_path, monkeypatch):
     def die(part):
         (tmp_path / f"{part}.{os.getpid()}").touch()
@@ -103,6 +105,7 @@ def test_a_share_that_kills_every_worker_is_one_line(clustered, tmp_path, monkey
     assert len(list(tmp_path.glob("0.*"))) == 1
 
 
+@pytest.mark.long
 def test_what_a_worker_says_is_one_line(clustered):
     settings = dataclasses.replace(clustered, dataset="elsewhere")  # the data are of another set: each worker refuses
     with pytest.raises(UserError, match="share 1 of 1, on .*was made with other settings .*; the same command"):

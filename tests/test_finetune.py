@@ -345,6 +345,7 @@ def test_a_killed_training_is_one_line_and_can_be_continued(built, tmp_path, one
     assert is_current(settings, find_recipe(settings, "neg10"))
 
 
+@pytest.mark.long
 def test_two_nodes_of_two_processes_train_as_one_on_the_joined_batch_through_a_kill(
         built, tmp_path, one_process, monkeypatch):
     """Two launches that meet on this machine. A process of the node without rank 0 is killed: all start again, and end

@@ -2,6 +2,7 @@
 
 import sys
 
+import pytest
 from faults import soak
 from faults.report import put
 from forked import run_forked
@@ -12,6 +13,7 @@ def soaked(*words):
     sys.exit(soak.main(words))
 
 
+@pytest.mark.long
 def test_every_answer_is_right_and_a_planted_bug_is_found(tmp_path):
     status, said = run_forked(soaked, "--quick", "--plant", log=tmp_path / "log")
     sound, _, planted = said.partition("## Soak of the server")

@@ -74,6 +74,7 @@ def test_what_a_machine_cannot_start_is_refused(built, monkeypatch, changes, mes
         launching.check_processes(dataclasses.replace(built, **changes))
 
 
+@pytest.mark.long
 def test_who_starts_again_and_who_waits(tmp_path):
     """Two restarts are allowed: not for one that has said what is wrong, nor for nodes that have lost each other."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
