@@ -68,6 +68,11 @@ Not evaluated yet.
 """
 
 
+def runs_here(form):
+    """Whether this processor has the instructions for a form."""
+    return not form.endswith("bf16") or has_bf16()
+
+
 def make(settings, use, form, texts, work):
     """Make OUTPUT_DIR/LABEL-FORM of the model that `use` names, unless it is there; returns its folder.
 
@@ -241,20 +246,20 @@ def _cell(row, label, metric):
 def smaller(settings, label, forms=()):
     """Make and measure the forms of a label, or all that this processor runs; returns the table. Raises UserError as
     `make` does."""
+    forms = forms or [*filter(runs_here, FORMS)]
     for form in forms:
         if form not in FORMS:
             raise UserError(f"there is no form {form!r}: give some of {', '.join(FORMS)}")
-    here = [form for form in FORMS if has_bf16() or not form.endswith("bf16")]
-    if not set(forms) <= set(here):
-        raise UserError(f"this processor has no instructions for bfloat16: give some of {', '.join(here)}")
+        if not runs_here(form):
+            raise UserError("this processor has no instructions for bfloat16: give some of "
+                            f"{', '.join(filter(runs_here, FORMS))}")
     check_trained(settings, label)
     collection, use = read_data(settings), use_of(settings, label)
     train = collection.part("train")
     ids, _ = train.pool()
     drawn = np.random.default_rng(settings.seed).permutation(len(ids))[:CALIBRATION]
     with tempfile.TemporaryDirectory() as work:
-        folders = [make(settings, use, form, [train.corpus[ids[row]] for row in drawn], Path(work))
-                   for form in forms or here]
+        folders = [make(settings, use, form, [train.corpus[ids[row]] for row in drawn], Path(work)) for form in forms]
     table = measure(settings, collection, label, folders)
     with atomic_write(settings.output_dir / "results" / f"smaller_{label}.md") as file:
         file.write(table.to_markdown(index=False, disable_numparse=True) + "\n")

@@ -22,9 +22,9 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
          "--disable-component-update", "--disable-sync"]
 
 # The files that take longest, which begin first, so that no process waits for another's last file.
-LONGEST = ("test_run.py", "test_cluster.py", "test_docs_notebooks.py", "test_train.py", "test_soak.py", "test_hub.py",
-           "test_inputs.py", "test_finetune.py", "test_serve.py", "test_page.py", "test_faults.py", "test_encode.py",
-           "test_bench.py", "test_export.py", "test_vector_index.py", "test_encoders.py", "test_offline.py")
+LONGEST = ("test_run.py", "test_docs_notebooks.py", "test_train.py", "test_hub.py", "test_inputs.py",
+           "test_finetune.py", "test_serve.py", "test_page.py", "test_faults.py", "test_encode.py", "test_bench.py",
+           "test_export.py", "test_vector_index.py", "test_encoders.py", "test_offline.py")
 
 for name in ("PROFILE", "OVERWRITE", *TABLE):  # what is set outside is no setting of a test
     os.environ.pop(name, None)
@@ -82,6 +82,12 @@ def built(settings, built_once):
 def tiny(tmp_path_factory):
     """A folder with small models, training files and a collection, see tiny_training.training_folder."""
     return training_folder(tmp_path_factory.mktemp("training"))
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Exports in this process without their parity check, which takes a second and has tests of its own."""
+    monkeypatch.setattr("embedding_finetune.training.export.check_parity", lambda *args: 1.0)
 
 
 @pytest.fixture(scope="module")

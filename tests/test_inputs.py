@@ -18,6 +18,8 @@ from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.model_use import use_of
 from embedding_finetune.retrieval.retrievers import Dense, retriever_of
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 QUESTIONS = Path(__file__).parent / "questions"
 ROWS = tiny_pairs(100)
 
@@ -90,12 +92,6 @@ INPUTS = {
     "BEIR with grades": lambda at: beir(at / "set", UNIQUE[:100]),
     "CSV and a corpus with ids": lambda at: with_corpus(at, UNIQUE[:100]),
 }
-
-
-@pytest.fixture(autouse=True)
-def unchecked(monkeypatch):
-    """The parity check of an export takes a second and has tests of its own."""
-    monkeypatch.setattr("embedding_finetune.training.export.check_parity", lambda *args: 1.0)
 
 
 @pytest.mark.parametrize("name", INPUTS)

@@ -15,7 +15,6 @@ from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.results import load_results
 from embedding_finetune.files import UserError
 from embedding_finetune.hub import model_content
-from embedding_finetune.retrieval.compiled import has_bf16
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.model_use import use_of
 from embedding_finetune.seals import MARKER
@@ -50,7 +49,7 @@ def vectors(settings, label):
 
 def test_each_form_gives_the_models_vectors_and_is_measured(whole):
     settings, table = whole
-    forms = [form for form in smaller.FORMS if has_bf16() or form != "openvino-bf16"]
+    forms = [*filter(smaller.runs_here, smaller.FORMS)]
     assert list(table.index) == ["neg10", *(f"neg10-{form}" for form in forms)] and len(forms) >= 4
     expected, results = vectors(settings, "neg10"), {result["label"]: result for result in load_results(settings)[0]}
     for form in forms:

@@ -3,7 +3,6 @@
 import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import numpy as np
 
@@ -84,10 +83,12 @@ def ahead(function, items):
     made = None
     with ThreadPoolExecutor(1) as thread:  # which begins with the second item: one alone, as a lone query, needs none
         for item in items:
-            coming = thread.submit(function, item).result if made else partial(function, item)
             if made:
+                coming = thread.submit(function, item)
                 yield made
-            made = item, coming()
+                made = item, coming.result()
+            else:
+                made = item, function(item)
         if made:
             yield made
 

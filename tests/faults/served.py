@@ -12,7 +12,7 @@ from pathlib import Path
 
 from embedding_finetune.settings import ROOT
 
-QUICK = "serve.PATIENCE = serve.LOOK = 3.0; "
+QUICK = "serve.PATIENCE = serve.LOOK = 4.0; "
 # A fusion keeps the index of words that it met first: after a change it ranks the passages of old and new data.
 PLANT = ("from embedding_finetune.retrieval import retrievers; kept, init = {}, retrievers.Fused.__init__; "
          "retrievers.Fused.__init__ = lambda self, bm25, dense, weight: "

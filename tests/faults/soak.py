@@ -51,7 +51,7 @@ class Soak:
 
     def __init__(self, folder, quick):
         self.folder, self.quick, self.rng, self.faults = folder, quick, random.Random(0), Counter()
-        self.look, self.patience, self.lasting = (3, 3, 2) if quick else (2, 10, 10)  # LOOK and PATIENCE of the server
+        self.look, self.patience, self.lasting = (4, 4, 3) if quick else (2, 10, 10)  # LOOK and PATIENCE of the server
         for name in TABLE:
             os.environ.pop(name, None)
         shutil.copy(ROOT / "profiles/recipes.toml", folder)

@@ -17,7 +17,7 @@ def harness(*words):
 
 
 def test_nothing_is_lost_and_planted_bugs_are_found():
-    status, said = harness("--steps", "data,rows,build over", "--kinds", "kills,disks,damage", "--sample", "12",
+    status, said = harness("--steps", "data,rows,build over", "--kinds", "kills,disks,damage", "--sample", "20",
                            "--plant", "rename before fsync", "--plant", "write in place")
     assert status == 0 and "LOST" not in said and said.count("found by trial") == 2, said
 

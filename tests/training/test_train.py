@@ -32,6 +32,8 @@ from embedding_finetune.training import train as training
 from embedding_finetune.training.checkpoints import MARKER, complete_checkpoints
 from embedding_finetune.training.log import read_log
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 
 def flags(tiny, output, **changes):
     """Flags of a training of 30 steps over two epochs; None takes one out."""
@@ -59,12 +61,6 @@ def curve(folder):
     """What the log says of the training itself: step, loss and learning rate."""
     return [value for row in read_log(folder) if "loss" in row
             for value in (row["step"], row["loss"], row["learning_rate"])]
-
-
-@pytest.fixture(autouse=True)
-def unchecked(monkeypatch):
-    """The parity check takes a second and has tests of its own; trainings in other processes do without this."""
-    monkeypatch.setattr("embedding_finetune.training.export.check_parity", lambda *args: 1.0)
 
 
 @pytest.fixture
@@ -149,7 +145,8 @@ def test_log_and_final_folder(uninterrupted, tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("interrupted, strategy, patience, last", [
-    (False, "steps", 0, 30), (True, "steps", 0, 30), (False, "no", 2, 28), (True, "steps", 2, 28)])
+    (False, "steps", 0, 30), (True, "steps", 0, 30), (False, "no", 2, 28), (True, "steps", 2, 28),
+    pytest.param(False, "no", 0, 30, marks=pytest.mark.long)])
 def test_the_best_checkpoint_by_dev_metric_is_the_model(tiny, tmp_path, monkeypatch, capsys, interrupted, strategy,
                                                         patience, last):
     """Dev values are made to peak at step 14: its parameters are kept to the end, through an interruption after 20; the
@@ -188,9 +185,10 @@ def test_the_best_checkpoint_by_dev_metric_is_the_model(tiny, tmp_path, monkeypa
     assert f"finished after {last} steps, kept step 14" in output
 
 
-@pytest.mark.parametrize("changes", [{"lora_rank": 4, "grad_cache_chunk": 12}, {}], ids=str)
+@pytest.mark.parametrize("changes", [
+    {"lora_rank": 4, "grad_cache_chunk": 12}, {}, pytest.param({"lora_rank": 4}, marks=pytest.mark.long)], ids=str)
 def test_adapters_and_dense_layers_continue_to_the_same_parameters(tiny, tmp_path, monkeypatch, capsys, changes):
-    """With dropout, interrupted in the second epoch and continued; adapters with GradCache."""
+    """With dropout, interrupted in the second epoch and continued, with and without GradCache."""
     base, interruptions = shutil.copytree(tiny / "bert_dropout", tmp_path / "base"), [13]
     modules = [Transformer(str(base)), Pooling(32, "mean"), Dense(32, 24), Normalize()]
     SentenceTransformer(modules=modules, device="cpu").save(str(base))
