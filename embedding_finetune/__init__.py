@@ -57,6 +57,7 @@ One module is one stage of the data's way; each imports only from modules above 
     training/trainer       the training loop
     training/reranker      what a reranker's training has of its own
     training/export_late   the part of a finished folder that compares by tokens
+    training/model_card    the card of a finished model, which says how it is used
     training/export        a finished model folder that three libraries read alike
     training/merge         a fine-tuned model averaged with its base
     training/train         one training, as told by flags

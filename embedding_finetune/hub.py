@@ -27,6 +27,7 @@ UNLOADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, Impor
               UnpicklingError, SafetensorError, StrictDataclassError, httpx.HTTPError)
 # Configuration, vocabulary, weights, code.
 MODEL_FILES = ".json", ".txt", ".model", ".safetensors", ".bin", ".pt", ".py"
+ENCODER_HALF = ("t5", "mt5", "umt5")  # encoder-decoders of which an embedding model takes the encoder
 
 
 def check_hub(name, kind="model", timeout=10):

@@ -32,7 +32,7 @@ from embedding_finetune.retrieval.compiled import RECORD as COMPILED
 from embedding_finetune.seals import CARD, MARKER, damaged_file, mark
 from embedding_finetune.settings import ROOT, Settings, path_of, plain
 from embedding_finetune.training.checkpoints import in_turn
-from embedding_finetune.training.export import METRICS_HEADING
+from embedding_finetune.training.model_card import METRICS_HEADING
 from embedding_finetune.training.records import RECORD as TRAINED
 
 KEPT_BACK = (CARD, MARKER, TRAINED, "training_log.jsonl")  # the card is written anew, the records are for here

@@ -48,7 +48,8 @@ from embedding_finetune.retrieval.loading import DenseLayers, load_encoder
 from embedding_finetune.retrieval.model_use import use_of
 from embedding_finetune.retrieval.retrievers import Dense
 from embedding_finetune.settings import CHOSEN_BY, Settings, plain
-from embedding_finetune.training.export import METRICS_HEADING, SAMPLES, write_use
+from embedding_finetune.training.export import SAMPLES, write_use
+from embedding_finetune.training.model_card import METRICS_HEADING
 from embedding_finetune.training.records import check_trained
 
 FORMS = ("onnx", "onnx-int8", "openvino", "openvino-int8", "openvino-bf16")

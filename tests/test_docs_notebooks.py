@@ -39,7 +39,7 @@ def pairs(tmp_path_factory):
 @each_notebook
 def test_the_notebook_runs_and_its_assertions_hold(path, pairs, tmp_path):
     """The same cells on less text."""
-    less = {"DATASET": str(pairs), "MAX_PAIRS": "100", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    less = {"DATASET": str(pairs), "MAX_PAIRS": "60", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     status, said = run_forked(whole_run.notebook, path, tmp_path, log=tmp_path / "log", **less)
     assert status == 0, said
     code = cells(tmp_path / path.name, "code")

@@ -34,6 +34,7 @@ def started(program, seconds, home, **environment):
                             text=True, env=environment)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not way(), reason="a network namespace cannot be made here: unshare -n is refused, or missing")
 def test_libraries_report_nothing_to_their_makers(tmp_path):
     ours = "import embedding_finetune, openvino.tools.ovc" + SESSION

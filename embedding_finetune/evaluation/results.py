@@ -25,7 +25,7 @@ from embedding_finetune.retrieval.retrievers import DEPTH
 from embedding_finetune.retrieval.runs import padded, read_run, write_run
 from embedding_finetune.seals import read_sealed, write_sealed
 from embedding_finetune.settings import CHOSEN_BY
-from embedding_finetune.training.export import write_metrics
+from embedding_finetune.training.model_card import write_metrics
 
 RESULT = {"label": str, "metrics": dict, "dev": dict, "used": dict, "settings": dict}  # what any has
 NO_PROOF = ("The test queries are pseudo-queries, made from the passages that they are to find: these numbers are no "

@@ -10,8 +10,6 @@ import importlib.metadata
 from pathlib import Path
 from types import SimpleNamespace
 
-import torch
-
 from embedding_finetune.files import UserError, one_line, read_json
 
 RECORD = "compiled.json"
@@ -38,6 +36,7 @@ class CompiledModel:
     """
 
     def __init__(self, folder):
+        import torch  # late: whoever asks for a folder's format alone need not wait for it
         record = read_json(Path(folder) / RECORD)
         kind, precision = record["format"], record.get("precision", "f32")
         path, threads = Path(folder) / GRAPHS[kind], torch.get_num_threads()
@@ -52,6 +51,7 @@ class CompiledModel:
 
     def __call__(self, **batch):
         """Tensors of the tokenizer by name -> last_hidden_state (texts, tokens, dimensions)."""
+        import torch
         hidden = self._run({name: tensor.numpy() for name, tensor in batch.items()})
         return SimpleNamespace(last_hidden_state=torch.from_numpy(hidden))
 

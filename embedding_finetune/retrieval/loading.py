@@ -5,10 +5,7 @@ import os
 import torch
 
 from embedding_finetune.files import UserError
-from embedding_finetune.hub import UNLOADABLE, cannot_load, load
-
-ENCODER_HALF = ("t5", "mt5", "umt5")  # encoder-decoders of which an embedding model takes the encoder
-
+from embedding_finetune.hub import ENCODER_HALF, UNLOADABLE, cannot_load, load
 
 class DenseLayers(torch.nn.ModuleList):
     """sentence-transformers' Dense layers, one after the other, in float32; most models have none."""

@@ -4,15 +4,13 @@
 for embedding models Xiao et al., "LM-Cocktail", 2023, arXiv 2311.13534. Nothing is trained, and the model is no larger.
 """
 
-from pathlib import Path
-
 import torch
 import transformers
 
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.data.elsewhere import evaluation_sets
-from embedding_finetune.files import UserError, read_json
-from embedding_finetune.hub import load, model_content
+from embedding_finetune.files import UserError
+from embedding_finetune.hub import load
 from embedding_finetune.retrieval.loading import load_encoder
 from embedding_finetune.retrieval.model_use import base_use, use_of
 from embedding_finetune.settings import CHOSEN_BY
@@ -21,16 +19,6 @@ from embedding_finetune.training.export import export
 from embedding_finetune.training.loss import ContrastiveModel
 
 SHARES = tuple(step / 10 for step in range(1, 11))  # of the fine-tuned model, which are tried; 1.0 is that model alone
-
-
-def made_of(settings, recipe):
-    """What identifies a merged model, for its record: both models, and where it is chosen the sets that choose."""
-    tuned = use_of(settings, recipe.merge)
-    base = (read_json(Path(tuned.name) / "training.json") or {}).get("settings", {}).get("BASE_MODEL")
-    if base != settings.base_model:
-        raise UserError(f"{recipe.merge} was made of {base}, and BASE_MODEL is {settings.base_model}: set it back")
-    chosen_on = {} if recipe.merge_share else {"eval_sets": settings.eval_sets, "dev_corpus": settings.dev_corpus_size}
-    return {"base": model_content(base_use(settings).name), "tuned": model_content(tuned.name), **chosen_on}
 
 
 def average(base, tuned, share):

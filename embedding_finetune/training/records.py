@@ -2,15 +2,15 @@
 
 import contextlib
 from dataclasses import MISSING, asdict
+from pathlib import Path
 
 from embedding_finetune.data.collection import data_identity
-from embedding_finetune.files import UserError
+from embedding_finetune.files import UserError, read_json
 from embedding_finetune.hub import model_content, model_path
 from embedding_finetune.recipes import all_recipes, find_recipe
-from embedding_finetune.retrieval.model_use import base_use, ready_made
+from embedding_finetune.retrieval.model_use import base_use, ready_made, use_of
 from embedding_finetune.seals import read_sealed
 from embedding_finetune.settings import TABLE, TRAINING, plain
-from embedding_finetune.training.merge import made_of
 from embedding_finetune.training.rows import training_path
 from embedding_finetune.training.store import read_rows, rows_identity
 
@@ -26,11 +26,21 @@ def record_of(settings, recipe):
               "use": {name: use[name] for name in ("pooling", "query_prompt", "passage_prompt", "normalize", "dense")},
               "data": data_identity(settings)}
     if recipe.merge:
-        return record | {"made_of": made_of(settings, recipe)}
+        return record | {"made_of": merged_from(settings, recipe)}
     if recipe.kind == "reranker":
         record["begins_with"] = model_content(reranker_base(settings))
     rows = read_rows([training_path(settings, recipe)], teacher=bool(recipe.teacher))
     return record | {"training_file": rows_identity(rows)}
+
+
+def merged_from(settings, recipe):
+    """What identifies a merged model, for its record: both models, and where it is chosen the sets that choose."""
+    tuned = use_of(settings, recipe.merge)
+    base = (read_json(Path(tuned.name) / RECORD) or {}).get("settings", {}).get("BASE_MODEL")
+    if base != settings.base_model:
+        raise UserError(f"{recipe.merge} was made of {base}, and BASE_MODEL is {settings.base_model}: set it back")
+    chosen_on = {} if recipe.merge_share else {"eval_sets": settings.eval_sets, "dev_corpus": settings.dev_corpus_size}
+    return {"base": model_content(base_use(settings).name), "tuned": model_content(tuned.name), **chosen_on}
 
 
 def reranker_base(settings):

@@ -17,7 +17,7 @@ from embedding_finetune.files import UserError, read_json
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.loading import DenseLayers
 from embedding_finetune.retrieval.model_use import ModelUse, said_by_model
-from embedding_finetune.training.export import check_parity, complete, export, write_metrics
+from embedding_finetune.training.export import check_parity, complete, export
 
 # The last two are longer than either length: 16 tokens of a query, 48 of a passage.
 TEXTS = ["moon cools river", "the falcon carries marble over the harbour and mirrors the glacier",
@@ -177,20 +177,6 @@ def test_a_dense_layer_that_is_left_out_is_found(tiny, tmp_path):
     assert check_parity(folder, use(dense="2_Dense")) >= 0.9999
     with pytest.raises(UserError, match="query vectors of transformers and sentence-transformers agree only"):
         check_parity(folder, use(dense=""))
-
-
-def test_metrics_enter_the_card_and_replace_older_ones(finished, tmp_path):
-    card = shutil.copytree(finished, tmp_path / "model") / "README.md"
-    before = card.read_text()
-    for value in (0.25, 0.75):
-        write_metrics(tmp_path / "model", {"recall@1": value, "mrr@10": 0.5})
-    table = "| metric | value |\n| --- | --- |\n| recall@1 | 0.7500 |\n| mrr@10 | 0.5000 |"
-    assert card.read_text() == before.replace("Not evaluated yet.", table) != before
-    card.write_text("# mine\n\nRewritten.\n")
-    write_metrics(tmp_path / "model", {"recall@1": 0.75, "mrr@10": 0.5})
-    assert card.read_text() == f"# mine\n\nRewritten.\n## Metrics\n\n{table}\n"
-    write_metrics(tmp_path / "model", {"recall@1": 0.75, "mrr@10": 0.5}, "No proof.")
-    assert card.read_text() == f"# mine\n\nRewritten.\n## Metrics\n\n{table}\n\nNo proof.\n"
 
 
 def test_a_folder_of_flagembeddings_trainer_is_completed_in_place(tiny, tmp_path):
