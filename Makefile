@@ -34,7 +34,7 @@ notebooks: demo  ## run the demo and put its outputs into the notebooks
 test: install  ## the tests, but for the long ones
 	python -m pytest tests -m "not long" -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-test-long: install  ## the long ones: a Ray cluster, two nodes, a short soak of the server, and what libraries send; three minutes
+test-long: install  ## the long ones: a Ray cluster, two nodes, a short soak, what libraries send; three minutes
 	python -m pytest tests -m long
 
 faults: install  ## break it on purpose: kills, full disks, damaged files, odd input; an hour, docs/reliability.md

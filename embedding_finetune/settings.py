@@ -116,6 +116,8 @@ class Settings:
                                  "auto", LANGUAGE)  # LANGUAGE itself is gettext's, and set on many desktops
     token_store: str = setting("what token vectors are kept as", EVALUATION, "float16", one_of("float16", "int8"))
     token_merge: int = setting("token vectors of a passage that become one, on average", EVALUATION, 1, at_least(1))
+    reranker_precision: str = setting("of a reranker's scores; bf16 is quick where a GPU, or a processor with AMX, "
+                                      "computes in it", EVALUATION, "fp32", one_of("fp32", "bf16"))
     second_stages: str = setting("second looks that `make run` measures: KIND_MODEL or KIND_MODEL_on_FIRST ..",
                                  NOTHING, "late_reference", SECOND)
     eval_sets: str = setting("more test sets: folders in BEIR's layout, or general (of a package)", EVALUATION, "")

@@ -29,6 +29,7 @@ def all_are_there(settings, monkeypatch):
                                                                        expected, strict=True))
 
 
+@pytest.mark.long
 def test_two_processes_give_what_one_gives(built, monkeypatch, tmp_path):
     status, said = run_forked(command, "embedding_finetune.encode", "reference", "--processes", "2",
                               log=tmp_path / "log")

@@ -37,18 +37,22 @@ class CrossEncoder(SecondStage):
 
     depths = 5, 10, 20  # each passage costs as much as the encoding of a query and a passage
 
-    def __init__(self, name, title="", trusted=False, max_length=0):
-        """`name` is a folder or a hub name; pairs are cut at `max_length` tokens, 0: at what the model can read."""
+    def __init__(self, name, title="", trusted=False, max_length=0, precision="fp32"):
+        """`name` is a folder or a hub name; pairs are cut at `max_length` tokens, 0: at what the model can read. What
+        it computes with is in `precision`, fp32 or bf16.
+        """
         self.name, self.trusted, self.max_length, self.cut, self.model = name, trusted, max_length, 0, None
         self.about, self.content = f"reranker {title or name}", model_content(name)
+        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        self.about += " in bfloat16" * (precision == "bf16")
         self.device = "cuda:0" if torch.cuda.is_available() else "cpu"
 
     def _load(self):
         self.tokenizer, model = load_reranker(self.name, self.trusted)
         own = min(self.tokenizer.model_max_length, positions_of(self.name, trusted=self.trusted))
         self.max_length = self.max_length or min(own, 512)
-        self.model = model.to(self.device).eval()
-        if self.device == "cpu":
+        self.model = model.to(self.device, self.dtype).eval()
+        if (self.device, self.dtype) == ("cpu", torch.float32):
             use_fast_linear(self.model)
 
     @classmethod
@@ -56,7 +60,7 @@ class CrossEncoder(SecondStage):
         folder = settings.output_dir / label
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} holds no finished reranker: run `bash finetune_reranker.sh` first")
-        return cls(str(folder), label)
+        return cls(str(folder), label, precision=settings.reranker_precision)
 
     def build(self, texts):
         self.texts = texts

@@ -4,7 +4,7 @@ One retriever after the other holds the passages. Of many queries, what a block 
 OUTPUT_DIR/cache/hits (see blocks), so that a mining that was stopped goes on.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -33,7 +33,7 @@ class Miner:
         if recipe.teacher in (*ready_made(settings), *all_recipes(settings)):
             self.teacher = self._use(recipe.teacher)
         elif is_stage(recipe.teacher):
-            self.stage = stage_of(settings, recipe.teacher)
+            self.stage = stage_of(replace(settings, reranker_precision="fp32"), recipe.teacher)
         elif recipe.teacher:
             name = model_path(recipe.teacher)
             check_hub(name)

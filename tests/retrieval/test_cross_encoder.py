@@ -40,6 +40,14 @@ def test_scores_are_those_of_sentence_transformers_and_of_pairs_one_by_one(folde
     assert stage.ms_per_query > 0 and stage.bytes_per_passage == 0 and np.std(list(run["q1"].values())) > 0
 
 
+def test_bfloat16_changes_scores_little(folder):
+    exact, quick = (CrossEncoder(str(folder), precision=precision).pairs("river moon", TEXTS)
+                    for precision in ("fp32", "bf16"))
+    assert CrossEncoder(str(folder), "mine", precision="bf16").about == "reranker mine in bfloat16"
+    assert quick.dtype == np.float32 and (quick != exact).any()
+    assert np.corrcoef(exact, quick)[0, 1] > 0.99 and abs(exact - quick).max() < exact.std()
+
+
 def test_what_was_cut_is_said(folder, capsys):
     CrossEncoder(str(folder), "mine", max_length=20).index(CORPUS).score({"q": "moon"}, {"q": list(CORPUS)})
     tokenizer = AutoTokenizer.from_pretrained(folder)

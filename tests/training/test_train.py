@@ -306,6 +306,7 @@ def test_a_killed_training_continues_to_the_same_parameters(uninterrupted, tiny,
     assert curve(output) == pytest.approx(curve(uninterrupted), abs=1e-5)
 
 
+@pytest.mark.long
 def test_two_processes_train_as_one_on_the_joined_batch_and_continue_when_killed(tiny, tmp_path):
     """With dev values on which the processes do not agree: rank 0 decides for both, else one would wait for ever.
 
