@@ -48,7 +48,8 @@ SETS = {  # batches and rates are those that dev chose for one vector in docs/la
                 "LEARNING_RATE": "2e-5", "EPOCHS": "0.5"},
     "covidqa": {"DATASET": COVIDQA / "pairs.jsonl", "CORPUS": COVIDQA / "corpus.jsonl", "MAX_PAIRS": "0",
                 "PASSAGE_MAX_LEN": "256", **LARGE_BATCH},
-    **{package: {"DATASET": OUTPUT / f"{package}.jsonl", "MAX_PAIRS": "0", **LARGE_BATCH} for package in PACKAGES}}
+    **{package: {"DATASET": OUTPUT / f"{package}.jsonl", "MAX_PAIRS": "2000", "TEST_FRACTION": "0.3", **LARGE_BATCH}
+       for package in PACKAGES}}
 BUILD = "build_train_dataset", "build_eval_dataset"
 BASELINES = "bm25", "reference", "hybrid_reference", "late_reference", "hybrid_late_reference"
 TRAVEL = "dense", "tokens"  # models that are measured on the other sets as well
@@ -199,6 +200,17 @@ def _row(name, row, seeds, means, trainings, ms, vector):
             "baselines": {other: against[other] for other in BASELINES if other in against}}
 
 
+def with_new(rows, found):
+    """The rows of recipe.json with those that were found here, unless they were there before, of as many seeds: another
+    machine has other last digits."""
+    def key(row):
+        return row.get("ladder"), row["set"], row["label"]
+
+    seeds = {key(row): row.get("seeds", 0) for row in rows}
+    better = {key(row): row for row in found if row["seeds"] > seeds.get(key(row), -1)}
+    return [row for row in rows if key(row) not in better] + list(better.values())
+
+
 def table(rows):
     """Rows of docs/recipe.json as a frame of text, what costs least first."""
     def shown(low, high, value, form="{:.3f} [{:.3f}, {:.3f}]"):
@@ -225,8 +237,7 @@ def main():
     if options.what == "costs":
         return [costs(name) for name in finished]
     if options.what == "collect":
-        rows = [row for row in rows if row.get("ladder") != "second" or row["set"] not in finished]
-        ladder.write(rows + [row for name in finished for row in collect(name)])
+        ladder.write(with_new(rows, [row for name in finished for row in collect(name)]))
     for name in SETS:
         some = [row for row in read_json(ladder.LADDER) if row.get("ladder") == "second" and row["set"] == name]
         print(name, table(some).to_markdown(disable_numparse=True) if some else "-", sep="\n", end="\n\n")

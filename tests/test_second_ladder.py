@@ -146,6 +146,16 @@ def test_finished_systems_are_collected(tmp_path):
     assert shown.loc["late_tokens_on_reference", "recall@1"].startswith("0.875 [")
 
 
+def test_a_row_stays_unless_more_seeds_were_found():
+    def row(label, seeds, value):
+        return {"ladder": "second", "set": "msmarco", "label": label, "seeds": seeds, "recall@1": value}
+
+    first = {"set": "msmarco", "label": "dense"}  # of the first ladder
+    there = [first, row("reference", 0, 0.5), row("dense", 1, 0.5), row("tokens", 3, 0.5), row("both", 1, 0.5)]
+    found = [row("reference", 0, 0.6), row("dense", 3, 0.6), row("tokens", 1, 0.6), row("taught", 1, 0.6)]
+    assert ladder.with_new(there, found) == [first, there[1], there[3], there[4], found[1], found[3]]
+
+
 def test_a_system_is_made_of_what_it_needs_once(monkeypatch):
     asked, output = [], ladder.settings_of("msmarco").output_dir
 
