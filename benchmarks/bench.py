@@ -59,6 +59,7 @@ SAID = {  # section -> figure -> what it is
     "second": {"late_ms": "30 passages by their tokens, ms with the query's encoding",
                "late_time_ratio_sentence_transformers": "the same: time beside sentence-transformers",
                "cross_encoder_ms": "30 passages by a cross-encoder, ms",
+               "cross_encoder_bf16_ms": "the same in bfloat16 (RERANKER_PRECISION), on a processor with AMX",
                "cross_encoder_time_ratio_sentence_transformers": "the same: time beside sentence-transformers",
                "cross_encoder_share_of_limit": "the same: share of what the matrix products allow"},
     "serve": {"p50_ms": "server, 32 clients: median ms", "p99_ms": "server, 32 clients: ms of the slowest 1 %"},

@@ -92,7 +92,7 @@ class CrossEncoder(SecondStage):
         scores = np.zeros(len(passages), np.float32)
         if not passages:
             return scores
-        tokens = self.tokenizer([query] * len(passages), passages)
+        tokens = self.tokenizer([query] * len(passages), passages, verbose=False)  # `scores` says what is cut
         long = [len(ids) > self.max_length for ids in tokens["input_ids"]]
         if any(long):
             self.cut += sum(long)
