@@ -79,7 +79,7 @@ def test_the_cells_of_three_seeds_are_those_of_their_file():
         assert len(seeds) == 3
         cell = f"{sum(seeds) / 3:.3f} ({min(seeds):.3f} to {max(seeds):.3f})"
         known.setdefault(re.sub("_(eighth|quarter|half)", "", row["label"]), set()).add(cell)
-    section = PAGE.read_text(encoding="utf-8").partition("### With three seeds")[2].partition("\n## ")[0]
+    section = PAGE.read_text(encoding="utf-8").partition("### With three seeds")[2].partition("\n### ")[0]
     lines = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| `")]
     cells = [(line[0].strip(" `"), cell.strip()) for line in lines for cell in line[1:] if cell.strip()]
     assert len(cells) > 30

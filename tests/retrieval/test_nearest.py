@@ -9,8 +9,10 @@ from embedding_finetune.retrieval.nearest import nearest
 
 @pytest.mark.parametrize(("shard", "group"), [(1000, 16), (7, 2), (20, 16), (45, 3), (1000, 2)])
 @pytest.mark.parametrize("depth", [1, 2, 7, 60, 100])
-def test_nearest_agrees_with_a_full_sort_where_many_tie(depth, shard, group, monkeypatch):
+@pytest.mark.parametrize("few", [0, module.FEW_PRODUCTS])
+def test_nearest_agrees_with_a_full_sort_where_many_tie(few, depth, shard, group, monkeypatch):
     """Small whole numbers, so that equal products are equal to the last bit, and few values for many passages."""
+    monkeypatch.setattr(module, "FEW_PRODUCTS", few)
     monkeypatch.setattr(module, "BATCH", 16)
     monkeypatch.setattr(module, "SHARD", shard)
     monkeypatch.setattr(module, "GROUP", group)
