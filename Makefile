@@ -4,8 +4,9 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help install demo run curve notebooks test test-long faults soak clean clean-cache bench bench-negatives bench-rows \
-	bench-train bench-encode bench-search bench-mining bench-index bench-million bench-second bench-serve bench-gpu
+.PHONY: help install demo run curve notebooks test test-long faults soak clean clean-cache bench bench-negatives \
+	bench-rows bench-train bench-encode bench-search bench-mining bench-index bench-million bench-second bench-serve \
+	bench-gpu
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'

@@ -24,6 +24,7 @@ from bench_encode import operations, product_rate
 from inputs import bundled_model, read_rows
 
 LENGTH = 128
+IN_BF16 = "cross-encoder in bf16"
 
 
 def read_texts(passages, queries):
@@ -73,16 +74,19 @@ def cross_contenders(folder, passages, queries, places):
     tokenizer, model = load_reranker(bundled_model(), new_head=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    ours = CrossEncoder(folder, max_length=2 * LENGTH).index(dict(enumerate(passages)))
     theirs = Theirs(folder, device="cpu", max_length=2 * LENGTH)
     pairs = [[(queries[number], passages[place]) for place in own] for number, own in enumerate(places)]
     lengths = [[len(ids) for ids in tokenizer(*map(list, zip(*own)))["input_ids"]] for own in pairs]
     work = [operations(AutoConfig.from_pretrained(folder), own) for own in lengths]
-    found = {"cross-encoder": lambda number: next(ours.scores([queries[number]], [places[number]])),
+
+    def ours(kind):
+        stage = CrossEncoder(folder, max_length=2 * LENGTH, precision=kind).index(dict(enumerate(passages)))
+        return lambda number: next(stage.scores([queries[number]], [places[number]]))
+
+    found = {"cross-encoder": ours("fp32"),
              "cross-encoder, sentence-transformers": lambda number: theirs.predict(pairs[number])}
     if precision().get("bf16"):  # elsewhere it would only be emulated
-        short = CrossEncoder(folder, max_length=2 * LENGTH, precision="bf16").index(dict(enumerate(passages)))
-        found["cross-encoder in bf16"] = lambda number: next(short.scores([queries[number]], [places[number]]))
+        found[IN_BF16] = ours("bf16")
     return found, work
 
 
@@ -145,18 +149,19 @@ def main():
     for name, seconds in times.items():
         each = " ".join(f"{1000 * second:.2f}" for second in seconds)
         print(f"{name:40} {1000 * statistics.median(seconds):8.2f} ms a query (each round: {each})")
-    print(json.dumps({
+    figures = {
         "late_ms": round(1000 * statistics.median(times["late interaction"]), 2),
         "max_sim_ms": round(1000 * statistics.median(times["MaxSim alone"]), 2),
         "cross_encoder_ms": round(1000 * statistics.median(times["cross-encoder"]), 1),
-        **{"cross_encoder_bf16_ms": round(1000 * statistics.median(times[name]), 1)
-           for name in times if name == "cross-encoder in bf16"},
         "late_time_ratio_sentence_transformers": ratio("late interaction", "late interaction, sentence-transformers"),
         "cross_encoder_time_ratio_sentence_transformers": ratio("cross-encoder",
                                                                 "cross-encoder, sentence-transformers"),
         "max_sim_share_of_limit_by_operations": ratio("limit of MaxSim by operations", "MaxSim alone"),
         "max_sim_share_of_limit_by_bytes": ratio("limit of MaxSim by bytes", "MaxSim alone"),
-        "cross_encoder_share_of_limit": ratio("limit of the cross-encoder", "cross-encoder")}))
+        "cross_encoder_share_of_limit": ratio("limit of the cross-encoder", "cross-encoder")}
+    if IN_BF16 in times:
+        figures["cross_encoder_bf16_ms"] = round(1000 * statistics.median(times[IN_BF16]), 1)
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

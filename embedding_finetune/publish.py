@@ -28,8 +28,7 @@ from embedding_finetune.files import (
     run_command_line,
     write_json,
 )
-from embedding_finetune.retrieval.compiled import RECORD as COMPILED
-from embedding_finetune.seals import CARD, MARKER, damaged_file, mark
+from embedding_finetune.seals import CARD, COMPILED, MARKER, damaged_file, mark
 from embedding_finetune.settings import ROOT, Settings, path_of, plain
 from embedding_finetune.training.checkpoints import in_turn
 from embedding_finetune.training.model_card import METRICS_HEADING

@@ -9,6 +9,7 @@ from embedding_finetune.files import content_hash, read_json, sha256, write_json
 SEAL = "seal"  # in a JSON object: a hash of all else in it
 MARKER = "complete.json"  # in a folder that was finished: the SHA-256 of each of its files
 CARD = "README.md"  # of a model, which an evaluation completes
+COMPILED = "compiled.json"  # of a compiled model: of what it was made, and how
 FOR_PEOPLE = (CARD, "training_log.jsonl")  # what no use of a model depends on
 
 

@@ -42,11 +42,12 @@ from embedding_finetune.files import (
     write_json,
 )
 from embedding_finetune.hub import load, model_content
-from embedding_finetune.retrieval.compiled import GRAPHS, RECORD, has_bf16, openvino_core
+from embedding_finetune.retrieval.compiled import GRAPHS, has_bf16, openvino_core
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.loading import DenseLayers, load_encoder
 from embedding_finetune.retrieval.model_use import use_of
 from embedding_finetune.retrieval.retrievers import Dense
+from embedding_finetune.seals import COMPILED
 from embedding_finetune.settings import CHOSEN_BY, Settings, plain
 from embedding_finetune.training.export import SAMPLES, write_use
 from embedding_finetune.training.model_card import METRICS_HEADING
@@ -83,7 +84,7 @@ def make(settings, use, form, texts, work):
     folder, (kind, _, numbers) = settings.output_dir / f"{use.label}-{form}", form.partition("-")
     used = {name: value for name, value in asdict(use).items() if name not in ("title", "name", "differs")}
     made_of = {"form": form, "use": used, "content": model_content(use.name), "calibration": content_hash(texts)}
-    record = read_json(folder / RECORD) or {}
+    record = read_json(folder / COMPILED) or {}
     if record.get("made_of") == made_of:
         print(f"{plain(folder)} is of these weights already: kept", flush=True)
         return folder
@@ -115,7 +116,7 @@ def make(settings, use, form, texts, work):
                                                        heading=METRICS_HEADING), encoding="utf-8")
         graphs = {file.name: sha256(file) for file in sorted(graph.parent.iterdir())}
         precision = "bf16" if numbers == "bf16" else "f32"
-        write_json(partial / RECORD, {"format": kind, "precision": precision, "made_of": made_of, "graph": graphs})
+        write_json(partial / COMPILED, {"format": kind, "precision": precision, "made_of": made_of, "graph": graphs})
         shutil.rmtree(folder, ignore_errors=True)
         return partial.rename(folder)
     except OSError as error:

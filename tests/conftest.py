@@ -23,8 +23,8 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 
 # The files that take longest, which begin first, so that no process waits for another's last file.
 LONGEST = ("test_run.py", "test_docs_notebooks.py", "test_train.py", "test_hub.py", "test_inputs.py",
-           "test_finetune.py", "test_serve.py", "test_page.py", "test_faults.py", "test_encode.py", "test_bench.py",
-           "test_export.py", "test_vector_index.py", "test_encoders.py", "test_offline.py")
+           "test_finetune.py", "test_serve.py", "test_page.py", "test_faults.py", "test_bench.py", "test_export.py",
+           "test_vector_index.py", "test_encoders.py")
 
 for name in ("PROFILE", "OVERWRITE", *TABLE):  # what is set outside is no setting of a test
     os.environ.pop(name, None)

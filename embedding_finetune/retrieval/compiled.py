@@ -10,16 +10,18 @@ import importlib.metadata
 from pathlib import Path
 from types import SimpleNamespace
 
-from embedding_finetune.files import UserError, one_line, read_json
+import torch
 
-RECORD = "compiled.json"
+from embedding_finetune.files import UserError, one_line, read_json
+from embedding_finetune.seals import COMPILED
+
 GRAPHS = {"onnx": "onnx/model.onnx", "openvino": "openvino/openvino_model.xml"}
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 
 def format_of(name):
     """`onnx` or `openvino` for the folder of a compiled model, None for any other folder or name."""
-    return (read_json(Path(name) / RECORD) or {}).get("format")
+    return (read_json(Path(name) / COMPILED) or {}).get("format")
 
 
 def runtime_of(name):
@@ -36,8 +38,7 @@ class CompiledModel:
     """
 
     def __init__(self, folder):
-        import torch  # late: whoever asks for a folder's format alone need not wait for it
-        record = read_json(Path(folder) / RECORD)
+        record = read_json(Path(folder) / COMPILED)
         kind, precision = record["format"], record.get("precision", "f32")
         path, threads = Path(folder) / GRAPHS[kind], torch.get_num_threads()
         if precision == "bf16" and not has_bf16():
@@ -51,7 +52,6 @@ class CompiledModel:
 
     def __call__(self, **batch):
         """Tensors of the tokenizer by name -> last_hidden_state (texts, tokens, dimensions)."""
-        import torch
         hidden = self._run({name: tensor.numpy() for name, tensor in batch.items()})
         return SimpleNamespace(last_hidden_state=torch.from_numpy(hidden))
 

@@ -42,9 +42,9 @@ class CrossEncoder(SecondStage):
         it computes with is in `precision`, fp32 or bf16.
         """
         self.name, self.trusted, self.max_length, self.cut, self.model = name, trusted, max_length, 0, None
-        self.about, self.content = f"reranker {title or name}", model_content(name)
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        self.about += " in bfloat16" * (precision == "bf16")
+        self.about = f"reranker {title or name}" + " in bfloat16" * (precision == "bf16")
+        self.content = model_content(name)
         self.device = "cuda:0" if torch.cuda.is_available() else "cpu"
 
     def _load(self):

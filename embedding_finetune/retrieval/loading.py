@@ -7,6 +7,7 @@ import torch
 from embedding_finetune.files import UserError
 from embedding_finetune.hub import ENCODER_HALF, UNLOADABLE, cannot_load, load
 
+
 class DenseLayers(torch.nn.ModuleList):
     """sentence-transformers' Dense layers, one after the other, in float32; most models have none."""
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 
 from embedding_finetune.files import UserError, read_json
 from embedding_finetune.hub import check_hub, load, model_path, positions_of, read_model_file
-from embedding_finetune.retrieval.compiled import RECORD
-from embedding_finetune.seals import read_sealed
+from embedding_finetune.seals import COMPILED, read_sealed
 from embedding_finetune.settings import OF_MODEL, POOLINGS, path_of, plain
 
 # What models have seen in training, where it is published: who met MS MARCO before is no stranger to it.
@@ -69,7 +68,7 @@ def use_of(settings, label):
     record = record or {}
     base = record.get("settings", {}).get("BASE_MODEL", settings.base_model)
     seen = f"{SEEN.get(base, 'unknown')}; fine-tuned on this data set's training part"
-    made_of = (read_json(folder / RECORD) or {}).get("made_of", {})
+    made_of = (read_json(folder / COMPILED) or {}).get("made_of", {})
     seen = made_of.get("use", {}).get("seen", seen)  # that of the model it was compiled from
     return _use(settings, label, plain(folder), str(folder), ({}, {}), seen, base)
 

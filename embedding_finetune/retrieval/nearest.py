@@ -39,14 +39,14 @@ def _nearest_in(query_vectors, passage_vectors, depth, tie_rank):
     reach = depth + 1
     while len(rows):  # all queries first; then those where a passage out of reach may tie with the last one wanted
         reach = min(reach, len(passage_vectors))
-        found, where = _largest(_products(query_vectors[rows], passage_vectors), reach)
+        found, where = _largest(products(query_vectors[rows], passage_vectors), reach)
         scores[rows], positions[rows] = _best(found, where, depth, tie_rank)
         rows = rows[(found.min(1) == scores[rows, -1]) & (reach < len(passage_vectors))]
         reach *= 2
     return scores, positions
 
 
-def _products(query_vectors, passage_vectors):
+def products(query_vectors, passage_vectors):
     """All inner products, float32 (queries, passages).
 
     Few of them by one thread: those of BLAS would wait for a core on which the encoder's still spin, ten times as long.

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from embedding_finetune.files import UserError, one_line, read_json, write_json
-from embedding_finetune.retrieval.nearest import nearest
+from embedding_finetune.retrieval.nearest import nearest, products
 from embedding_finetune.settings import path_of
 
 FLAT, MILVUS = "flat", "milvus:"
@@ -89,7 +89,7 @@ class Approximate(Exact):
         scores, positions = np.zeros((len(queries), depth), np.float32), np.full((len(queries), depth), -1, np.int32)
         for row, (query, places) in enumerate(zip(queries, proposed)):
             places = np.sort(places[places >= 0])
-            found = self.vectors[places] @ query
+            found = products(query[None], self.vectors[places])[0]
             best = np.lexsort((tie_rank[places], -found))[:depth]
             scores[row, :len(best)], positions[row, :len(best)] = found[best], places[best]
         return scores, positions

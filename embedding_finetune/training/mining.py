@@ -32,7 +32,7 @@ class Miner:
         self.teacher = self.stage = None
         if recipe.teacher in (*ready_made(settings), *all_recipes(settings)):
             self.teacher = self._use(recipe.teacher)
-        elif is_stage(recipe.teacher):
+        elif is_stage(recipe.teacher):  # scores in fp32 change neither with the machine nor with how it is evaluated
             self.stage = stage_of(replace(settings, reranker_precision="fp32"), recipe.teacher)
         elif recipe.teacher:
             name = model_path(recipe.teacher)

@@ -5,7 +5,7 @@ from dataclasses import MISSING, asdict
 from pathlib import Path
 
 from embedding_finetune.data.collection import data_identity
-from embedding_finetune.files import UserError, read_json
+from embedding_finetune.files import UserError
 from embedding_finetune.hub import model_content, model_path
 from embedding_finetune.recipes import all_recipes, find_recipe
 from embedding_finetune.retrieval.model_use import base_use, ready_made, use_of
@@ -36,7 +36,7 @@ def record_of(settings, recipe):
 def merged_from(settings, recipe):
     """What identifies a merged model, for its record: both models, and where it is chosen the sets that choose."""
     tuned = use_of(settings, recipe.merge)
-    base = (read_json(Path(tuned.name) / RECORD) or {}).get("settings", {}).get("BASE_MODEL")
+    base = (read_record(Path(tuned.name)) or {}).get("settings", {}).get("BASE_MODEL")
     if base != settings.base_model:
         raise UserError(f"{recipe.merge} was made of {base}, and BASE_MODEL is {settings.base_model}: set it back")
     chosen_on = {} if recipe.merge_share else {"eval_sets": settings.eval_sets, "dev_corpus": settings.dev_corpus_size}

@@ -15,15 +15,9 @@ from tiny_training import use
 from transformers import AutoTokenizer
 
 from embedding_finetune.files import UserError, write_json
-from embedding_finetune.retrieval.compiled import (
-    GRAPHS,
-    RECORD,
-    CompiledModel,
-    format_of,
-    openvino_core,
-    runtime_of,
-)
+from embedding_finetune.retrieval.compiled import GRAPHS, CompiledModel, format_of, openvino_core, runtime_of
 from embedding_finetune.retrieval.encoder import Encoder
+from embedding_finetune.seals import COMPILED
 
 TEXTS = ["moon cools river", "harbour", "copper shelters the moon " * 9]
 
@@ -47,7 +41,7 @@ def folder(request, tiny, tmp_path):
     onnx.save(model, path if request.param == "onnx" else tmp_path / "graph.onnx")
     if request.param == "openvino":
         openvino.save_model(openvino_core().read_model(tmp_path / "graph.onnx"), path)
-    write_json(tmp_path / "model" / RECORD, {"format": request.param})
+    write_json(tmp_path / "model" / COMPILED, {"format": request.param})
     return tmp_path / "model"
 
 
@@ -69,7 +63,7 @@ def test_a_graph_stays_on_the_cpu_and_its_library_is_part_of_what_vectors_are_fo
     package = {"onnx": "onnxruntime", "openvino": "openvino"}[format_of(folder)]
     identity = json.loads(identity.read_text())
     assert identity[package] == importlib.metadata.version(package) and identity["device"] == "cpu"
-    assert RECORD in identity["model"]
+    assert COMPILED in identity["model"]
 
 
 def test_other_models_are_no_graphs(tiny):
