@@ -67,9 +67,10 @@ def settings_of(name, **more):
 
 
 def travelled(name):
-    """Label -> folder of the models that other sets have trained, as msmarco_dense."""
-    folders = {f"{other}_{model}": OUTPUT / other / model for other in SETS if other != name for model in TRAVEL}
-    return {label: folder for label, folder in folders.items() if (folder / "config.json").exists()}
+    """Label -> folder of the models that other sets have trained, as msmarco_dense or msmarco_dense_seed43."""
+    folders = sorted(folder for other in SETS if other != name for folder in OUTPUT.glob(f"{other}/*"))
+    return {f"{folder.parent.name}_{folder.name}": folder for folder in folders
+            if without_seed(folder.name)[0] in TRAVEL and (folder / "config.json").exists()}
 
 
 def run_system(name, label):
@@ -188,11 +189,12 @@ def _row(name, row, seeds, means, trainings, ms, vector):
     parts += ["bm25"] * (label == "bm25" or label != system or stage)
     against = {other: pair["recall@1"] for other, pair in row["against"].items()}
     return {"ladder": "second", "set": name, "label": label, "trained": [model["about"] for model in trained],
-            "queries": first["queries"], "corpus": first["corpus"], "dev": first["dev"]["mrr@10"],
+            "queries": first["queries"], "corpus": first["corpus"],
+            "dev": sum(result["dev"]["mrr@10"] for result in seeds) / len(seeds),
             **means[["recall@1", "recall@10", "mrr@10"]], "ci95": row["ci95"]["recall@1"],
             "share": min((model["share"] for model in trained), default=0), "seeds": len(seeds) * bool(trained),
             "steps": sum(model["steps"] for model in trained),
-            "minutes": round(sum(model["minutes"] for model in trained), 1),
+            "minutes": round(sum(model["minutes"] for model in trained), 1) or (None if trained else 0),
             "ms_per_query": round(sum(ms[part] for part in parts), 1) if set(parts) <= set(ms) else None,
             "bytes_per_passage": (label != "bm25") * vector + first.get("bytes_per_passage", 0),
             **{key: first.get(key) for key in ("depth", "weight", "second_weight")},

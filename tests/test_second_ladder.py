@@ -50,7 +50,8 @@ def test_each_row_has_what_it_claims():
         low, high = row["ci95"]
         assert low <= row["recall@1"] <= high and (row["set"], row["label"]) not in seen
         seen.add((row["set"], row["label"]))
-        assert (row["seeds"] > 0) == bool(row["trained"]) == (row["steps"] > 0) == (row["minutes"] > 0)
+        assert (row["seeds"] > 0) == bool(row["trained"]) == (row["steps"] > 0)
+        assert row["minutes"] is None or bool(row["trained"]) == (row["minutes"] > 0)  # None: not trained on two cores
         by_seed = row["recall@1 by seed"].values()
         assert len(by_seed) == row["seeds"]
         assert not by_seed or sum(by_seed) / len(by_seed) == pytest.approx(row["recall@1"], abs=1e-5)
@@ -60,31 +61,17 @@ def test_each_row_has_what_it_claims():
 
 
 def test_the_pages_figures_are_the_rows():
-    """A cell `0.966 [0.956, 0.975]` of the page's tables with a system in front is a row of recipe.json."""
-    known = {(row["label"], "{:.3f} [{:.3f}, {:.3f}]".format(row["recall@1"], *row["ci95"])) for row in ROWS}
-    section = PAGE.read_text(encoding="utf-8").partition("## Trained, too")[2].partition("\n## ")[0]
+    """A cell `0.966 [0.956, 0.975]` of the page's tables with a system in front is a row of recipe.json, of that
+    system or of it trained on a share of the queries."""
+    known = {(re.sub("_(eighth|quarter|half)", "", row["label"]),
+              "{:.3f} [{:.3f}, {:.3f}]".format(row["recall@1"], *row["ci95"])) for row in ROWS}
+    section = PAGE.read_text(encoding="utf-8").partition("## Trained, too")[2]
     lines = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| `")]
     cells = [(line[0].strip(" `"), cell.strip(" *")) for line in lines for cell in line[1:]
              if re.search(r"\d\.\d{3} \[\d", cell)]
-    assert len(cells) >= 8
+    assert len(cells) > 70
     for cell in cells:
         assert cell in known, cell
-
-
-def test_the_cells_of_three_seeds_are_those_of_their_file():
-    """A cell `0.949 (0.946 to 0.951)` stands in the row of a system, and in the column of a set or of a share."""
-    known = {}
-    for row in json.loads((PAGE.parent / "second_seeds.json").read_text())["rows"]:
-        seeds = row["recall@1 by seed"].values()
-        assert len(seeds) == 3
-        cell = f"{sum(seeds) / 3:.3f} ({min(seeds):.3f} to {max(seeds):.3f})"
-        known.setdefault(re.sub("_(eighth|quarter|half)", "", row["label"]), set()).add(cell)
-    section = PAGE.read_text(encoding="utf-8").partition("### With three seeds")[2].partition("\n### ")[0]
-    lines = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| `")]
-    cells = [(line[0].strip(" `"), cell.strip()) for line in lines for cell in line[1:] if cell.strip()]
-    assert len(cells) > 30
-    for label, cell in cells:
-        assert cell in known[label], (label, cell)
 
 
 def test_a_set_leaves_no_setting_to_the_next():

@@ -38,7 +38,7 @@ MEND = {  # kind of suspicious pair -> what to do
 }
 # How far a ready-made model was ahead of BM25 in recall@1, and what fine-tuning its one vector then brought, on the
 # sets of docs/second_ladder.ipynb: the further behind, the more.
-MEASURED = {"MS MARCO": (0.09, 0.00), "docstrings": (0.02, 0.07), "COVID-QA": (-0.20, 0.12)}
+MEASURED = {"MS MARCO": (0.09, 0.00), "docstrings": (0.02, 0.07), "COVID-QA": (-0.20, 0.14)}
 ALIKE = 0.1  # differences from these beyond which nothing is said
 
 

@@ -85,18 +85,20 @@ class PairCollator:
 class RerankDev:
     """Dev queries, each with its first CANDIDATES by BM25 among the dev positives and a seeded sample of the corpus.
 
-    A positive that BM25 has not found stays lost, as in use.
+    A positive that BM25 has not found stays lost, as in use. `of_bm25` is what `measure` says of BM25's own order.
     """
 
     def __init__(self, collection, size, collator, use, seed, device):
         corpus = dev_passages(collection, size, seed)
-        run = BM25().index(corpus).search(collection.queries, CANDIDATES)
+        found = BM25().index(corpus).search(collection.queries, CANDIDATES)
         # In a random order: scores that are all the same must not profit from BM25's.
-        run = {query: random.Random(f"{seed} {query}").sample(list(found), len(found)) for query, found in run.items()}
+        run = {query: random.Random(f"{seed} {query}").sample(list(own), len(own)) for query, own in found.items()}
         self.collator, self.device = collator, device
         self.pairs = [(use.query_prompt + collection.queries[query], use.passage_prompt + corpus[passage])
-                      for query, found in run.items() for passage in found]
-        self.right = [np.isin(found, collection.positives(query)) for query, found in run.items()]
+                      for query, own in run.items() for passage in own]
+        self.right = [np.isin(own, collection.positives(query)) for query, own in run.items()]
+        self.of_bm25 = self.measure([np.array([found[query][passage] for passage in own])
+                                     for query, own in run.items()])
         self.latest = None
 
     @torch.no_grad()
@@ -140,13 +142,21 @@ def calibrate(scores, right):
             "log_loss_before": float(loss([1.0, 0.0], right)), "pairs": len(scores)}
 
 
-def warnings_of(before, after):
-    """Sentences on a training that went wrong; `before` and `after` are what RerankDev.evaluate returned."""
+def warnings_of(before, after, of_bm25):
+    """Sentences on a training that went wrong; `before` and `after` are what RerankDev.evaluate returned, `of_bm25` is
+    its own.
+
+    A new head learns nothing for many steps, and then all at once: where these did not suffice, its loss is still
+    nearly that of guessing, and a model comes out that orders worse than what it was given.
+    """
     if after["spread"] < COLLAPSED:
         yield f"the scores have collapsed (spread {after['spread']:.4f} on dev): {CAUSES}"
     if before and after["mrr@10"] <= before["mrr@10"]:
         yield (f"training has not improved it on dev (mrr@10 {after['mrr@10']:.4f}, before {before['mrr@10']:.4f}): "
                f"{CAUSES}")
+    elif after["mrr@10"] < of_bm25["mrr@10"]:
+        yield (f"it orders BM25's hits worse than BM25 (mrr@10 {after['mrr@10']:.4f} on dev, BM25's "
+               f"{of_bm25['mrr@10']:.4f}): give it more steps (EPOCHS), or begin with a reranker (RERANKER)")
 
 
 def export_reranker(model, tokenizer, folder, max_length, calibration):

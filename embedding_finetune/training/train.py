@@ -164,7 +164,7 @@ def finish_reranker(trainer, use, output, best, curve):
     if dev is not None:
         scores = dev.scores(model) if dev.latest is None or best != trainer.state.global_step else dev.latest
         after = dev.measure(scores)
-        for warning in warnings_of(before, after):
+        for warning in warnings_of(before, after, dev.of_bm25):
             say(f"warning: {warning}")
         if before and after[CHOSEN_BY] <= before[CHOSEN_BY]:
             _, model = load_reranker_model(trainer.args, use, new_head=False)

@@ -164,7 +164,7 @@ def test_the_first_look_is_put_into_words(bm25, base, hint):
 @pytest.mark.parametrize("bm25, base, told", [
     (0.50, 0.58, "Where a base was 0.09 ahead, on MS MARCO, fine-tuning its one vector brought +0.00"),
     (0.50, 0.52, "Where a base was 0.02 ahead, on docstrings, fine-tuning its one vector brought +0.07"),
-    (0.50, 0.28, "Where a base was 0.20 behind, on COVID-QA, fine-tuning its one vector brought +0.12"),
+    (0.50, 0.28, "Where a base was 0.20 behind, on COVID-QA, fine-tuning its one vector brought +0.14"),
     (0.80, 0.02, ""), (0.30, 0.60, "")])
 def test_what_training_brought_where_it_was_alike_stands_beside_the_first_look(bm25, base, told):
     look = {"queries": 80, "passages": 900, "bm25": {"recall@1": bm25}, "base": {"recall@1": base}}

@@ -96,12 +96,15 @@ def test_a_given_reranker_is_kept_where_training_harms_it(tiny, trained, tmp_pat
 
 
 def test_what_went_wrong_is_said():
-    before, flat = {"mrr@10": 0.5, "spread": 1.0}, {"mrr@10": 0.6, "spread": 0.001}
-    assert [text.split(":")[0] for text in warnings_of(None, flat)] == [
+    before, flat, words = {"mrr@10": 0.5, "spread": 1.0}, {"mrr@10": 0.6, "spread": 0.001}, {"mrr@10": 0.3}
+    assert [text.split(":")[0] for text in warnings_of(None, flat, words)] == [
         "the scores have collapsed (spread 0.0010 on dev)"]
-    assert [text.split("(")[0].strip() for text in warnings_of(before, before | {"mrr@10": 0.5})] == [
+    assert [text.split("(")[0].strip() for text in warnings_of(before, before | {"mrr@10": 0.5}, words)] == [
         "training has not improved it on dev"]
-    assert not list(warnings_of(before, before | {"mrr@10": 0.51}))
+    assert not list(warnings_of(before, before | {"mrr@10": 0.51}, words))
+    assert [text.split("(")[0].strip() for text in warnings_of(None, before, {"mrr@10": 0.51})] == [
+        "it orders BM25's hits worse than BM25"]
+    assert not list(warnings_of(None, before, {"mrr@10": 0.5}))
 
 
 def test_dev_measures_the_order_of_bm25s_candidates(tiny):
@@ -114,6 +117,7 @@ def test_dev_measures_the_order_of_bm25s_candidates(tiny):
     measured = RerankDev(collection, 100, collator, use(), 1, torch.device("cpu"))
     first = measured.pairs[0][1] == "moon one"
     assert [len(right) for right in measured.right] == [2, 1, 0]
+    assert measured.of_bm25["mrr@10"] == pytest.approx((1 + 1 + 0) / 3)  # of two equals the corpus's first
 
     class Numbers(torch.nn.Module):
         def scores(self, texts, rows):
