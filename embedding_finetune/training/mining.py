@@ -32,8 +32,9 @@ class Miner:
         self.teacher = self.stage = None
         if recipe.teacher in (*ready_made(settings), *all_recipes(settings)):
             self.teacher = self._use(recipe.teacher)
-        elif is_stage(recipe.teacher):  # scores in fp32 change neither with the machine nor with how it is evaluated
-            self.stage = stage_of(replace(settings, reranker_precision="fp32"), recipe.teacher)
+        elif is_stage(recipe.teacher):  # its full scores, which do not change with how it is evaluated
+            full = replace(settings, reranker_precision="fp32", token_store="float16", token_merge=1)
+            self.stage = stage_of(full, recipe.teacher)
         elif recipe.teacher:
             name = model_path(recipe.teacher)
             check_hub(name)
@@ -49,7 +50,7 @@ class Miner:
     def content(self):
         """What tells the models from others, for the record of the training file."""
         uses = [use for use in (self.use, self.teacher) if use]
-        how = [_how(use) for use in uses]
+        how = [_how(asdict(use)) for use in uses] + ([_how(self.stage.used)] if self.stage else [])
         language = [self.settings.bm25_language] if "bm25" in self.recipe.candidates else []
         return [how, *(model_content(use.name) for use in uses), self.stage and self.stage.content, *language]
 
@@ -71,7 +72,7 @@ class Miner:
             del bm25
         dense = Dense(encoder_of(self.settings, self.use)).index(corpus)
         if "model" in recipe.candidates:
-            found["model"] = self._found(dense, queries, passages, [_how(self.use), dense.encoder.content])
+            found["model"] = self._found(dense, queries, passages, [_how(asdict(self.use)), dense.encoder.content])
         found = {name: np.where(found[name] < pool.drawn, found[name], -1) for name in recipe.candidates}
         candidates = interleave(*found.values()) if len(found) == 2 else next(iter(found.values()))
         vectors = dense.encoder.encode_queries(queries)
@@ -110,8 +111,8 @@ class Miner:
         return tqdm(scores, "teacher", len(queries), unit="query")
 
 
-def _how(use):
-    return {**asdict(use), "title": "", "name": ""}  # folders may move
+def _how(used):
+    return {**used, "title": "", "name": ""}  # folders may move
 
 
 def _sources(chosen, mined, found):

@@ -218,6 +218,16 @@ def test_late_interaction_can_be_the_teacher(built):
             [scores[place] / 0.5 for place in texts], abs=2e-3)
 
 
+def test_a_late_teacher_is_told_by_how_it_reads_and_not_by_how_its_tokens_are_stored(built):
+    def miner(**changed):
+        return Miner(dataclasses.replace(built, **changed), recipe_of(built, "hard_kd", teacher="late_reference"))
+
+    stored = miner(token_store="int8", token_merge=4)
+    assert (stored.stage.dtype, stored.stage.merged) == ("float16", 1)
+    assert stored.content() == miner().content()
+    assert miner(reference_instruction="look up: ").content() != miner().content()
+
+
 @pytest.mark.parametrize("teacher, message", [
     ("base", "is no reranker that gives one score a pair"),
     ("/no/model", "/no/model is no model folder"),
