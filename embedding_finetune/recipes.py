@@ -33,6 +33,7 @@ class Recipe:
     merge_share: float = 0.0  # of that model in the average; 0 chooses it on dev queries, see training.merge
     kind: str = "model"  # an embedding model, or a reranker
     settings: dict = field(default_factory=dict)  # NAME = value of the settings in which this fine-tuning differs
+    new_head: dict = field(default_factory=dict)  # and of those of a reranker that begins without RERANKER
     repeats: str = ""  # the label of the recipe that this one repeats with another seed
 
     @property
@@ -62,6 +63,8 @@ def all_recipes(settings):
     recipes = {}
     for label in entries:
         recipe = recipes[label] = _recipe(path, entries, label)
+        if recipe.new_head and not settings.reranker:
+            recipe = recipes[label] = dataclasses.replace(recipe, settings=recipe.settings | recipe.new_head)
         for seed in range(settings.seed + 1, settings.seed + settings.seeds):
             again, other = f"{label}_seed{seed}", recipe.settings | {"SEED": seed}
             merge = recipe.merge and f"{recipe.merge}_seed{seed}"
@@ -125,9 +128,11 @@ def _recipe(path, entries, label, seen=()):
     if like is not None:
         parent = _recipe(path, entries, like, (*seen, label))
         inherited = {name: getattr(parent, name) for name in KEYS if name != "file"}
-        entry = inherited | entry | {"settings": parent.settings | entry.get("settings", {})}
+        entry = inherited | entry | {name: getattr(parent, name) | entry.get(name, {})
+                                     for name in ("settings", "new_head")}
     recipe = Recipe(label=label, **{"file": f"training_{label}.json"} | entry)
     demand(recipe.kind in ("model", "reranker"), "kind must be model or reranker")
+    demand(recipe.kind == "reranker" or not recipe.new_head, "new_head goes with kind = \"reranker\"")
     demand(recipe.negatives in ("random", "mined"), "negatives must be random or mined")
     demand(recipe.number >= 1 and recipe.depth >= 1, "number and depth must be 1 or more")
     demand(recipe.candidates in (["model"], ["bm25"], ["model", "bm25"], ["bm25", "model"]),

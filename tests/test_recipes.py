@@ -58,6 +58,24 @@ def test_a_new_entry_is_found_and_run_without_an_edit_elsewhere(tmp_path):
     assert ("finetune_hard.sh", "mine") in steps and ("eval_train_hard.ipynb", "mine") in steps
 
 
+def test_a_new_head_has_settings_of_its_own(tmp_path):
+    text = """
+        [reranker]
+        kind = "reranker"
+        settings = { LEARNING_RATE = 2e-5, SEED = 3 }
+        new_head = { LEARNING_RATE = 1e-4, EPOCHS = 4 }
+        [other]
+        like = "reranker"
+        new_head = { EPOCHS = 2 }
+        """
+    new, given = with_recipes(tmp_path, text), with_recipes(tmp_path, text, reranker="BAAI/bge-reranker-v2-m3")
+    assert find_recipe(new, "reranker").settings == {"LEARNING_RATE": 1e-4, "SEED": 3, "EPOCHS": 4}
+    assert find_recipe(new, "other").settings == {"LEARNING_RATE": 1e-4, "SEED": 3, "EPOCHS": 2}
+    assert find_recipe(given, "other").settings == {"LEARNING_RATE": 2e-5, "SEED": 3}
+    with pytest.raises(UserError, match="new_head goes with kind"):
+        find_recipe(with_recipes(tmp_path, "[model]\nnew_head = { EPOCHS = 4 }"), "model")
+
+
 def test_like_takes_over_all_but_the_training_file(tmp_path):
     settings = with_recipes(tmp_path, """
         [first]
