@@ -50,6 +50,7 @@ MODULES = {"embedding_finetune": "embedding_finetune.training.train",
 # Flags that FlagEmbedding's trainer does not know.
 OURS = ("grad_cache_chunk", "dev_steps", "dev_corpus_size", "lora_rank", "lora_alpha", "interaction", "token_dim",
         "query_expansion", "patience")
+KD_LOSSES = {"kl": "kl_div", "margin": "margin_mse"}  # TEACHER_LOSS -> the flag's; the second is ours alone
 WITH_PROMPT = "train_data.json"  # the training file as FlagEmbedding's trainer wants it
 
 
@@ -72,6 +73,7 @@ def prepare(settings, recipe):
     check_processes(tuned)
     for lacks, wanted in {"LoRA": tuned.lora_rank, "Dense layers": use.dense,
                           "late interaction": tuned.interaction != "dense", "reranker": reranker,
+                          "margin of a teacher's scores": recipe.teacher and tuned.teacher_loss == "margin",
                           "end by dev (PATIENCE)": tuned.patience, "several nodes (NNODES)": tuned.nnodes > 1,
                           "restart (MAX_RESTARTS)": tuned.max_restarts}.items():
         if wanted and tuned.trainer == "flagembedding":
@@ -132,7 +134,7 @@ def flags_of(settings, recipe, tuned, output):
         **({"save_strategy": "steps", "save_steps": 0.2, "dev_data": settings.data_dir} if ours  # five checkpoints
            else {"save_strategy": "no", "disable_tqdm": True}), "report_to": "none",
         **({"use_mrl": True, "mrl_dims": f"{dim_of(use)} {tuned.matryoshka_dims}"} if tuned.matryoshka_dims else {}),
-        **({"knowledge_distillation": True, "kd_loss_type": "kl_div"} if recipe.teacher else {}),
+        **({"knowledge_distillation": True, "kd_loss_type": KD_LOSSES[tuned.teacher_loss]} if recipe.teacher else {}),
         **({"negatives_cross_device": True} if tuned.gpus * tuned.nnodes > 1 else {}),
     }
     if recipe.kind == "reranker":

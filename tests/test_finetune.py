@@ -79,6 +79,7 @@ def test_what_a_setting_asks_for_becomes_a_flag(built):
     assert given["passage_instruction_for_retrieval"] == "text: " and "query_instruction_for_retrieval" not in given
     taught = flags(built, "hard_kd")
     assert (taught["knowledge_distillation"], taught["kd_loss_type"]) == ("True", "kl_div")
+    assert flags(dataclasses.replace(built, teacher_loss="margin"), "hard_kd")["kd_loss_type"] == "margin_mse"
     theirs = flags(dataclasses.replace(built, trainer="flagembedding"))
     assert theirs["save_strategy"] == "no" and not {"grad_cache_chunk", "dev_steps", "dev_data"} & theirs.keys()
 

@@ -49,9 +49,11 @@ class ContrastiveModel(nn.Module):
     `interaction` says what is compared: `dense`, one vector a text, by inner product; `late`, the vectors of all
     tokens, by MaxSim (see retrieval.tokens), through `projection` if there is one; `both`, with the mean of both
     losses, as BGE-M3 was trained (Chen et al. 2024, arXiv 2402.03216) but for its sparse third and its teaching of each
-    by all. `distillation` is None, `kl_div` or `m3_kd_loss`; `mrl_dims` are the sizes of Matryoshka's truncated
-    vectors, the whole one's among them: the loss is the mean over them, as under FlagEmbedding's use_mrl (Kusupati et
-    al. 2022, arXiv 2205.13147, have the sum); () for whole ones alone. `added` are the ids of
+    by all. `distillation` is None, `kl_div`, `m3_kd_loss` or `margin_mse`: the squared difference between model and
+    teacher in how far each negative is behind the positive (Hofstätter et al. 2020, arXiv 2010.02666), times the
+    temperature, so that it weighs as the cross entropy does that it is added to. `mrl_dims` are the sizes of
+    Matryoshka's truncated vectors, the whole one's among them: the loss is the mean over them, as under FlagEmbedding's
+    use_mrl (Kusupati et al. 2022, arXiv 2205.13147, have the sum); () for whole ones alone. `added` are the ids of
     tokens.added_ids, `longest` is the length of the longest text.
     """
 
@@ -125,14 +127,13 @@ class ContrastiveModel(nn.Module):
         `rows` int64 [queries + passages] names the rows of `pooled` that hold queries and passages; passages come in
         groups of equal size, the query's positive first. `teacher_scores` [queries, group]. See `false_negatives`.
         """
-        teacher = None if teacher_scores is None else teacher_scores.softmax(dim=-1)
         losses = []
         with torch.autocast(pooled.device.type, enabled=False):  # bfloat16 rounds a cosine to 0.004: a fifth, over 0.02
             views = self.views(pooled.float()[rows])
             for (embeddings, score), dim in itertools.product(views, self.mrl_dims):
                 vectors = normalize(embeddings[..., :dim], dim=-1) if self.normalize else embeddings[..., :dim]
                 queries, passages = vectors.split([len(positive_keys), len(passage_keys)])
-                losses.append(self._loss(score, queries, passages, passage_keys, positive_keys, teacher))
+                losses.append(self._loss(score, queries, passages, passage_keys, positive_keys, teacher_scores))
         return sum(losses) / len(losses)
 
     def _loss(self, score, queries, passages, passage_keys, positive_keys, teacher):
@@ -145,15 +146,19 @@ class ContrastiveModel(nn.Module):
             known = false_negatives(gather(passage_keys), gather(positive_keys), targets)
             scores = scores.masked_fill(known, -torch.inf)
         if teacher is not None and self.distillation == "m3_kd_loss":
-            loss = AbsEmbedderModel.distill_loss("m3_kd_loss", gather(teacher), scores, group)
+            loss = AbsEmbedderModel.distill_loss("m3_kd_loss", gather(teacher.softmax(dim=-1)), scores, group)
         else:
             loss = cross_entropy(scores, targets)
         if self.cross_device:  # same value, the gradient of the joined batch once averaged over processes
             loss = dist.get_world_size() * loss - (dist.get_world_size() - 1) * loss.detach()
-        if teacher is not None and self.distillation == "kl_div":
-            scores = score(queries, passages) / self.temperature
+        if teacher is not None and self.distillation != "m3_kd_loss":
             columns = torch.arange(len(passages), device=scores.device).view(len(queries), group)
-            loss = loss + AbsEmbedderModel.distill_loss("kl_div", teacher, scores.gather(1, columns), group)
+            scores = (score(queries, passages) / self.temperature).gather(1, columns)
+            if self.distillation == "kl_div":
+                loss = loss + AbsEmbedderModel.distill_loss("kl_div", teacher.softmax(dim=-1), scores, group)
+            else:
+                behind, taught = (own[:, 1:] - own[:, :1] for own in (scores, teacher))
+                loss = loss + self.temperature * (behind - taught).square().mean()
         return loss
 
 

@@ -103,6 +103,22 @@ def test_loss_equals_flagembedding(tiny, teacher, mrl, pooling):
     assert ours(**batch)["loss"].item() == pytest.approx(expected.item(), abs=1e-5)
 
 
+def test_the_margin_of_a_teacher_by_hand(tiny):
+    """Two queries with a positive and two negatives each: both terms by a plain loop; none where the margins agree."""
+    torch.manual_seed(5)
+    pooled, teacher = torch.randn(8, 4), torch.randn(2, 3)
+    labels = {"rows": torch.arange(8), "passage_keys": torch.arange(6), "positive_keys": torch.tensor([[0], [3]])}
+    model = load(tiny / "bert", distillation="margin_mse", temperature=0.5, normalize=False)
+    scores = (pooled[:2] @ pooled[2:].T / 0.5).tolist()
+    alone = sum(math.log(sum(map(math.exp, own))) - own[3 * query] for query, own in enumerate(scores)) / 2
+    apart = [(own[3 * query + place] - own[3 * query]) - (teacher[query, place] - teacher[query, 0]).item()
+             for query, own in enumerate(scores) for place in (1, 2)]
+    expected = alone + 0.5 * sum(value**2 for value in apart) / 4
+    assert model.loss(pooled, **labels, teacher_scores=teacher).item() == pytest.approx(expected, rel=1e-5)
+    agrees = torch.tensor([own[3 * query:3 * query + 3] for query, own in enumerate(scores)]) + 7
+    assert model.loss(pooled, **labels, teacher_scores=agrees).item() == pytest.approx(alone, rel=1e-5)
+
+
 def test_the_loss_over_truncated_vectors_by_hand(tiny):
     """The mean over the sizes, each with its first numbers scaled to length 1 again; the gradient reaches them all."""
     torch.manual_seed(4)
