@@ -144,7 +144,7 @@ class Settings:
     warmup_ratio: float = setting("share of the steps in which the learning rate rises", TRAINING, 0.1,
                                   (lambda share: 0 <= share < 1, "must be at least 0 and below 1"), "warmup_steps")
     temperature: float = setting("cosines are divided by it in the loss", TRAINING, 0.02, POSITIVE, "temperature")
-    teacher_loss: str = setting("what is learnt of a teacher: probabilities (kl), or distances to the positive (margin)",
+    teacher_loss: str = setting("what a teacher teaches: probabilities (kl), or distances to the positive (margin)",
                                 TRAINING, "kl", one_of("kl", "margin"))
     precision: str = setting("of the training; auto takes bf16 where the machine has it", TRAINING, "auto",
                              one_of("auto", "fp32", "bf16", "fp16"))

@@ -134,6 +134,8 @@ def test_what_cannot_be_trained_is_refused_before_the_old_model_moves(built, unt
     for changes in ({"nnodes": 2, "rdzv_endpoint": "node:1"}, {"max_restarts": 1}):
         with pytest.raises(UserError, match="FlagEmbedding's trainer has no (several nodes|restart)"):
             prepare(dataclasses.replace(built, trainer="flagembedding", **changes))
+    with pytest.raises(UserError, match="FlagEmbedding's trainer has no margin of a teacher's scores"):
+        prepare(dataclasses.replace(built, trainer="flagembedding", teacher_loss="margin"), "hard_kd")
     assert folder.exists() and len(untrained) == 1
 
 
