@@ -31,6 +31,7 @@ class DataArguments(EncoderOnlyEmbedderDataArguments):
 
 @dataclass
 class TrainArguments(EncoderOnlyEmbedderTrainingArguments):
+    kd_loss_type: str = field(default="kl_div", metadata={"choices": ["kl_div", "m3_kd_loss", "margin_mse"]})
     interaction: str = field(default="dense", metadata={"help": "dense, late (MaxSim over tokens), or both."})
     token_dim: int = field(default=0, metadata={"help": "Dimensions of the tokens' vectors; 0: the model's."})
     query_expansion: int = field(default=0, metadata={"help": "Fill up queries to so many tokens with mask tokens."})

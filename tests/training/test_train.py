@@ -2,6 +2,7 @@
 input says.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -339,6 +340,19 @@ def test_two_processes_train_as_one_on_the_joined_batch_and_continue_when_killed
                     for folder in ("plain", "alone"))
     torch.testing.assert_close(plain, alone, atol=2e-5, rtol=0)
     assert curve(tmp_path / "plain") == pytest.approx(curve(tmp_path / "alone"), abs=1e-4)
+
+
+def test_what_a_teacher_teaches_can_be_chosen(tiny, tmp_path):
+    """From the same start, on the same rows: three losses, three models."""
+    write_rows(tmp_path / "taught.json", training_rows(scores=True))
+    models = []
+    for number, more in enumerate(({}, {"knowledge_distillation": True, "kd_loss_type": "kl_div"},
+                                   {"knowledge_distillation": True, "kd_loss_type": "margin_mse"})):
+        training.train(flags(tiny, tmp_path / str(number), train_data=tmp_path / "taught.json", num_train_epochs=0.1,
+                             **more))
+        models.append(parameters(tmp_path / str(number))["embeddings.word_embeddings.weight"])
+    assert all(one.isfinite().all() for one in models)
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(models, 2))
 
 
 @pytest.mark.parametrize("changes, message", [
