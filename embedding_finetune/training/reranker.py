@@ -147,7 +147,7 @@ def warnings_of(before, after, of_bm25):
     its own.
 
     A new head learns nothing for many steps, and then all at once: where these did not suffice, its loss is still
-    nearly that of guessing, and a model comes out that orders worse than what it was given.
+    nearly that of guessing, and what comes out orders worse than BM25, whose hits it was given.
     """
     if after["spread"] < COLLAPSED:
         yield f"the scores have collapsed (spread {after['spread']:.4f} on dev): {CAUSES}"
@@ -156,7 +156,7 @@ def warnings_of(before, after, of_bm25):
                f"{CAUSES}")
     elif after["mrr@10"] < of_bm25["mrr@10"]:
         yield (f"it orders BM25's hits worse than BM25 (mrr@10 {after['mrr@10']:.4f} on dev, BM25's "
-               f"{of_bm25['mrr@10']:.4f}): give it more steps (EPOCHS), or begin with a reranker (RERANKER)")
+               f"{of_bm25['mrr@10']:.4f}): give it more steps (EPOCHS) or pairs, or begin with a reranker (RERANKER)")
 
 
 def export_reranker(model, tokenizer, folder, max_length, calibration):
