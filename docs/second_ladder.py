@@ -176,7 +176,7 @@ def trained_by(settings, label):
     recipe, log = recipes.find_recipe(settings, folder.name), read_log(folder)
     there = "" if folder.parent == settings.output_dir else f", on {folder.parent.name}"
     return {"about": recipe.about + there, "share": recipe.share, "steps": log[-1]["step"] if log else 0,
-            "minutes": (read_json(folder.parent / "minutes.json") or {}).get(folder.name, 0)}
+            "minutes": (read_json(folder.parent / "minutes.json") or {}).get(folder.name)}
 
 
 def _row(name, row, seeds, means, trainings, ms, vector):
@@ -185,6 +185,7 @@ def _row(name, row, seeds, means, trainings, ms, vector):
     stage = is_stage(system)
     models = dict.fromkeys(parts_of(system)[1:] if stage else [system])
     trained = [trainings[model] for model in models if model in trainings]
+    minutes = [model["minutes"] for model in trained]  # None: not known on this machine
     parts = ["one vector"] * (label != "bm25") + [system] * stage
     parts += ["bm25"] * (label == "bm25" or label != system or stage)
     against = {other: pair["recall@1"] for other, pair in row["against"].items()}
@@ -194,7 +195,7 @@ def _row(name, row, seeds, means, trainings, ms, vector):
             **means[["recall@1", "recall@10", "mrr@10"]], "ci95": row["ci95"]["recall@1"],
             "share": min((model["share"] for model in trained), default=0), "seeds": len(seeds) * bool(trained),
             "steps": sum(model["steps"] for model in trained),
-            "minutes": round(sum(model["minutes"] for model in trained), 1) or (None if trained else 0),
+            "minutes": None if None in minutes else round(sum(minutes), 1),
             "ms_per_query": round(sum(ms[part] for part in parts), 1) if set(parts) <= set(ms) else None,
             "bytes_per_passage": (label != "bm25") * vector + first.get("bytes_per_passage", 0),
             **{key: first.get(key) for key in ("depth", "weight", "second_weight")},

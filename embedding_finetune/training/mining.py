@@ -50,7 +50,8 @@ class Miner:
     def content(self):
         """What tells the models from others, for the record of the training file."""
         uses = [use for use in (self.use, self.teacher) if use]
-        how = [_how(asdict(use)) for use in uses] + ([_how(self.stage.used)] if self.stage else [])
+        used = [*map(asdict, uses), self.stage.used if self.stage else {}]
+        how = [_how(own) for own in used if own]  # a reranker has nothing to say
         language = [self.settings.bm25_language] if "bm25" in self.recipe.candidates else []
         return [how, *(model_content(use.name) for use in uses), self.stage and self.stage.content, *language]
 
