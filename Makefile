@@ -4,8 +4,8 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help install demo run curve notebooks test test-long faults soak clean clean-cache bench bench-negatives \
-	bench-rows bench-train bench-encode bench-search bench-mining bench-index bench-million bench-second bench-serve \
+.PHONY: help install demo run curve notebooks test test-long baseline baseline-check faults soak clean clean-cache bench \
+	bench-negatives bench-rows bench-train bench-encode bench-search bench-mining bench-index bench-million bench-second bench-serve \
 	bench-gpu
 
 help:  ## show this list
@@ -37,6 +37,12 @@ test: install  ## the tests, but for the long ones
 
 test-long: install  ## the long ones: a Ray cluster, two nodes, a short soak, what libraries send; three minutes
 	python -m pytest tests -m long
+
+baseline: install  ## keep the demo's figures, float32 on one thread, to compare later code with
+	python tests/baseline.py store
+
+baseline-check: install  ## run the demo again and list what differs from the baseline
+	python tests/baseline.py check
 
 faults: install  ## break it on purpose: kills, full disks, damaged files, odd input; an hour, docs/reliability.md
 	PYTHONPATH=$(CURDIR):$(CURDIR)/tests python -m faults --processes $$(nproc) --plant all --page docs/reliability.md
