@@ -5,6 +5,7 @@ import random
 import torch
 
 from embedding_finetune.data.texts import PSEUDO, without
+from embedding_finetune.evaluation.metrics import mean, per_query
 from embedding_finetune.retrieval.layout import CALL_COST
 from embedding_finetune.retrieval.tokens import expanded
 from embedding_finetune.training.batches import sub_batches
@@ -23,14 +24,21 @@ def dev_passages(collection, size, seed):
     return texts
 
 
+def dev_metrics(qrels, rankings):
+    """{"recall@10", "mrr@10"} of rankings (query id -> passage ids, best first), as evaluation.metrics defines them."""
+    run = {query: {passage: -float(rank) for rank, passage in enumerate(ranking)}
+           for query, ranking in rankings.items()}
+    found = mean(per_query(qrels, run))
+    return {name: found[name] for name in ("recall@10", "mrr@10")}
+
+
 class DevSet:
     """Dev queries over their positives, out of which pseudo-queries are taken, and a seeded sample of the corpus."""
 
     def __init__(self, collection, size, tokenizer, use, seed, device, expansion=0):
         """`collection` is the dev part; `size` passages beside the positives are sampled; `use` is a ModelUse;
         `expansion` as in batches.Collator."""
-        _, positives = collection.pool()
-        self.positives, self.device = [set(own) for own in positives], device
+        self.qrels, self.query_ids, self.device = collection.qrels, list(collection.queries), device
 
         def lay_out(prompt, texts, max_length, length=0):
             tokens = tokenizer([prompt + text for text in texts], truncation=True, max_length=max_length)
@@ -39,6 +47,7 @@ class DevSet:
 
         self.queries = lay_out(use.query_prompt, collection.queries.values(), use.query_max_len, expansion)
         corpus = dev_passages(collection, size, seed)
+        self.passage_ids = list(corpus)
         self.corpus = lay_out(use.passage_prompt, corpus.values(), use.passage_max_len)
 
     def _encode(self, model, laid_out):
@@ -51,10 +60,6 @@ class DevSet:
         """{"recall@10", "mrr@10"} of a loss.ContrastiveModel, means over queries; equal scores keep their order."""
         model.eval()
         scores = model.score(self._encode(model, self.queries), self._encode(model, self.corpus))
-        rankings = scores.sort(dim=1, descending=True, stable=True).indices[:, :10].tolist()
-        recall = reciprocal = 0.0
-        for ranking, positives in zip(rankings, self.positives, strict=True):
-            hits = [rank for rank, passage in enumerate(ranking, start=1) if passage in positives]
-            recall += len(hits) / max(len(positives), 1)
-            reciprocal += 1 / hits[0] if hits else 0
-        return {"recall@10": recall / len(rankings), "mrr@10": reciprocal / len(rankings)}
+        best = scores.sort(dim=1, descending=True, stable=True).indices[:, :10].tolist()
+        return dev_metrics(self.qrels, {query: [self.passage_ids[place] for place in places]
+                                        for query, places in zip(self.query_ids, best, strict=True)})

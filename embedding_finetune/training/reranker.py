@@ -18,7 +18,7 @@ from embedding_finetune.retrieval.layout import padded, sub_batch_rows
 from embedding_finetune.retrieval.loading import DenseLayers
 from embedding_finetune.retrieval.retrievers import BM25
 from embedding_finetune.training.checkpoints import finishing
-from embedding_finetune.training.dev import dev_passages
+from embedding_finetune.training.dev import dev_metrics, dev_passages
 
 CANDIDATES = 30  # passages a dev query, by BM25
 COLLAPSED = 0.01  # spread of a query's dev scores, in logits, below which they say nothing
@@ -93,7 +93,7 @@ class RerankDev:
         found = BM25().index(corpus).search(collection.queries, CANDIDATES)
         # In a random order: scores that are all the same must not profit from BM25's.
         run = {query: random.Random(f"{seed} {query}").sample(list(own), len(own)) for query, own in found.items()}
-        self.collator, self.device = collator, device
+        self.collator, self.device, self.qrels, self.candidates = collator, device, collection.qrels, run
         self.pairs = [(use.query_prompt + collection.queries[query], use.passage_prompt + corpus[passage])
                       for query, own in run.items() for passage in own]
         self.right = [np.isin(own, collection.positives(query)) for query, own in run.items()]
@@ -120,10 +120,10 @@ class RerankDev:
     def measure(self, scores):
         """{"recall@10", "mrr@10", "spread"}: of the candidates in the order of their scores; the spread is the mean
         over queries of the scores' standard deviation."""
-        ranked = [right[np.argsort(-own, kind="stable")][:10] for own, right in zip(scores, self.right)]
-        return {"recall@10": float(np.mean([hits.any() for hits in ranked])),
-                "mrr@10": float(np.mean([1 / (hits.argmax() + 1) if hits.any() else 0 for hits in ranked])),
-                "spread": float(np.mean([own.std() for own in scores if len(own)]))}
+        rankings = {query: [own[place] for place in np.argsort(-found, kind="stable")]
+                    for (query, own), found in zip(self.candidates.items(), scores, strict=True)}
+        spread = float(np.mean([own.std() for own in scores if len(own)]))
+        return dev_metrics(self.qrels, rankings) | {"spread": spread}
 
 
 def calibrate(scores, right):

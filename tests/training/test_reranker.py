@@ -129,6 +129,30 @@ def test_dev_measures_the_order_of_bm25s_candidates(tiny):
     assert found["spread"] == pytest.approx((0.5 + 0) / 2)
 
 
+def test_recall_on_dev_is_the_share_of_the_positives_found_and_counts_those_that_bm25_missed(tiny):
+    """12 candidates, scored by their number: q1 has a positive among the first ten, one behind them, one that shares no
+    word with it; q2 has a candidate that is judged, and wrong."""
+    corpus = {f"m{number}": f"moon {number}" for number in range(12)} | {"c": "copper", "d": "glacier"}
+    queries = {"q1": "moon", "q2": "copper"}
+
+    class Numbers(torch.nn.Module):
+        def scores(self, texts, rows):
+            return torch.arange(13.0)
+
+    def dev_of(positives):
+        qrels = {"q1": dict.fromkeys(positives, 1), "q2": {"c": 0}}
+        collator = PairCollator(AutoTokenizer.from_pretrained(tiny / "bert"), use(), 10)
+        collection = Collection(queries, corpus, qrels, dict.fromkeys(queries, "dev"))
+        return RerankDev(collection, 100, collator, use(), 1, torch.device("cpu"))
+
+    *shuffled, _ = [text.split()[-1] for _, text in dev_of(["m0"]).pairs]  # the last scores highest
+    measured = dev_of([f"m{shuffled[-1]}", f"m{shuffled[0]}", "d"])
+    found = measured.evaluate(Numbers())
+    assert found["recall@10"] == pytest.approx((1 / 3 + 0) / 2)
+    assert found["mrr@10"] == pytest.approx((1 + 0) / 2)
+    assert [own.sum() for own in measured.right] == [2, 0]
+
+
 def test_calibrated_scores_are_probabilities():
     """Labels that were drawn with the probabilities sigmoid(2 x - 1): the parameters are found again."""
     rng = np.random.default_rng(3)
