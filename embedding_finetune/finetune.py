@@ -35,11 +35,11 @@ from embedding_finetune.training.log import duration
 from embedding_finetune.training.merge import merge
 from embedding_finetune.training.records import (
     RECORD,
+    begins_with,
     check_trained,
     is_current,
     read_record,
     record_of,
-    reranker_base,
     same_training,
 )
 from embedding_finetune.training.rows import make_training_file, training_path
@@ -67,9 +67,9 @@ def prepare(settings, recipe):
     if finished.exists() and not may_overwrite():
         raise UserError(f"{plain(finished)} holds a finished model; OVERWRITE=1 moves it aside and trains anew")
     use, collection, reranker = base_use(tuned), read_data(settings), recipe.kind == "reranker"
-    name, together = (reranker_base(settings), tuned.query_max_len) if reranker else (use.name, 0)
+    (name, trusted), together = begins_with(tuned, recipe), tuned.query_max_len if reranker else 0
     check_hub(name)
-    check_lengths(name, tuned.query_max_len, tuned.passage_max_len + together, trusted=use.trusted)
+    check_lengths(name, tuned.query_max_len, tuned.passage_max_len + together, trusted=trusted)
     check_processes(tuned)
     for lacks, wanted in {"LoRA": tuned.lora_rank, "Dense layers": use.dense,
                           "late interaction": tuned.interaction != "dense", "reranker": reranker,
@@ -120,10 +120,10 @@ def _prepare_rows(settings, recipe, collection):
 
 def flags_of(settings, recipe, tuned, output):
     """The flags of a training: those of the table of settings, and what follows from model, recipe and machine."""
-    use, ours = base_use(tuned), tuned.trainer == "embedding_finetune"
+    use, ours, (name, trusted) = base_use(tuned), tuned.trainer == "embedding_finetune", begins_with(tuned, recipe)
     flags = {
-        "model_name_or_path": use.name, "sentence_pooling_method": use.pooling, "normalize_embeddings": use.normalize,
-        "trust_remote_code": use.trusted or None,
+        "model_name_or_path": name, "sentence_pooling_method": use.pooling, "normalize_embeddings": use.normalize,
+        "trust_remote_code": trusted or None,
         "train_data": training_path(settings, recipe) if ours else output / WITH_PROMPT,
         "cache_path": settings.output_dir / ".cache",
         "query_instruction_for_retrieval": use.query_prompt or None, "query_instruction_format": "{}{}",
@@ -139,8 +139,7 @@ def flags_of(settings, recipe, tuned, output):
     }
     if recipe.kind == "reranker":
         prompts = dict.fromkeys(("query_instruction_for_retrieval", "passage_instruction_for_retrieval"))
-        flags |= prompts | {"model_name_or_path": reranker_base(settings), "negatives_cross_device": None,
-                            "reranker": True, "new_head": not settings.reranker}
+        flags |= prompts | {"negatives_cross_device": None, "reranker": True, "new_head": not settings.reranker}
     return [word for name, value in flags.items() if value is not None
             for word in (f"--{name}", *(str(value).split() if name == "mrl_dims" else [str(value)]))]
 
@@ -155,13 +154,16 @@ def precision(wanted="auto"):
     return ({} if gpu else {"use_cpu": True}) | ({} if wanted == "fp32" else {wanted: True})
 
 
-def estimate(tuned, path):
+def estimate(tuned, recipe):
     """Seconds that a training takes on this CPU, roughly: 6 operations a weight and token, at a product's speed."""
-    use, rows = base_use(tuned), read_rows([path])
-    config, tokenizer = (load(kind, use.name, use.trusted) for kind in ("AutoConfig", "AutoTokenizer"))
-    texts = [rows[number]["pos"][0] for number in range(min(200, len(rows)))]
-    tokens = tokenizer(texts, truncation=True, max_length=tuned.passage_max_len)["input_ids"]
-    tokens = tuned.epochs * len(rows) * tuned.train_group_size * sum(map(len, tokens)) / len(texts)
+    rows, (name, trusted) = read_rows([training_path(tuned, recipe)]), begins_with(tuned, recipe)
+    config, tokenizer = (load(kind, name, trusted) for kind in ("AutoConfig", "AutoTokenizer"))
+    some = [rows[number] for number in range(min(200, len(rows)))]
+    texts, max_length = [[row["pos"][0] for row in some]], tuned.passage_max_len
+    if recipe.kind == "reranker":  # it reads each passage together with the query
+        texts, max_length = [[row["query"] for row in some], *texts], tuned.query_max_len + tuned.passage_max_len
+    tokens = tokenizer(*texts, truncation=True, max_length=max_length)["input_ids"]
+    tokens = tuned.epochs * len(rows) * tuned.train_group_size * sum(map(len, tokens)) / len(some)
     one, other, began = torch.rand(512, config.hidden_size), torch.rand(config.hidden_size, 2048), time.monotonic()
     for _ in range(10):
         one @ other
@@ -184,7 +186,7 @@ def finetune(settings, label, one_process=False):
         module, flags = MODULES[tuned.trainer], flags_of(settings, recipe, tuned, unfinished)
         print(f"{module}\n    " + " ".join(flags).replace(" --", "\n    --"), flush=True)
         if not torch.cuda.is_available():
-            seconds = estimate(tuned, training_path(settings, recipe))
+            seconds = estimate(tuned, recipe)
             print(f"no GPU here: on this CPU the training takes roughly {duration(seconds)}"
                   f"{'' if settings.profile == 'demo' else '; PROFILE=demo takes minutes'}", flush=True)
         if tuned.trainer == "flagembedding":

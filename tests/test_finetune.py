@@ -22,13 +22,14 @@ from transformers import AutoTokenizer
 
 from embedding_finetune import finetune as finetuning
 from embedding_finetune.files import UserError, read_jsonl, run_command_line
+from embedding_finetune.hub import model_content
 from embedding_finetune.recipes import find_recipe
 from embedding_finetune.retrieval.model_use import base_use, use_of
 from embedding_finetune.seals import damaged_file, read_sealed, write_sealed
 from embedding_finetune.settings import ROOT, TABLE, Settings
 from embedding_finetune.training.checkpoints import complete_checkpoints
 from embedding_finetune.training.log import read_log
-from embedding_finetune.training.records import RECORD, is_current, read_record
+from embedding_finetune.training.records import RECORD, is_current, read_record, record_of
 
 NEG10, EXPORT = "training_neg_10.arrow", "training_neg_10.json"
 
@@ -233,7 +234,44 @@ def test_the_estimate_by_hand(built, monkeypatch):
     lengths = [min(built.passage_max_len, len(tokenizer(row["pos"][0])["input_ids"])) for row in rows]
     tokens = built.epochs * built.train_group_size * sum(lengths)
     expected = tokens * 6 * 2 * 12 * 64 * 64 / (10 * 2 * 512 * 64 * 2048 / 2.0)
-    assert finetuning.estimate(built, built.data_dir / NEG10) == pytest.approx(expected)
+    assert finetuning.estimate(built, find_recipe(built, "neg10")) == pytest.approx(expected)
+
+
+def reranker_recipe(built, **changes):
+    return dataclasses.replace(find_recipe(built, "neg10"), label="pairs", kind="reranker", **changes)
+
+
+def test_the_estimate_of_a_reranker_is_of_the_model_that_is_trained_on_pairs(built, tmp_path, monkeypatch):
+    """As above, with RERANKER's 3 layers of 12 x 32 x 32 weights, which read a query and a passage together."""
+    texts = tiny_texts(tiny_pairs(120))
+    base = tiny_bert(tmp_path / "reranker", texts, num_hidden_layers=3, hidden_size=32, num_attention_heads=2)
+    settings = dataclasses.replace(built, reranker=str(base), query_max_len=12, passage_max_len=30)
+    ticks = iter([0.0, 2.0])
+    monkeypatch.setattr(finetuning.time, "monotonic", lambda: next(ticks))
+    rows, tokenizer = read_jsonl(built.data_dir / EXPORT), AutoTokenizer.from_pretrained(base)
+    lengths = [len(tokenizer(row["query"], row["pos"][0])["input_ids"]) for row in rows]
+    assert min(lengths) < 42 < max(lengths)
+    tokens = settings.epochs * settings.train_group_size * sum(min(42, length) for length in lengths)
+    expected = tokens * 6 * 3 * 12 * 32 * 32 / (10 * 2 * 512 * 32 * 2048 / 2.0)
+    assert finetuning.estimate(settings, reranker_recipe(settings)) == pytest.approx(expected)
+
+
+def test_a_reranker_begins_with_its_own_model_and_only_that_ones_code_is_trusted(built, tmp_path):
+    given, other = (str(tiny_bert(tmp_path / name, tiny_texts(tiny_pairs(20)), seed=seed))
+                    for seed, name in ((8, "given"), (9, "other")))
+
+    def begins(recipe, **changes):
+        settings = dataclasses.replace(built, **changes)
+        words = finetuning.flags_of(settings, recipe, settings.changed(recipe.settings), tmp_path)
+        return words[words.index("--model_name_or_path") + 1], "--trust_remote_code" in words
+
+    pairs, based = reranker_recipe(built), reranker_recipe(built, settings={"BASE_MODEL": other})
+    assert begins(pairs, reranker=given, trust_remote_code=built.base_model) == (given, False)
+    assert begins(pairs, reranker=given, trust_remote_code=given) == (given, True)
+    assert begins(pairs, trust_remote_code=built.base_model) == (built.base_model, True)
+    assert begins(based, trust_remote_code=built.base_model) == (other, False)
+    records = [record_of(built, recipe)["begins_with"] for recipe in (pairs, based)]
+    assert records == [model_content(built.base_model), model_content(other)]
 
 
 # -- what goes wrong is one line and exit status 1 --

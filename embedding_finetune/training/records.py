@@ -28,7 +28,7 @@ def record_of(settings, recipe):
     if recipe.merge:
         return record | {"made_of": merged_from(settings, recipe)}
     if recipe.kind == "reranker":
-        record["begins_with"] = model_content(reranker_base(settings))
+        record["begins_with"] = model_content(begins_with(tuned, recipe)[0])
     rows = read_rows([training_path(settings, recipe)], teacher=bool(recipe.teacher))
     return record | {"training_file": rows_identity(rows)}
 
@@ -43,9 +43,14 @@ def merged_from(settings, recipe):
     return {"base": model_content(base_use(settings).name), "tuned": model_content(tuned.name), **chosen_on}
 
 
-def reranker_base(settings):
-    """The model that a reranker's training begins with, a folder or a hub name."""
-    return model_path(settings.reranker) if settings.reranker else base_use(settings).name
+def begins_with(tuned, recipe):
+    """(folder or hub name, whether its own program code is trusted) of the model that a training begins with: RERANKER
+    for a reranker where it is set, else BASE_MODEL. `tuned` are the settings with the recipe's."""
+    if recipe.kind == "reranker" and tuned.reranker:
+        name = model_path(tuned.reranker)
+        return name, not {tuned.reranker, name}.isdisjoint(tuned.trust_remote_code.split())
+    use = base_use(tuned)
+    return use.name, use.trusted
 
 
 def read_record(folder):
