@@ -10,6 +10,9 @@ from embedding_finetune.retrieval.layout import CALL_COST
 from embedding_finetune.retrieval.tokens import expanded
 from embedding_finetune.training.batches import sub_batches
 
+DEPTH = 10  # passages of each query that the metrics look at
+TOGETHER = 1 << 26  # numbers in the padded embeddings of the queries that are scored together
+
 
 def dev_passages(collection, size, seed):
     """The passages of a dev search, id -> text: the dev positives, out of which pseudo-queries are taken, and a seeded
@@ -50,16 +53,54 @@ class DevSet:
         self.passage_ids = list(corpus)
         self.corpus = lay_out(use.passage_prompt, corpus.values(), use.passage_max_len)
 
-    def _encode(self, model, laid_out):
-        texts, rows = laid_out
-        pooled = [model([{name: tensor.to(self.device) for name, tensor in sub.items()}]) for sub in texts]
-        return torch.cat(pooled).float()[rows.to(self.device)]
+    def _embed(self, model, sub):
+        return model([{name: tensor.to(self.device) for name, tensor in sub.items()}]).float()
+
+    def _embed_queries(self, model):
+        """Embeddings of the distinct queries, in main memory and without the zeros at the end of all of them: of token
+        vectors most are padding."""
+        found = []
+        for sub in self.queries[0]:
+            embedded = self._embed(model, sub)
+            used = int(embedded.any(dim=0).nonzero()[-1:].sum()) + 1
+            found.append(embedded[:, :used].to("cpu", copy=True))
+        width = max(embedded.shape[1] for embedded in found)
+        return torch.cat([_widened(embedded, width) for embedded in found])
 
     @torch.no_grad()  # not inference_mode: what the model keeps for later must be able to take part in a backward pass
     def evaluate(self, model):
-        """{"recall@10", "mrr@10"} of a loss.ContrastiveModel, means over queries; equal scores keep their order."""
+        """{"recall@10", "mrr@10"} of a loss.ContrastiveModel, means over queries; equal scores keep their order.
+
+        The passages are scored one sub-batch after the other, and of each query the best so far are kept: the token
+        vectors of a passage of 512 tokens take 1.6 MB.
+        """
         model.eval()
-        scores = model.score(self._encode(model, self.queries), self._encode(model, self.corpus))
-        best = scores.sort(dim=1, descending=True, stable=True).indices[:, :10].tolist()
+        texts, rows = self.corpus
+        queries, best, start = self._embed_queries(model), None, 0
+        for sub in texts:
+            passages = self._embed(model, sub)
+            some = queries.split(max(1, TOGETHER // passages.shape[1]))
+            scores = torch.cat([model.score(_widened(few.to(self.device), passages.shape[1]), passages).cpu()
+                                for few in some])
+            places = ((rows >= start) & (rows < start + len(passages))).nonzero()[:, 0]  # equal texts share a row
+            best = _best(best, scores[:, rows[places] - start], places)
+            start += len(passages)
+        rankings = best[1][self.queries[1]].tolist()
         return dev_metrics(self.qrels, {query: [self.passage_ids[place] for place in places]
-                                        for query, places in zip(self.query_ids, best, strict=True)})
+                                        for query, places in zip(self.query_ids, rankings, strict=True)})
+
+
+def _widened(embedded, width):
+    """Embeddings (texts, numbers) with zeros behind them, up to `width` numbers."""
+    return torch.nn.functional.pad(embedded, (0, width - embedded.shape[1]))
+
+
+def _best(best, scores, places):
+    """Scores and places (queries, DEPTH or fewer) of the best passages: of `best`, which is such a pair or None, and
+    of those at `places` with `scores` (queries, places). Equal scores are in the order of their places."""
+    places = places.expand(len(scores), -1)
+    if best:
+        scores, places = torch.cat([best[0], scores], dim=1), torch.cat([best[1], places], dim=1)
+    order = places.argsort(dim=1)
+    order = order.gather(1, scores.gather(1, order).argsort(dim=1, descending=True, stable=True))[:, :DEPTH]
+    return scores.gather(1, order), places.gather(1, order)

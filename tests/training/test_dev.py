@@ -1,6 +1,7 @@
 """The dev curve against pytrec_eval, and that a look at it leaves the training as it was."""
 
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -8,12 +9,15 @@ import pytrec_eval
 import torch
 from batches_for_tests import batch_of, load
 from sentence_transformers import SentenceTransformer
-from tiny_training import use
+from tiny_training import passages, use
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModel, AutoTokenizer, BertModel
 
 from embedding_finetune.data.collection import Collection, read_collection
 from embedding_finetune.data.texts import PSEUDO
-from embedding_finetune.training.dev import DevSet
+from embedding_finetune.retrieval.tokens import added_ids
+from embedding_finetune.training.dev import DevSet, dev_metrics, dev_passages
 from embedding_finetune.training.loss import ContrastiveModel
 
 CPU = torch.device("cpu")
@@ -71,6 +75,79 @@ def test_equal_scores_keep_the_order_of_the_corpus(tiny):
     assert dev_set(tiny, behind).evaluate(model) == {"recall@10": 1.0, "mrr@10": 0.75}
     nothing = Collection(queries, corpus, {"a": {"3": 1}, "b": {"7": 0}}, parts)  # as trec_eval has it
     assert dev_set(tiny, nothing).evaluate(model) == {"recall@10": 0.5, "mrr@10": 0.5}
+
+
+def contrastive(tiny, interaction):
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "bert")
+    return ContrastiveModel(AutoModel.from_pretrained(tiny / "bert"), interaction=interaction, longest=48,
+                            added=added_ids(tokenizer))
+
+
+@pytest.mark.parametrize("interaction", ["dense", "late", "both"])
+def test_block_by_block_gives_the_metrics_of_all_scores_at_once(tiny, collection, interaction, monkeypatch):
+    """With texts that stand in the corpus twice, before and behind a positive, and a query that is asked twice."""
+    monkeypatch.setattr("embedding_finetune.training.dev.TOGETHER", 8000)  # few queries at a time
+    twice = {"before": collection.corpus["3"]} | collection.corpus | {"behind": collection.corpus["5"]}
+    queries = collection.queries | {"again": collection.queries["7"]}
+    collection = Collection(queries, twice, collection.qrels | {"again": {"8": 1}}, dict.fromkeys(queries, "dev"))
+    dev, model = dev_set(tiny, collection, size=10**6), contrastive(tiny, interaction).eval()
+
+    def encoded(laid_out):
+        return torch.cat([model([sub]) for sub in laid_out[0]])[laid_out[1]]
+
+    with torch.no_grad():
+        scores = model.score(encoded(dev.queries), encoded(dev.corpus))
+    assert len(dev.corpus[0]) > 2
+    best = scores.sort(dim=1, descending=True, stable=True).indices[:, :10].tolist()
+    ids = list(dev_passages(collection, 10**6, seed=1))
+    expected = dev_metrics(collection.qrels, {query: [ids[place] for place in places]
+                                              for query, places in zip(queries, best, strict=True)})
+    assert dev.evaluate(model) == pytest.approx(expected, abs=1e-12) and 0 < expected["mrr@10"] < 1
+
+
+class Held(TorchDispatchMode):
+    """`peak`: the most bytes of tensors made in it that were alive at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.peak = {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, torch.Tensor) and id(tensor) not in self.alive:
+                storage = tensor.untyped_storage()
+                self.alive[id(tensor)] = storage.data_ptr(), storage.nbytes()
+                weakref.finalize(tensor, self.alive.pop, id(tensor))
+        self.peak = max(self.peak, sum(dict(self.alive.values()).values()))
+        return found
+
+
+def test_of_a_large_corpus_the_token_vectors_of_few_passages_are_held(tiny):
+    """Padded to 48 tokens those of all 2,400 passages would take 14.7 MB, once."""
+    texts = {f"p{number}": text for number, text in enumerate(passages(2400))}
+    queries = {"a": "moon river", "b": "copper violin falcon"}
+    collection = Collection(queries, texts, {"a": {"p3": 1}, "b": {"p7": 1}}, dict.fromkeys(queries, "dev"))
+    dev, model = dev_set(tiny, collection, size=2400), contrastive(tiny, "late")
+    with Held() as held:
+        dev.evaluate(model)
+    assert 64 * 48 * 32 * 4 <= held.peak < 0.5 * 2400 * 48 * 32 * 4
+
+
+def test_of_many_queries_only_tokens_are_held_and_no_padding(tiny, monkeypatch):
+    """300 queries more of a few tokens, which padded to 48 tokens would take 1.8 MB."""
+    for module in ("training.dev", "retrieval.tokens"):
+        monkeypatch.setattr(f"embedding_finetune.{module}.TOGETHER", 1 << 15)
+    words, peaks = passages(400), []
+    for count in (100, 400):
+        queries = {f"q{number}": f"{text[:2]} moon" for number, text in enumerate(words[:count])}
+        texts = {f"p{number}": text for number, text in enumerate(passages(20))}
+        collection = Collection(queries, texts, {query: {"p3": 1} for query in queries}, dict.fromkeys(queries, "dev"))
+        dev, model = dev_set(tiny, collection, size=20), contrastive(tiny, "late")
+        with Held() as held:
+            dev.evaluate(model)
+        peaks.append(held.peak)
+    assert peaks[1] - peaks[0] < 0.5 * 300 * 48 * 32 * 4
 
 
 class KeepsATensor(BertModel):
