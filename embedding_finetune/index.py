@@ -122,7 +122,7 @@ def _opened(settings, folder, manifest):
         return Index(dense.folder, manifest, _reordered(settings, folder, manifest, fused))
     if label in RETRIEVERS:
         return Index(folder, manifest, retriever_of(label, settings.bm25_language).restore(folder))
-    encoder = QueryEncoder(folder) if (folder / GRAPH).exists() else _encoder(settings, label)
+    encoder = QueryEncoder(folder) if (folder / GRAPH).exists() else _encoder(settings, label, cached=False)
     return Index(folder, manifest, Dense(encoder, manifest["facts"]["index"]).restore(folder))
 
 
@@ -136,10 +136,10 @@ def _reordered(settings, folder, manifest, fused):
     return Reordered(fused, stage, manifest["second_weight"], manifest["depth"])
 
 
-def _encoder(settings, label):
+def _encoder(settings, label, cached=True):
     from embedding_finetune.retrieval.encoder import encoder_of
     from embedding_finetune.retrieval.model_use import use_of
-    return encoder_of(settings, use_of(settings, label))
+    return encoder_of(settings, use_of(settings, label), cached)
 
 
 def _renewed(settings, label, home):

@@ -137,6 +137,29 @@ def test_a_model_that_is_no_graph_is_asked_with_pytorch(built, monkeypatch, caps
     assert capsys.readouterr().err.count("cannot be written as a graph (no such operator): PyTorch encodes") == 1
 
 
+def test_queries_of_an_open_index_are_not_cached_on_disk(built, monkeypatch):
+    """A search with a model that was not written as a graph neither reads nor writes the cache of vectors."""
+    def refuse(*given, **more):
+        raise RuntimeError("no such operator")
+
+    def files():
+        return {path: path.stat().st_mtime_ns for path in (built.output_dir / "cache").rglob("*")}
+
+    def read(*given):
+        raise AssertionError("a search has read the cache")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.onnx.export", refuse)
+        open_index(built, "reference")
+    cached = files()
+    monkeypatch.setattr("embedding_finetune.retrieval.vectors.VectorCache.read", read)
+    opened = open_index(built, "reference")
+    assert type(opened.retriever.encoder) is Encoder
+    for query in QUERIES:
+        assert len(opened.answer([query], 3)[0]) == 3
+    assert files() == cached
+
+
 def test_what_changed_is_made_anew_and_said(built, capsys, monkeypatch):
     made = lambda: capsys.readouterr().err.count("making the index of reference")  # noqa: E731
     first = open_index(built, "reference")

@@ -60,6 +60,7 @@ class Encoder:
         self._compiled = format_of(use.name)
         self._device = "cuda:0" if torch.cuda.is_available() and not self._compiled else "cpu"
         self._model = self._tokenizer = None
+        self._caches = {}  # length and prompt -> VectorCache
 
     def encode_queries(self, texts):
         """Vectors of queries, prompt included; float32 of shape (texts, dimensions)."""
@@ -74,14 +75,20 @@ class Encoder:
         use = self.use
         return (use.query_max_len, use.query_prompt) if kind == "queries" else (use.passage_max_len, use.passage_prompt)
 
+    def _cache_of(self, kind):
+        """The VectorCache of `queries` or `passages`, the same object at each call; None without a cache."""
+        asked = self._asked(kind)
+        if self.cache and asked not in self._caches:
+            self._caches[asked] = VectorCache(self.cache, self._identity(*asked))
+        return self._caches.get(asked)
+
     def _encode(self, kind, texts):
-        (max_length, prompt), place, distinct = self._asked(kind), {}, []
+        place, distinct, cache = {}, [], self._cache_of(kind)
         order = []  # of each text, the row of its vector: equal texts share one
         for text in texts:
             order.append(place.setdefault(text_key(text), len(place)))
             if len(distinct) < len(place):
                 distinct.append(text)
-        cache = self.cache and VectorCache(self.cache, self._identity(max_length, prompt))
         vectors, missing = np.empty((0, 0), np.float32), np.ones(len(distinct), bool)
 
         def take(rows, found):
@@ -90,7 +97,7 @@ class Encoder:
                 vectors = np.empty((len(distinct), found.shape[1]), np.float32)
             vectors[rows], missing[rows] = found, False
 
-        for keys, found in cache.read() if cache else ():
+        for keys, found in cache.read(place.keys()) if cache else ():
             known = [number for number, key in enumerate(keys) if key in place]
             if known:
                 take([place[keys[number]] for number in known], found[known])
@@ -153,8 +160,7 @@ class Encoder:
         """Yield lists of the token vectors of texts, a chunk of them at a time."""
         if self._model is None:
             self._load()
-        max_length, prompt = self._asked(kind)
-        cache = self.cache and kind == "passages" and VectorCache(self.cache, self._identity(max_length, prompt))
+        cache = self._cache_of(kind) if kind == "passages" else None
         with tqdm(total=len(texts), desc=f"tokens of {kind}", unit="text", disable=len(texts) < FEW) as progress:
             chunks = (texts[start:start + TOKEN_CHUNK] for start in range(0, len(texts), TOKEN_CHUNK))
             for chunk, tokens in ahead(lambda chunk: self._tokenise(chunk, kind, self._expansion), chunks):
@@ -196,6 +202,9 @@ class Encoder:
         return vectors, own
 
 
-def encoder_of(settings, use):
-    """The Encoder of a model's use, with the batch size and the cache that the settings say."""
-    return Encoder(use, settings.encode_batch_size, cache=settings.output_dir / "cache")
+def encoder_of(settings, use, cached=True):
+    """The Encoder of a model's use, with the batch size and the cache that the settings say.
+
+    `cached=False` is for queries that people ask: reading and writing the cache would cost more than encoding them.
+    """
+    return Encoder(use, settings.encode_batch_size, cache=settings.output_dir / "cache" if cached else None)

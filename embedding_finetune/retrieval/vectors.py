@@ -31,11 +31,18 @@ class VectorCache:
     def __init__(self, folder, identity):
         self.folder = Path(folder) / _hash(json.dumps(identity, sort_keys=True).encode())
         self.identity = identity
+        self._keys = {}  # name of a file that was read or written here -> its text_keys
 
-    def read(self):
+    def read(self, wanted=None):
         """Yield what is stored, a file at a time: a list of text_keys, and their vectors, float32 (texts, dimensions).
-        Damaged files are reported and removed."""
+
+        A file that is known to hold none of the text_keys `wanted` (a set) is skipped. Damaged files are reported and
+        removed.
+        """
         for path in sorted(self.folder.glob("*.npy")):
+            known = self._keys.get(path.name)
+            if wanted is not None and known is not None and wanted.isdisjoint(known.tolist()):
+                continue
             with reading(path):
                 content = path.read_bytes() if path.is_file() else b""
             if _hash(content) != path.stem:
@@ -43,6 +50,7 @@ class VectorCache:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
                 continue
             rows = np.load(io.BytesIO(content))
+            self._keys[path.name] = rows["key"].copy()  # a view would keep the vectors in memory
             yield rows["key"].tolist(), rows["vector"]
 
     def write(self, keys, vectors):
@@ -53,8 +61,10 @@ class VectorCache:
         np.save(content, rows)
         if not (self.folder / "identity.json").exists():  # for people: what these vectors are
             write_json(self.folder / "identity.json", self.identity)
-        with atomic_write(self.folder / f"{_hash(content.getbuffer())}.npy", "wb") as file:
+        path = self.folder / f"{_hash(content.getbuffer())}.npy"
+        with atomic_write(path, "wb") as file:
             file.write(content.getbuffer())
+        self._keys[path.name] = rows["key"].copy()
 
 
 STORED = ("vectors.raw", "starts.npy")  # files of a TokenStore

@@ -161,6 +161,22 @@ def test_an_interrupted_encoding_resumes(use, texts, tmp_path, monkeypatch, load
     assert len(loadings["texts"]) == len(set(texts)) - 10
 
 
+def test_texts_in_parts_read_each_file_of_the_cache_once(use, texts, tmp_path, monkeypatch):
+    """Of a corpus or of many queries that are encoded part by part, a part reads only files that hold texts of it."""
+    read, load = [], np.load
+    monkeypatch.setattr(np, "load", lambda *given, **more: read.append(given) or load(*given, **more))
+    texts, encoder = list(dict.fromkeys(texts))[:12], Encoder(use, cache=tmp_path / "cache")
+    parts = [texts[start:start + 3] for start in range(0, len(texts), 3)]
+    vectors = [encoder.encode_passages(part) for part in parts]
+    assert read == []
+    again = Encoder(use, cache=tmp_path / "cache")
+    for part, expected in zip(parts, vectors, strict=True):
+        assert np.array_equal(again.encode_passages(part), expected)
+    assert len(read) == len(parts) + len(parts) - 1  # all of them once, to learn what they hold, and each later one
+    again.encode_passages(["a text that no file holds"])
+    assert len(read) == len(parts) + len(parts) - 1
+
+
 CHANGES = {"pooling": {"pooling": "mean"}, "prompt": {"query_prompt": "Say: "}, "normalize": {"normalize": False},
            "lengths": {"query_max_len": 12, "passage_max_len": 24}}
 
