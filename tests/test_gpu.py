@@ -1,13 +1,17 @@
 """What only a GPU can show; without one these tests are skipped. benchmarks/bench_gpu.py has its figures."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from batches_for_tests import batch_of, gradients, load
+from safetensors.torch import load_file, save_file
 from tiny_training import passages
 from training.test_train import curve, dev, flags, parameters
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from embedding_finetune.files import read_json, write_json
 from embedding_finetune.retrieval.cross_encoder import CrossEncoder
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.model_use import ModelUse
@@ -42,6 +46,19 @@ def test_vectors_and_token_vectors_are_those_of_the_processor(tiny, monkeypatch)
     assert (fast * slow).sum(axis=1).min() > 0.9999 and np.abs(fast - slow).max() > 0
     assert (places == slow_places).all()
     assert (fast_tokens.astype(float) * slow_tokens.astype(float)).sum(axis=1).min() > 0.999
+
+
+def test_a_model_saved_in_bfloat16_is_encoded_in_it(tiny, tmp_path, monkeypatch):
+    """Its values are beyond what float16 holds."""
+    folder, texts = shutil.copytree(tiny / "bert", tmp_path / "bert"), passages(30)
+    weights = load_file(folder / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"] *= 1e6
+    save_file({name: weight.bfloat16() for name, weight in weights.items()}, folder / "model.safetensors",
+              metadata={"format": "pt"})
+    write_json(folder / "config.json", read_json(folder / "config.json") | {"dtype": "bfloat16"})
+    fast = Encoder(use_of(folder)).encode_passages(texts)
+    on_cpu(monkeypatch)
+    assert (fast * Encoder(use_of(folder)).encode_passages(texts)).sum(axis=1).min() > 0.99
 
 
 def test_a_query_is_encoded_alone_as_among_others(tiny):

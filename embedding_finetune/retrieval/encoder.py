@@ -12,7 +12,7 @@ from embedding_finetune.hub import load, model_content
 from embedding_finetune.retrieval.compiled import CompiledModel, format_of, runtime_of
 from embedding_finetune.retrieval.cpu import use_fast_linear
 from embedding_finetune.retrieval.layout import ahead, padded_batches, tokenised
-from embedding_finetune.retrieval.loading import DenseLayers, load_encoder
+from embedding_finetune.retrieval.loading import DenseLayers, encoding_dtype, load_encoder
 from embedding_finetune.retrieval.tokens import added_ids, expanded, load_expansion, load_projection, token_vectors
 from embedding_finetune.retrieval.vectors import TokenStore, VectorCache, text_key
 
@@ -59,6 +59,7 @@ class Encoder:
         self.content = model_content(use.name)
         self._compiled = format_of(use.name)
         self._device = "cuda:0" if torch.cuda.is_available() and not self._compiled else "cpu"
+        self._dtype = encoding_dtype(use.name, self._device)
         self._model = self._tokenizer = None
         self._caches = {}  # length and prompt -> VectorCache
 
@@ -117,11 +118,11 @@ class Encoder:
         """Everything but the text that a vector depends on. Batches are no part: they change the last bits only."""
         packages = ("torch", "transformers", "tokenizers")
         return {"model": self.content, "pooling": self.use.pooling, "normalize": self.use.normalize,
-                "max_length": max_length, "prompt": prompt, "device": self._device, "code": sha256(__file__),
+                "max_length": max_length, "prompt": prompt, "device": self._device, "dtype": str(self._dtype),
+                "code": sha256(__file__),
                 **{package: importlib.metadata.version(package) for package in packages}, **runtime_of(self.use.name)}
 
     def _load(self):
-        dtype = torch.float32 if self._device == "cpu" else torch.float16
         self._tokenizer = load("AutoTokenizer", self.use.name, self.use.trusted)
         self._added, self._projection = added_ids(self._tokenizer), load_projection(self.use.name).to(self._device)
         self._expansion = load_expansion(self.use.name)
@@ -129,7 +130,7 @@ class Encoder:
             self._model = CompiledModel(self.use.name)
             self._dense = DenseLayers.load(self.use.name, self.use.dense).eval()
         else:
-            model, dense = load_encoder(self.use.name, self.use.dense, self.use.trusted, dtype)
+            model, dense = load_encoder(self.use.name, self.use.dense, self.use.trusted, self._dtype)
             self._model, self._dense = model.to(self._device).eval(), dense.to(self._device).eval()
         if model_content(self.use.name) != self.content:
             raise UserError(f"{self.use.name} has changed since this Encoder was made: make it anew, so that no "
@@ -198,7 +199,9 @@ class Encoder:
         vectors = np.empty_like(pooled)
         vectors[order] = pooled
         if not np.isfinite(vectors).all():
-            raise UserError(f"{self.use.name} gives vectors that are not finite: its weights are broken")
+            why = (' in float16: if it needs more range, set "dtype": "bfloat16" in the config.json of a copy of it'
+                   if self._dtype == torch.float16 else ": its weights are broken")
+            raise UserError(f"{self.use.name} gives vectors that are not finite{why}")
         return vectors, own
 
 

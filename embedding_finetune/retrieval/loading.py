@@ -5,7 +5,7 @@ import os
 import torch
 
 from embedding_finetune.files import UserError
-from embedding_finetune.hub import ENCODER_HALF, UNLOADABLE, cannot_load, load
+from embedding_finetune.hub import ENCODER_HALF, UNLOADABLE, cannot_load, load, read_model_file
 
 
 class DenseLayers(torch.nn.ModuleList):
@@ -39,6 +39,20 @@ class DenseLayers(torch.nn.ModuleList):
             for layer in self:
                 pooled = layer({layer.module_input_name: pooled.float()})[layer.module_output_name]
         return pooled
+
+
+def encoding_dtype(name, device):
+    """What the model `name` encodes in on a device: float32 on a CPU, else float16.
+
+    A model that was saved in bfloat16, whose values may be beyond float16's range, is encoded in bfloat16, or in
+    float32 on a GPU that has none.
+    """
+    if device == "cpu":
+        return torch.float32
+    config = read_model_file(name, "config.json")
+    if "bfloat16" not in (config.get("dtype"), config.get("torch_dtype")):
+        return torch.float16
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
 
 
 def load_encoder(name, folders="", trusted=False, dtype=torch.float32, **options):

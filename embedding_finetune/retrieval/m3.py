@@ -15,6 +15,7 @@ from embedding_finetune.files import UserError, read_jsonl, write_jsonl
 from embedding_finetune.hub import MODEL_FILES, UNLOADABLE, cannot_load, model_content, model_file
 from embedding_finetune.retrieval.encoder import TOKEN_CHUNK
 from embedding_finetune.retrieval.late import max_sim
+from embedding_finetune.retrieval.loading import encoding_dtype
 from embedding_finetune.retrieval.model_use import use_of
 from embedding_finetune.retrieval.second_stage import SecondStage, check_finite
 from embedding_finetune.retrieval.vectors import TokenStore
@@ -105,13 +106,15 @@ class M3(SecondStage):
     def _loaded(self):
         if self.model is None:
             from FlagEmbedding import BGEM3FlagModel  # takes seconds to import
-            name, gpu = self.use.name, torch.cuda.is_available()
+            name, device = self.use.name, "cuda:0" if torch.cuda.is_available() else "cpu"
+            dtype = encoding_dtype(name, device)
             try:
                 if not Path(name).is_dir():  # FlagEmbedding would fetch the same model in the form of ONNX, too
                     name = snapshot_download(name, allow_patterns=[f"*{ending}" for ending in MODEL_FILES])
                 self.model = BGEM3FlagModel(name, pooling_method=self.use.pooling, colbert_dim=self.token_dim,
-                                            normalize_embeddings=self.use.normalize, use_fp16=gpu,
-                                            devices=["cuda:0" if gpu else "cpu"], trust_remote_code=self.use.trusted)
+                                            normalize_embeddings=self.use.normalize, devices=[device],
+                                            use_fp16=dtype == torch.float16, use_bf16=dtype == torch.bfloat16,
+                                            trust_remote_code=self.use.trusted)
             except UNLOADABLE as error:
                 raise cannot_load(self.use.title, error) from None
         return self.model

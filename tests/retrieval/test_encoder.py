@@ -17,6 +17,7 @@ from embedding_finetune.files import UserError
 from embedding_finetune.retrieval import encoder as module
 from embedding_finetune.retrieval.encoder import Encoder, pool
 from embedding_finetune.retrieval.layout import BATCH_TOKENS
+from embedding_finetune.retrieval.loading import encoding_dtype
 from embedding_finetune.retrieval.model_use import ModelUse
 
 INSTRUCTION = "Tell me: "
@@ -234,9 +235,51 @@ def test_broken_weights_are_named_and_not_stored(use, texts, tmp_path):
     path = f"{use.name}/model.safetensors"
     broken = {name: torch.full_like(weight, torch.nan) for name, weight in load_file(path).items()}
     save_file(broken, path, metadata={"format": "pt"})
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="not finite: its weights are broken"):
         Encoder(use, cache=tmp_path / "cache").encode_passages(texts)
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("config, device, supported, expected", [
+    ({"dtype": "bfloat16"}, "cpu", True, torch.float32), ({"dtype": "float32"}, "cpu", True, torch.float32),
+    ({"dtype": "float32"}, "cuda:0", True, torch.float16), ({"dtype": "float16"}, "cuda:0", True, torch.float16),
+    ({}, "cuda:0", True, torch.float16), ({"dtype": None, "torch_dtype": None}, "cuda:0", True, torch.float16),
+    ({"dtype": "bfloat16"}, "cuda:0", True, torch.bfloat16), ({"torch_dtype": "bfloat16"}, "cuda:0", True,
+                                                              torch.bfloat16),
+    ({"dtype": "bfloat16"}, "cuda:0", False, torch.float32),
+])
+def test_a_gpu_encodes_in_half_precision_that_the_model_can_take(tmp_path, monkeypatch, config, device, supported,
+                                                                 expected):
+    """Values of a model that was saved in bfloat16 may be beyond float16's largest, 65,504."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported and not
+                        including_emulation)
+    assert encoding_dtype(str(tmp_path), device) == expected
+
+
+def test_vectors_of_each_precision_are_float32_and_have_a_cache_of_their_own(use, texts, tmp_path, monkeypatch):
+    exact = Encoder(use, cache=tmp_path / "cache").encode_passages(texts)
+    for number, dtype in enumerate((torch.bfloat16, torch.float16), start=2):
+        monkeypatch.setattr(module, "encoding_dtype", lambda name, device, dtype=dtype: dtype)
+        encoder = Encoder(use, cache=tmp_path / "cache")
+        vectors, (tokens, _) = encoder.encode_passages(texts), encoder.encode_passage_tokens(texts[:3])
+        assert next(encoder._model.parameters()).dtype == dtype
+        assert vectors.dtype == np.float32 and tokens.dtype == np.float16
+        assert (vectors != exact).any() and (vectors * exact).sum(axis=1).min() > 0.999
+        assert len([path for path in (tmp_path / "cache").iterdir() if not path.name.startswith("tokens-")]) == number
+
+
+def test_values_beyond_float16_are_no_broken_weights(use, texts, monkeypatch):
+    """Float16 makes them infinite, and so the vectors not finite; bfloat16 has the range of float32."""
+    path = f"{use.name}/model.safetensors"
+    save_file({name: weight * 1e6 if "word_embeddings" in name else weight for name, weight in load_file(path).items()},
+              path, metadata={"format": "pt"})
+    exact = Encoder(use).encode_passages(texts)
+    monkeypatch.setattr(module, "encoding_dtype", lambda name, device: torch.float16)
+    with pytest.raises(UserError, match='not finite in float16: .* set "dtype": "bfloat16" in the config.json'):
+        Encoder(use).encode_passages(texts)
+    monkeypatch.setattr(module, "encoding_dtype", lambda name, device: torch.bfloat16)
+    assert (Encoder(use).encode_passages(texts) * exact).sum(axis=1).min() > 0.99
 
 
 def test_a_full_gpu_says_what_to_set(use, texts, monkeypatch):

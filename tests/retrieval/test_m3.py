@@ -37,6 +37,16 @@ def tiny_m3(folder, token_dim=SIZES["hidden_size"]):
     return folder
 
 
+@pytest.mark.parametrize("dtype, flags", [(torch.float32, (False, False)), (torch.float16, (True, False)),
+                                          (torch.bfloat16, (False, True))])
+def test_it_computes_in_the_precision_that_the_model_can_take(tmp_path, monkeypatch, dtype, flags):
+    given = {}
+    monkeypatch.setattr("FlagEmbedding.BGEM3FlagModel", lambda name, **options: given.update(options))
+    monkeypatch.setattr(m3, "encoding_dtype", lambda name, device: dtype)
+    M3(ModelUse("m3", "m3", str(tiny_m3(tmp_path)), "cls", "", "", 32, 64))._loaded()
+    assert (given["use_fp16"], given["use_bf16"]) == flags
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tiny_m3(tmp_path_factory.mktemp("m3") / "model")
