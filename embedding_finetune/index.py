@@ -78,25 +78,20 @@ def open_index(settings, label):
     if not re.fullmatch(r"[\w-]+", label, re.ASCII):
         raise UserError(f"{label!r} is no label: it has letters, digits, _ and -")
     home = settings.output_dir / "index" / label
-    try:
-        for path in home.glob("*/manifest.json"):
-            manifest = read_sealed(path)
-            if is_current(settings, manifest) and is_untouched(path.parent, manifest.get("own", {})):
-                return _opened(settings, path.parent, manifest)
-    except UserError:
-        raise
-    except Exception as error:  # each of the readers has errors of its own
-        if is_of_disk(error):
-            raise UserError(f"cannot read {plain(home)}: {one_line(error)}; mend that (permission, the disk), or "
-                            "remove this folder: it is made anew") from None
-        print(f"{plain(home)} is damaged ({one_line(error)}): it is made anew", file=sys.stderr)
-        shutil.rmtree(home, ignore_errors=True)
+    damaged = False
+    for path in home.glob("*/manifest.json"):
+        manifest = read_sealed(path)
+        if is_current(settings, manifest) and is_untouched(path.parent, manifest.get("own", {})):
+            index = _opened_if_whole(settings, path.parent, manifest)
+            if index:
+                return index
+            damaged = True
     check_label(settings, label)
     try:
         home.mkdir(parents=True, exist_ok=True)
         with open(home / ".lock", "w") as lock, contextlib.redirect_stdout(sys.stderr):  # stdout is for answers
             fcntl.flock(lock, fcntl.LOCK_EX)  # of two that want to make it, the second finds it made
-            return _renewed(settings, label, home)
+            return _renewed(settings, label, home, read_all=damaged)
     except Exception as error:
         if isinstance(error, UserError) or not is_of_disk(error):
             raise
@@ -107,6 +102,22 @@ def is_current(settings, manifest):
     """Whether settings and files are still those that an index was made from."""
     return (isinstance(manifest, dict) and manifest["settings"] == settings.as_dict()
             and manifest["files"] == stamps(manifest["files"]))
+
+
+def _opened_if_whole(settings, folder, manifest):
+    """The Index in a finished folder, or None where a file of it is not as the manifest says.
+
+    Raises UserError when it cannot be opened for any other reason, such as too little memory: the folder stays.
+    """
+    try:
+        return _opened(settings, folder, manifest)
+    except UserError:
+        raise
+    except Exception as error:  # each of the readers has errors of its own
+        if not is_as_written(folder, manifest.get("own", {}), read_all=True):
+            return None
+        raise UserError(f"cannot read {plain(folder)}: {one_line(error)}; mend that (memory, permission, the disk), "
+                        "or remove this folder: it is made anew") from error
 
 
 def _opened(settings, folder, manifest):
@@ -142,15 +153,16 @@ def _encoder(settings, label, cached=True):
     return encoder_of(settings, use_of(settings, label), cached)
 
 
-def _renewed(settings, label, home):
-    """The Index of today's model and data: found by its identity, or made."""
+def _renewed(settings, label, home, read_all=False):
+    """The Index of today's model and data: found by its identity, or made. `read_all` compares all of its files with
+    its manifest, not only those touched since."""
     from embedding_finetune.data.collection import read_data
     facts, files = _source(settings, label)
     collection = read_data(settings)
     folder = home / content_hash(facts)[:16]
-    manifest = read_sealed(folder / "manifest.json")
-    if manifest is None or not is_as_written(folder, manifest.get("own", {})):
-        why = ("it is damaged" if manifest else "model or data have changed" if any(home.glob("*/manifest.json"))
+    manifest, damaged = read_sealed(folder / "manifest.json"), folder.exists()
+    if manifest is None or not is_as_written(folder, manifest.get("own", {}), read_all):
+        why = ("it is damaged" if damaged else "model or data have changed" if any(home.glob("*/manifest.json"))
                else "there was none")
         print(f"making the index of {label}, {len(collection.corpus):,} passages: {why}", file=sys.stderr)
         partial = home / ".partial"
@@ -161,15 +173,18 @@ def _renewed(settings, label, home):
         if stamps(files) != files:
             raise UserError(CHANGING.format(label))
         partial.rename(folder)
-        for other in home.iterdir():
-            if other.is_dir() and other != folder:  # who has it open keeps it
+        for other in () if damaged else home.iterdir():  # of earlier models or data; who has one open keeps it
+            if other.is_dir() and other != folder:
                 shutil.rmtree(other, ignore_errors=True)
     no_answer = choose_threshold(manifest["dev"], settings.no_answer_precision)
     own = fingerprints(folder, manifest.get("own", {}))
     own.pop("manifest.json", None)
     manifest |= {"settings": settings.as_dict(), "files": files, "own": own, "no_answer": no_answer}
     write_sealed(folder / "manifest.json", manifest)
-    return _opened(settings, folder, manifest)
+    index = _opened_if_whole(settings, folder, manifest)
+    if index is None and read_all:
+        raise UserError(f"{plain(folder)} is damaged as soon as it is written: check the disk")
+    return index or _renewed(settings, label, home, read_all=True)
 
 
 def _source(settings, label):

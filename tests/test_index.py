@@ -15,7 +15,7 @@ from stages import measured_stage
 from embedding_finetune import index
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.results import facts, read_measured_run, save_result
-from embedding_finetune.files import UserError, write_json
+from embedding_finetune.files import UserError, one_line, write_json
 from embedding_finetune.index import default_label, exactness_line, open_index
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.model_use import use_of
@@ -253,6 +253,41 @@ def test_an_index_that_the_disk_does_not_give_is_not_thrown_away(built, monkeypa
     with pytest.raises(UserError, match=r"cannot read .*index.bm25.*Input/output error; mend that"):
         open_index(built, "bm25")
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("the graph is of a newer version")])
+def test_an_index_that_cannot_be_opened_and_is_undamaged_is_kept(built, monkeypatch, error):
+    folder = open_index(built, "bm25").folder
+    shutil.copytree(folder, folder.with_name("of_other_data"))
+    files = lambda: {path: path.read_bytes() for path in folder.parent.glob("*/**/*") if path.is_file()}  # noqa: E731
+    before = files()
+
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot read .*index.bm25") as caught:
+        patch.setattr(BM25, "restore", fail)
+        open_index(built, "bm25")
+    assert one_line(error) in str(caught.value) and "\n" not in str(caught.value)
+    assert files() == before
+    assert len(open_index(built, "bm25").answer(["otter"], 3)[0]) == 3
+
+
+@pytest.mark.parametrize("settings_changed", [False, True])
+def test_only_the_index_that_is_damaged_is_made_anew(built, capsys, settings_changed):
+    folder = open_index(built, "bm25").folder
+    expected = open_index(built, "bm25").answer(["otter"], 3)
+    other, path = folder.with_name("of_other_data"), folder / "tie_rank.npy"
+    shutil.copytree(folder, other)
+    (other / "manifest.json").unlink()
+    times, before = path.stat(), path.read_bytes()
+    path.write_bytes(bytes(len(before)))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a failing disk leaves it
+    if settings_changed:
+        built = dataclasses.replace(built, epochs=3.0)
+    assert open_index(built, "bm25").answer(["otter"], 3) == expected and path.read_bytes() == before
+    assert "making the index of bm25" in (said := capsys.readouterr().err) and "it is damaged" in said
+    assert (other / "passages.jsonl").exists()
 
 
 def test_an_index_that_memory_was_too_short_for_is_not_kept_without_its_graph(built, monkeypatch):
