@@ -85,7 +85,7 @@ class Shelf:
 
 
 class Answers:
-    """One thread that answers the queries that wait, those for the same index together."""
+    """One thread that answers the queries that wait, together those for the same index and the same number of hits."""
 
     def __init__(self):
         self.waiting = queue.Queue(WAITING)
@@ -106,15 +106,18 @@ class Answers:
             while len(taken) < TOGETHER and not self.waiting.empty():
                 taken.append(self.waiting.get())
             taken = [one for one in taken if not one[0].done()]  # some have gone away
-            for index in dict.fromkeys(index for _, index, _, _ in taken):
-                self._answer(index, [one for one in taken if one[1] is index])
+            for index, k in dict.fromkeys((index, k) for _, index, _, k in taken):
+                self._answer(index, k, [one for one in taken if one[1] is index and one[3] == k])
 
-    @staticmethod
-    def _answer(index, taken):
-        try:
-            found = index.answer([query for _, _, query, _ in taken], max(k for *_, k in taken))
-            hits = [(future, future.set_result, hits[:k]) for (future, *_, k), hits in zip(taken, found)]
+    def _answer(self, index, k, taken):
+        try:  # with the same k alone: an approximate index finds other passages for a larger one
+            found = index.answer([query for _, _, query, _ in taken], k)
+            hits = [(future, future.set_result, hits) for (future, *_), hits in zip(taken, found, strict=True)]
         except Exception as error:
+            if len(taken) > 1:  # one query may be the cause: the others get their answers
+                for one in taken:
+                    self._answer(index, k, [one])
+                return
             hits = [(future, future.set_exception, RuntimeError(one_line(error))) for future, *_ in taken]
 
         def deliver():

@@ -1,5 +1,6 @@
 """The server as its clients meet it: answers, limits, attacks, models swapped under load, and the page in a browser."""
 
+import asyncio
 import http.client
 import json
 import re
@@ -349,9 +350,39 @@ def test_a_failing_index_ends_in_one_line(experiment):
         def answer(self, queries, k):
             raise ValueError("it\nbroke")
 
-    import asyncio
     with pytest.raises(RuntimeError, match="^it broke$"):
         asyncio.run(live.Answers().ask(Broken(), "x", 1))
+
+
+def test_no_answer_depends_on_what_is_asked_at_the_same_time():
+    """Queries with different k, and one that fails, wait together; each gets what it gets alone."""
+    asked, first, go_on = [], threading.Event(), threading.Event()
+
+    class Shallow:
+        """As an approximate index may: it finds other passages when it is asked for more of them."""
+
+        def answer(self, queries, k):
+            asked.append((queries, k))
+            first.set()
+            assert go_on.wait(10)
+            if "no token" in queries:
+                raise ValueError("the query has no token")
+            return [[f"{query}, hit {rank} of {k}" for rank in range(k)] for query in queries]
+
+    async def ask_all(given):
+        answers, index = live.Answers(), Shallow()
+        waiting = [asyncio.create_task(answers.ask(index, "first", 1))]
+        await asyncio.to_thread(first.wait, 10)
+        waiting += [asyncio.create_task(answers.ask(index, *one)) for one in given]
+        await asyncio.sleep(0)  # until each has been put into the queue
+        go_on.set()
+        return (await asyncio.gather(*waiting, return_exceptions=True))[1:]
+
+    found = asyncio.run(ask_all([("a", 2), ("b", 5), ("c", 2), ("no token", 5)]))
+    assert found[:3] == [[f"{query}, hit {rank} of {k}" for rank in range(k)]
+                         for query, k in (("a", 2), ("b", 5), ("c", 2))]
+    assert isinstance(found[3], RuntimeError) and str(found[3]) == "the query has no token"
+    assert (["a", "c"], 2) in asked  # together
 
 
 # In a browser ---------------------------------------------------------------------------------------------------------

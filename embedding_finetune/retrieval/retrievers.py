@@ -64,7 +64,7 @@ class Retriever:
         if not queries:
             return {}
         own = {identity: position for position, identity in enumerate(self.ids) if identity in queries}
-        scores, positions = self.top(list(queries.values()), depth + bool(own))
+        scores, positions = self.top(list(queries.values()), depth + 1)
         run = {}
         for query, row_scores, row in zip(queries, spread(scores), positions):
             kept = np.flatnonzero((row >= 0) & (row != own.get(query, -1)))[:depth]

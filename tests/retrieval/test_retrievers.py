@@ -188,6 +188,19 @@ def test_a_registered_class_is_found_by_its_label(monkeypatch):
         retriever_of("longest")
 
 
+def test_a_query_that_is_a_passage_changes_no_other_query():
+    """The retriever finds another passage when it is asked for one more, as an approximate one may."""
+    class Shallow(Retriever):
+        def build(self, texts):
+            pass
+
+        def top(self, texts, depth):
+            return np.ones((len(texts), depth), np.float32), np.full((len(texts), depth), depth)
+
+    found = Shallow().index(dict.fromkeys("abcd", "?"))
+    assert found.search({"q": "?", "a": "?"}, depth=1)["q"] == found.search({"q": "?"}, depth=1)["q"]
+
+
 WORDS = {"q": {"a": 8.0, "b": 4.0, "c": 2.0}}
 DENSE = {"q": {"b": 0.9, "d": 0.8, "a": 0.5}}
 
