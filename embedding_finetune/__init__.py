@@ -3,6 +3,7 @@
 One module is one stage of the data's way; each imports only from modules above it in this list:
 
     files        reading and writing without half-written files; the one error type
+    labels       what a model may be called, and which names are reserved
     seals        whether a file is still what was written
     shown        what a notebook shows of the settings
     settings     every setting, in one table

@@ -58,12 +58,15 @@ def prepare(settings, recipe):
     """Check what can be checked before a model is loaded, and make the training file; returns (settings with the
     recipe's, folder).
 
-    The folder is where the model is trained until it is complete. Raises UserError when a finished model is in
-    the way (OVERWRITE=1 moves it aside), when an interrupted training was another one, when the training file cannot
-    be made, or when the base model cannot be had or is too short for the lengths.
+    The folder is where the model is trained until it is complete. Raises UserError when a finished model (OVERWRITE=1
+    moves it aside) or something else is in the way, when an interrupted training was another one, when the training
+    file cannot be made, or when the base model cannot be had or is too short for the lengths.
     """
     tuned, finished = settings.changed(recipe.settings), settings.output_dir / recipe.label
     unfinished = settings.output_dir / f"{recipe.label}.{'flagembedding.' * (tuned.trainer == 'flagembedding')}partial"
+    if finished.exists() and not (finished / RECORD).exists():
+        raise UserError(f"{plain(finished)} holds something else than a model of this recipe: move it out of the way, "
+                        "or rename the recipe")
     if finished.exists() and not may_overwrite():
         raise UserError(f"{plain(finished)} holds a finished model; OVERWRITE=1 moves it aside and trains anew")
     use, collection, reranker = base_use(tuned), read_data(settings), recipe.kind == "reranker"

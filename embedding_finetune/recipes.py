@@ -10,6 +10,7 @@ import tomllib
 from dataclasses import dataclass, field
 
 from embedding_finetune.files import UserError
+from embedding_finetune.labels import RULE, is_free, repeated_label
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ def all_recipes(settings):
         entries = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the recipes in {path} ({error}); see profiles/recipes.toml") from None
+    others = dict.fromkeys(settings.retrievers.split(), "RETRIEVERS") | {
+        model.partition("=")[0]: "EXTRA_MODELS" for model in settings.extra_models.split()}
+    for label in (*entries, *others):
+        if repeated := repeated_label(label, entries):
+            raise UserError(f"{path}, recipe {repeated!r}: with another seed it is called {label!r}, which "
+                            f"{others.get(label, 'another recipe')} has as a label of its own: rename one of them")
     recipes = {}
     for label in entries:
         recipe = recipes[label] = _recipe(path, entries, label)
@@ -69,10 +76,10 @@ def all_recipes(settings):
             again, other = f"{label}_seed{seed}", recipe.settings | {"SEED": seed}
             merge = recipe.merge and f"{recipe.merge}_seed{seed}"
             recipes[again] = dataclasses.replace(recipe, label=again, repeats=label, settings=other, merge=merge)
-    extra, files = {model.partition("=")[0] for model in settings.extra_models.split()}, {}
+    files = {}
     for label, recipe in recipes.items():
-        if label in extra:
-            raise UserError(f"{path}, recipe {label!r}: EXTRA_MODELS has this label, too")
+        if label in others:
+            raise UserError(f"{path}, recipe {label!r}: {others[label]} has this label, too")
         if not recipe.merge and files.setdefault(recipe.file, recipe.data) != recipe.data:
             raise UserError(f"{path}, recipe {label!r}: another recipe writes other rows to {recipe.file}")
         if recipe.merge and (recipe.merge not in recipes or recipes[recipe.merge].merge
@@ -114,8 +121,7 @@ def _recipe(path, entries, label, seen=()):
     demand(isinstance(entries[label], dict), "must be a table")
     entry = dict(entries[label])
     like = entry.pop("like", None)
-    demand(re.fullmatch(r"[\w-]+", label, re.ASCII) and label not in ("bm25", "raw", "reference"),
-           "a label has letters, digits, _ and -, and is none of bm25, raw, reference")
+    demand(is_free(label), RULE)
     demand(like is None or isinstance(like, str) and like in entries and like not in (label, *seen),
            f"like {like!r}: not there, or like itself")
     for name, value in entry.items():

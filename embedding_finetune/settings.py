@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedding_finetune.files import UserError, read_lines, run_command_line
+from embedding_finetune.labels import RULE, is_free
 from embedding_finetune.shown import Shown, versions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,9 +46,11 @@ def one_of(*values):
 
 LANGUAGE = lambda code: re.fullmatch(r"[a-z]{2,4}", code), "must be auto, none or a code such as en or zh"
 POSITIVE = lambda value: value > 0, "must be more than 0"
-EXTRA = (lambda text: all(re.fullmatch(r"(?!(raw|reference|bm25)=)\w+=[^,\s]+(,(cls|mean|last_token))?", model)
-                          for model in text.split()),
-         "must list label=model or label=model,pooling, with new labels")
+EXTRA = (lambda text: all(re.fullmatch(r"[^,]+(,(cls|mean|last_token))?", model.partition("=")[2])
+                          and is_free(model.partition("=")[0]) for model in text.split()),
+         f"must list label=model or label=model,pooling, with new labels: {RULE}")
+RETRIEVERS = (lambda text: "bm25" in text.split() and all(map(is_free, {*text.split()} - {"bm25"})),
+              f"must list bm25, and perhaps others with labels of their own: {RULE}")
 SECOND = (lambda text: re.fullmatch(r"\s*([a-z0-9]+_\w+\s*)*", text, re.ASCII),
           "must list second stages such as late_reference or late_reference_on_neg10")
 DIMS = (lambda text: all(re.fullmatch(r"[1-9]\d*", dim) for dim in text.split()), "must list whole numbers above 0")
@@ -111,7 +114,7 @@ class Settings:
     recipes: str = setting("recipes that `make run` adds to neg10 and neg50, separated by spaces", NOTHING, "")
     seeds: int = setting("fine-tunings with so many seeds, SEED and the next ones", NOTHING, 1, at_least(1))
     retrievers: str = setting("retrievers without a model that are measured, separated by spaces", EVALUATION, "bm25",
-                              (lambda text: "bm25" in text.split(), "must list bm25, and perhaps others"))
+                              RETRIEVERS)
     bm25_language: str = setting("whose stemmer and stop words: a code, none, or auto: the corpus's", EVALUATION,
                                  "auto", LANGUAGE)  # LANGUAGE itself is gettext's, and set on many desktops
     token_store: str = setting("what token vectors are kept as", EVALUATION, "float16", one_of("float16", "int8"))

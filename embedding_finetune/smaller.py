@@ -42,6 +42,7 @@ from embedding_finetune.files import (
     write_json,
 )
 from embedding_finetune.hub import load, model_content
+from embedding_finetune.labels import FORMS
 from embedding_finetune.retrieval.compiled import GRAPHS, has_bf16, openvino_core
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.loading import DenseLayers, load_encoder
@@ -53,7 +54,6 @@ from embedding_finetune.training.export import SAMPLES, write_use
 from embedding_finetune.training.model_card import METRICS_HEADING
 from embedding_finetune.training.records import check_trained
 
-FORMS = ("onnx", "onnx-int8", "openvino", "openvino-int8", "openvino-bf16")
 CALIBRATION, TIMED_PASSAGES, TIMED_QUERIES, ROUNDS = 300, 256, 50, 3
 CARD = """# {name}
 

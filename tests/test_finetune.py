@@ -114,6 +114,15 @@ def test_a_finished_model_is_moved_aside_only_when_told_so(built, untrained, mon
     assert f"the old model is now {aside}\n" in capsys.readouterr().out
 
 
+def test_what_is_no_model_is_never_moved_aside(built, untrained, monkeypatch):
+    """Such as the folder of another experiment, `output/demo` beside the models in `output`."""
+    (built.output_dir / "neg10" / "neg50").mkdir(parents=True)
+    monkeypatch.setenv("OVERWRITE", "1")
+    with pytest.raises(UserError, match="neg10 holds something else than a model .*: move it out of the way"):
+        finetuning.finetune(built, "neg10")
+    assert (built.output_dir / "neg10" / "neg50").is_dir() and not untrained
+
+
 def test_what_cannot_be_trained_is_refused_before_the_old_model_moves(built, untrained, monkeypatch):
     folder = finetuning.finetune(built, "neg10")
     monkeypatch.setenv("OVERWRITE", "1")

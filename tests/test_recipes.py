@@ -4,10 +4,12 @@ import textwrap
 import pytest
 
 from embedding_finetune.files import UserError
+from embedding_finetune.labels import RESERVED
 from embedding_finetune.recipes import Recipe, all_recipes, find_recipe, trained_labels
 from embedding_finetune.retrieval.model_use import ready_made
+from embedding_finetune.retrieval.retrievers import RETRIEVERS
 from embedding_finetune.run import plan
-from embedding_finetune.settings import Settings
+from embedding_finetune.settings import ROOT, Settings
 
 
 def with_recipes(tmp_path, text, **settings):
@@ -170,6 +172,12 @@ def test_an_unknown_label_is_refused_with_the_known_ones(tmp_path):
     ("[reference]", "recipe 'reference': a label has letters"),
     ("['a b']", "recipe 'a b': a label has letters"),
     ("['../a']", "recipe '../a': a label has letters"),
+    *((f"[{label}]", f"recipe '{label}': a label has letters") for label in (
+        "cache", "data", "index", "notebooks", "publish", "report", "results", "runs", "comparison", "bge_m3", "Cache",
+        "hybrid_neg10", "late_neg10", "m3_neg10", "rerank_neg10", "neg10-onnx", "neg10-openvino-int8")),
+    ("[a]\n[a_seed2]", "recipe 'a': with another seed it is called 'a_seed2', which another recipe has as a label"),
+    ("[other]", "recipe 'other': with another seed it is called 'other_seed2', which EXTRA_MODELS has as a label"),
+    ("[overlap]", "recipe 'overlap': RETRIEVERS has this label, too"),
     ("[extra]", "recipe 'extra': EXTRA_MODELS has this label, too"),
     ("[a]\nnegatives = 'hard'", "recipe 'a': negatives must be random or mined"),
     ("[a]\ncandidates = ['dense']", "recipe 'a': candidates must list model, bm25 or both"),
@@ -188,10 +196,22 @@ def test_an_unknown_label_is_refused_with_the_known_ones(tmp_path):
     ("[a]\n[a]", "cannot read the recipes in .*own.toml .*line 2"),
 ])
 def test_a_broken_recipe_is_named_by_file_and_label(tmp_path, text, message):
-    settings = with_recipes(tmp_path, text, extra_models="extra=bundled")
+    settings = with_recipes(tmp_path, text, extra_models="extra=bundled other_seed2=bundled",
+                            retrievers="bm25 overlap")
     with pytest.raises(UserError, match=message) as caught:
         all_recipes(settings)
     assert "own.toml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_is_beside_models_in_the_output_folder_is_reserved():
+    """Notebooks that are executed for a label are kept as eval_LABEL.ipynb, beside those of these names."""
+    assert {path.stem.removeprefix("eval_") for path in ROOT.glob("eval_*.ipynb")} < {*RESERVED}
+    assert {*RETRIEVERS, *ready_made(Settings.load("demo"))} < {*RESERVED}
+
+
+@pytest.mark.parametrize("label", ["hybrid", "trained_on_faq", "reranker_long", "latest", "neg10-2", "onnx", "a_seed2"])
+def test_names_that_only_look_like_reserved_ones_are_taken(tmp_path, label):
+    assert find_recipe(with_recipes(tmp_path, f"[{label}]"), label).label == label
 
 
 def test_a_missing_file_of_recipes_is_named(tmp_path):

@@ -54,6 +54,12 @@ def test_the_argument_wins_over_the_environment(monkeypatch):
     ("EXTRA_MODELS", "mean=bundled,max", "EXTRA_MODELS=.* is impossible: it must list label=model"),
     ("EXTRA_MODELS", "bundled", "EXTRA_MODELS=bundled is impossible"),
     ("EXTRA_MODELS", "raw=bundled", "EXTRA_MODELS=.* is impossible: .* with new labels"),
+    *(("EXTRA_MODELS", f"{label}=bundled", "EXTRA_MODELS=.* is impossible: .* with new labels: a label has letters")
+      for label in ("cache", "comparison", "hybrid_neg10", "late_raw", "neg10-onnx", "bge_m3", "模型", "a/b", "")),
+    ("EXTRA_MODELS", "mean=", "EXTRA_MODELS=mean= is impossible"),
+    ("EXTRA_MODELS", "mean=a,b,mean", "EXTRA_MODELS=mean=a,b,mean is impossible"),
+    ("RETRIEVERS", "bm25 results", "RETRIEVERS=bm25 results is impossible: .* labels of their own"),
+    ("RETRIEVERS", "overlap", "RETRIEVERS=overlap is impossible: it must list bm25"),
     ("PROFILE", "tutorial", "there is no profile 'tutorial': PROFILE must be one of demo, msmarco"),
 ])
 def test_impossible_values_are_refused_by_name(monkeypatch, name, value, message):

@@ -12,9 +12,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from embedding_finetune.files import UserError
+from embedding_finetune.labels import KINDS
 from embedding_finetune.retrieval.retrievers import DEPTH, Fused, ranked
 
-KINDS = "late", "m3", "rerank"  # of a stage; retrieval.stages has the class of each
 DEPTHS = 10, 20, 30, 50  # passages of BM25 and of the model that are looked at again: dev chooses among these
 FEW = 20  # queries that need no progress bar
 

@@ -1,9 +1,10 @@
 """The second stages that there are, by their labels."""
 
+from embedding_finetune.labels import KINDS
 from embedding_finetune.retrieval.cross_encoder import CrossEncoder
 from embedding_finetune.retrieval.late import LateInteraction
 from embedding_finetune.retrieval.m3 import M3
-from embedding_finetune.retrieval.second_stage import KINDS, parts_of
+from embedding_finetune.retrieval.second_stage import parts_of
 
 CLASSES = {"late": LateInteraction, "m3": M3, "rerank": CrossEncoder}
 
