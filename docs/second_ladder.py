@@ -85,7 +85,7 @@ def run_system(name, label):
     for notebook in () if (settings.data_dir / "corpus.jsonl").exists() else BUILD:
         run.run_notebook(ladder.ROOT / f"{notebook}.ipynb", output / "notebooks")
     if is_stage(label):
-        for model in dict.fromkeys(parts_of(label)[1:]):
+        for model in dict.fromkeys(parts_of(settings, label)[1:]):
             run_system(name, model)
         run.run_notebook(ladder.ROOT / "second_stage.ipynb", output / "notebooks", label)
     elif label in ready_made(settings):
@@ -160,7 +160,7 @@ def collect(name):
     means = {label: sum(result["values"] for result in found[label]) / len(found[label]) for label in found}
     compared = significance.add_significance([{"label": label} for label in means], means, planned=[], seed=SEED)
     vector = 4 * found["reference"][0]["size"]["vector"]  # bytes
-    return [_row(name, row, found[row["label"]], means[row["label"]].mean(), trained, ms, vector)
+    return [_row(settings, row, found[row["label"]], means[row["label"]].mean(), trained, ms, vector)
             for row in compared]
 
 
@@ -179,18 +179,18 @@ def trained_by(settings, label):
             "minutes": (read_json(folder.parent / "minutes.json") or {}).get(folder.name)}
 
 
-def _row(name, row, seeds, means, trainings, ms, vector):
+def _row(settings, row, seeds, means, trainings, ms, vector):
     label, first = row["label"], seeds[0]
     system = label.removeprefix("hybrid_")
     stage = is_stage(system)
-    models = dict.fromkeys(parts_of(system)[1:] if stage else [system])
+    models = dict.fromkeys(parts_of(settings, system)[1:] if stage else [system])
     trained = [trainings[model] for model in models if model in trainings]
     minutes = [model["minutes"] for model in trained]  # None: not known on this machine
     parts = ["one vector"] * (label != "bm25") + [system] * stage
     parts += ["bm25"] * (label == "bm25" or label != system or stage)
     against = {other: pair["recall@1"] for other, pair in row["against"].items()}
-    return {"ladder": "second", "set": name, "label": label, "trained": [model["about"] for model in trained],
-            "queries": first["queries"], "corpus": first["corpus"],
+    return {"ladder": "second", "set": settings.output_dir.name, "label": label,
+            "trained": [model["about"] for model in trained], "queries": first["queries"], "corpus": first["corpus"],
             "dev": sum(result["dev"]["mrr@10"] for result in seeds) / len(seeds),
             **means[["recall@1", "recall@10", "mrr@10"]], "ci95": row["ci95"]["recall@1"],
             "share": min((model["share"] for model in trained), default=0), "seeds": len(seeds) * bool(trained),

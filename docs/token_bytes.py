@@ -29,7 +29,7 @@ WAYS = {"float16": ("float16", 1), "int8": ("int8", 1), "float16, 2 merged": ("f
 
 def main():
     settings, label = Settings.load(), (sys.argv[1:] or ["late_reference"])[0]
-    collection, (_, _, first) = read_data(settings), parts_of(label)
+    collection, (_, _, first) = read_data(settings), parts_of(settings, label)
     parts = {part: collection.part(part) for part in ("dev", "test")}
     bm25, dense = ({part: read_measured_run(settings, collection, name, part) for part in parts}
                    for name in ("bm25", first))

@@ -51,7 +51,7 @@ EXTRA = (lambda text: all(re.fullmatch(r"[^,]+(,(cls|mean|last_token))?", model.
          f"must list label=model or label=model,pooling, with new labels: {RULE}")
 RETRIEVERS = (lambda text: "bm25" in text.split() and all(map(is_free, {*text.split()} - {"bm25"})),
               f"must list bm25, and perhaps others with labels of their own: {RULE}")
-SECOND = (lambda text: re.fullmatch(r"\s*([a-z0-9]+_\w+\s*)*", text, re.ASCII),
+SECOND = (lambda text: re.fullmatch(r"\s*([a-z0-9]+_[\w-]+\s*)*", text, re.ASCII),
           "must list second stages such as late_reference or late_reference_on_neg10")
 DIMS = (lambda text: all(re.fullmatch(r"[1-9]\d*", dim) for dim in text.split()), "must list whole numbers above 0")
 OF_MODEL = {  # how a model is used (argument of ModelUse -> setting): said of one model, it is not meant for another

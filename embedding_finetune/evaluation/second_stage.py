@@ -51,7 +51,7 @@ def save_stage(settings, collection, label, stage, alone, fused, chosen):
     """Save what a stage brought: `alone` (LABEL), and `fused` (hybrid_LABEL) with BM25 and the first stage; both have a
     run for "test" and for "dev". `chosen` is what `choose` returned. Returns both results.
     """
-    _, model, first = parts_of(label)
+    _, model, first = parts_of(settings, label)
     of = read_sealed(settings.output_dir / "results" / f"{first}.json", RESULT)
     if of is None:
         raise UserError(f"there is no result of {first}, or a damaged one: evaluate it first")

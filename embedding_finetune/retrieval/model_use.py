@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from embedding_finetune.files import UserError, read_json
 from embedding_finetune.hub import check_hub, load, model_path, positions_of, read_model_file
+from embedding_finetune.recipes import all_recipes
 from embedding_finetune.seals import COMPILED, read_sealed
 from embedding_finetune.settings import OF_MODEL, POOLINGS, path_of, plain
 
@@ -100,6 +101,17 @@ def ready_made(settings):
         **{label: (name.split(",")[0], {"pooling": name.split(",")[1]} if "," in name else {}, {})
            for label, name in extra},
     }
+
+
+def model_labels(settings):
+    """The labels of all models: ready-made ones, those of recipes, whether they are trained or not, and compiled ones.
+    """
+    return [*ready_made(settings), *all_recipes(settings), *compiled_labels(settings)]
+
+
+def compiled_labels(settings):
+    """The labels of the compiled models in OUTPUT_DIR (see smaller)."""
+    return sorted(path.parent.name for path in settings.output_dir.glob(f"*/{COMPILED}") if "." not in path.parent.name)
 
 
 def listed(settings):

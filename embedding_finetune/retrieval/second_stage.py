@@ -13,19 +13,30 @@ from tqdm.auto import tqdm
 
 from embedding_finetune.files import UserError
 from embedding_finetune.labels import KINDS
+from embedding_finetune.retrieval.model_use import model_labels
 from embedding_finetune.retrieval.retrievers import DEPTH, Fused, ranked
 
 DEPTHS = 10, 20, 30, 50  # passages of BM25 and of the model that are looked at again: dev chooses among these
 FEW = 20  # queries that need no progress bar
 
 
-def parts_of(label):
-    """(kind, label of the stage's model, label of the first stage) of a stage. Raises UserError when it is none."""
-    found = re.fullmatch(rf"({'|'.join(KINDS)})_(\w+?)(?:_on_(\w+))?", label, re.ASCII)
-    if not found:
+def parts_of(settings, label):
+    """(kind, label of the stage's model, label of the first stage) of a stage.
+
+    A model's label may have `_on_` in it, too: it is read by the labels that there are. Raises UserError when it is no
+    stage's label, or when it can be read in several ways.
+    """
+    kind, _, rest = label.partition("_")
+    if kind not in KINDS or not re.fullmatch(r"[\w-]+", rest, re.ASCII):
         raise UserError(f"{label!r} is no second stage: it must be KIND_MODEL or KIND_MODEL_on_FIRST, such as "
                         f"late_reference_on_neg10; kinds are {', '.join(KINDS)}")
-    return found[1], found[2], found[3] or found[2]
+    split = [(rest[:place.start()], rest[place.end():]) for place in re.finditer("_on_", rest)]
+    there = {*model_labels(settings)}
+    found = [pair for pair in ((rest, rest), *split) if there.issuperset(pair)] or split or [(rest, rest)]
+    if len(found) > 1:
+        raise UserError(f"{label!r} can be read as {' or '.join(f'{model} on {first}' for model, first in found)}: "
+                        "rename one of these models")
+    return kind, *found[0]
 
 
 class SecondStage:

@@ -16,11 +16,11 @@ def is_stage(label):
 
 def stage_of(settings, label):
     """The stage of a label, without a corpus yet. Raises UserError when there is none."""
-    kind, model, _ = parts_of(label)
+    kind, model, _ = parts_of(settings, label)
     return CLASSES[kind].of(settings, model)
 
 
 def keeps_tokens(settings, label):
     """Whether a second stage that the settings name looks at the token vectors of a model: its evaluation keeps them,
     in the same pass that makes its passages' own vectors."""
-    return ("late", label) in [parts_of(stage)[:2] for stage in settings.second_stages.split()]
+    return ("late", label) in [parts_of(settings, stage)[:2] for stage in settings.second_stages.split()]

@@ -1,13 +1,15 @@
 """A second look: what takes part, what comes after it, and what refuses."""
 
-from types import SimpleNamespace
+import dataclasses
 
 import numpy as np
 import pytest
 
-from embedding_finetune.files import UserError
+from embedding_finetune.files import UserError, write_json
 from embedding_finetune.retrieval.second_stage import SecondStage, add_second, parts_of, union
 from embedding_finetune.retrieval.stages import keeps_tokens
+from embedding_finetune.seals import COMPILED
+from embedding_finetune.settings import SECOND, Settings
 
 
 class Lengths(SecondStage):
@@ -21,15 +23,41 @@ class Lengths(SecondStage):
             yield self.lengths[own]
 
 
-def test_a_stage_is_named_by_its_kind_its_model_and_what_it_reorders():
-    assert parts_of("late_reference") == ("late", "reference", "reference")
-    assert parts_of("late_hard_kd_on_neg10") == ("late", "hard_kd", "neg10")
-    with pytest.raises(UserError, match="'early_neg10' is no second stage: it must be KIND_MODEL"):
-        parts_of("early_neg10")
+@pytest.fixture
+def settings(tmp_path):
+    """The demo's, with labels that have `_on_` and `-` in them, and a compiled model."""
+    (tmp_path / "own.toml").write_text("".join(f"[{label}]\n" for label in (
+        "neg10", "neg50", "hard_kd", "trained", "trained_on_faq", "faq_on_x", "x", "neg10-2")))
+    write_json(tmp_path / "output" / "neg10-onnx-int8" / COMPILED, {"format": "onnx"})
+    return dataclasses.replace(Settings.load("demo"), recipe_file=tmp_path / "own.toml", seeds=2,
+                               output_dir=tmp_path / "output")
+
+
+@pytest.mark.parametrize("label, parts", [
+    ("late_reference", ("late", "reference", "reference")), ("late_hard_kd_on_neg10", ("late", "hard_kd", "neg10")),
+    ("late_trained_on_faq", ("late", "trained_on_faq", "trained_on_faq")),
+    ("late_neg10_on_trained_on_faq", ("late", "neg10", "trained_on_faq")),
+    ("m3_trained_on_faq_on_neg10_seed43", ("m3", "trained_on_faq", "neg10_seed43")),
+    ("rerank_neg10-2_on_neg10-onnx-int8", ("rerank", "neg10-2", "neg10-onnx-int8")),
+    ("late_nobody", ("late", "nobody", "nobody")), ("late_nobody_on_neg10", ("late", "nobody", "neg10"))])
+def test_a_stage_is_named_by_its_kind_its_model_and_what_it_reorders(settings, label, parts):
+    assert parts_of(settings, label) == parts and SECOND[0](label)
+
+
+@pytest.mark.parametrize("label, message", [
+    ("early_neg10", "'early_neg10' is no second stage: it must be KIND_MODEL"), ("late_", "is no second stage"),
+    ("late", "is no second stage"), ("late_a/b", "is no second stage"), ("late_模型", "is no second stage"),
+    ("late_trained_on_faq_on_x", "can be read as trained on faq_on_x or trained_on_faq on x: rename one"),
+    ("late_a_on_b_on_c", "can be read as a on b_on_c or a_on_b on c")])
+def test_what_is_no_stage_or_more_than_one_is_one_line(settings, label, message):
+    with pytest.raises(UserError, match=message) as caught:
+        parts_of(settings, label)
+    assert "\n" not in str(caught.value)
 
 
 def test_tokens_are_kept_of_the_models_that_late_stages_look_with():
-    settings = SimpleNamespace(second_stages="late_reference_on_neg10 rerank_hard late_tokens")
+    settings = dataclasses.replace(Settings.load("demo"),
+                                   second_stages="late_reference_on_neg10 rerank_hard late_tokens")
     kept = [label for label in ("reference", "neg10", "hard", "tokens", "late") if keeps_tokens(settings, label)]
     assert kept == ["reference", "tokens"]
 
