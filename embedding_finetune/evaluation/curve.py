@@ -18,7 +18,7 @@ from embedding_finetune.evaluation.figures import GREY, ORANGE
 from embedding_finetune.evaluation.metrics import per_query
 from embedding_finetune.evaluation.recommend import METRIC, difference
 from embedding_finetune.evaluation.results import load_results, read_measured_run
-from embedding_finetune.evaluation.significance import bootstrap_means, interval
+from embedding_finetune.evaluation.significance import bootstrap_means, interval, outcome
 from embedding_finetune.files import UserError
 from embedding_finetune.recipes import all_recipes, find_recipe
 from embedding_finetune.training.rows import sample_share
@@ -65,29 +65,34 @@ def said(curve, metric=METRIC):
     that."""
     points = curve[~curve["same_steps"]]
     last, (there, gain) = points.iloc[-1], follow(points, 2 * points["queries"].iloc[-1])
-    (low, high), (least, most) = interval(there[1:]), interval(gain[1:])
+    (low, high), doubling = interval(there[1:]), outcome(_difference(gain)).word
     words = [f"Each doubling of the training queries has brought {_shown(gain)} in {metric}, by the line through "
              f"{len(points)} points from {points['queries'].iloc[0]:,} to {last['queries']:,} queries."]
-    words.append("More of them have made it worse: something else is wrong than their number." if most < 0 else
-                 "The curve is too noisy to tell what twice as many would bring: the interval includes 0." if least <= 0
-                 else f"Twice as many, {2 * last['queries']:,}, would be expected at {there[0]:.3f} [{low:.3f}, "
-                      f"{high:.3f}] in the same number of epochs; today it is {last['value']:.3f}.")
+    words.append({"worse": "More of them have made it worse: something else is wrong than their number.",
+                  "not distinguishable": "The curve is too noisy to tell what twice as many would bring: the interval "
+                                         "includes 0.",
+                  "better": f"Twice as many, {2 * last['queries']:,}, would be expected at {there[0]:.3f} [{low:.3f}, "
+                            f"{high:.3f}] in the same number of epochs; today it is {last['value']:.3f}."}[doubling])
     if len(points) > 2:
         missed = last["samples"] - follow(points.iloc[:-1], last["queries"])[0]
         words.append(f"From the line through the others the last point differs by {_shown(missed)}: "
-                     + ("the curve bends, expect less." if interval(missed[1:])[1] < 0 else
+                     + ("the curve bends, expect less." if outcome(_difference(missed)).word == "worse" else
                         "nothing that speaks against the line."))
     for label, point in curve[curve["same_steps"]].iterrows():
         missing = last["samples"] - point["samples"]
         words.append(f"In as many steps as with all, {point['queries']:,} queries reach {point['value']:.3f} "
                      f"({label}); the others bring {_shown(missing)}: "
-                     + ("it is pairs that are missing." if interval(missing[1:])[0] > 0 else
+                     + ("it is pairs that are missing." if outcome(_difference(missing)).word == "better" else
                         "not more than chance may; train longer before you look for more pairs."))
     return " ".join(words)
 
 
+def _difference(samples):
+    return {"difference": samples[0].round(9) + 0.0, "ci95": interval(samples[1:])}  # no -0.000
+
+
 def _shown(samples):
-    return difference({"difference": samples[0].round(9) + 0.0, "ci95": interval(samples[1:])})  # no -0.000
+    return difference(_difference(samples))
 
 
 def plot_curve(curve, rows=(), metric=METRIC):

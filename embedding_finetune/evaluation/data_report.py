@@ -13,7 +13,7 @@ import regex
 from embedding_finetune.data.collection import PARTS
 from embedding_finetune.data.texts import near_duplicates, normalise, words
 from embedding_finetune.evaluation.metrics import mean, per_query
-from embedding_finetune.evaluation.significance import ALPHA, queries_needed
+from embedding_finetune.evaluation.significance import ALPHA, add_significance, outcome, queries_needed
 from embedding_finetune.files import write_json
 from embedding_finetune.hub import load, positions_of
 from embedding_finetune.retrieval.encoder import encoder_of
@@ -151,9 +151,11 @@ def _first_look(settings, use, collection, rng):
     base = Dense(encoder_of(settings, use)).index(corpus)
     values = {label: per_query(dev.qrels, retriever.search(dev.queries))
               for label, retriever in (("bm25", bm25), ("base", base))}
+    rows = add_significance([{"label": label} for label in values], values, seed=settings.seed)
     gaps = values["bm25"]["recall@1"] - values["base"]["recall@1"]
     return {"queries": len(dev.queries), "passages": len(corpus), "bm25_language": bm25.used["language"],
-            **{label: mean(table) for label, table in values.items()}, "disagree": float((gaps != 0).mean())}
+            **{label: mean(table) for label, table in values.items()},
+            "bm25_to_base": rows[0]["against"]["base"]["recall@1"], "disagree": float((gaps != 0).mean())}
 
 
 def what_the_test_set_tells(size, first_look=None):
@@ -203,9 +205,11 @@ def _of_the_search(report):
     if not look:
         return []
     bm25, base = look["bm25"]["recall@1"], look["base"]["recall@1"]
+    found = outcome(look["bm25_to_base"])
     hint = ("words alone nearly suffice, there is little to win; harder queries would tell more" if bm25 >= 0.9 else
-            "BM25 is ahead: a model must first catch up with it" if bm25 > base else
-            "the base is ahead already: fine-tuning has to improve on a good model")
+            f"BM25 is ahead{found.note}: a model must first catch up with it" if found.word == "better" else
+            f"the base is ahead already{found.note}: fine-tuning has to improve on a good model"
+            if found.word == "worse" else "no significant difference between the two")
     name, (lead, gain) = min(MEASURED.items(), key=lambda item: abs(item[1][0] - (base - bm25)))
     alike = (f" Where a base was {abs(lead):.2f} {'ahead' if lead > 0 else 'behind'}, on {name}, fine-tuning its one "
              f"vector brought {gain:+.2f} (docs/second_look.md).") if abs(lead - (base - bm25)) < ALIKE else ""

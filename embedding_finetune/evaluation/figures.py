@@ -10,7 +10,7 @@ from cycler import cycler
 from embedding_finetune.evaluation.metrics import first_positive_rank
 from embedding_finetune.evaluation.recommend import METRIC, difference, queries_to_tell, recommendation
 from embedding_finetune.evaluation.results import NO_PROOF, is_fine_tuned
-from embedding_finetune.evaluation.significance import ALPHA
+from embedding_finetune.evaluation.significance import excludes_zero, outcome
 from embedding_finetune.files import atomic_write, write_json
 from embedding_finetune.training.log import read_log
 
@@ -85,14 +85,11 @@ def pairs_table(rows, metric=METRIC, of=None, against=None, planned=None, digits
 
 def verdict(better, pair):
     """What may be said of a pair of models of which `better` has the higher mean."""
-    apart = pair["ci95"][0] > 0 or pair["ci95"][1] < 0
     if not pair["planned"]:
-        return f"exploration: interval {'excludes' if apart else 'includes'} 0"
-    if pair["p_value"] < ALPHA:
-        return f"{better} is better{'' if apart else ', though the interval includes 0'}"
-    would_tell = queries_to_tell(pair) or "too small a difference to plan for"
-    return (f"{better} is better by its interval alone, not after correction; {would_tell}" if apart
-            else f"not distinguishable; {would_tell}")
+        return f"exploration: interval {'excludes' if excludes_zero(pair['ci95']) else 'includes'} 0"
+    found = outcome(pair)
+    said = found.word if found.word == "not distinguishable" else f"{better} is better{found.note}"
+    return said if found.significant else f"{said}; {queries_to_tell(pair) or 'too small a difference to plan for'}"
 
 
 def conclusion(rows, metric=METRIC):
@@ -105,12 +102,8 @@ def conclusion(rows, metric=METRIC):
 
     def against(label):
         pair = best["against"][label][metric]
-        low, high = pair["ci95"]
-        real, apart = pair["p_value"] < ALPHA, low > 0 or high < 0
-        said = ("better" if pair["difference"] > 0 else "worse") if real or apart else "not distinguishable"
-        said += f" {'than' if real or apart else 'from'} {label}"
-        if real != apart:
-            said += ", though the interval includes 0" if real else " by its interval alone, not after correction"
+        (low, high), found = pair["ci95"], outcome(pair)
+        said = f"{found.word} {'from' if found.word == 'not distinguishable' else 'than'} {label}{found.note}"
         seen = [f"{by_label[label]['metrics'][metric]:.3f}",
                 f"difference {pair['difference']:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}]"]
         return f"{said} ({'; '.join([*seen, *filter(None, [queries_to_tell(pair, 'test ')])])})"

@@ -16,6 +16,7 @@ from embedding_finetune.data.texts import near_duplicates, tidy
 from embedding_finetune.evaluation.figures import verdict
 from embedding_finetune.evaluation.recommend import recommendation
 from embedding_finetune.evaluation.results import read_measured_run
+from embedding_finetune.evaluation.significance import outcome
 from embedding_finetune.files import UserError, atomic_write
 from embedding_finetune.training.log import read_log
 
@@ -161,7 +162,8 @@ def page_data(evidence, curves):
     number[used] = np.arange(len(used))
     return {
         "rows": [{name: row[name] for name in ROW_FIELDS if name in row} for row in evidence.rows],
-        "verdicts": verdicts(evidence.rows), "recommendation": recommendation(evidence.rows),
+        "verdicts": verdicts(evidence.rows), "significant": significant(evidence.rows),
+        "recommendation": recommendation(evidence.rows),
         "labels": evidence.labels, "depth": DEPTH, "shown": SHOWN, "corpus": len(evidence.passages),
         "ids": evidence.query_ids, "queries": evidence.queries,
         "passages": [text if len(text) <= PASSAGE_CHARACTERS else text[:PASSAGE_CHARACTERS] + " … (cut)"
@@ -177,8 +179,16 @@ def page_data(evidence, curves):
 
 def verdicts(rows):
     """label -> other label -> metric -> what may be said of the two, as in the notebooks."""
-    return {row["label"]: {other: {metric: verdict(row["label"] if pair["difference"] >= 0 else other, pair)
-                                   for metric, pair in by_metric.items()}
+    return _of_pairs(rows, lambda label, other, pair: verdict(label if pair["difference"] >= 0 else other, pair))
+
+
+def significant(rows):
+    """The same for whether a planned comparison found a difference."""
+    return _of_pairs(rows, lambda label, other, pair: pair["planned"] and outcome(pair).significant)
+
+
+def _of_pairs(rows, function):
+    return {row["label"]: {other: {metric: function(row["label"], other, pair) for metric, pair in by_metric.items()}
                            for other, by_metric in row["against"].items()} for row in rows}
 
 

@@ -5,7 +5,7 @@ import time
 import pandas as pd
 
 from embedding_finetune.evaluation.results import NO_PROOF, finalists
-from embedding_finetune.evaluation.significance import ALPHA
+from embedding_finetune.evaluation.significance import outcome
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.model_use import use_of
 from embedding_finetune.retrieval.retrievers import retriever_of
@@ -37,14 +37,13 @@ def recommendation(rows, metric=METRIC):
     if not ready or not tuned:
         return f"Nothing to recommend yet: no {'fine-tuned' if ready else 'other'} model has been evaluated."
     pair = tuned["against"][ready["label"]][metric]
-    real = pair["p_value"] < ALPHA
-    taken = tuned if real and pair["difference"] > 0 else ready
-    verdict = ("better" if taken is tuned else "worse") if real else "not distinguishable"
+    found = outcome(pair)
+    taken = tuned if found.significant and found.word == "better" else ready
     seen = "; ".join(filter(None, [difference(pair), queries_to_tell(pair, "test ")]))
     words = [f"Take {taken['label']}, which {'was fine-tuned' if taken is tuned else 'needs no training'}. On dev "
              f"queries {ready['label']} ({ready['model']}) is the best of what needs none, {tuned['label']} of what "
              f"was fine-tuned; on test queries that one has {metric} {tuned['metrics'][metric]:.3f} against "
-             f"{ready['metrics'][metric]:.3f}: {verdict} ({seen})."]
+             f"{ready['metrics'][metric]:.3f}: {found.word}{found.note} ({seen})."]
     if taken["label"] != "bm25" and "bm25" in by_label:
         words.append(f"BM25 alone, without any model: {by_label['bm25']['metrics'][metric]:.3f}, so "
                      f"{difference(taken['against']['bm25'][metric])} for {taken['label']}.")

@@ -21,6 +21,7 @@ say where to look, not what is so.
 
 from itertools import combinations
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -104,6 +105,30 @@ def holm(p_values):
     corrected = np.empty_like(p_values)
     corrected[order] = np.minimum(stepped, 1)
     return corrected
+
+
+class Outcome(NamedTuple):
+    """What a comparison shows of the first of two models; see `outcome`."""
+
+    word: str  # "better", "worse" or "not distinguishable"
+    significant: bool
+    note: str  # to be put after `word` where interval and test disagree, else ""
+
+
+def excludes_zero(ci95):
+    return bool(ci95[0] > ROUNDING or ci95[1] < -ROUNDING)
+
+
+def outcome(pair):
+    """The Outcome of a comparison with its `difference`, `ci95` and corrected `p_value`; without a p-value, which only
+    the learning curve lacks, the interval decides alone."""
+    apart = excludes_zero(pair["ci95"])
+    significant = bool(pair["p_value"] < ALPHA) if "p_value" in pair else apart
+    if abs(pair["difference"]) < ROUNDING or not (significant or apart):
+        return Outcome("not distinguishable", False, "")
+    note = "" if significant == apart else (", though the interval includes 0" if significant else
+                                            " by its interval alone, not after correction")
+    return Outcome("better" if pair["difference"] > 0 else "worse", significant, note)
 
 
 def queries_needed(gaps, comparisons=1, *, power=POWER):

@@ -108,6 +108,10 @@ def test_a_report_says_what_is_there_and_is_the_same_again(built):
     assert look["queries"] == counts["dev queries"] and look["passages"] == len(collection.corpus)
     assert look["bm25"]["recall@1"] > 0.5 and 0 <= look["base"]["recall@1"] <= 1 and look["bm25_language"]
     assert report["test_set"]["disagree"] == look["disagree"]
+    pair = look["bm25_to_base"]
+    assert pair["difference"] == pytest.approx(look["bm25"]["recall@1"] - look["base"]["recall@1"])
+    assert pair["ci95"][0] <= pair["difference"] <= pair["ci95"][1] and 0 < pair["p_value"] <= 1
+    assert pair["wins"] + pair["ties"] + pair["losses"] == look["queries"]
     first = content_hash(report)
     assert content_hash(report_data(built, collection, {"rows read": 120})) == first
     without = report_data(built, collection, {}, first_look=False)
@@ -152,11 +156,21 @@ def test_the_sentences_say_the_most_frequent_first():
     assert len(said) == 6 and all(one.startswith(start) for one, start in zip(said, starts))
 
 
-@pytest.mark.parametrize("bm25, base, hint", [(0.95, 0.5, "little to win"), (0.6, 0.5, "BM25 is ahead"),
-                                              (0.5, 0.6, "the base is ahead already")])
-def test_the_first_look_is_put_into_words(bm25, base, hint):
-    look = {"queries": 80, "passages": 900, "bm25": {"recall@1": bm25}, "base": {"recall@1": base}}
-    said = sentences(report_of(first_look=look))[1]
+def look_of(bm25, base, half=0.01, p=0.001):
+    """A first look with these values of recall@1 and an interval of the difference that reaches `half` to each side."""
+    pair = {"difference": bm25 - base, "ci95": [bm25 - base - half, bm25 - base + half], "p_value": p}
+    return {"queries": 80, "passages": 900, "bm25": {"recall@1": bm25}, "base": {"recall@1": base},
+            "bm25_to_base": pair}
+
+
+@pytest.mark.parametrize("bm25, base, half, p, hint", [
+    (0.95, 0.5, 0.01, 0.001, "little to win"), (0.6, 0.5, 0.01, 0.001, "BM25 is ahead: a model"),
+    (0.5, 0.6, 0.01, 0.001, "the base is ahead already: fine"),
+    (0.6, 0.5, 0.2, 0.3, "no significant difference"), (0.5, 0.6, 0.2, 0.3, "no significant difference"),
+    (0.5, 0.5, 0.0, 1.0, "no significant difference"),
+    (0.6, 0.5, 0.2, 0.01, "BM25 is ahead, though the interval includes 0: a model")])
+def test_the_first_look_is_put_into_words(bm25, base, half, p, hint):
+    said = sentences(report_of(first_look=look_of(bm25, base, half, p)))[1]
     assert said.startswith(f"Of 80 dev queries in 900 passages BM25 ranks a positive first for {bm25:.1%}")
     assert hint in said
 
@@ -167,8 +181,7 @@ def test_the_first_look_is_put_into_words(bm25, base, hint):
     (0.50, 0.28, "Where a base was 0.20 behind, on COVID-QA, fine-tuning its one vector brought +0.14"),
     (0.80, 0.02, ""), (0.30, 0.60, "")])
 def test_what_training_brought_where_it_was_alike_stands_beside_the_first_look(bm25, base, told):
-    look = {"queries": 80, "passages": 900, "bm25": {"recall@1": bm25}, "base": {"recall@1": base}}
-    said = sentences(report_of(first_look=look))[1]
+    said = sentences(report_of(first_look=look_of(bm25, base)))[1]
     assert told in said and ("Where a base was" in said) == bool(told)
 
 

@@ -90,6 +90,7 @@ def test_pairs_can_be_picked():
     (pair(0.1, 0.05, queries_needed=1472),
      "neg10 is better by its interval alone, not after correction; about 1,500 queries would tell"),
     (pair(0.0, 1.0), "not distinguishable; too small a difference to plan for"),
+    (pair(0.0, 0.01), "not distinguishable; too small a difference to plan for"),
     (pair(0.01, 0.3, queries_needed=96), "not distinguishable; about 96 queries would tell"),
     (pair(-0.1, 0.001, planned=False), "exploration: interval excludes 0")])
 def test_verdicts(seen, verdict):
@@ -105,6 +106,8 @@ def test_the_conclusion_follows_the_numbers():
         "queries, is better than raw (0.300; difference +0.410, 95 % interval [+0.390, +0.430]). It is worse than bm25 "
         "(0.800; difference -0.090, 95 % interval [-0.110, -0.070]) and not distinguishable from reference (0.700; "
         "difference +0.010, 95 % interval [-0.010, +0.030]; about 43,000 test queries would tell).")
+    alike = row("neg50", 0.7, chosen=True, raw=pair(0.4, 0.001), bm25=pair(0.0, 0.01))
+    assert "It is not distinguishable from bm25 (0.800; difference +0.000" in figures.conclusion([*others[:2], alike])
     assert "No rival is measured yet" in figures.conclusion([best, others[1]])
     assert "have to be evaluated" in figures.conclusion(others[:2]) == figures.conclusion([best])
 

@@ -138,6 +138,8 @@ def test_the_page_says_of_each_pair_what_the_notebooks_say(evidence):
     assert data["verdicts"]["bm25"]["raw"]["mrr@10"] == data["verdicts"]["raw"]["bm25"]["mrr@10"] == verdict(
         "either", by_label["raw"]["against"]["bm25"]["mrr@10"])
     assert data["verdicts"]["bm25"]["raw"]["mrr@10"].startswith("exploration: ")
+    assert data["significant"]["tuned"]["raw"]["mrr@10"] is data["significant"]["raw"]["tuned"]["mrr@10"] is True
+    assert data["significant"]["bm25"]["raw"]["mrr@10"] is False  # no planned comparison
 
 
 class Scripts(HTMLParser):

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from embedding_finetune.data.collection import read_data
+from embedding_finetune.evaluation.figures import verdict
 from embedding_finetune.evaluation.recommend import costs, difference, queries_to_tell, recommendation
 from embedding_finetune.hub import model_size
 from embedding_finetune.retrieval.model_use import base_use
@@ -52,6 +53,23 @@ def test_what_cannot_be_told_apart_leaves_what_is_there_already():
     assert text.startswith("Take bm25, which needs no training.")
     assert "BM25 alone" not in text and "Elsewhere" not in text
     assert "not distinguishable (+0.020 [+0.000, +0.040]; about 2,300 test queries would tell)." in text
+
+
+@pytest.mark.parametrize("gap, half, p, said", [
+    (-0.03, 0.027, 0.06, "worse by its interval alone, not after correction (-0.030 [-0.057, -0.003]; about 900 "),
+    (0.03, 0.027, 0.05, "better by its interval alone, not after correction (+0.030 [+0.003, +0.057]; about 900 "),
+    (0.03, 0.031, 0.049, "better, though the interval includes 0 (+0.030 [-0.001, +0.061]; about 900 "),
+    (0.03, 0.031, 0.05, "not distinguishable (+0.030 [-0.001, +0.061]; about 900 "),
+    (0.0, 0.01, 0.01, "not distinguishable (+0.000 [-0.010, +0.010]; about 900 ")])
+def test_the_sentence_says_what_the_planned_table_says(gap, half, p, said):
+    rows = compared(row("bm25", 0.5, 0.6), row("raw", 0.3, 0.4), row("neg10", 0.5 + gap, 0.7), p=p, half=half,
+                    queries_needed=900, planned=True)
+    text = recommendation(rows)
+    assert f" against 0.500: {said}test queries would tell)." in text
+    assert text.startswith("Take neg10") == (p < 0.05 and gap > 0)
+    seen = rows[2]["against"]["bm25"]["recall@1"]
+    assert ("by its interval alone" in said) == ("by its interval alone" in verdict("neg10", seen))
+    assert ("not distinguishable" in said) == ("not distinguishable" in verdict("neg10", seen))
 
 
 @pytest.mark.parametrize("test_of_neg10, test_of_reference", [(0.1, 0.9), (0.9, 0.1)])

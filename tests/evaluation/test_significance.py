@@ -17,6 +17,7 @@ from embedding_finetune.evaluation.significance import (
     flipped_sums,
     holm,
     interval,
+    outcome,
     p_value,
     queries_needed,
 )
@@ -206,6 +207,24 @@ def test_queries_needed_stands_beside_planned_pairs_that_cannot_be_told_apart():
     assert against["near"]["queries_needed"] == queries_needed(base - near, comparisons=4) > 300
     assert "queries_needed" not in against["far"] and "queries_needed" not in against["same"]  # found; nothing to find
     assert "queries_needed" not in rows[3]["against"]["near"]["mrr@10"]  # not planned
+
+
+ALONE, THOUGH = " by its interval alone, not after correction", ", though the interval includes 0"
+NO_DIFFERENCE = "not distinguishable", False, ""
+
+
+@pytest.mark.parametrize("difference, low, high, p, expected", [
+    (0.03, 0.003, 0.06, 0.049, ("better", True, "")), (0.03, 0.003, 0.06, 0.05, ("better", False, ALONE)),
+    (0.03, -0.003, 0.06, 0.05, NO_DIFFERENCE), (0.03, 0.0, 0.06, 0.04, ("better", True, THOUGH)),
+    (-0.03, -0.06, -0.003, 0.049, ("worse", True, "")), (-0.03, -0.06, -0.003, 0.05, ("worse", False, ALONE)),
+    (-0.03, -0.06, 0.003, 0.05, NO_DIFFERENCE), (-0.03, -0.06, 0.0, 0.04, ("worse", True, THOUGH)),
+    (0.0, -0.01, 0.01, 1.0, NO_DIFFERENCE), (0.0, 0.0, 0.0, 1.0, NO_DIFFERENCE),
+    (0.0, 0.001, 0.01, 0.01, NO_DIFFERENCE),
+    (0.03, 0.003, 0.06, None, ("better", True, "")), (-0.03, -0.06, -0.003, None, ("worse", True, "")),
+    (0.03, 0.0, 0.06, None, NO_DIFFERENCE), (-0.03, -0.06, 0.0, None, NO_DIFFERENCE)])
+def test_the_outcome_of_a_comparison_follows_its_interval_and_its_test(difference, low, high, p, expected):
+    pair = {"difference": difference, "ci95": [low, high]} | ({} if p is None else {"p_value": p})
+    assert outcome(pair) == expected
 
 
 def test_thirty_one_models():
