@@ -129,28 +129,29 @@ def read_model_file(name, path):
     return value
 
 
-def positions_of(name, **loading):
+def positions_of(name, trusted, **loading):
     """How many tokens the model `name` can read; raises UserError when its configuration cannot be had.
 
-    `loading` goes to `load`.
+    `trusted` and `loading` go to `load`.
     """
-    config = load("AutoConfig", name, **loading)
+    config = load("AutoConfig", name, trusted, **loading)
     positions = getattr(config, "max_position_embeddings", None) or sys.maxsize
     if "roberta" in config.model_type or config.model_type in ("camembert", "mpnet"):  # counted from pad_token_id + 1
         positions -= config.pad_token_id + 1
     return positions
 
 
-def check_lengths(name, query_max_len, passage_max_len, **loading):
+def check_lengths(name, query_max_len, passage_max_len, trusted, **loading):
     """Raise UserError when a length (in tokens) is over the model's positions, or its configuration cannot be had."""
-    positions = positions_of(name, **loading)
+    positions = positions_of(name, trusted, **loading)
     for side, length in (("query_max_len", query_max_len), ("passage_max_len", passage_max_len)):
         if length > positions:
             raise UserError(f"{side} is {length}, but {name} has only {positions} positions")
 
 
-def load(kind, name, trusted=False, **options):
-    """`transformers.KIND.from_pretrained(name, **options)`; code that the model brings is run only if it is `trusted`.
+def load(kind, name, trusted, **options):
+    """`transformers.KIND.from_pretrained(name, **options)`; code that the model brings is run only if it is `trusted`
+    (see Settings.trusts).
 
     Raises UserError when the model cannot be had, or would need such code and is not trusted.
     """

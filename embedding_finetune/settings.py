@@ -213,6 +213,10 @@ class Settings:
         return {name: plain(getattr(self, name.lower())) for name, row in TABLE.items()
                 if not levels or row.metadata["changes"] in levels}
 
+    def trusts(self, *names):
+        """Whether TRUST_REMOTE_CODE lists a model by one of its `names`; folders may be written in any way."""
+        return not {*map(path_of, names)}.isdisjoint(map(path_of, self.trust_remote_code.split()))
+
     def show(self, *names):
         """For a notebook: the settings of these names, with all others, the device and the versions folded away."""
         return Shown(self, names)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -12,14 +13,19 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from tiny import tiny_bert, tiny_modernbert, tiny_mpnet, tiny_pairs, tiny_qwen, tiny_t5, tiny_texts, tiny_xlmr
 
+from embedding_finetune.data.collection import read_data
+from embedding_finetune.data.documents import _Cutter
+from embedding_finetune.evaluation.data_report import report_data
 from embedding_finetune.files import UserError, write_json
-from embedding_finetune.finetune import flags_of
+from embedding_finetune.finetune import flags_of, prepare
 from embedding_finetune.recipes import find_recipe
+from embedding_finetune.retrieval.cross_encoder import CrossEncoder
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.loading import load_encoder
 from embedding_finetune.retrieval.model_use import use_of
 from embedding_finetune.settings import Settings
 from embedding_finetune.training import train as training
+from embedding_finetune.training.mining import Miner
 
 E5 = {"query": "query: ", "document": "passage: "}
 TEXTS = ["where does the otter of Bafuka live", "In the valley of Bafuka the heron rests at dawn.",
@@ -122,6 +128,8 @@ def own_code(tmp_path, monkeypatch, tiny_settings):
     """A model whose configuration, weights and tokenizer are of classes that it brings; and the files that show it."""
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(tmp_path / "modules")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)  # of another test's folder
     folder = shutil.copytree(tiny_settings["BASE_MODEL"], tmp_path / "own")
     bodies = {"Config": ("BertConfig", "model_type = 'own'"), "Tokenizer": ("BertTokenizer", "pass"),
               "Model": ("BertModel", "from .own_config import OwnConfig; config_class = OwnConfig")}
@@ -158,6 +166,70 @@ def test_code_that_a_model_brings_is_not_run_unless_the_model_is_named(own_code,
         str(settings.output_dir / "neg10"), trust_remote_code=True, device="cpu"))
     with pytest.raises(UserError, match="brings program code"):
         Encoder(use_of(dataclasses.replace(settings, trust_remote_code=""), "neg10")).encode_queries(["a"])
+
+
+@pytest.fixture
+def trusted(own_code, built):
+    """Settings that trust the model with code of its own, laid out as sentence-transformers does, and its folder."""
+    folder, _ = own_code
+    classes = {"AutoConfig": "own_config.OwnConfig", "AutoModel": "own_model.OwnModel"}
+    bring(folder, "config.json", model_type="own", architectures=["OwnModel"], auto_map=classes)
+    bring(folder, "tokenizer_config.json", tokenizer_class="OwnTokenizer", auto_map={
+        "AutoTokenizer": [None, "own_tokenizer.OwnTokenizer"]})
+    write_json(folder / "modules.json", [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (path, kind) in enumerate({"": "Transformer", "1_Pooling": "Pooling"}.items())])
+    write_json(folder / "1_Pooling" / "config.json", {"pooling_mode_mean_tokens": True})
+    return dataclasses.replace(built, trust_remote_code=str(folder), epochs=0.1, dev_steps=1.0), folder
+
+
+def test_the_data_report_reads_a_trusted_model(trusted):
+    settings, folder = trusted
+    settings = dataclasses.replace(settings, base_model=str(folder))
+    report = report_data(settings, read_data(settings), {})
+    assert report["tokens"]["most"] == 512 and "first_look" in report
+
+
+def test_documents_are_cut_by_the_tokenizer_of_a_trusted_model(trusted, monkeypatch):
+    settings, folder = trusted
+    monkeypatch.setattr("embedding_finetune.settings.ROOT", folder.parent)
+    for name in (str(folder), folder.name):  # of the folder, from the root and from the repository
+        assert list(_Cutter(dataclasses.replace(settings, base_model=name))("", "an otter")) == [(0, "an otter")]
+    with pytest.raises(UserError, match="brings program code of its own"):
+        _Cutter(dataclasses.replace(settings, base_model=str(folder), trust_remote_code=""))
+
+
+def test_a_trusted_model_is_trained_for_late_interaction(trusted):
+    settings, folder = trusted
+    settings = dataclasses.replace(settings, base_model=str(folder), interaction="late", token_dim=8)
+    training.train(flags_of(settings, find_recipe(settings, "neg10"), settings, settings.output_dir / "neg10"))
+    write_json(settings.output_dir / "neg10" / "training.json", {"settings": {"BASE_MODEL": str(folder)}})
+    encoder = Encoder(use_of(settings, "neg10"))
+    assert encoder.encode_query_tokens(["otter"])[0].shape[1] == 8
+
+
+def test_a_trusted_reranker_is_trained_used_and_asked_as_a_teacher(trusted):
+    """The base model is another one, without code."""
+    settings, folder = trusted
+    kind, name = "ForSequenceClassification", "own_classifier"
+    body = "from .own_config import OwnConfig; config_class = OwnConfig"
+    (folder / f"{name}.py").write_text(CODE.format(marker=str(folder / "was run"), parents=f"Bert{kind}",
+                                                   parent=f"Bert{kind}", kind=kind, body=body))
+    bring(folder, "config.json", architectures=[f"Own{kind}"], id2label={"0": "score"}, auto_map={
+        "AutoConfig": "own_config.OwnConfig", f"AutoModel{kind}": f"{name}.Own{kind}"})
+    settings = dataclasses.replace(settings, reranker=str(folder))
+    recipe = find_recipe(settings, "reranker")
+    untrusted = dataclasses.replace(settings, trust_remote_code="")
+    with pytest.raises(UserError, match="own brings program code of its own"):
+        prepare(untrusted, recipe)
+    tuned, unfinished = prepare(settings, recipe)
+    training.train(flags_of(settings, recipe, tuned, unfinished))
+    unfinished.rename(settings.output_dir / "reranker")
+    assert len(CrossEncoder.of(settings, "reranker").pairs("otter", ["heron", "lynx"])) == 2
+    with pytest.raises(UserError, match="reranker brings program code of its own"):
+        CrossEncoder.of(untrusted, "reranker").pairs("otter", ["heron"])
+    teacher = Miner(settings, dataclasses.replace(recipe, teacher=str(folder))).stage
+    assert len(teacher.pairs("otter", ["heron"])) == 1
 
 
 def test_a_tokenizers_code_is_not_run_either(own_code, built, monkeypatch):

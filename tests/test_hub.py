@@ -200,7 +200,7 @@ from embedding_finetune.hub import read_model_file
 from embedding_finetune.retrieval.model_use import said_by_model
 
 def main():
-    print(said_by_model("{BASE}"), read_model_file("{BASE}", "config.json")["model_type"],
+    print(said_by_model("{BASE}", False), read_model_file("{BASE}", "config.json")["model_type"],
           read_model_file("{BASE}", "1_Pooling/config.json"))
 
 run_command_line(main)
@@ -241,7 +241,7 @@ def test_a_hub_that_goes_away_while_a_model_is_loaded_is_one_line(monkeypatch, e
 
     monkeypatch.setattr(AutoModel, "from_pretrained", fail)
     with pytest.raises(UserError, match="cannot load some/model .gone.; check its name"):
-        load("AutoModel", "some/model")
+        load("AutoModel", "some/model", trusted=False)
 
 
 def test_a_broken_file_of_a_model_is_named(tmp_path):
@@ -276,13 +276,13 @@ def test_the_content_of_a_folder_are_its_files(repositories, tmp_path):
 def test_positions_are_counted_as_the_architecture_counts_them(repositories):
     """XLM-R's begin behind the padding token's number: of 514 a text can have 512."""
     for name in (BASE, REFERENCE):
-        assert positions_of(str(repositories["models"][name])) == 512
+        assert positions_of(str(repositories["models"][name]), trusted=False) == 512
     base = str(repositories["models"][BASE])
-    check_lengths(base, 512, 512)
+    check_lengths(base, 512, 512, trusted=False)
     with pytest.raises(UserError, match="passage_max_len is 513, but .* has only 512 positions"):
-        check_lengths(base, 512, 513)
+        check_lengths(base, 512, 513, trusted=False)
     with pytest.raises(UserError, match="cannot load no-such-folder/model"):
-        positions_of("no-such-folder/model", local_files_only=True)
+        positions_of("no-such-folder/model", trusted=False, local_files_only=True)
 
 
 LOADING = """
@@ -333,4 +333,4 @@ def test_a_configuration_of_another_kind_of_value_is_one_line(tiny, tmp_path):
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(values | {"hidden_size": "wide"}))
     with pytest.raises(UserError, match="cannot load .*hidden_size"):
-        load("AutoConfig", str(folder))
+        load("AutoConfig", str(folder), trusted=False)

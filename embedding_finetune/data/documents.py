@@ -149,7 +149,7 @@ class _Cutter:
         name, self.size, self.overlap = model_path(settings.base_model), chunk_tokens(settings), settings.chunk_overlap
         if self.overlap * 2 > self.size:
             raise UserError(f"CHUNK_OVERLAP={self.overlap} is more than half of the {self.size} tokens of a passage")
-        tokenizer = load("AutoTokenizer", name, settings.base_model in settings.trust_remote_code.split())
+        tokenizer = load("AutoTokenizer", name, settings.trusts(settings.base_model, name))
         if not tokenizer.is_fast:
             raise UserError(f"{name} has a tokenizer in Python alone, with which documents cannot be split")
         self.tokenizer = tokenizer.backend_tokenizer

@@ -137,7 +137,7 @@ def token_lengths(use, collection, rng):
             **{name: int(np.quantile(sizes, share, method="inverted_cdf")) for name, share in
                (("median", 0.5), ("90 %", 0.9), ("95 %", 0.95), ("99 %", 0.99), ("longest", 1))},
             "histogram": histogram.tolist(), "edges": edges.tolist()}
-    return found | {"model": use.title, "most": positions_of(use.name)}
+    return found | {"model": use.title, "most": positions_of(use.name, use.trusted)}
 
 
 def _first_look(settings, use, collection, rng):

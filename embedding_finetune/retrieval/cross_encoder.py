@@ -14,6 +14,7 @@ from embedding_finetune.hub import load, model_content, positions_of
 from embedding_finetune.retrieval.cpu import use_fast_linear
 from embedding_finetune.retrieval.layout import padded_batches
 from embedding_finetune.retrieval.second_stage import SecondStage, check_finite
+from embedding_finetune.seals import read_sealed
 
 TEXTS = "texts.json"
 
@@ -49,7 +50,7 @@ class CrossEncoder(SecondStage):
 
     def _load(self):
         self.tokenizer, model = load_reranker(self.name, self.trusted)
-        own = min(self.tokenizer.model_max_length, positions_of(self.name, trusted=self.trusted))
+        own = min(self.tokenizer.model_max_length, positions_of(self.name, self.trusted))
         self.max_length = self.max_length or min(own, 512)
         self.model = model.to(self.device, self.dtype).eval()
         if (self.device, self.dtype) == ("cpu", torch.float32):
@@ -60,7 +61,9 @@ class CrossEncoder(SecondStage):
         folder = settings.output_dir / label
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} holds no finished reranker: run `bash finetune_reranker.sh` first")
-        return cls(str(folder), label, precision=settings.reranker_precision)
+        record = read_sealed(folder / "training.json", having={"settings": dict}) or {"settings": {}}
+        base = settings.reranker or record["settings"].get("BASE_MODEL", settings.base_model)
+        return cls(str(folder), label, settings.trusts(str(folder), base), precision=settings.reranker_precision)
 
     def build(self, texts):
         self.texts = texts

@@ -15,7 +15,7 @@ from embedding_finetune.files import UserError, read_json
 from embedding_finetune.hub import check_hub, load, model_path, positions_of, read_model_file
 from embedding_finetune.recipes import all_recipes
 from embedding_finetune.seals import COMPILED, read_sealed
-from embedding_finetune.settings import OF_MODEL, POOLINGS, path_of, plain
+from embedding_finetune.settings import OF_MODEL, POOLINGS, plain
 
 # What models have seen in training, where it is published: who met MS MARCO before is no stranger to it.
 SEEN = {
@@ -135,13 +135,13 @@ def base_use(settings):
 
 
 def _use(settings, label, title, name, wanted, seen, base):
-    (given, of_others), said, entry = wanted, said_by_model(name), listed(settings).get(title, {})
+    trusted = settings.trusts(title, name, base)
+    (given, of_others), said, entry = wanted, said_by_model(name, trusted), listed(settings).get(title, {})
     own, file = said | entry, plain(settings.model_file)
-    trusted = not {title, name, base, str(path_of(base))}.isdisjoint(settings.trust_remote_code.split())
     told = ({} if own else of_others) | own | given
     default = {"query_prompt": "", "passage_prompt": ""}
     if not {"query_max_len", "passage_max_len"} <= told.keys():
-        default |= dict.fromkeys(("query_max_len", "passage_max_len"), min(512, positions_of(name, trusted=trusted)))
+        default |= dict.fromkeys(("query_max_len", "passage_max_len"), min(512, positions_of(name, trusted)))
     used = default | told
     if "pooling" not in used:
         raise UserError(f"{title} does not say how it pools: set BASE_POOLING, REFERENCE_POOLING, the pooling in "
@@ -158,14 +158,14 @@ def _use(settings, label, title, name, wanted, seen, base):
                     **used)
 
 
-def said_by_model(name):
+def said_by_model(name, trusted):
     """What a model's sentence-transformers files say of its use, as arguments of ModelUse; {} where it has none.
 
     Raises UserError when they ask for something that is not done here, or are broken.
     """
     check_hub(name)
     try:
-        said = _said(name)
+        said = _said(name, trusted)
     except (AttributeError, LookupError, TypeError):
         said = {"pooling": None}
     wrong = [key for key, value in said.items() if type(value) is not KEYS.get(key, str)]
@@ -175,7 +175,7 @@ def said_by_model(name):
     return said
 
 
-def _said(name):
+def _said(name, trusted):
     modules = _modules(name)
     if not modules:
         return {}
@@ -193,7 +193,7 @@ def _said(name):
     lengths = read_model_file(name, "sentence_bert_config.json")
     if lengths.get("do_lower_case"):
         raise UserError(f"{name} lower-cases its input beside its tokenizer, which is not supported here")
-    longest = lengths.get("max_seq_length") or _tokenizer_length(name)
+    longest = lengths.get("max_seq_length") or _tokenizer_length(name, trusted)
     for key, own in (("query_max_len", "query_length"), ("passage_max_len", "document_length")):
         length = lengths.get(own) or longest
         said |= {key: length} if length else {}
@@ -221,10 +221,10 @@ def _check_dense(name, path, config):
                         "not supported here: choose another model")
 
 
-def _tokenizer_length(name):
+def _tokenizer_length(name, trusted):
     """The length that the tokenizer's own file says, where sentence-transformers keeps it since version 6; or None."""
     length = read_model_file(name, "tokenizer_config.json").get("model_max_length") or 0
-    return min(length, positions_of(name)) if 0 < length < 10**6 else None  # without a limit some write 10**30
+    return min(length, positions_of(name, trusted)) if 0 < length < 10**6 else None  # without a limit some write 10**30
 
 
 def _pooling(name, config):

@@ -28,7 +28,9 @@ def export_late(folder, use, projection, expansion=0):
 
     late, tokenizer = folder / FOLDER, load("AutoTokenizer", folder, use.trusted)
     added = tokenizer.convert_ids_to_tokens(added_ids(tokenizer))
-    encoder = Transformer(str(folder), max_seq_length=use.passage_max_len, query_length=use.query_max_len,
+    kinds = "model_kwargs", "processor_kwargs", "config_kwargs"
+    trust = {kind: {"trust_remote_code": use.trusted} for kind in kinds}
+    encoder = Transformer(str(folder), **trust, max_seq_length=use.passage_max_len, query_length=use.query_max_len,
                           document_length=use.passage_max_len, query_expansion={
                               "strategy": "min", "attend": True, "length": expansion} if expansion else None)
     MultiVectorEncoder(
@@ -55,7 +57,7 @@ def _check(folder, use):
     from sentence_transformers import MultiVectorEncoder
 
     texts = [*SAMPLES, f"{SAMPLES[2]} " * (use.query_max_len // 8 + 1)]
-    model = MultiVectorEncoder(str(folder / FOLDER), device="cpu")
+    model = MultiVectorEncoder(str(folder / FOLDER), device="cpu", trust_remote_code=use.trusted)
     theirs = model.similarity(model.encode_query(texts), model.encode_document(texts)).cpu().float()
     encoder = Encoder(dataclasses.replace(use, name=str(folder)))
     vectors, starts = encoder.encode_passage_tokens(texts)

@@ -89,7 +89,7 @@ def use_from_flags(model_args, data_args, args):
         if not text or after:
             raise UserError(f"the format {template!r} is no prompt before the text: give {{}}{{}}")
         prompts.append(before)
-    name = model_args.model_name_or_path
+    name, trusted = model_args.model_name_or_path, model_args.trust_remote_code
     return ModelUse("", name, name, args.sentence_pooling_method, *prompts, data_args.query_max_len,
                     data_args.passage_max_len, args.normalize_embeddings,
-                    "" if args.reranker else said_by_model(name).get("dense", ""), model_args.trust_remote_code)
+                    "" if args.reranker else said_by_model(name, trusted).get("dense", ""), trusted)

@@ -38,7 +38,7 @@ class Miner:
         elif recipe.teacher:
             name = model_path(recipe.teacher)
             check_hub(name)
-            self.stage = CrossEncoder(name, recipe.teacher, recipe.teacher in settings.trust_remote_code.split())
+            self.stage = CrossEncoder(name, recipe.teacher, settings.trusts(recipe.teacher, name))
 
     def _use(self, label):
         folder = self.settings.output_dir / label

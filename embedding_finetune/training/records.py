@@ -48,7 +48,7 @@ def begins_with(tuned, recipe):
     for a reranker where it is set, else BASE_MODEL. `tuned` are the settings with the recipe's."""
     if recipe.kind == "reranker" and tuned.reranker:
         name = model_path(tuned.reranker)
-        return name, not {tuned.reranker, name}.isdisjoint(tuned.trust_remote_code.split())
+        return name, tuned.trusts(tuned.reranker, name)
     use = base_use(tuned)
     return use.name, use.trusted
 

@@ -159,7 +159,7 @@ def warnings_of(before, after, of_bm25):
                f"{of_bm25['mrr@10']:.4f}): give it more steps (EPOCHS) or pairs, or begin with a reranker (RERANKER)")
 
 
-def export_reranker(model, tokenizer, folder, max_length, calibration):
+def export_reranker(model, tokenizer, folder, max_length, calibration, trusted=False):
     """Write a finished folder that transformers, sentence-transformers and FlagEmbedding score alike, weights last.
 
     Returns the largest difference of the check; raises UserError above 1e-4.
@@ -171,21 +171,21 @@ def export_reranker(model, tokenizer, folder, max_length, calibration):
         tokenizer.save_pretrained(partial)
         if calibration:
             write_json(partial / CALIBRATION, calibration)
-        return check_parity(partial, max_length)
+        return check_parity(partial, max_length, trusted)
 
 
-def check_parity(folder, max_length):
+def check_parity(folder, max_length, trusted):
     """The largest difference between three libraries' scores of some pairs, one of them cut; UserError above 1e-4."""
     import sentence_transformers
     from FlagEmbedding import FlagReranker
 
     pairs = [*PAIRS, (PAIRS[0][0], f"{PAIRS[0][1]} " * max_length)]
-    ours, options = CrossEncoder(str(folder)), {"use_fp16": False, "devices": ["cpu"], "max_length": max_length}
-    ours.max_length = max_length
+    ours = CrossEncoder(str(folder), trusted=trusted, max_length=max_length)
+    options = {"use_fp16": False, "devices": ["cpu"], "max_length": max_length, "trust_remote_code": trusted}
     ours = np.array([ours.pairs(query, [passage])[0] for query, passage in pairs])
     others = {
-        "sentence-transformers": sentence_transformers.CrossEncoder(str(folder), device="cpu").predict(
-            pairs, show_progress_bar=False),
+        "sentence-transformers": sentence_transformers.CrossEncoder(
+            str(folder), device="cpu", trust_remote_code=trusted).predict(pairs, show_progress_bar=False),
         "FlagEmbedding": FlagReranker(str(folder), **options).compute_score([list(pair) for pair in pairs])}
     worst = 0.0
     for name, scores in others.items():

@@ -174,7 +174,7 @@ def finish_reranker(trainer, use, output, best, curve):
         say("probability that a passage is right: sigmoid({scale:.3f} x score {bias:+.3f}); log loss on dev "
             "{log_loss:.4f}, of sigmoid(score) {log_loss_before:.4f}".format(**calibration))
     export_reranker(model.encoder, trainer.processing_class, output, use.query_max_len + use.passage_max_len,
-                    calibration)
+                    calibration, use.trusted)
     return best
 
 

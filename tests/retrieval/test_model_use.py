@@ -97,7 +97,7 @@ def test_a_setting_comes_before_the_models_files_and_differs_says_so(settings, m
 
 
 def test_a_raw_model_does_not_say_how_to_pool(settings):
-    assert said_by_model(settings.base_model) == {}
+    assert said_by_model(settings.base_model, False) == {}
     with pytest.raises(UserError, match=f"{settings.base_model} does not say how it pools: set BASE_POOLING"):
         base_use(dataclasses.replace(settings, base_pooling="auto"))
     assert base_use(settings).pooling == "cls" and base_use(settings).differs == ""
@@ -159,7 +159,7 @@ def test_a_use_that_is_not_supported_is_refused_in_one_line(settings, model, cha
 ])
 def test_poolings_of_new_and_old_versions_are_understood(model, config, expected):
     say(model, pooling=config)
-    assert said_by_model(str(model))["pooling"] == expected
+    assert said_by_model(str(model), False)["pooling"] == expected
 
 
 @pytest.mark.parametrize("prompts, expected", [
@@ -169,7 +169,7 @@ def test_poolings_of_new_and_old_versions_are_understood(model, config, expected
 ])
 def test_prompts_of_documents_have_either_name(model, prompts, expected):
     say(model, prompts=prompts)
-    said = said_by_model(str(model))
+    said = said_by_model(str(model), False)
     assert (said.get("query_prompt"), said.get("passage_prompt")) == expected
 
 
@@ -220,7 +220,7 @@ def test_files_of_another_shape_are_one_line(model, file, content):
     say(model, kinds=("Transformer", "Pooling", "Dense"))
     write_json(model / file, content)
     with pytest.raises(UserError, match="has broken files of sentence-transformers .*: mend or remove them"):
-        said_by_model(str(model))
+        said_by_model(str(model), False)
 
 
 def test_a_broken_file_is_named(settings, model):
