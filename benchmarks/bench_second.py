@@ -68,7 +68,7 @@ def cross_contenders(folder, passages, queries, places):
     from sentence_transformers import CrossEncoder as Theirs
     from transformers import AutoConfig
 
-    from embedding_finetune.finetune import precision
+    from embedding_finetune.retrieval.cpu import cpu_has
     from embedding_finetune.retrieval.cross_encoder import CrossEncoder, load_reranker
 
     tokenizer, model = load_reranker(bundled_model(), new_head=True)
@@ -85,7 +85,7 @@ def cross_contenders(folder, passages, queries, places):
 
     found = {"cross-encoder": ours("fp32"),
              "cross-encoder, sentence-transformers": lambda number: theirs.predict(pairs[number])}
-    if precision().get("bf16"):  # elsewhere it would only be emulated
+    if cpu_has("bf16"):  # elsewhere it would only be emulated
         found[IN_BF16] = ours("bf16")
     return found, work
 

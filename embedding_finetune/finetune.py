@@ -25,6 +25,7 @@ from embedding_finetune.data.collection import read_data
 from embedding_finetune.files import UserError, may_overwrite, run_command_line
 from embedding_finetune.hub import check_hub, check_lengths, load
 from embedding_finetune.recipes import find_recipe
+from embedding_finetune.retrieval.cpu import cpu_has
 from embedding_finetune.retrieval.model_use import base_use, dim_of
 from embedding_finetune.seals import mark, write_sealed
 from embedding_finetune.settings import TABLE, Settings, plain
@@ -148,13 +149,23 @@ def flags_of(settings, recipe, tuned, output):
 
 
 def precision(wanted="auto"):
-    """The flags for PRECISION; `auto` takes what is quick here: most CPUs only emulate bf16."""
+    """The flags for PRECISION: `auto` is bf16 on a GPU that has it, fp16 on another GPU, and fp32 on a CPU, so that the
+    figures do not depend on the processor."""
     gpu = torch.cuda.is_available()
     if wanted == "auto" and gpu:
         wanted = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     elif wanted == "auto":
-        wanted = "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+        wanted = "fp32"
     return ({} if gpu else {"use_cpu": True}) | ({} if wanted == "fp32" else {wanted: True})
+
+
+def precision_line(wanted):
+    """The precision that PRECISION leads to here, for the log, with a notice where the CPU only emulates it."""
+    flags = precision(wanted)
+    used = next((name for name in ("bf16", "fp16") if name in flags), "fp32")
+    emulated = "use_cpu" in flags and used != "fp32" and not cpu_has(used)
+    return f"precision: {used} (PRECISION={wanted})" + (
+        "; this CPU only emulates it: PRECISION=fp32 is faster" if emulated else "")
 
 
 def estimate(tuned, recipe):
@@ -187,6 +198,7 @@ def finetune(settings, label, one_process=False):
         tuned, unfinished = prepare(settings, recipe)  # on the first node; the others find it done
     if not (unfinished / "model.safetensors").exists():  # else it was stopped between the training's end and here
         module, flags = MODULES[tuned.trainer], flags_of(settings, recipe, tuned, unfinished)
+        print(precision_line(tuned.precision))
         print(f"{module}\n    " + " ".join(flags).replace(" --", "\n    --"), flush=True)
         if not torch.cuda.is_available():
             seconds = estimate(tuned, recipe)

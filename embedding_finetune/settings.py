@@ -149,8 +149,8 @@ class Settings:
     temperature: float = setting("cosines are divided by it in the loss", TRAINING, 0.02, POSITIVE, "temperature")
     teacher_loss: str = setting("what a teacher teaches: probabilities (kl), or distances to the positive (margin)",
                                 TRAINING, "kl", one_of("kl", "margin"))
-    precision: str = setting("of the training; auto takes bf16 where the machine has it", TRAINING, "auto",
-                             one_of("auto", "fp32", "bf16", "fp16"))
+    precision: str = setting("of the training; auto: fp32 on a CPU; on a GPU bf16, or fp16 where it has no bf16",
+                             TRAINING, "auto", one_of("auto", "fp32", "bf16", "fp16"))
     query_max_len: int = setting("tokens of a query with its prompt", TRAINING, check=at_least(8), flag="query_max_len")
     passage_max_len: int = setting("tokens of a passage", TRAINING, check=at_least(8), flag="passage_max_len")
     interaction: str = setting("what is trained to tell passages apart: one vector (dense), all tokens' (late), both",

@@ -89,14 +89,34 @@ def test_the_precision_is_what_was_asked_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert finetuning.precision("fp32") == {"use_cpu": True}
     assert finetuning.precision("bf16") == {"use_cpu": True, "bf16": True}
-    for has, found in ((False, {"use_cpu": True}), (True, {"use_cpu": True, "bf16": True})):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        assert finetuning.precision("auto") == found
+    for has in (False, True):  # the figures are the same on every processor
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"avx512_bf16": has, "amx_bf16": has})
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, name, lambda has=has: has)
+        assert finetuning.precision("auto") == {"use_cpu": True}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for has, found in ((True, {"bf16": True}), (False, {"fp16": True})):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
         assert finetuning.precision("auto") == found
+
+
+@pytest.mark.parametrize("gpu, has, wanted, line", [
+    (False, True, "auto", "precision: fp32 (PRECISION=auto)"),
+    (False, False, "fp32", "precision: fp32 (PRECISION=fp32)"),
+    (False, True, "bf16", "precision: bf16 (PRECISION=bf16)"),
+    (False, False, "bf16", "precision: bf16 (PRECISION=bf16); this CPU only emulates it: PRECISION=fp32 is faster"),
+    (True, True, "auto", "precision: bf16 (PRECISION=auto)"),
+    (True, False, "auto", "precision: fp16 (PRECISION=auto)"),
+])
+def test_the_log_says_the_precision_that_is_used(built, untrained, monkeypatch, capsys, gpu, has, wanted, line):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": has})
+    finetuning.finetune(dataclasses.replace(built, precision=wanted), "neg10")
+    assert capsys.readouterr().out.splitlines().count(line) == 1
+    [(_, words)] = untrained
+    assert [word for word in ("--bf16", "--fp16") if word in words] == [
+        f"--{name}" for name in ("bf16", "fp16") if f" {name} (" in line]
 
 
 def test_a_finished_model_is_moved_aside_only_when_told_so(built, untrained, monkeypatch, capsys):

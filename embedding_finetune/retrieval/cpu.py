@@ -50,6 +50,11 @@ class FastLinear(nn.Linear):
         return _Linear.apply(inputs, self.weight, self.bias)
 
 
+def cpu_has(precision):
+    """Whether this processor has instructions for `bf16` or `fp16`; another one emulates them, slower than float32."""
+    return any(has for name, has in torch.cpu.get_capabilities().items() if precision in name)
+
+
 def use_fast_linear(model):
     """Turn the linear layers of a float32 model on the CPU into FastLinear, where PyTorch was built with oneDNN."""
     if torch.backends.mkldnn.is_available():
