@@ -7,4 +7,4 @@
 #
 # SECOND_STAGES="rerank_reranker_on_reference" has `make run` measure it.
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit
-PATH="$PWD/.venv/bin:$PATH" exec python3 -m embedding_finetune.finetune "${1:-reranker}"
+PATH="$PWD/.venv/bin:$PATH" exec python3 -m embedding_finetune.finetune "${@:-reranker}"

@@ -9,7 +9,6 @@ through n times less far (see vector_index.Faiss.narrow). That is an estimate; a
 and what `search` says of the index once it is made is measured.
 """
 
-import argparse
 import math
 import tempfile
 import time
@@ -19,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from embedding_finetune.data.collection import read_data
-from embedding_finetune.files import UserError, run_command_line
+from embedding_finetune.files import CommandLine, UserError, run_command_line
 from embedding_finetune.retrieval.encoder import encoder_of
 from embedding_finetune.retrieval.model_use import use_of
 from embedding_finetune.retrieval.vector_index import FLAT, REACH, beside_exact, lists_for, vector_index
@@ -96,7 +95,7 @@ def choose(vectors, queries, count, sample=SAMPLE, seed=0):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m embedding_finetune.choose_index", description="Choose an index.")
+    parser = CommandLine("choose_index", "Choose an index.")
     parser.add_argument("label", nargs="?", default="reference")
     parser.add_argument("--passages", type=int, default=0, help="foretold for so many; the corpus's by default")
     parser.add_argument("--memory", type=float, default=4, help="GB that an index may take")

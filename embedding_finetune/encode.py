@@ -10,7 +10,6 @@ there first. So nothing is encoded twice, a share that was killed costs its last
 last time. Machines share the folder, or its files are copied together: the results are the same.
 """
 
-import argparse
 import functools
 import os
 import re
@@ -21,7 +20,7 @@ import torch
 
 from embedding_finetune.cluster import for_each_share
 from embedding_finetune.data.collection import read_data
-from embedding_finetune.files import UserError, run_command_line
+from embedding_finetune.files import CommandLine, UserError, run_command_line
 from embedding_finetune.retrieval.encoder import encoder_of
 from embedding_finetune.retrieval.model_use import use_of
 from embedding_finetune.settings import Settings
@@ -72,7 +71,7 @@ def share_of(text):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m embedding_finetune.encode", description="Encode in shares.")
+    parser = CommandLine("encode", "Encode in shares.")
     parser.add_argument("labels", nargs="+", metavar="LABEL", help="raw, reference, a recipe's label ..")
     parser.add_argument("--processes", type=int, default=max(1, torch.cuda.device_count()))
     parser.add_argument("--shard", metavar="I/N", help="encode this share alone, in this process")

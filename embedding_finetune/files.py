@@ -1,5 +1,6 @@
 """Reading and writing: broken input is named by file and line, nothing is left half-written."""
 
+import argparse
 import contextlib
 import errno
 import hashlib
@@ -22,6 +23,17 @@ class UserError(Exception):
     def _render_traceback_(self):
         """IPython shows this instead of a stack of frames that would bury the message."""
         return [f"error: {self}"]
+
+
+class CommandLine(argparse.ArgumentParser):
+    """The arguments of `python -m embedding_finetune.MODULE`; a wrong one is a UserError, not argparse's two lines."""
+
+    def __init__(self, module, description):
+        super().__init__(prog=f"python -m embedding_finetune.{module}", description=description,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message):
+        raise UserError(f"{message}: `{self.prog} --help` lists the arguments")
 
 
 def run_command_line(main):

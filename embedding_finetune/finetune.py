@@ -22,7 +22,7 @@ if not sys.stderr.isatty():  # in a log, a bar may speak twice a minute; tqdm re
 import torch
 
 from embedding_finetune.data.collection import read_data
-from embedding_finetune.files import UserError, may_overwrite, run_command_line
+from embedding_finetune.files import CommandLine, UserError, may_overwrite, run_command_line
 from embedding_finetune.hub import check_hub, check_lengths, load
 from embedding_finetune.recipes import find_recipe
 from embedding_finetune.retrieval.cpu import cpu_has
@@ -240,11 +240,13 @@ def _finished(unfinished, finished):
 
 
 def main():
-    one_process = "--one-process" in sys.argv
-    labels = [word for word in sys.argv[1:] if word != "--one-process"]
-    if len(labels) != 1:
+    parser = CommandLine("finetune", __doc__)
+    parser.add_argument("labels", nargs="*", metavar="LABEL")
+    parser.add_argument("--one-process", action="store_true", help="without torchrun, for a debugger")
+    options = parser.parse_args()
+    if len(options.labels) != 1:
         raise UserError("give one label of a recipe, e.g. `python -m embedding_finetune.finetune neg10`")
-    print(f"finished: {plain(finetune(Settings.load(), labels[0], one_process))}")
+    print(f"finished: {plain(finetune(Settings.load(), options.labels[0], options.one_process))}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ repository, which is private until you open it on its page. HF_TOKEN (or an earl
 The folder holds no training texts, and no path of this machine: that is checked.
 """
 
-import argparse
 import json
 import re
 import shutil
@@ -21,6 +20,7 @@ from embedding_finetune.data.sources import MSMARCO
 from embedding_finetune.evaluation.figures import comparison_table, pairs_table
 from embedding_finetune.evaluation.results import compare
 from embedding_finetune.files import (
+    CommandLine,
     UserError,
     may_overwrite,
     one_line,
@@ -190,7 +190,7 @@ def upload(folder, to):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m embedding_finetune.publish", description=__doc__.split("\n")[0])
+    parser = CommandLine("publish", __doc__.split("\n")[0])
     parser.add_argument("label")
     parser.add_argument("--to", metavar="NAMESPACE/NAME", help="the repository that the card names")
     parser.add_argument("--upload", action="store_true", help="send the folder there")

@@ -10,7 +10,6 @@ Executed copies of the notebooks go to OUTPUT_DIR/notebooks; the notebooks thems
 import hashlib
 import re
 import subprocess
-import sys
 import tempfile
 import time
 
@@ -19,7 +18,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from traitlets.config import Config
 
-from embedding_finetune.files import UserError, atomic_write, may_overwrite, run_command_line
+from embedding_finetune.files import CommandLine, UserError, atomic_write, may_overwrite, run_command_line
 from embedding_finetune.recipes import find_recipe, trained_labels
 from embedding_finetune.retrieval.model_use import ready_made
 from embedding_finetune.settings import ROOT, Settings, plain
@@ -81,9 +80,12 @@ def run_notebook(path, folder, label=None):
     `label`.
 
     A heading of the notebook is printed when its cells begin to run. If a cell fails, the copy is kept as
-    NAME.failed.ipynb.
+    NAME.failed.ipynb. The copy has no outputs but those of this run.
     """
     notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
     headings, copy = _headings(notebook), folder / path.name
     if label:
         parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
@@ -158,11 +160,9 @@ def source_hash(source):
 
 
 def main():
-    settings = Settings.load()
-    if sys.argv[1:] == ["--notebooks"]:
-        keep_outputs(settings)
-    else:
-        run(settings)
+    parser = CommandLine("run", __doc__)
+    parser.add_argument("--notebooks", action="store_true", help="put the outputs of the last run into the notebooks")
+    (keep_outputs if parser.parse_args().notebooks else run)(Settings.load())
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@ By default the fine-tuned model that dev chose answers. Where no passage reaches
 is said, with --json on standard error.
 """
 
-import argparse
 import json
 import sys
 
-from embedding_finetune.files import UserError, run_command_line
+from embedding_finetune.files import CommandLine, UserError, run_command_line
 from embedding_finetune.index import default_label, exactness_line, open_index
 from embedding_finetune.settings import Settings
 from embedding_finetune.threshold import likely, threshold_line
@@ -32,7 +31,7 @@ def _show(index, hits, note):
 
 def main():
     """Raises UserError when the query is empty or there is no such model."""
-    parser = argparse.ArgumentParser(prog="python -m embedding_finetune.search", description="Search the corpus.")
+    parser = CommandLine("search", "Search the corpus.")
     parser.add_argument("query")
     parser.add_argument("--model", metavar="LABEL", help="raw, reference, a recipe's label, bm25, hybrid_LABEL")
     parser.add_argument("-k", type=int, default=5, help="passages that are shown (5)")

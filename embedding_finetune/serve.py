@@ -12,7 +12,6 @@ when its files have changed: beside the old one, which answers until the new one
 alone unless --host says otherwise; whoever opens it to others puts a proxy with authentication before it.
 """
 
-import argparse
 import asyncio
 import logging
 from contextlib import asynccontextmanager
@@ -28,7 +27,7 @@ from pydantic import BaseModel, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from embedding_finetune.files import UserError, one_line, read_jsonl, run_command_line, write_jsonl
+from embedding_finetune.files import CommandLine, UserError, one_line, read_jsonl, run_command_line, write_jsonl
 from embedding_finetune.index import default_label
 from embedding_finetune.live import Answers, Busy, Shelf
 from embedding_finetune.settings import Settings
@@ -241,7 +240,7 @@ class Impatient(H11Protocol):
 
 def main():
     """Raises UserError when there is nothing to answer with."""
-    parser = argparse.ArgumentParser(prog="python -m embedding_finetune.serve", description="Search over HTTP.")
+    parser = CommandLine("serve", "Search over HTTP.")
     parser.add_argument("--port", type=int, default=8000, choices=range(65536), metavar="PORT")
     parser.add_argument("--host", default="127.0.0.1", help="another than the default opens it to other machines")
     parser.add_argument("--model", metavar="LABEL", help="who answers by default")

@@ -17,7 +17,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedding_finetune.files import UserError, read_lines, run_command_line
+from embedding_finetune.files import CommandLine, UserError, read_lines, run_command_line
 from embedding_finetune.labels import RULE, is_free
 from embedding_finetune.shown import Shown, versions
 
@@ -286,6 +286,7 @@ def _yes_or_no(text):
 
 
 def _main():
+    CommandLine("settings", __doc__).parse_args()
     settings = Settings.load()
     print(f"profile {settings.profile}\n")
     for name, value in settings.as_dict().items():

@@ -14,7 +14,6 @@ would: a text has the same vector in every company.
 
 import logging
 import shutil
-import sys
 import tempfile
 import time
 import warnings
@@ -31,6 +30,7 @@ from embedding_finetune.evaluation.metrics import mean, per_query
 from embedding_finetune.evaluation.results import facts, save_result
 from embedding_finetune.evaluation.significance import add_significance
 from embedding_finetune.files import (
+    CommandLine,
     UserError,
     atomic_write,
     content_hash,
@@ -269,9 +269,13 @@ def smaller(settings, label, forms=()):
 
 
 def main():
-    if not sys.argv[1:] or sys.argv[1].startswith("-"):
+    parser = CommandLine("smaller", __doc__)
+    parser.add_argument("label", nargs="?", metavar="LABEL")
+    parser.add_argument("forms", nargs="*", metavar="FORM")
+    options = parser.parse_args()
+    if not options.label:
         raise UserError("give a label and perhaps forms, e.g. `python -m embedding_finetune.smaller neg10 onnx-int8`")
-    print(smaller(Settings.load(), sys.argv[1], sys.argv[2:]).to_markdown(index=False, disable_numparse=True))
+    print(smaller(Settings.load(), options.label, options.forms).to_markdown(index=False, disable_numparse=True))
 
 
 if __name__ == "__main__":

@@ -325,7 +325,8 @@ def test_missing_data_are_one_line(settings, monkeypatch):
 
 @pytest.mark.parametrize("script, words, label", [
     ("finetune_neg10.sh", [], "neg10"), ("finetune_neg50.sh", [], "neg50"), ("finetune_hard.sh", [], "hard"),
-    ("finetune_hard.sh", ["hard_kd"], "hard_kd")])
+    ("finetune_hard.sh", ["hard_kd"], "hard_kd"), ("finetune_neg10.sh", ["--help"], "--help"),
+    ("finetune_hard.sh", ["hard", "--colour"], "hard --colour")])
 @pytest.mark.parametrize("environment", [True, False])
 def test_the_scripts_take_the_environment_that_is_there(tmp_path, script, words, label, environment):
     """Started from anywhere, without an active environment: .venv if it is there, else the python3 in force."""

@@ -1,6 +1,7 @@
 """The whole experiment, small: every notebook and script, run as `make run` does, with a tiny random BERT."""
 
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from tiny import tiny_pairs
 
 from embedding_finetune import run
 from embedding_finetune.data.collection import Collection, write_collection
-from embedding_finetune.files import UserError, sha256
+from embedding_finetune.files import UserError, run_command_line, sha256
 from embedding_finetune.finetune import finetune
 from embedding_finetune.retrieval.model_use import use_of
 from embedding_finetune.retrieval.runs import read_qrels, read_run
@@ -306,6 +307,53 @@ def test_a_damaged_training_file_stops_before_any_model(finished, tmp_path, name
     with pytest.raises(UserError, match=f"{name} is damaged"):
         finetune(dataclasses.replace(finished[0], data_dir=data, output_dir=tmp_path / "out"), "neg10")
     assert not (tmp_path / "out").exists()
+
+
+PROGRAMS = sorted(".".join(path.relative_to(ROOT).with_suffix("").parts)
+                  for path in (ROOT / "embedding_finetune").rglob("*.py") if '"__main__":' in path.read_text())
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_shows_the_usage_and_an_unknown_argument_is_one_line(program, monkeypatch, capsys):
+    """Neither starts anything: no program gets as far as reading the settings."""
+    module = importlib.import_module(program)
+    main = getattr(module, "main", None) or module._main
+    monkeypatch.setattr(Settings, "load", lambda: pytest.fail("it was started"))
+    monkeypatch.setattr(sys, "argv", [program, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        run_command_line(main)
+    assert not stopped.value.code and capsys.readouterr().out.startswith("usage: ")
+    for words in (["--colour"], ["neg10", "--colour"]):
+        monkeypatch.setattr(sys, "argv", [program, *words])
+        with pytest.raises(SystemExit) as stopped:
+            run_command_line(main)
+        assert str(stopped.value.code).startswith("error: ") and "\n" not in stopped.value.code
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("words, called", [([], "run"), (["--notebooks"], "keep_outputs")])
+def test_the_command_line_of_the_run(settings, monkeypatch, words, called):
+    calls = []
+    for name in ("run", "keep_outputs"):
+        monkeypatch.setattr(run, name, lambda settings, name=name: calls.append((name, settings)))
+    monkeypatch.setattr(sys, "argv", ["run", *words])
+    run.main()
+    assert calls == [(called, settings)]
+
+
+def test_a_failed_copy_shows_no_outputs_of_an_earlier_run(tmp_path):
+    """Below the failing cell stood the notebook's committed outputs, which are of another experiment."""
+    new = nbformat.v4
+    old = {"outputs": [new.new_output("stream", name="stdout", text="recall@1 0.999")], "execution_count": 9}
+    notebook = new.new_notebook(cells=[new.new_code_cell(source, **old) for source in
+                                       ("print('new')", "raise ValueError('stop')", "print('never')")])
+    nbformat.write(notebook, tmp_path / "some.ipynb")
+    status, said = run_forked(whole_run.notebook, tmp_path / "some.ipynb", tmp_path / "copies", log=tmp_path / "log")
+    assert status == 1 and "some.ipynb stopped: stop" in said
+    cells = code_cells(tmp_path / "copies" / "some.failed.ipynb")
+    assert [[output.text for output in cell.outputs] for cell in (cells[0], cells[2])] == [["new\n"], []]
+    assert cells[2].execution_count is None and "recall@1" not in json.dumps(cells)
+    assert "recall@1" in (tmp_path / "some.ipynb").read_text()
 
 
 def test_the_plan_repeats_seeds_and_adds_models(settings):
