@@ -54,6 +54,17 @@ def one_line(error):
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
+def one_letter_off(name, known):
+    """The name among `known` (of five letters or more) that `name` misses by one letter added, left out or replaced;
+    None where there is none, or where `name` is known itself."""
+    for other in known if name not in known else ():
+        same = len(os.path.commonprefix([name, other]))
+        rest, wanted = name[same:], other[same:]
+        if len(other) > 4 and (rest[1:] in (wanted, wanted[1:]) or rest == wanted[1:]):
+            return other
+    return None
+
+
 def is_of_disk(error):
     """Whether an exception of whatever type, or what has led to it, says that a file could not be written."""
     return _says(error, OSError, SAID_OF_DISK)

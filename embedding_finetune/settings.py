@@ -17,7 +17,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedding_finetune.files import CommandLine, UserError, read_lines, run_command_line
+from embedding_finetune.files import CommandLine, UserError, one_letter_off, read_lines, run_command_line
 from embedding_finetune.labels import RULE, is_free
 from embedding_finetune.shown import Shown, versions
 
@@ -181,13 +181,19 @@ class Settings:
     def load(cls, profile=None):
         """Read the settings; `profile=None` means the environment's PROFILE, or `msmarco`.
 
-        Raises UserError naming the first setting that is unknown, missing or impossible.
+        Raises UserError naming the first setting that is unknown, missing or impossible, and a variable of the
+        environment whose name is one letter away from a setting's: it is misspelt.
         """
+        for name in os.environ:
+            if meant := one_letter_off(name, [*TABLE, "PROFILE", "OVERWRITE"]):
+                raise UserError(f"{name} is no setting: did you mean {meant}? Unset {name} if another program needs it")
         profile = profile or os.environ.get("PROFILE") or "msmarco"
         given = _read_profile(profile)
         unknown = [name for name in given if name not in TABLE]
         if unknown:
-            raise UserError(f"profiles/{profile}.env: unknown setting {unknown[0]}; known are {', '.join(TABLE)}")
+            meant = one_letter_off(unknown[0], TABLE)
+            raise UserError(f"profiles/{profile}.env: unknown setting {unknown[0]}; "
+                            + (f"did you mean {meant}?" if meant else f"known are {', '.join(TABLE)}"))
         own = {name: os.environ[name] for name in TABLE if name in os.environ}
         others, given = _of_others(given, own), given | own
         for name, row in TABLE.items():

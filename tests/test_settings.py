@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 import venv
@@ -68,8 +69,29 @@ def test_impossible_values_are_refused_by_name(monkeypatch, name, value, message
         Settings.load()
 
 
+@pytest.mark.parametrize("name, meant", [
+    ("EPOCH", "EPOCHS"), ("EPOCHSS", "EPOCHS"), ("EPOKHS", "EPOCHS"), ("POCHS", "EPOCHS"), ("BATCHSIZE", "BATCH_SIZE"),
+    ("DATASETS", "DATASET"), ("SPLITT", "SPLIT"), ("PROFIL", "PROFILE"), ("OVERWRIT", "OVERWRITE")])
+def test_a_misspelt_setting_in_the_environment_is_an_error(monkeypatch, name, meant):
+    """It had no effect, and nothing said so."""
+    monkeypatch.setenv(name, "1")
+    message = f"{name} is no setting: did you mean {meant}? Unset {name} if another program needs it"
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        Settings.load("demo")
+
+
+@pytest.mark.parametrize("name", [
+    "SEEDS", "SEED", "SED", "GPU", "EPO", "EPOCHSXX", "XEPOCH", "POCHES", "epoch", "COLOUR", "PATH", "HOME",
+    "LANGUAGE", "PAIRS", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_MAX_RESTARTS", "SLURM_NNODES",
+    "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_TOKEN", "OMP_NUM_THREADS", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX"])
+def test_other_names_in_the_environment_are_ignored(monkeypatch, name):
+    monkeypatch.setattr(os, "environ", {name: "7", "PROFILE": "demo", "OVERWRITE": "1"})
+    assert Settings.load().profile == "demo"
+
+
 @pytest.mark.parametrize("line, message", [
-    ("COLOUR=red", "own.env: unknown setting COLOUR"),
+    ("COLOUR=red", "own.env: unknown setting COLOUR; known are DATASET, "),
+    ("EPOCH=3", "own.env: unknown setting EPOCH; did you mean EPOCHS.$"),
     ("SEED=1", "own.env, line 2: expected one new NAME=value"),
     ("MAX PAIRS=3", "own.env, line 2: expected one new NAME=value"),
     ('DATASET="open', "own.env, line 2: expected one new NAME=value"),
