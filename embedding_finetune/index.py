@@ -220,6 +220,7 @@ def _source(settings, label):
 
 def _make(settings, label, folder, facts, collection):
     """Write an index to an empty folder; returns its manifest, without the part that follows from today's settings."""
+    from embedding_finetune.retrieval.compiled import format_of
     from embedding_finetune.retrieval.onnx_queries import save_query_encoder
     from embedding_finetune.retrieval.retrievers import FLAT, RETRIEVERS, Dense, retriever_of
     manifest = {"label": label, "passages": len(collection.corpus), "facts": facts, "no_answer": {"threshold": None}}
@@ -238,7 +239,7 @@ def _make(settings, label, folder, facts, collection):
                 offsets.append(offsets[-1] + file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n"))
         np.save(folder / "offsets.npy", np.array(offsets))
         try:
-            if label not in RETRIEVERS:
+            if label not in RETRIEVERS and not format_of(retriever.encoder.use.name):  # a compiled model has a graph
                 save_query_encoder(folder, retriever.encoder)
         except UserError as error:
             if is_of_disk(error) or is_of_memory(error):  # which is no fault of the model, and may be over next time
@@ -254,14 +255,15 @@ def _make(settings, label, folder, facts, collection):
 
 
 def labels(settings):
-    """What can be searched with: retrievers, ready-made models, fine-tuned ones, fusions that were measured."""
+    """What can be searched with: retrievers, ready-made models, fine-tuned and compiled ones, fusions that were
+    measured."""
     from embedding_finetune.recipes import all_recipes
-    from embedding_finetune.retrieval.model_use import ready_made
+    from embedding_finetune.retrieval.model_use import compiled_labels, ready_made
     from embedding_finetune.retrieval.retrievers import RETRIEVERS
     tuned = [label for label, recipe in all_recipes(settings).items()
              if recipe.kind == "model" and (settings.output_dir / label / "config.json").is_file()]
     fused = [path.stem for path in sorted((settings.output_dir / "results").glob("hybrid_*.json"))]
-    return list(dict.fromkeys([*RETRIEVERS, *ready_made(settings), *tuned, *fused]))
+    return list(dict.fromkeys([*RETRIEVERS, *ready_made(settings), *tuned, *compiled_labels(settings), *fused]))
 
 
 def check_label(settings, label):

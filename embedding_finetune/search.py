@@ -33,7 +33,8 @@ def main():
     """Raises UserError when the query is empty or there is no such model."""
     parser = CommandLine("search", "Search the corpus.")
     parser.add_argument("query")
-    parser.add_argument("--model", metavar="LABEL", help="raw, reference, a recipe's label, bm25, hybrid_LABEL")
+    parser.add_argument("--model", metavar="LABEL",
+                        help="raw, reference, a recipe's label, bm25, hybrid_LABEL, LABEL-FORM of a compiled model")
     parser.add_argument("-k", type=int, default=5, help="passages that are shown (5)")
     parser.add_argument("--json", action="store_true", help="a list of rank, score, id, text, source, above_threshold")
     options = parser.parse_args()

@@ -46,7 +46,7 @@ from embedding_finetune.labels import FORMS
 from embedding_finetune.retrieval.compiled import GRAPHS, has_bf16, openvino_core
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.loading import DenseLayers, load_encoder
-from embedding_finetune.retrieval.model_use import use_of
+from embedding_finetune.retrieval.model_use import compiled_labels, use_of
 from embedding_finetune.retrieval.retrievers import Dense
 from embedding_finetune.seals import COMPILED
 from embedding_finetune.settings import CHOSEN_BY, Settings, plain
@@ -255,6 +255,8 @@ def smaller(settings, label, forms=()):
         if not runs_here(form):
             raise UserError("this processor has no instructions for bfloat16: give some of "
                             f"{', '.join(filter(runs_here, FORMS))}")
+    if label in compiled_labels(settings):
+        raise UserError(f"{label} is a compiled model: give the label of the model that it was made of")
     check_trained(settings, label)
     collection, use = read_data(settings), use_of(settings, label)
     train = collection.part("train")

@@ -15,8 +15,11 @@ from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.results import load_results
 from embedding_finetune.files import UserError
 from embedding_finetune.hub import model_content
+from embedding_finetune.index import labels, open_index
+from embedding_finetune.live import Busy, Shelf
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.model_use import use_of
+from embedding_finetune.retrieval.retrievers import Dense
 from embedding_finetune.seals import MARKER
 from embedding_finetune.settings import Settings
 
@@ -67,6 +70,46 @@ def test_each_form_gives_the_models_vectors_and_is_measured(whole):
         assert replace(used, label=of.label, title=of.title, name=of.name) == of
         assert "| recall@1 |" in (settings.output_dir / label / "README.md").read_text()
     assert (settings.output_dir / "results" / "smaller_neg10.md").read_text().count("\n") == 3 + len(forms)
+
+
+@pytest.mark.parametrize("label", ["neg10-onnx-int8", "neg10-openvino"])
+def test_a_compiled_model_is_searched_with_as_any_other(compiled, label, capsys):
+    collection = read_data(compiled)
+    queries = dict(list(collection.part("test").queries.items())[:5])
+    expected = Dense(Encoder(use_of(compiled, label))).index(collection.corpus).search(queries, 3)
+    assert label in labels(compiled)
+    for _ in range(2):  # made, and from the disk
+        found = open_index(compiled, label).answer(list(queries.values()), 3)
+        assert [[hit["id"] for hit in hits] for hits in found] == [list(ranking) for ranking in expected.values()]
+    said = capsys.readouterr().err
+    assert said.count("making the index") == 1 and "PyTorch" not in said
+    shelf = Shelf(compiled, "bm25")  # of a server
+    with pytest.raises(Busy, match=f"the index of {label} is being opened"):
+        shelf.get(label)
+    shelf.librarian.submit(int).result()
+    assert label in shelf.labels and shelf.get(label).manifest["label"] == label
+
+
+def test_a_compiled_model_of_other_weights_or_another_split_is_not_searched_with(compiled):
+    def message():
+        with pytest.raises(UserError) as caught:
+            open_index(compiled, "neg10-onnx")
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    record = compiled.output_dir / "neg10-onnx" / "compiled.json"
+    before, source = record.read_text(), compiled.output_dir / "neg10" / "training.json"
+    (source.parent / MARKER).unlink()  # so that the folder may be changed
+    record.write_text("{}")
+    assert "compiled.json is damaged: move the folder" in message()
+    record.write_text(before)
+    config, given = source.with_name("config.json"), source.with_name("config.json").read_text()
+    config.write_text(given.replace('"hidden_dropout_prob": 0.1', '"hidden_dropout_prob": 0.2'))
+    assert "neg10-onnx was made of other weights than neg10 has: run `OVERWRITE=1 python -m" in message()
+    source.write_text(source.read_text().replace('"data": "', '"data": "other'))
+    assert "neg10 was trained on another split" in message()
+    with pytest.raises(UserError, match="neg10-onnx is a compiled model: give the label of the model that it was made"):
+        smaller.smaller(compiled, "neg10-onnx", ["openvino"])
 
 
 def test_int8_is_small_and_static(whole):

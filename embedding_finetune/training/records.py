@@ -5,11 +5,11 @@ from dataclasses import MISSING, asdict
 from pathlib import Path
 
 from embedding_finetune.data.collection import data_identity
-from embedding_finetune.files import UserError
+from embedding_finetune.files import UserError, read_json
 from embedding_finetune.hub import model_content, model_path
 from embedding_finetune.recipes import all_recipes, find_recipe
-from embedding_finetune.retrieval.model_use import base_use, ready_made, use_of
-from embedding_finetune.seals import read_sealed
+from embedding_finetune.retrieval.model_use import base_use, compiled_labels, ready_made, use_of
+from embedding_finetune.seals import COMPILED, read_sealed
 from embedding_finetune.settings import TABLE, TRAINING, plain
 from embedding_finetune.training.rows import training_path
 from embedding_finetune.training.store import read_rows, rows_identity
@@ -78,9 +78,12 @@ def check_trained(settings, label):
     split.
 
     Where a recipe was trained with other settings than today's, that is printed: the model is used as it was trained.
+    A compiled model must be of the weights that the model it was made of has today.
     """
     if label in ready_made(settings):
         return
+    if label in compiled_labels(settings):
+        return _check_compiled(settings, label)
     recipe, folder = find_recipe(settings, label), settings.output_dir / label
     recorded = read_record(folder)
     if recorded is None:
@@ -93,6 +96,19 @@ def check_trained(settings, label):
                         if then.get(name) != value)
     if changed:
         print(f"{label} was trained with {changed}: it is used as it was trained")
+
+
+def _check_compiled(settings, label):
+    folder = settings.output_dir / label
+    made_of = (read_json(folder / COMPILED) or {}).get("made_of")
+    if not made_of:
+        raise UserError(f"{plain(folder / COMPILED)} is damaged: move the folder away, and make it anew with "
+                        "`python -m embedding_finetune.smaller`")
+    source = made_of["use"]["label"]
+    check_trained(settings, source)
+    if model_content(use_of(settings, source).name) != made_of["content"]:
+        raise UserError(f"{label} was made of other weights than {source} has: run `OVERWRITE=1 python -m "
+                        f"embedding_finetune.smaller {source} {made_of['form']}`")
 
 
 def script_of(label):
