@@ -1,13 +1,12 @@
 """Models turned into vectors, used as a ModelUse says, in length-sorted batches and with a cache."""
 
 import importlib.metadata
-from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from embedding_finetune.files import UserError, sha256
+from embedding_finetune.files import UserError
 from embedding_finetune.hub import load, model_content
 from embedding_finetune.retrieval.compiled import CompiledModel, format_of, runtime_of
 from embedding_finetune.retrieval.cpu import use_fast_linear
@@ -18,6 +17,9 @@ from embedding_finetune.retrieval.vectors import TokenStore, VectorCache, text_k
 
 CHUNK = 16384  # texts that are tokenised, sorted and stored together
 TOKEN_CHUNK = 2048  # the same for token vectors, of which a text has a hundred
+# Part of the key of all stored vectors. Raise it when a change of the code moves vectors, here or in what this module
+# uses (batches, loading, token vectors); tests/retrieval/test_encoder.py fails then.
+VERSION = 1
 FEW = 8  # texts that need no progress bar
 
 
@@ -119,7 +121,7 @@ class Encoder:
         packages = ("torch", "transformers", "tokenizers")
         return {"model": self.content, "pooling": self.use.pooling, "normalize": self.use.normalize,
                 "max_length": max_length, "prompt": prompt, "device": self._device, "dtype": str(self._dtype),
-                "code": sha256(__file__),
+                "version": VERSION,
                 **{package: importlib.metadata.version(package) for package in packages}, **runtime_of(self.use.name)}
 
     def _load(self):
@@ -147,8 +149,7 @@ class Encoder:
         temporary ones. The cache gets the passages' own vectors, too: both come of one pass.
         """
         texts, (max_length, prompt) = list(texts), self._asked("passages")
-        own = {"pooling": "none", "code of tokens": sha256(Path(__file__).with_name("tokens.py"))}
-        store = TokenStore(self.cache, self._identity(max_length, prompt) | own, texts)
+        store = TokenStore(self.cache, self._identity(max_length, prompt) | {"pooling": "none"}, texts)
         if not store.complete():
             store.write(self._token_chunks("passages", texts))
         return store.read()

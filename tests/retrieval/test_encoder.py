@@ -1,8 +1,10 @@
 """Vectors must be those of FlagEmbedding and sentence-transformers, never those of another model, use or text."""
 
 import dataclasses
+import itertools
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ import torch
 from FlagEmbedding.inference.embedder.encoder_only.base import BaseEmbedder
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from tiny import tiny_texts, tiny_xlmr
+from transformers import BertConfig, BertModel, BertTokenizer
 
 from embedding_finetune.files import UserError
 from embedding_finetune.retrieval import encoder as module
@@ -198,8 +201,7 @@ def test_a_changed_model_or_use_is_encoded_anew(use, texts, tmp_path, monkeypatc
         ids["in"], ids["the"] = ids["the"], ids["in"]
         (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(vocabulary))
     elif change == "code":
-        (tmp_path / "encoder.py").write_text("vectors = None\n")
-        monkeypatch.setattr(module, "__file__", str(tmp_path / "encoder.py"))
+        monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
     else:
         version = module.importlib.metadata.version
         monkeypatch.setattr("importlib.metadata.version",
@@ -208,6 +210,52 @@ def test_a_changed_model_or_use_is_encoded_anew(use, texts, tmp_path, monkeypatc
     np.testing.assert_allclose(after, Encoder(use).encode_queries(texts), atol=1e-5)
     assert len(list((tmp_path / "cache").iterdir())) == 2
     assert change in ("code", "package") or abs(after - before).max() > 1e-3
+
+
+def test_a_comment_in_the_code_keeps_the_cache(use, texts, tmp_path, monkeypatch, loadings):
+    Encoder(use, cache=tmp_path / "cache").encode_passages(texts)
+    (tmp_path / "encoder.py").write_text("# a comment\n")
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "encoder.py"))
+    Encoder(use, cache=tmp_path / "cache").encode_passages(texts)
+    assert loadings["models"] == 1
+
+
+@pytest.fixture
+def computed(tmp_path):
+    """A BERT of hidden size 4 whose weights are sines, and a Dense layer, so that no generator of random numbers has
+    a say: the vectors of each way of encoding, in lists."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ask", "the", "otter", "sleeps", "at", "night"]
+    BertTokenizer(vocab={word: number for number, word in enumerate(words)}).save_pretrained(tmp_path)
+    model = BertModel(BertConfig(vocab_size=len(words), hidden_size=4, num_hidden_layers=2, num_attention_heads=2,
+                                 intermediate_size=8, max_position_embeddings=16))
+    layer = Dense(4, 3, bias=False)
+    for number, weights in enumerate([*model.parameters(), *layer.parameters()]):
+        if weights.ndim == 2:  # the others are zeros and ones
+            weights.data = torch.sin(torch.arange(weights.numel()) * 1.7 + number).view(weights.shape)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "2_Dense").mkdir()
+    layer.save(str(tmp_path / "2_Dense"))
+    texts = ["the otter", "the otter sleeps at night and the otter sleeps", "night"]
+    found = {}
+    for pooling, changes in (("cls", {}), ("mean", {"dense": "2_Dense", "normalize": False}), ("last_token", {})):
+        encoder = Encoder(ModelUse("", "", str(tmp_path), pooling, "ask ", "", 6, 8, **changes))
+        found[pooling] = [encoder.encode_queries(texts).tolist(), encoder.encode_passages(texts).tolist()]
+    tokens, starts = encoder.encode_passage_tokens(texts)
+    return found | {"tokens": tokens.tolist(), "starts": starts.tolist()}
+
+
+def test_vectors_move_only_with_the_version(computed):
+    """Where this fails, a change of the code has moved vectors: raise encoder.VERSION, so that the cache of before is
+    left, and add the new vectors to vectors.json under the new version."""
+    stored = json.loads(Path(__file__).with_name("vectors.json").read_text())
+    expected = stored[str(module.VERSION)]
+    assert list(stored) == [str(version) for version in range(1, module.VERSION + 1)]
+    assert all(one != other for one, other in itertools.combinations(stored.values(), 2))
+    assert computed.keys() == expected.keys() and computed["starts"] == expected["starts"]
+    for way in ("cls", "mean", "last_token"):
+        for mine, theirs in zip(computed[way], expected[way], strict=True):
+            np.testing.assert_allclose(mine, theirs, atol=1e-5, rtol=0, err_msg=way)
+    np.testing.assert_allclose(computed["tokens"], expected["tokens"], atol=1e-3, rtol=0)  # float16
 
 
 def edit_json(path, **changes):
