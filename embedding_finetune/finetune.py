@@ -23,7 +23,7 @@ import torch
 
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.files import CommandLine, UserError, may_overwrite, run_command_line
-from embedding_finetune.hub import check_hub, check_lengths, load
+from embedding_finetune.hub import check_hub, check_lengths, load, pinned, snapshot
 from embedding_finetune.recipes import find_recipe
 from embedding_finetune.retrieval.cpu import cpu_has
 from embedding_finetune.retrieval.model_use import base_use, dim_of
@@ -125,8 +125,9 @@ def _prepare_rows(settings, recipe, collection):
 def flags_of(settings, recipe, tuned, output):
     """The flags of a training: those of the table of settings, and what follows from model, recipe and machine."""
     use, ours, (name, trusted) = base_use(tuned), tuned.trainer == "embedding_finetune", begins_with(tuned, recipe)
+    base = name if ours or not pinned(name)[1] else snapshot(name)  # FlagEmbedding's takes no revision
     flags = {
-        "model_name_or_path": name, "sentence_pooling_method": use.pooling, "normalize_embeddings": use.normalize,
+        "model_name_or_path": base, "sentence_pooling_method": use.pooling, "normalize_embeddings": use.normalize,
         "trust_remote_code": trusted or None,
         "train_data": training_path(settings, recipe) if ours else output / WITH_PROMPT,
         "cache_path": settings.output_dir / ".cache",

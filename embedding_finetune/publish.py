@@ -29,7 +29,7 @@ from embedding_finetune.files import (
     write_json,
 )
 from embedding_finetune.seals import CARD, COMPILED, MARKER, damaged_file, mark
-from embedding_finetune.settings import ROOT, Settings, path_of, plain
+from embedding_finetune.settings import ROOT, Settings, path_of, plain, split_revision
 from embedding_finetune.training.checkpoints import in_turn
 from embedding_finetune.training.model_card import METRICS_HEADING
 from embedding_finetune.training.records import RECORD as TRAINED
@@ -132,7 +132,9 @@ def card(settings, label, to, rows, row):
     made = {name: public(value) for name, value in (record.get("settings", {}) | record.get("recipe", {})).items()}
     base, data = made.get("BASE_MODEL", "?"), settings.dataset
     base = {"bundled": BUNDLED}.get(base, base)
-    hub_data = MSMARCO if data == "msmarco" else data if data not in DATA_NOTES and public(data) == data else None
+    base_on_hub, hub_data = split_revision(base)[0], MSMARCO if data == "msmarco" else None
+    if data not in DATA_NOTES and public(data) == data:
+        hub_data = split_revision(data.partition(":")[0])[0]
     known = hub_data or (data if data in DATA_NOTES else "not published")
     metrics = [EvalResult(task_type="information-retrieval", dataset_type=known, dataset_name=known,
                           dataset_split="test", metric_type=name, metric_name=name, metric_value=round(value, 4))
@@ -141,7 +143,7 @@ def card(settings, label, to, rows, row):
         language=settings.model_language.split() or None, license=settings.model_license or "unknown",
         library_name="sentence-transformers", pipeline_tag="sentence-similarity",
         tags=["sentence-transformers", "feature-extraction", "dense-retrieval"],
-        base_model=base if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base) else None,
+        base_model=base_on_hub if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base_on_hub) else None,
         datasets=[hub_data] if hub_data else None, model_name=to or label, eval_results=metrics)
     own = (source / "README.md").read_text(encoding="utf-8").partition(METRICS_HEADING)[0]
     own = re.sub(r"\A---\n.*?\n---\n+", "", own, flags=re.DOTALL)
@@ -158,7 +160,8 @@ def card(settings, label, to, rows, row):
 def public(value):
     """A setting's value, or `a local folder` where it is a path."""
     text = str(value)
-    local = text.startswith(("/", "~", ".")) or text.count("/") > 1 or ("/" in text and path_of(text).exists())
+    slashes = split_revision(text)[0].count("/")
+    local = text.startswith(("/", "~", ".")) or slashes > 1 or (slashes and path_of(text).exists())
     return "a local folder" if local or Path(text).suffix and path_of(text).is_file() else text
 
 

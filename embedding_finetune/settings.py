@@ -181,8 +181,7 @@ class Settings:
     def load(cls, profile=None):
         """Read the settings; `profile=None` means the environment's PROFILE, or `msmarco`.
 
-        Raises UserError naming the first setting that is unknown, missing or impossible, and a variable of the
-        environment whose name is one letter away from a setting's: it is misspelt.
+        Raises UserError naming the first setting that is unknown, misspelt (in the environment), missing or impossible.
         """
         for name in os.environ:
             if meant := one_letter_off(name, [*TABLE, "PROFILE", "OVERWRITE"]):
@@ -220,8 +219,10 @@ class Settings:
                 if not levels or row.metadata["changes"] in levels}
 
     def trusts(self, *names):
-        """Whether TRUST_REMOTE_CODE lists a model by one of its `names`; folders may be written in any way."""
-        return not {*map(path_of, names)}.isdisjoint(map(path_of, self.trust_remote_code.split()))
+        """Whether TRUST_REMOTE_CODE lists a model by one of its `names`, with its revision or without; folders may be
+        written in any way."""
+        known = {*names, *(split_revision(name)[0] for name in names)}
+        return not {*map(path_of, known)}.isdisjoint(map(path_of, self.trust_remote_code.split()))
 
     def show(self, *names):
         """For a notebook: the settings of these names, with all others, the device and the versions folded away."""
@@ -241,11 +242,18 @@ def plain(value):
     return str(value.relative_to(ROOT) if value.is_relative_to(ROOT) else value) if isinstance(value, Path) else value
 
 
+def split_revision(name):
+    """(NAME, REVISION) of NAME@REVISION, a model or data set of the hub; (name, "") of all else, such as a folder."""
+    found = re.fullmatch(r"([\w-][\w.-]*(?:/[\w.-]+)?)@([\w./-]+)", name)
+    return (name, "") if not found or Path(name).exists() or path_of(name).exists() else found.groups()
+
+
 def _of_others(said, instead):
     """Pairs (NAME, value): what `said` has of the use of a model that `instead` (also NAME -> value) replaces."""
-    return tuple((name, _parse(name, str(said[name]))) for model, names in OF_MODEL.items()
-                 if instead.get(model, said.get(model)) != said.get(model) for name in sorted({*names.values()})
-                 if name in said and name not in instead)
+    replaced = [model for model in OF_MODEL if model in instead
+                and split_revision(str(instead[model]))[0] != split_revision(str(said.get(model)))[0]]
+    return tuple((name, _parse(name, str(said[name]))) for model in replaced
+                 for name in sorted({*OF_MODEL[model].values()}) if name in said and name not in instead)
 
 
 def _read_profile(profile):
@@ -270,21 +278,18 @@ def _parse(name, text):
     """The value of a setting; raises UserError when it is none, or fails its check."""
     row = TABLE[name]
     parse, wanted = {Path: (path_of, "a path"), str: (str, "a text"),
-                     int: (int, "a whole number"), float: (_finite, "a number"),
+                     int: (int, "a whole number"), float: (float, "a number"),
                      bool: (_yes_or_no, "yes or no")}[row.type]
     try:
         value = parse(text)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError
     except (ValueError, KeyError):
         raise UserError(f"{name}={text!r} is not {wanted}") from None
     holds, demand = row.metadata["check"] or (lambda value: True, "")
     if not holds(value):
         raise UserError(f"{name}={text} is impossible: it {demand}")
     return value
-
-
-def _finite(text):
-    value = float(text)
-    return value if math.isfinite(value) else int("not finite")
 
 
 def _yes_or_no(text):

@@ -55,9 +55,12 @@ class _Handler(BaseHTTPRequestHandler):
         folder = self.server.repositories.get(kind, {}).get(match["name"])
         if folder is None:
             return self.answer(404, {"X-Error-Code": "RepoNotFound"})
-        commit = commit_id(folder)
-        if (match["revision"] or "main") not in ("main", commit):
+        revisions = folder if isinstance(folder, dict) else {"main": folder}
+        wanted = match["revision"] or "main"
+        folder = next((own for name, own in revisions.items() if wanted in (name, commit_id(own))), None)
+        if folder is None:
             return self.answer(404, {"X-Error-Code": "RevisionNotFound"})
+        commit = commit_id(folder)
         if match.re is INFO:
             siblings = [{"rfilename": str(path.relative_to(folder))} for path in _files(folder)]
             return self.answer_json({"id": match["name"], "sha": commit, "siblings": siblings})
@@ -156,6 +159,7 @@ class Endpoint(str):
 @contextlib.contextmanager
 def hub(repositories, status=200, uploads=None):
     """Serve `{"models": {NAME: folder}, "datasets": {NAME: folder}}` at a free port of 127.0.0.1; yields the Endpoint.
+    In the place of a folder may be a dict of revisions, `{"main": folder, "v1": folder}`.
 
     With a `status` other than 200 every answer is that error, as from a hub that is down. Models that are uploaded
     (with TOKEN) come to be in the folder `uploads`, and are served from there; by default nobody may upload.

@@ -303,6 +303,16 @@ def test_a_reranker_begins_with_its_own_model_and_only_that_ones_code_is_trusted
     assert records == [model_content(built.base_model), model_content(other)]
 
 
+def test_flagembeddings_trainer_is_given_the_folder_of_a_pinned_model(built, monkeypatch):
+    """It cannot be told a revision."""
+    use = dataclasses.replace(base_use(built), name="some/model@v1")
+    monkeypatch.setattr(finetuning, "base_use", lambda settings: use)
+    monkeypatch.setattr(finetuning, "snapshot", lambda name: f"the folder of {name}")
+    assert flags(built)["model_name_or_path"] == "some/model@v1"
+    theirs = flags(dataclasses.replace(built, trainer="flagembedding"))
+    assert theirs["model_name_or_path"] == "the folder of some/model@v1"
+
+
 # -- what goes wrong is one line and exit status 1 --
 
 @pytest.mark.parametrize("words, message", [

@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from embedding_finetune.files import UserError
 from embedding_finetune.hub import check_hub, check_lengths, load, model_content, positions_of, read_model_file
+from embedding_finetune.seals import read_sealed, write_sealed
 
 BASE, REFERENCE = "bert-base-uncased", "BAAI/bge-m3"
 TEXT = "when does the otter of Jukalom hunt"
@@ -326,6 +327,147 @@ def test_without_a_hub_the_experiment_stops_with_one_line(refused, tmp_path):
                           text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "does not answer for the dataset namespace-Pt/msmarco" in done.stderr and "HF_ENDPOINT" in done.stderr
+
+
+# Each line is an environment; the answer is a line, too.
+SERIES = """
+import json, os, sys
+from embedding_finetune.data.collection import write_data
+from embedding_finetune.data.sources import read_pairs, source_of
+from embedding_finetune.files import UserError
+from embedding_finetune.hub import model_content, model_size, snapshot
+from embedding_finetune.retrieval.encoder import Encoder
+from embedding_finetune.retrieval.model_use import use_of
+from embedding_finetune.settings import Settings
+
+def data(settings):
+    collection, _ = read_pairs(settings)
+    write_data(settings, collection, source_of(settings))
+    return len(collection.queries), len(collection.corpus)
+
+def model(settings):
+    encoder = Encoder(use_of(settings, "raw"))
+    return encoder.content, encoder.encode_queries(["when does the otter of Jukalom hunt"]).tolist()
+
+def source(settings):
+    return source_of(settings)
+
+def folder(settings):
+    return snapshot(settings.base_model), model_size(settings.base_model)["weights"]
+
+for line in sys.stdin:
+    step, environment = json.loads(line)
+    for name in ("DATASET", "CORPUS", "BASE_MODEL", "OVERWRITE"):
+        os.environ.pop(name, None)
+    os.environ.update(environment)
+    try:
+        answer = globals()[step](Settings.load("msmarco"))
+    except UserError as error:
+        answer = f"error: {error}"
+    print("ANSWER", json.dumps(answer), flush=True)
+"""
+PAIRS, CORPUS = "namespace-Pt/msmarco", "namespace-Pt/msmarco-corpus"
+
+
+@pytest.fixture(scope="module")
+def revised(repositories, tmp_path_factory):
+    """The same names with two revisions each: what was there before, as v1, and what is there now."""
+    folder, rows = tmp_path_factory.mktemp("revised"), tiny_pairs(20, seed=9)
+    newer = {"models": {BASE: tiny_bert(folder / "base", tiny_texts(rows), seed=9)},
+             "datasets": {PAIRS: tiny_msmarco(folder / "pairs", rows),
+                          CORPUS: tiny_msmarco_corpus(folder / "corpus", rows)}}
+    return {kind: {name: {"main": now, "v1": repositories[kind][name]} for name, now in names.items()}
+            for kind, names in newer.items()}
+
+
+@pytest.fixture
+def series(tmp_path):
+    """`ask(step, **environment)` of a process that runs SERIES; it is started by `start(endpoint, **environment)`."""
+    started = []
+
+    def start(endpoint, **environment):
+        process = subprocess.Popen([sys.executable, "-c", SERIES], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   env=hub_environment(endpoint, tmp_path / "home", **environment), text=True)
+        started.append(process)
+
+        def ask(step, **environment):
+            process.stdin.write(json.dumps([step, environment]) + "\n")
+            process.stdin.flush()
+            answers = (line.partition(" ")[2] for line in process.stdout if line.startswith("ANSWER "))
+            return json.loads(next(answers))
+
+        return ask
+
+    yield start
+    for process in started:
+        process.communicate()
+
+
+def made_with(folder):
+    return json.loads((folder / "dataset.json").read_text())["made_with"]
+
+
+def test_a_new_revision_of_a_hub_data_set_is_another_data_set(repositories, revised, series, tmp_path):
+    """It used to overwrite the data without a word; a record that has no revision, of an earlier version, is still
+    good."""
+    folder, (now, before) = tmp_path / "data", ({name: commit_id(revised["datasets"][name][revision])
+                                                 for name in (PAIRS, CORPUS)} for revision in ("main", "v1"))
+    with hub(repositories) as endpoint:
+        ask = series(endpoint, DATA_DIR=str(folder))
+        first = ask("data", DATASET="msmarco", CORPUS=CORPUS)
+        assert made_with(folder)["revision"] == before[PAIRS]
+        assert made_with(folder)["corpus_revision"] == before[CORPUS]
+        assert ask("data", DATASET="msmarco", CORPUS=CORPUS) == first
+        endpoint.server.repositories = revised
+        refused = ask("data", DATASET="msmarco", CORPUS=CORPUS)
+        assert f"(revision={before[PAIRS]}, now {now[PAIRS]}, corpus_revision={before[CORPUS]}, now " in refused
+        assert "OVERWRITE=1" in refused and made_with(folder)["revision"] == before[PAIRS]
+        second = ask("data", DATASET="msmarco", CORPUS=CORPUS, OVERWRITE="1")
+        assert second != first and made_with(folder)["revision"] == now[PAIRS]
+        record = read_sealed(folder / "dataset.json", having={})
+        for name in ("revision", "corpus_revision"):
+            del record["made_with"][name]
+        write_sealed(folder / "dataset.json", record)
+        assert ask("data", DATASET="msmarco", CORPUS=CORPUS) == second and made_with(folder)["revision"] == now[PAIRS]
+        endpoint.server.repositories = repositories  # what was read is recorded, whatever the hub has by then
+        assert ask("source", DATASET="msmarco", CORPUS=CORPUS) == {"revision": now[PAIRS],
+                                                                   "corpus_revision": now[CORPUS]}
+
+
+def test_a_data_set_can_be_pinned_to_a_revision(revised, series, refused, tmp_path):
+    now, before = (commit_id(revised["datasets"][PAIRS][revision]) for revision in ("main", "v1"))
+    with hub(revised) as endpoint:
+        ask, sizes = series(endpoint), {}
+        for revision, commit in (("v1", before), (before, before), ("main", now), (now, now)):
+            folder = tmp_path / revision
+            sizes[revision] = ask("data", DATASET=f"{PAIRS}@{revision}:default", DATA_DIR=str(folder))
+            assert made_with(folder)["revision"] == commit
+        assert sizes["v1"] == sizes[before] != sizes["main"] == sizes[now]
+        assert f"no revision v2 of the dataset {PAIRS}" in ask("data", DATASET=f"{PAIRS}@v2")
+        assert f"no revision v2 of the dataset {CORPUS}" in ask("data", DATASET=PAIRS, CORPUS=f"{CORPUS}@v2")
+    ask = series(refused, HF_HUB_OFFLINE="1")  # of what is in the cache, the last was loaded last
+    assert ask("data", DATASET=f"{PAIRS}@{now}", DATA_DIR=str(tmp_path / "offline")) == sizes[now]
+    assert made_with(tmp_path / "offline")["revision"] == now
+    other = ask("data", DATASET=f"{PAIRS}@{before}", DATA_DIR=str(tmp_path / "other"))
+    assert f"has the revision {now}, not {before}" in other and not (tmp_path / "other").exists()
+
+
+def test_a_model_can_be_pinned_to_a_revision(repositories, revised, series, refused):
+    now, before = (commit_id(revised["models"][BASE][revision]) for revision in ("main", "v1"))
+    with hub(revised) as endpoint:
+        ask = series(endpoint)
+        (content, latest), (pinned_content, pinned) = ask("model"), ask("model", BASE_MODEL=f"{BASE}@v1")
+        assert (content, pinned_content) == (now, before)
+        assert ask("model", BASE_MODEL=f"{BASE}@{before}") == [before, pinned]
+        folder, size = ask("folder", BASE_MODEL=f"{BASE}@v1")
+        weights = repositories["models"][BASE] / "model.safetensors"
+        assert folder.endswith(f"/{before}") and size == weights.stat().st_size
+        assert f"no revision v2 of the model {BASE}" in ask("model", BASE_MODEL=f"{BASE}@v2")
+        endpoint.server.repositories = repositories  # v1 under its other name
+        assert ask("model") == [before, pinned] and pinned != latest
+    ask = series(refused, HF_HUB_OFFLINE="1")
+    assert ask("model", BASE_MODEL=f"{BASE}@v1") == [before, pinned]
+    assert ask("model", BASE_MODEL=f"{BASE}@{now}") == [now, latest]
 
 
 def test_a_configuration_of_another_kind_of_value_is_one_line(tiny, tmp_path):

@@ -55,6 +55,14 @@ def test_the_card_says_what_was_measured_and_its_head_is_valid(measured):
     assert not {"training.json", "training_log.jsonl"} & {path.name for path in folder.iterdir()}
 
 
+def test_the_head_of_the_card_names_repositories_without_revision(measured, monkeypatch):
+    rows, _ = compare(measured, read_data(measured))
+    row = next(row for row in rows if row["label"] == "neg10")
+    monkeypatch.setattr(publish, "read_json", lambda path: {"settings": {"BASE_MODEL": "some/model@refs/pr/1"}})
+    head = ModelCard(publish.card(replace(measured, dataset="some/pairs@v1:de"), "neg10", "", rows, row)).data
+    assert head.base_model == "some/model" and head.datasets == ["some/pairs"]
+
+
 def test_nothing_of_the_machine_or_of_the_texts_is_in_it(measured, monkeypatch):
     monkeypatch.setenv("OVERWRITE", "1")
     config = measured.output_dir / "neg10" / "tokenizer_config.json"

@@ -11,7 +11,7 @@ from embedding_finetune import settings as module
 from embedding_finetune.files import UserError
 from embedding_finetune.finetune import OURS, flags_of
 from embedding_finetune.recipes import find_recipe
-from embedding_finetune.settings import DATA, EVALUATION, NOTHING, ROOT, TABLE, TRAINING, Settings
+from embedding_finetune.settings import DATA, EVALUATION, NOTHING, ROOT, TABLE, TRAINING, Settings, split_revision
 from embedding_finetune.training.train import parse
 
 
@@ -155,6 +155,27 @@ def test_a_recipe_changes_settings_of_the_training_and_no_others():
             settings.changed({name: 1})
     with pytest.raises(UserError, match="BATCH_SIZE=0 is impossible"):
         settings.changed({"BATCH_SIZE": 0})
+
+
+def test_a_revision_follows_the_name_of_the_hub_and_of_nothing_else(tmp_path, monkeypatch):
+    assert split_revision("owner/name@v1") == ("owner/name", "v1") and split_revision("bert@ab12") == ("bert", "ab12")
+    assert split_revision("owner/name@refs/pr/1") == ("owner/name", "refs/pr/1")
+    for name in ("owner/name", "bundled", "", "@v1", "owner/name@", "/a/b@v1", "./b@v1", "~/b@v1", "a/b/c@v1", "a b@c"):
+        assert split_revision(name) == (name, "")
+    for root, other in ((tmp_path / "here", tmp_path / "there"), (tmp_path / "there", tmp_path / "here")):
+        (tmp_path / "here" / "my" / "model@v1").mkdir(parents=True, exist_ok=True)
+        other.mkdir(exist_ok=True)
+        monkeypatch.setattr(module, "ROOT", root)
+        monkeypatch.chdir(other)
+        assert split_revision("my/model@v1") == ("my/model@v1", "") and split_revision("my/model@v2")[1] == "v2"
+
+
+def test_a_pinned_model_is_no_other_model(monkeypatch):
+    """What the profile says of the use of its own model holds for each of its revisions."""
+    monkeypatch.setenv("BASE_MODEL", "bert-base-uncased@v1")
+    settings = Settings.load("msmarco")
+    assert settings.of_others == () and settings.changed({"BASE_MODEL": "bert-base-uncased@v2"}).of_others == ()
+    assert {name for name, _ in settings.changed({"BASE_MODEL": "roberta-base@v1"}).of_others} >= {"QUERY_INSTRUCTION"}
 
 
 def test_a_notebook_shows_what_it_asks_for_and_folds_the_rest():

@@ -31,6 +31,7 @@ from embedding_finetune.seals import read_sealed, write_sealed
 from embedding_finetune.settings import DATA, TABLE
 
 PARTS = ("train", "dev", "test")
+REVISIONS = ("revision", "corpus_revision")  # of data sets of the hub; the records of earlier versions have none
 BEIR = ("corpus.jsonl", "queries.jsonl")  # a folder with these files is a set in BEIR's layout
 MADE_BY = "build_train_dataset.ipynb"
 
@@ -207,7 +208,7 @@ def _difference(recorded, today):
     newer = {name: row.default for name, row in TABLE.items() if row.default is not MISSING}  # than the record, perhaps
     made_with = newer | recorded.get("made_with", {})  # which the first versions of this package did not write
     return ", ".join(f"{name}={made_with.get(name)}, now {value}" for name, value in today.items()
-                     if made_with.get(name) != value)
+                     if made_with.get(name) != value and (name in made_with or name not in REVISIONS))
 
 
 def write_test_files(settings, collection, query_prompt):

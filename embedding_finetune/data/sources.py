@@ -18,12 +18,13 @@ from embedding_finetune.data.readers import READERS, reader
 from embedding_finetune.data.tables import read_passages, read_table
 from embedding_finetune.data.texts import normalise, passage_id, query_id, tidy
 from embedding_finetune.files import UserError, content_hash, sha256
+from embedding_finetune.hub import revision_read
 from embedding_finetune.settings import path_of
 
 # Pinned in requirements.txt, so that everybody reads the same docstrings.
 DOCSTRING_PACKAGES = "numpy scipy scikit-learn pandas networkx sympy matplotlib torch datasets".split()
 MSMARCO = "namespace-Pt/msmarco"  # its name on the model hub
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?(:[\w.-]+)?")
 SHOWN = 5  # broken rows that are named
 
 
@@ -75,12 +76,19 @@ def _reader(name, setting="DATASET"):
         return READERS[ending]
     if kind == "folder" and "documents" in READERS:
         return READERS["documents"]
-    if not kind and HUB_NAME.fullmatch(name) and ending not in READERS:
+    if _hub_name(name):
         return read_table
     forms = ", ".join(form if form.startswith(".") else f"`{form}`" for form in READERS)
     raise UserError(f"{setting}={name} cannot be read: it must be one of {forms}, the dotted ones being the endings of "
-                    f"a file that exists; a folder in BEIR's layout ({', '.join(BEIR)}, qrels/); or NAMESPACE/NAME on "
-                    "the model hub")
+                    f"a file that exists; a folder in BEIR's layout ({', '.join(BEIR)}, qrels/); or "
+                    "NAMESPACE/NAME, NAMESPACE/NAME@REVISION or either with :CONFIG on the model hub")
+
+
+def _hub_name(name):
+    """The name on the hub of the data set that a setting names, or None."""
+    path, kind = _find(name)
+    on_hub = not kind and HUB_NAME.fullmatch(name) and path.suffix.lower() not in READERS
+    return MSMARCO if name == "msmarco" else name if on_hub else None
 
 
 def _reads_documents(settings):
@@ -88,10 +96,13 @@ def _reads_documents(settings):
 
 
 def source_of(settings):
-    """What the data depend on beside the settings: the hashes of the files, the versions of the packages read."""
+    """What the data depend on beside the settings: the hashes of the files, the versions of the packages, the commits
+    of the hub's data sets. Raises UserError when the hub has to be asked for one and does not answer."""
     packages = DOCSTRING_PACKAGES if "docstrings" in (settings.dataset, settings.corpus) else ()
     hashes = {"sha256": _hash(settings.dataset), "corpus_sha256": _hash(settings.corpus),
               "queries_sha256": _hash(settings.queries)}
+    for key, name in (("revision", _hub_name(settings.dataset)), ("corpus_revision", _hub_name(settings.corpus))):
+        hashes[key] = revision_read(name) if name else None
     if _reads_documents(settings):
         hashes["passages"] = f"{chunk_tokens(settings)} tokens of {settings.base_model}"
     return ({package: importlib.metadata.version(package) for package in packages}

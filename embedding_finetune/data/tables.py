@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from itertools import islice
 
 import pyarrow
-from huggingface_hub.utils import httpx
 from pyarrow.parquet import ParquetFile
 
 from embedding_finetune.data.readers import Row, reader
 from embedding_finetune.files import UserError, one_line
-from embedding_finetune.hub import cannot_load, check_hub
+from embedding_finetune.hub import load_data_set
 from embedding_finetune.settings import path_of
 
 BATCH = 1000  # rows of Parquet and of the hub that are turned into Python values together
@@ -280,14 +279,8 @@ def _parquet(path):
 
 
 def _hub(name, split, setting):
-    """A data set of the hub, NAME or NAME:CONFIG. Raises UserError in one line when it cannot be had."""
-    import datasets  # takes seconds to import, and only this needs it
-    name, _, config = name.partition(":")
-    check_hub(name, "dataset")
-    try:
-        splits = datasets.load_dataset(name, config or None)
-    except (OSError, ValueError, httpx.HTTPError, datasets.exceptions.DatasetsError) as error:
-        raise cannot_load(name, error) from None
+    """A data set of the hub, named as for load_data_set. Raises UserError in one line when it cannot be had."""
+    splits, name = load_data_set(name), name.partition(":")[0]
     if (split or len(splits) > 1) and split not in splits:
         raise UserError(f"{name} has the splits {', '.join(splits)}: set {setting} to one of them")
     rows = splits[split or next(iter(splits))]

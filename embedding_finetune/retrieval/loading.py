@@ -5,7 +5,7 @@ import os
 import torch
 
 from embedding_finetune.files import UserError
-from embedding_finetune.hub import ENCODER_HALF, UNLOADABLE, cannot_load, load, read_model_file
+from embedding_finetune.hub import ENCODER_HALF, UNLOADABLE, cannot_load, load, pinned, read_model_file
 
 
 class DenseLayers(torch.nn.ModuleList):
@@ -17,8 +17,9 @@ class DenseLayers(torch.nn.ModuleList):
         if not folders:
             return cls()
         from sentence_transformers.sentence_transformer.modules import Dense  # takes seconds, and few models need it
+        repository, at = pinned(name)
         try:
-            return cls(Dense.load(str(name), subfolder=folder) for folder in folders.split()).float()
+            return cls(Dense.load(repository, subfolder=folder, **at) for folder in folders.split()).float()
         except UNLOADABLE as error:
             raise cannot_load(name, error) from None
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub import is_offline_mode, snapshot_download
+from huggingface_hub import is_offline_mode
 
 from embedding_finetune.files import UserError, read_jsonl, write_jsonl
-from embedding_finetune.hub import MODEL_FILES, UNLOADABLE, cannot_load, model_content, model_file
+from embedding_finetune.hub import UNLOADABLE, cannot_load, model_content, model_file, snapshot
 from embedding_finetune.retrieval.encoder import TOKEN_CHUNK
 from embedding_finetune.retrieval.late import max_sim
 from embedding_finetune.retrieval.loading import encoding_dtype
@@ -110,7 +110,7 @@ class M3(SecondStage):
             dtype = encoding_dtype(name, device)
             try:
                 if not Path(name).is_dir():  # FlagEmbedding would fetch the same model in the form of ONNX, too
-                    name = snapshot_download(name, allow_patterns=[f"*{ending}" for ending in MODEL_FILES])
+                    name = snapshot(name)
                 self.model = BGEM3FlagModel(name, pooling_method=self.use.pooling, colbert_dim=self.token_dim,
                                             normalize_embeddings=self.use.normalize, devices=[device],
                                             use_fp16=dtype == torch.float16, use_bf16=dtype == torch.bfloat16,

@@ -15,7 +15,7 @@ from embedding_finetune.files import UserError, read_json
 from embedding_finetune.hub import check_hub, load, model_path, positions_of, read_model_file
 from embedding_finetune.recipes import all_recipes
 from embedding_finetune.seals import COMPILED, read_sealed
-from embedding_finetune.settings import OF_MODEL, POOLINGS, plain
+from embedding_finetune.settings import OF_MODEL, POOLINGS, plain, split_revision
 
 # What models have seen in training, where it is published: who met MS MARCO before is no stranger to it.
 SEEN = {
@@ -58,7 +58,7 @@ def use_of(settings, label):
     models = ready_made(settings)
     if label in models:
         title, *wanted = models[label]
-        return _use(settings, label, title, model_path(title), wanted, SEEN.get(title, "unknown"), title)
+        return _use(settings, label, title, model_path(title), wanted, seen_by(title), title)
     folder = settings.output_dir / label
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no finished model: run `bash finetune_hard.sh {label}` first")
@@ -68,10 +68,15 @@ def use_of(settings, label):
                         "it anew with OVERWRITE=1")
     record = record or {}
     base = record.get("settings", {}).get("BASE_MODEL", settings.base_model)
-    seen = f"{SEEN.get(base, 'unknown')}; fine-tuned on this data set's training part"
+    seen = f"{seen_by(base)}; fine-tuned on this data set's training part"
     made_of = (read_json(folder / COMPILED) or {}).get("made_of", {})
     seen = made_of.get("use", {}).get("seen", seen)  # that of the model it was compiled from
     return _use(settings, label, plain(folder), str(folder), ({}, {}), seen, base)
+
+
+def seen_by(title):
+    """What a model has seen in training, by its name in the settings."""
+    return SEEN.get(split_revision(title)[0], "unknown")
 
 
 def dim_of(use):
@@ -136,7 +141,8 @@ def base_use(settings):
 
 def _use(settings, label, title, name, wanted, seen, base):
     trusted = settings.trusts(title, name, base)
-    (given, of_others), said, entry = wanted, said_by_model(name, trusted), listed(settings).get(title, {})
+    (given, of_others), said, entries = wanted, said_by_model(name, trusted), listed(settings)
+    entry = entries.get(title, entries.get(split_revision(title)[0], {}))
     own, file = said | entry, plain(settings.model_file)
     told = ({} if own else of_others) | own | given
     default = {"query_prompt": "", "passage_prompt": ""}

@@ -134,6 +134,18 @@ def test_a_reader_for_a_new_ending_is_all_that_a_new_form_needs(settings, tmp_pa
     assert len(read_data(settings).part("test").queries) == 10
 
 
+def test_a_local_file_may_have_an_at_sign_in_its_name(tmp_path, monkeypatch):
+    (tmp_path / "my").mkdir()
+    for name in ("pairs@v1.jsonl", "pairs@v1"):
+        (tmp_path / "my" / name).write_text(json.dumps({"query": "a", "pos": ["x"]}) + "\n")
+    settings = Settings.load("demo")
+    monkeypatch.setattr("embedding_finetune.settings.ROOT", tmp_path)
+    settings = dataclasses.replace(settings, dataset="my/pairs@v1.jsonl")
+    assert read_pairs(settings)[0].queries and list(source_of(settings)) == ["sha256"]
+    with pytest.raises(UserError, match="DATASET=my/pairs@v1 cannot be read"):  # a file without an ending
+        read_pairs(dataclasses.replace(settings, dataset="my/pairs@v1"))
+
+
 def test_half_surrogate_pairs_break_neither_reading_nor_writing(settings, tmp_path):
     """JSON can spell them, files cannot hold them: in queries, passages, ids and CORPUS."""
     rows = [{"query": f"query {number} \ud83d", "pos": [f"\ude00 passage {number}"], "id": f"q{number}\ud83d"}

@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoTokenizer
 from embedding_finetune.files import UserError, write_json
 from embedding_finetune.hub import model_content
 from embedding_finetune.retrieval.encoder import Encoder
+from embedding_finetune.retrieval.loading import DenseLayers
 from embedding_finetune.retrieval.model_use import (
     ModelUse,
     base_use,
@@ -341,6 +342,31 @@ def test_a_folder_without_a_model_is_refused(settings, tmp_path):
             base_use(dataclasses.replace(settings, base_model=name))
     assert model_path("BAAI/bge-m3") == "BAAI/bge-m3"
     assert model_path("bundled") != "bundled" and (ROOT / model_path("bundled") / "config.json").is_file()
+
+
+def test_a_pinned_model_is_used_as_the_model_that_it_is(settings, tmp_path, monkeypatch):
+    """Its entry in MODEL_FILE, what it has seen and TRUST_REMOTE_CODE are named without the revision, or with it."""
+    monkeypatch.setattr("embedding_finetune.retrieval.model_use.said_by_model",
+                        lambda name: {"query_max_len": 9, "passage_max_len": 9})
+    entries(tmp_path / "models.toml", '["BAAI/bge-m3"]\npooling = "mean"\n', monkeypatch)
+    monkeypatch.setenv("EXTRA_MODELS", "x=BAAI/bge-m3@v1")
+    for trusted in ("BAAI/bge-m3", "BAAI/bge-m3@v1"):
+        monkeypatch.setenv("TRUST_REMOTE_CODE", trusted)
+        use = use_of(Settings.load(), "x")
+        assert (use.name, use.title, use.pooling, use.trusted) == ("BAAI/bge-m3@v1", "BAAI/bge-m3@v1", "mean", True)
+        assert "MS MARCO" in use.seen
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "BAAI/bge-m3@v2")
+    assert not use_of(Settings.load(), "x").trusted
+    assert model_path("BAAI/bge-m3@refs/pr/1") == "BAAI/bge-m3@refs/pr/1"
+
+
+def test_the_dense_layers_of_a_pinned_model_are_of_its_revision(monkeypatch):
+    asked, layer = [], Dense(4, 4)
+    monkeypatch.setattr(Dense, "load", lambda name, **options: asked.append((name, options)) or layer)
+    DenseLayers.load("some/model@v1", "2_Dense")
+    DenseLayers.load("some/model", "2_Dense")
+    assert asked == [("some/model", {"subfolder": "2_Dense", "revision": "v1"}),
+                     ("some/model", {"subfolder": "2_Dense"})]
 
 
 def test_two_uses_of_one_model_give_two_sets_of_vectors(settings, tmp_path):
