@@ -19,7 +19,6 @@ import json
 import re
 import shutil
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,6 @@ from embedding_finetune.seals import fingerprints, is_as_written, is_untouched, 
 from embedding_finetune.settings import plain
 from embedding_finetune.threshold import choose_threshold
 
-FOR_PEOPLE = ("title", "name", "seen", "differs")  # of a ModelUse: folders may move
 FUSION = "hybrid_of", "weight", "second_weight", "depth"  # of a result, what its index needs to know
 FORMAT = 1  # of an index: another number makes all of them anew
 CHANGING = "data or model of {} changed while its index was opened: ask again"
@@ -159,7 +157,8 @@ def _renewed(settings, label, home, read_all=False):
     from embedding_finetune.data.collection import read_data
     facts, files = _source(settings, label)
     collection = read_data(settings)
-    folder = home / content_hash(facts)[:16]
+    made = {path.parent: (read_sealed(path) or {}).get("facts", {}) for path in home.glob("*/manifest.json")}
+    folder = next((folder for folder, of in made.items() if _identity(of) == facts), home / content_hash(facts)[:16])
     manifest, damaged = read_sealed(folder / "manifest.json"), folder.exists()
     if manifest is None or not is_as_written(folder, manifest.get("own", {}), read_all):
         why = ("it is damaged" if damaged else "model or data have changed" if any(home.glob("*/manifest.json"))
@@ -208,14 +207,22 @@ def _source(settings, label):
                             f"{result['hybrid_of']} again")
         parts = [part.folder.name for part in (bm25, dense)]
         facts |= {name: result[name] for name in (*FUSION, "second") if name in result} | {"parts": parts}
-        return facts, stamps([path]) | bm25.manifest["files"] | dense.manifest["files"]
+        return _identity(facts), stamps([path]) | bm25.manifest["files"] | dense.manifest["files"]
     if label in RETRIEVERS:
         return facts | {"language": settings.bm25_language}, files
     check_trained(settings, label)
     use = use_of(settings, label)
-    files |= stamps(file for file in sorted(Path(use.name).rglob("*")) if file.suffix in MODEL_FILES)
-    how = {name: value for name, value in asdict(use).items() if name not in ("label", *FOR_PEOPLE)}
-    return facts | {"use": how, "content": model_content(use.name), "index": settings.index}, files
+    own = (file for file in sorted(Path(use.name).rglob("*")) if file.suffix in MODEL_FILES)
+    files |= stamps([settings.model_file, *own])
+    return facts | {"use": use.identity, "content": model_content(use.name), "index": settings.index}, files
+
+
+def _identity(facts):
+    """Facts without what is only said of the models in them, which results and earlier versions have in them."""
+    from embedding_finetune.retrieval.model_use import identity_of
+    facts = facts | ({"use": identity_of(facts["use"])} if "use" in facts else {})
+    second = facts.get("second")
+    return facts | ({"second": second | {"used": identity_of(second["used"])}} if second else {})
 
 
 def _make(settings, label, folder, facts, collection):

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ from embedding_finetune.labels import FORMS
 from embedding_finetune.retrieval.compiled import GRAPHS, has_bf16, openvino_core
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.loading import DenseLayers, load_encoder
-from embedding_finetune.retrieval.model_use import compiled_labels, use_of
+from embedding_finetune.retrieval.model_use import compiled_labels, identity_of, use_of
 from embedding_finetune.retrieval.retrievers import Dense
 from embedding_finetune.seals import COMPILED
 from embedding_finetune.settings import CHOSEN_BY, Settings, plain
@@ -82,10 +82,12 @@ def make(settings, use, form, texts, work):
     something else (OVERWRITE=1 replaces it), or when the model cannot be compiled.
     """
     folder, (kind, _, numbers) = settings.output_dir / f"{use.label}-{form}", form.partition("-")
-    used = {name: value for name, value in asdict(use).items() if name not in ("title", "name", "differs")}
-    made_of = {"form": form, "use": used, "content": model_content(use.name), "calibration": content_hash(texts)}
+    said = {"label": use.label, "seen": use.seen}  # for people, and no reason to make it anew
+    made_of = {"form": form, "use": use.identity | said, "content": model_content(use.name),
+               "calibration": content_hash(texts)}
     record = read_json(folder / COMPILED) or {}
-    if record.get("made_of") == made_of:
+    before = record.get("made_of", {})
+    if before | {"use": identity_of(before.get("use", {}))} == made_of | {"use": use.identity}:
         print(f"{plain(folder)} is of these weights already: kept", flush=True)
         return folder
     if folder.exists() and not record:

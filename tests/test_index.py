@@ -177,6 +177,36 @@ def test_what_changed_is_made_anew_and_said(built, capsys, monkeypatch):
         open_index(built, "reference")
 
 
+def test_what_is_only_said_of_a_model_makes_no_index_anew(built, tmp_path, capsys):
+    """The name of MODEL_FILE, and what results and the indexes of earlier versions say; its entries do."""
+    models = tmp_path / "models.toml"
+    models.write_text(f'["{built.reference_model}"]\npassage_prompt = "text: "\n')
+    named = dataclasses.replace(built, model_file=models)
+    measured_stage(named)
+    folders = [open_index(named, label).folder for label in ("reference", "hybrid_late_reference")]
+    assert capsys.readouterr().err.count("making the index of") == 3  # and bm25
+    renamed = dataclasses.replace(built, model_file=models.rename(tmp_path / "renamed.toml"))
+    assert open_index(renamed, "reference").folder == folders[0] and "making" not in capsys.readouterr().err
+
+    result = renamed.output_dir / "results" / "hybrid_late_reference.json"
+    saved = read_sealed(result)
+    saved["second"]["used"] |= {"title": "another", "note": "said otherwise"}
+    write_sealed(result, saved)
+    open_index(renamed, "hybrid_late_reference")
+    assert "making" not in capsys.readouterr().err
+
+    of_old = renamed.output_dir / "index" / "reference" / "of_an_earlier_version"
+    open_index(renamed, "reference").folder.rename(of_old)
+    manifest = read_sealed(of_old / "manifest.json")
+    manifest["facts"]["use"] |= {"note": f"passage_prompt from {models}"}
+    write_sealed(of_old / "manifest.json", manifest | {"settings": named.as_dict()})
+    assert open_index(renamed, "reference").folder == of_old and "making" not in capsys.readouterr().err
+
+    renamed.model_file.write_text(renamed.model_file.read_text().replace("text: ", "another page: "))
+    assert open_index(renamed, "reference").folder != of_old
+    assert "making the index of reference" in capsys.readouterr().err
+
+
 def test_a_damaged_index_and_an_interrupted_making_are_mended(built, capsys):
     folder = open_index(built, "bm25").folder
     (folder / "tie_rank.npy").write_bytes(b"")

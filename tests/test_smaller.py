@@ -13,7 +13,7 @@ from tiny import tiny_pairs, tiny_texts, tiny_xlmr
 from embedding_finetune import smaller
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.results import load_results
-from embedding_finetune.files import UserError
+from embedding_finetune.files import UserError, read_json, write_json
 from embedding_finetune.hub import model_content
 from embedding_finetune.index import labels, open_index
 from embedding_finetune.live import Busy, Shelf
@@ -141,6 +141,23 @@ def test_what_is_there_is_kept_and_what_is_of_other_weights_is_in_the_way(compil
     with pytest.raises(UserError, match="neg10-onnx is no compiled model: move it out of the way"):
         smaller.smaller(compiled, "neg10", ["onnx"])
     assert (folder / "config.json").exists() and not list(compiled.output_dir.glob("*partial*"))
+
+
+def test_what_is_only_said_of_a_model_is_no_reason_to_make_its_forms_anew(compiled, monkeypatch, capsys):
+    record = compiled.output_dir / "neg10-onnx" / "compiled.json"
+    monkeypatch.setattr(smaller, "measure", lambda *args: pd.DataFrame([{"model": "measured"}]))
+    monkeypatch.setattr(smaller, "use_of", lambda settings, label: replace(
+        use_of(settings, label), title="another", seen="said otherwise", differs="pooling", note="of a file"))
+    before = read_json(record)
+    assert not {"title", "name", "note"} & before["made_of"]["use"].keys()  # where it is, the hub need not know
+    smaller.smaller(compiled, "neg10", ["onnx"])
+    before["made_of"]["use"] |= {"note": "as an earlier version has it"}
+    write_json(record, before)
+    smaller.smaller(compiled, "neg10", ["onnx"])
+    assert capsys.readouterr().out.count("neg10-onnx is of these weights already: kept") == 2
+    monkeypatch.setattr(smaller, "use_of", lambda settings, label: replace(use_of(settings, label), pooling="mean"))
+    with pytest.raises(UserError, match="neg10-onnx is of other weights, or of another use; OVERWRITE=1 replaces it"):
+        smaller.smaller(compiled, "neg10", ["onnx"])
 
 
 def test_a_graph_with_other_vectors_is_not_kept(compiled, monkeypatch):

@@ -142,9 +142,8 @@ def _changed(settings, label, measured, contents):
         return f"its model cannot be looked at ({error})"
     if contents[label] != measured["content"]:
         return "its model has changed since"
-    words = "label", "title", "name", "seen", "differs", "note"  # what a model is called, and what is said about it
-    changed = [name for name, value in (asdict(use) if use else {}).items()
-               if name not in words and measured["used"].get(name, value) != value]
+    changed = [name for name, value in (use.identity if use else {}).items()
+               if measured["used"].get(name, value) != value]
     return f"it was measured with another {changed[0]}" if changed else None
 
 

@@ -119,10 +119,11 @@ class Encoder:
     def _identity(self, max_length, prompt):
         """Everything but the text that a vector depends on. Batches are no part: they change the last bits only."""
         packages = ("torch", "transformers", "tokenizers")
-        return {"model": self.content, "pooling": self.use.pooling, "normalize": self.use.normalize,
-                "max_length": max_length, "prompt": prompt, "device": self._device, "dtype": str(self._dtype),
-                "version": VERSION,
-                **{package: importlib.metadata.version(package) for package in packages}, **runtime_of(self.use.name)}
+        of_both_sides = {name: value for name, value in self.use.identity.items()
+                         if not name.endswith(("_prompt", "_max_len"))}
+        return {"model": self.content, **of_both_sides, "max_length": max_length, "prompt": prompt,
+                "device": self._device, "dtype": str(self._dtype), "version": VERSION, **runtime_of(self.use.name),
+                **{package: importlib.metadata.version(package) for package in packages}}
 
     def _load(self):
         self._tokenizer = load("AutoTokenizer", self.use.name, self.use.trusted)

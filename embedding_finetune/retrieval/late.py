@@ -5,7 +5,6 @@ by one, they take a second look at what a first stage has found. Any encoder has
 for it makes the most of them.
 """
 
-from dataclasses import asdict
 from itertools import pairwise
 
 import numpy as np
@@ -29,7 +28,7 @@ class LateInteraction(SecondStage):
     def __init__(self, encoder, dtype="float16", merged=1):
         """Token vectors are kept as `dtype`, float16 or int8; so many of a passage's are merged into one on average."""
         self.dtype, self.merged = dtype, merged
-        self.encoder, self.content, self.used = encoder, encoder.content, asdict(encoder.use)
+        self.encoder, self.content, self.used = encoder, encoder.content, encoder.use.identity
         self.about = f"late interaction of {encoder.use.title}"
 
     @classmethod

@@ -4,7 +4,6 @@
 the whole, so that its order does not depend on which model's hits it looks at.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +47,7 @@ class M3(SecondStage):
 
     def __init__(self, use):
         """`use` is a ModelUse. Raises UserError when the model lacks the layers that make it a BGE-M3."""
-        self.use, self.used, self.content = use, asdict(use), model_content(use.name)
+        self.use, self.used, self.content = use, use.identity, model_content(use.name)
         self.about = f"dense, sparse and multi-vector scores of {use.title}"
         self.model, self.token_dim = None, [len(layer_weights(use, layer)) for layer in LAYERS][-1]
 

@@ -9,7 +9,7 @@ the settings say by then. For other models a setting other than `auto` comes fir
 
 import re
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from embedding_finetune.files import UserError, read_json
 from embedding_finetune.hub import check_hub, load, model_path, positions_of, read_model_file
@@ -28,11 +28,15 @@ POOLING_FILES = {"cls": "cls", "cls_token": "cls", "mean": "mean", "mean_tokens"
                  "last_token": "last_token"}  # as sentence-transformers writes them -> ours
 KEYS = {"pooling": str, "query_prompt": str, "passage_prompt": str, "query_max_len": int, "passage_max_len": int,
         "normalize": bool}  # of an entry of MODEL_FILE
+FOR_PEOPLE = ("label", "title", "name", "seen", "differs", "note")  # of a ModelUse: its names, and what is said of it
 
 
 @dataclass(frozen=True)
 class ModelUse:
-    """A model and how it is used: the same weights with another pooling or prompt are another retriever."""
+    """A model and how it is used: the same weights with another pooling or prompt are another retriever.
+
+    `identity` and the content of the model (hub.model_content) tell one retriever from another.
+    """
 
     label: str
     title: str              # as the settings name it
@@ -48,6 +52,16 @@ class ModelUse:
     seen: str = "unknown"   # in training, where it is published
     differs: str = ""       # where a setting goes against MODEL_FILE or the model's own files
     note: str = ""          # what MODEL_FILE says, and what nobody says
+
+    @property
+    def identity(self):
+        """The fields that vectors depend on, as `identity_of` has them."""
+        return identity_of(asdict(self))
+
+
+def identity_of(used):
+    """The part of a ModelUse's fields (name -> value) that vectors depend on; records keep more, for people."""
+    return {name: value for name, value in used.items() if name not in FOR_PEOPLE}
 
 
 def use_of(settings, label):

@@ -44,7 +44,7 @@ class SecondStage:
 
     about = ""  # what scores, for people
     content = None  # of its model, see hub.model_content
-    used = {}  # how it is used, as arguments of model_use.ModelUse
+    used = {}  # how it is used, as `identity` of model_use.ModelUse
     depths = DEPTHS
     bytes_per_passage = 0  # of what is stored beside the text
     ms_per_query = 0.0  # of the latest `score`

@@ -4,7 +4,7 @@ One retriever after the other holds the passages. Of many queries, what a block 
 OUTPUT_DIR/cache/hits (see blocks), so that a mining that was stopped goes on.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -50,8 +50,9 @@ class Miner:
     def content(self):
         """What tells the models from others, for the record of the training file."""
         uses = [use for use in (self.use, self.teacher) if use]
-        used = [*map(asdict, uses), self.stage.used if self.stage else {}]
-        how = [_how(own) for own in used if own]  # a reranker has nothing to say
+        how = [use.identity for use in uses]
+        if self.stage and self.stage.used:  # a reranker has nothing to say
+            how.append(self.stage.used)
         language = [self.settings.bm25_language] if "bm25" in self.recipe.candidates else []
         return [how, *(model_content(use.name) for use in uses), self.stage and self.stage.content, *language]
 
@@ -73,7 +74,7 @@ class Miner:
             del bm25
         dense = Dense(encoder_of(self.settings, self.use)).index(corpus)
         if "model" in recipe.candidates:
-            found["model"] = self._found(dense, queries, passages, [_how(asdict(self.use)), dense.encoder.content])
+            found["model"] = self._found(dense, queries, passages, [self.use.identity, dense.encoder.content])
         found = {name: np.where(found[name] < pool.drawn, found[name], -1) for name in recipe.candidates}
         candidates = interleave(*found.values()) if len(found) == 2 else next(iter(found.values()))
         vectors = dense.encoder.encode_queries(queries)
@@ -110,10 +111,6 @@ class Miner:
             vectors, passages = encoder.encode_queries(queries), passage_vectors(encoder, passages)
             scores = (passages[own] @ query for query, own in zip(vectors, places))
         return tqdm(scores, "teacher", len(queries), unit="query")
-
-
-def _how(used):
-    return {**used, "title": "", "name": ""}  # folders may move
 
 
 def _sources(chosen, mined, found):

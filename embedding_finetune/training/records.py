@@ -1,7 +1,7 @@
 """What a model was trained from: written when its training starts, and held against today's settings and files."""
 
 import contextlib
-from dataclasses import MISSING, asdict
+from dataclasses import MISSING
 from pathlib import Path
 
 from embedding_finetune.data.collection import data_identity
@@ -18,29 +18,27 @@ RECORD = "training.json"
 
 
 def record_of(settings, recipe):
-    """What identifies a training: the settings that change which weights are kept, the recipe, how the base is used,
-    its data's content; or the models of a merge."""
+    """What identifies a training: the settings that change which weights are kept, the recipe, the content of the model
+    that it begins with and how that is used, its data's content; or the models of a merge."""
     tuned = settings.changed(recipe.settings)
-    use = asdict(base_use(tuned))
     record = {"label": recipe.label, "recipe": recipe.data, "settings": tuned.as_dict(TRAINING) | {"SEED": tuned.seed},
-              "use": {name: use[name] for name in ("pooling", "query_prompt", "passage_prompt", "normalize", "dense")},
-              "data": data_identity(settings)}
+              "use": base_use(tuned).identity, "data": data_identity(settings)}
     if recipe.merge:
         return record | {"made_of": merged_from(settings, recipe)}
-    if recipe.kind == "reranker":
-        record["begins_with"] = model_content(begins_with(tuned, recipe)[0])
     rows = read_rows([training_path(settings, recipe)], teacher=bool(recipe.teacher))
-    return record | {"training_file": rows_identity(rows)}
+    return record | {"training_file": rows_identity(rows),
+                     "begins_with": model_content(begins_with(tuned, recipe)[0])}
 
 
 def merged_from(settings, recipe):
     """What identifies a merged model, for its record: both models, and where it is chosen the sets that choose."""
     tuned = use_of(settings, recipe.merge)
-    base = (read_record(Path(tuned.name)) or {}).get("settings", {}).get("BASE_MODEL")
-    if base != settings.base_model:
+    record, content = read_record(Path(tuned.name)) or {}, model_content(base_use(settings).name)
+    base = record.get("settings", {}).get("BASE_MODEL")
+    if record["begins_with"] != content if "begins_with" in record else base != settings.base_model:
         raise UserError(f"{recipe.merge} was made of {base}, and BASE_MODEL is {settings.base_model}: set it back")
     chosen_on = {} if recipe.merge_share else {"eval_sets": settings.eval_sets, "dev_corpus": settings.dev_corpus_size}
-    return {"base": model_content(base_use(settings).name), "tuned": model_content(tuned.name), **chosen_on}
+    return {"base": content, "tuned": model_content(tuned.name), **chosen_on}
 
 
 def begins_with(tuned, recipe):
@@ -62,8 +60,16 @@ def read_record(folder):
 
 
 def same_training(record, today):
-    """Whether two records are of the same training; what one of an earlier version lacks counts as equal."""
-    return record is not None and today | record == today
+    """Whether two records are of the same training; what one of an earlier version lacks counts as equal.
+
+    BASE_MODEL is but a name, and counts only where a record lacks the content of the model.
+    """
+    if record is None:
+        return False
+    then = today | record | {"use": today["use"] | record.get("use", {})}
+    if {"begins_with", "made_of"} & record.keys():
+        then["settings"] = then["settings"] | {"BASE_MODEL": today["settings"]["BASE_MODEL"]}
+    return then == today
 
 
 def is_current(settings, recipe):

@@ -12,7 +12,7 @@ import numpy as np
 from embedding_finetune.data.collection import data_identity
 from embedding_finetune.data.negatives import sample_random, training_pool, with_given
 from embedding_finetune.files import sha256
-from embedding_finetune.retrieval.model_use import base_use
+from embedding_finetune.retrieval.model_use import base_use, identity_of
 from embedding_finetune.seals import read_sealed, write_sealed
 from embedding_finetune.training.audit import audit
 from embedding_finetune.training.store import (
@@ -50,7 +50,7 @@ def make_training_file(settings, recipe, collection, miner=None):
                "recipe": recipe.data, "seed": settings.seed}
     made_of |= {"models": miner.content()} if miner else {}
     record, written = read_sealed(record_path, having={"sources": dict}) or {}, []
-    if record.get("made_of") != made_of or record.get("files") != _hashes(path):
+    if _identity(record.get("made_of", {})) != made_of or record.get("files") != _hashes(path):
         sources = _write(settings, recipe, path, training_pool(collection, settings.near_duplicates_together), miner)
         record, written = {"made_of": made_of, "sources": sources, "files": _hashes(path)}, [path.name]
     if settings.training_export and (not export.exists() or record.get("export") != sha256(export)):
@@ -62,6 +62,15 @@ def make_training_file(settings, recipe, collection, miner=None):
     if "export" not in record and export.exists():  # it has other rows
         export.unlink()
     return record["sources"]
+
+
+def _identity(made_of):
+    """What a file was made of, without what is only said of the models (see mining.Miner.content), which earlier
+    versions recorded, too."""
+    if "models" not in made_of:
+        return made_of
+    how, *contents = made_of["models"]
+    return made_of | {"models": [[*map(identity_of, how)], *contents]}
 
 
 def _hashes(path):

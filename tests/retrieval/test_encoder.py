@@ -258,6 +258,14 @@ def test_vectors_move_only_with_the_version(computed):
     np.testing.assert_allclose(computed["tokens"], expected["tokens"], atol=1e-3, rtol=0)  # float16
 
 
+def test_the_cache_is_that_of_an_identity(use, texts, tmp_path):
+    """Names and notes are no part of it; that the model's own program code was run is."""
+    for changes in ({}, {"label": "b", "title": "another", "seen": "texts", "differs": "pooling", "note": "of a file"},
+                    {"trusted": True}):
+        Encoder(dataclasses.replace(use, **changes), cache=tmp_path / "cache").encode_queries(texts)
+        assert len(list((tmp_path / "cache").iterdir())) == 1 + ("trusted" in changes)
+
+
 def edit_json(path, **changes):
     with open(path, encoding="utf-8") as file:
         content = json.load(file)

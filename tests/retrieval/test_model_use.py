@@ -14,8 +14,10 @@ from embedding_finetune.hub import model_content
 from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.loading import DenseLayers
 from embedding_finetune.retrieval.model_use import (
+    FOR_PEOPLE,
     ModelUse,
     base_use,
+    identity_of,
     listed,
     model_path,
     ready_made,
@@ -377,6 +379,16 @@ def test_two_uses_of_one_model_give_two_sets_of_vectors(settings, tmp_path):
     mean, cls = (Encoder(use_of(dataclasses.replace(settings, reference_pooling=pooling), "reference"))
                  .encode_passages(["the otter sleeps at night"]) for pooling in ("auto", "cls"))
     assert not np.allclose(mean, cls, atol=1e-3)
+
+
+def test_what_a_model_is_called_and_what_is_said_of_it_is_no_part_of_its_identity():
+    use = ModelUse("a", "a", "/a", "cls", "q: ", "p: ", 8, 16)
+    other = ModelUse("b", "b", "/b", "cls", "q: ", "p: ", 8, 16, seen="texts", differs="pooling", note="of a file")
+    assert use.identity == other.identity == identity_of(dataclasses.asdict(other))
+    for change in ({"pooling": "mean"}, {"query_prompt": ""}, {"passage_prompt": ""}, {"query_max_len": 9},
+                   {"passage_max_len": 9}, {"normalize": False}, {"dense": "2_Dense"}, {"trusted": True}):
+        assert dataclasses.replace(use, **change).identity != use.identity
+    assert use.identity.keys() | set(FOR_PEOPLE) == {field.name for field in dataclasses.fields(use)}
 
 
 def test_a_damaged_record_of_a_model_is_not_taken_for_none(settings):

@@ -130,6 +130,12 @@ def test_a_merged_model_is_kept_until_one_of_its_models_or_the_recipe_has_change
     assert current(tuned, "chosen") and not current(dataclasses.replace(tuned, eval_sets="general"), "chosen")
 
 
+def test_a_base_that_has_moved_is_still_the_one_that_a_model_was_made_of(tuned, tmp_path):
+    finetune(tuned, "third")
+    (tmp_path / "base").rename(tmp_path / "moved")
+    assert current(dataclasses.replace(tuned, base_model=str(tmp_path / "moved")))
+
+
 def test_what_cannot_be_merged_is_refused_and_leaves_nothing(tuned, tmp_path):
     with pytest.raises(UserError, match="neg10 was made of .*base, and BASE_MODEL is .*other: set it back"):
         finetune(dataclasses.replace(tuned, base_model=str(tmp_path / "other")), "third")

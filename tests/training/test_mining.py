@@ -19,6 +19,7 @@ from embedding_finetune.retrieval.encoder import Encoder
 from embedding_finetune.retrieval.model_use import use_of
 from embedding_finetune.retrieval.retrievers import BM25, Dense
 from embedding_finetune.retrieval.stages import stage_of
+from embedding_finetune.seals import read_sealed, write_sealed
 from embedding_finetune.training import rows as rows_module
 from embedding_finetune.training.export import export
 from embedding_finetune.training.mining import Miner
@@ -152,6 +153,30 @@ def test_a_file_is_mined_anew_when_models_recipe_or_data_change_and_only_then(bu
     monkeypatch.setattr(rows_module, "data_identity", lambda settings: "other data")
     make(moved, recipe)
     assert len(mined) == 6
+
+
+def test_what_is_only_said_of_a_model_is_no_reason_to_mine_anew(built, tmp_path, monkeypatch):
+    """The name of MODEL_FILE, a title, a note: those of today, and those that records of earlier versions have."""
+    recipe, mine, mined = recipe_of(built, "hard_kd"), Miner.mine, []
+    monkeypatch.setattr(Miner, "mine", lambda self, train: mined.append(None) or mine(self, train))
+    models = tmp_path / "models.toml"
+    models.write_text(f'["{built.reference_model}"]\npooling = "mean"\npassage_prompt = "text: "\n')
+    make(dataclasses.replace(built, model_file=models), recipe)
+    renamed = dataclasses.replace(built, model_file=models.rename(tmp_path / "renamed.toml"))
+    assert f"passage_prompt from {renamed.model_file}" in use_of(renamed, "reference").note
+    make(renamed, recipe)
+    assert len(mined) == 1
+    path = training_path(built, recipe).with_suffix(".made.json")
+    record = read_sealed(path, having={"made_of": dict})
+    how = record["made_of"]["models"][0]
+    how[:] = [used | {"label": "reference", "title": "", "name": "", "seen": "unknown", "differs": "", "note": "of old"}
+              for used in how]
+    write_sealed(path, record)
+    make(renamed, recipe)
+    assert len(how) == 2 and len(mined) == 1
+    renamed.model_file.write_text(renamed.model_file.read_text().replace("text: ", "page: "))
+    make(renamed, recipe)
+    assert len(mined) == 2
 
 
 def test_the_same_seed_mines_the_same_file(built):

@@ -1,8 +1,10 @@
 """What a model was trained from: what belongs to it, when it is today's, and what its evaluation says of it."""
 
 import dataclasses
+import shutil
 
 import pytest
+from tiny import tiny_bert, tiny_pairs, tiny_texts
 from tiny_training import changed_rows
 
 from embedding_finetune.files import UserError, write_json
@@ -56,6 +58,28 @@ def test_a_model_of_other_settings_is_not_todays(trained, change):
 def test_a_model_of_other_ways_to_the_same_weights_is_todays(trained, change):
     assert current(dataclasses.replace(trained, **change))
     assert all(name.upper() in trained.as_dict(NOTHING) or name == "reference_model" for name in change)
+
+
+def test_a_base_is_told_by_its_content_and_not_by_its_name(built, tmp_path):
+    base = shutil.copytree(built.base_model, tmp_path / "base")
+    settings = dataclasses.replace(built, base_model=str(base))
+    write_json(built.output_dir / "neg10" / RECORD, record_of(settings, find_recipe(settings, "neg10")))
+    moved = dataclasses.replace(settings, base_model=str(base.rename(tmp_path / "moved")))
+    assert current(moved)
+    tiny_bert(tmp_path / "moved", tiny_texts(tiny_pairs(120)), seed=9)  # other weights under the same name
+    assert not current(moved)
+
+
+def test_what_an_earlier_version_did_not_record_counts_as_equal(trained):
+    """It had fewer fields of a use, and the name of the base alone."""
+    path = trained.output_dir / "neg10" / RECORD
+    record = read_record(path.parent)
+    del record["begins_with"]
+    record["use"] = {name: record["use"][name] for name in ("pooling", "query_prompt", "passage_prompt")}
+    write_json(path, record)
+    assert current(trained) and not current(dataclasses.replace(trained, query_instruction="look up: "))
+    write_json(path, record | {"settings": record["settings"] | {"BASE_MODEL": "another"}})
+    assert not current(trained)
 
 
 def test_a_model_of_another_recipe_training_file_or_data_is_not_todays(trained):
