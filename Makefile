@@ -22,15 +22,15 @@ demo: install  ## the whole experiment on the embedded default: PROFILE=demo mak
 	PROFILE=demo $(MAKE) --no-print-directory run
 
 run: install  ## the whole experiment under PROFILE (default msmarco)
-	python -m embedding_finetune.run
+	python -m embedding_finetune run
 
 CURVE = neg10_eighth neg10_quarter neg10_half neg10_half_long neg10_merged
 
 curve: install  ## is it worth it? the run with the learning curve of neg10 and merged weights; keeps what is trained
-	RECIPES="$(strip $(RECIPES) $(CURVE))" python -m embedding_finetune.run
+	RECIPES="$(strip $(RECIPES) $(CURVE))" python -m embedding_finetune run
 
 notebooks: demo  ## run the demo and put its outputs into the notebooks
-	PROFILE=demo python -m embedding_finetune.run --notebooks
+	PROFILE=demo python -m embedding_finetune run --notebooks
 
 test: install  ## the tests, but for the long ones
 	python -m pytest tests -m "not long" -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0

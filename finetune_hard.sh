@@ -6,4 +6,4 @@
 #
 # `bash finetune_hard.sh LABEL` trains any recipe of profiles/recipes.toml: hard_kd learns from a teacher's scores, too.
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit
-PATH="$PWD/.venv/bin:$PATH" exec python3 -m embedding_finetune.finetune "${@:-hard}"
+PATH="$PWD/.venv/bin:$PATH" exec python3 -m embedding_finetune train "${@:-hard}"

@@ -6,4 +6,4 @@
 #
 # The settings are in profiles/ (PROFILE=demo chooses the small one), the recipe in profiles/recipes.toml; the log shows the flags.
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit
-PATH="$PWD/.venv/bin:$PATH" exec python3 -m embedding_finetune.finetune "${@:-neg50}"
+PATH="$PWD/.venv/bin:$PATH" exec python3 -m embedding_finetune train "${@:-neg50}"

@@ -5,6 +5,6 @@
 #     nohup bash finetune_reranker.sh > finetune_reranker.log 2>&1 &
 #     tail -f finetune_reranker.log
 #
-# SECOND_STAGES="rerank_reranker_on_reference" has `make run` measure it.
+# RERANKERS="rerank_reranker_on_reference" has `make run` measure it.
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit
-PATH="$PWD/.venv/bin:$PATH" exec python3 -m embedding_finetune.finetune "${@:-reranker}"
+PATH="$PWD/.venv/bin:$PATH" exec python3 -m embedding_finetune train "${@:-reranker}"

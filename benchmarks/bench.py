@@ -81,7 +81,7 @@ def measure(section):
     if section == "demo":
         with tempfile.TemporaryDirectory() as folder:
             began = time.monotonic()
-            _run([sys.executable, "-m", "embedding_finetune.run"], section, PROFILE="demo",
+            _run([sys.executable, "-m", "embedding_finetune", "run"], section, PROFILE="demo",
                  OUTPUT_DIR=f"{folder}/output", DATA_DIR=f"{folder}/data")
             return {"seconds": round(time.monotonic() - began)}
     return json.loads(_run([sys.executable, HERE / script], section).splitlines()[-1])

@@ -34,19 +34,19 @@ def contenders(path, experiments):
     from FlagEmbedding.inference.embedder.encoder_only.base import BaseEmbedder
     from sentence_transformers import SentenceTransformer
 
-    from embedding_finetune.retrieval.encoder import Encoder
-    from embedding_finetune.retrieval.model_use import ModelUse
+    from embedding_finetune.models.encoder import Encoder
+    from embedding_finetune.models.encoder_config import EncoderConfig
 
-    use = ModelUse(label="", title="bundled", name=path, pooling="mean", query_prompt="", passage_prompt="",
+    config = EncoderConfig(label="", title="bundled", name=path, pooling="mean", query_prompt="", passage_prompt="",
                    query_max_len=512, passage_max_len=512)
     theirs = BaseEmbedder(path, pooling_method="mean", use_fp16=False, devices="cpu")
     transformer = SentenceTransformer(path, device="cpu")
     transformer.max_seq_length = 512
-    found = {"flagembedding": theirs.encode_corpus, "ours": Encoder(use).encode_passages,
+    found = {"flagembedding": theirs.encode_corpus, "ours": Encoder(config).encode_passages,
              "sentence_transformers": lambda texts: transformer.encode(texts, normalize_embeddings=True)}
     if experiments:
-        found["ours, torch.compile"] = compiled(plain(Encoder(use))).encode_passages
-        found["ours, ONNX Runtime"] = onnx(plain(Encoder(use))).encode_passages
+        found["ours, torch.compile"] = compiled(plain(Encoder(config))).encode_passages
+        found["ours, ONNX Runtime"] = onnx(plain(Encoder(config))).encode_passages
     return found
 
 

@@ -114,13 +114,13 @@ def encoding(folder, texts, compiled):
     from tqdm.auto import tqdm
     from transformers import AutoConfig, AutoTokenizer
 
-    from embedding_finetune.retrieval.encoder import CHUNK, Encoder
-    from embedding_finetune.retrieval.model_use import ModelUse
+    from embedding_finetune.models.encoder import CHUNK, Encoder
+    from embedding_finetune.models.encoder_config import EncoderConfig
 
     path = str(folder / "no_dropout")
-    use = ModelUse(label="", title="", name=path, pooling="mean", query_prompt="", passage_prompt="",
+    encoder_config = EncoderConfig(label="", title="", name=path, pooling="mean", query_prompt="", passage_prompt="",
                    query_max_len=512, passage_max_len=512)
-    encoder = Encoder(use)
+    encoder = Encoder(encoder_config)
     encoder.encode_passages(texts[:64])
     if compiled:
         encoder._model = torch.compile(encoder._model, dynamic=True)

@@ -4,7 +4,7 @@
 
 Vectors are the bundled model's of the passages that PAIRS names, else of numpy's docstrings, each many times with
 noise (cosine to its origin about 0.8); queries are the pairs' own. So a query has hundreds of passages that are nearly
-equally near, which is harder than most corpora. A table of all candidates of embedding_finetune.choose_index; the last
+equally near, which is harder than most corpora. A table of all candidates of embedding_finetune.contrib.index_advisor; the last
 line of standard output is one JSON object, of which docs/million.ipynb draws a picture.
 """
 
@@ -17,17 +17,17 @@ import numpy as np
 import pandas as pd
 from inputs import bundled_model, read_rows
 
-from embedding_finetune.choose_index import SAMPLE, WANTED, candidates, choose, measure
+from embedding_finetune.contrib.index_advisor import SAMPLE, TARGET_RECALL, candidates, choose, measure
 
 NOISE = 0.75  # length of the noise beside the vector's, 1
 
 
 def read_vectors(passages, queries):
     """(passages', queries'), float32 vectors of length 1."""
-    from embedding_finetune.retrieval.encoder import Encoder
-    from embedding_finetune.retrieval.model_use import ModelUse
+    from embedding_finetune.models.encoder import Encoder
+    from embedding_finetune.models.encoder_config import EncoderConfig
     rows = random.Random(0).sample(rows := read_rows(os.environ.get("PAIRS")), min(3000, len(rows)))
-    encoder = Encoder(ModelUse("bundled", "bundled", bundled_model(), "mean", "", "", 48, 128))
+    encoder = Encoder(EncoderConfig("bundled", "bundled", bundled_model(), "mean", "", "", 48, 128))
     origins = encoder.encode_passages([row["pos"][0] for row in rows])
     rng, dim = np.random.default_rng(0), origins.shape[1]
     vectors = origins[rng.integers(0, len(origins), passages)]
@@ -57,7 +57,7 @@ def main():
     table = pd.DataFrame.from_dict(rows, orient="index")
     print(f"measured:\n{table.round(3).to_markdown()}")
     ratio = table["ms"] / table["exact_ms"]
-    good = ratio[(table["recall"] >= WANTED) & (table.index != "flat")]
+    good = ratio[(table["recall"] >= TARGET_RECALL) & (table.index != "flat")]
     best = good.idxmin() if len(good) else ratio.idxmin()
     found = {"passages": len(vectors), "index": table.loc[best, "INDEX"], "ann_recall@10": table.loc[best, "recall"],
              "ann_latency_ratio_exact": ratio[best], "ann_gb": table.loc[best, "GB"], "indexes": rows,

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from inputs import ROOT, read_rows
 
-from embedding_finetune.seals import SEAL
+from embedding_finetune.artifacts.manifest import CHECKSUM
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -64,8 +64,8 @@ def make_inputs(folder, options):
     subprocess.run([sys.executable, __file__, "--model", folder / "model", "--dimensions", str(options.dimensions)],
                    check=True, env=os.environ | {"PAIRS": str(folder / "pairs.jsonl")})
     return {"PROFILE": "demo", "DATASET": str(folder / "pairs.jsonl"), "CORPUS": str(folder / "more.jsonl"),
-            "MAX_PAIRS": str(options.queries), "BASE_MODEL": str(folder / "model"), "BASE_POOLING": "auto",
-            "PASSAGE_MAX_LEN": "32", "EVAL_SETS": "", "SECOND_STAGES": ""}
+            "MAX_QUERIES": str(options.queries), "BASE_MODEL": str(folder / "model"), "BASE_POOLING": "auto",
+            "PASSAGE_MAX_LEN": "32", "OUT_OF_DOMAIN_SETS": "", "RERANKERS": ""}
 
 
 def make_model(folder, dimensions):
@@ -90,10 +90,10 @@ def steps(query):
         return [sys.executable, "-c", NOTEBOOK.format(name)]
 
     def search(label):
-        return [sys.executable, "-m", "embedding_finetune.search", query, "--model", label, "--json", "-k", "10"]
+        return [sys.executable, "-m", "embedding_finetune", "search", query, "--model", label, "--json", "-k", "10"]
 
     return {"data": notebook("build_train_dataset.ipynb"), "BM25": notebook("build_eval_dataset.ipynb"),
-            "encode": [sys.executable, "-m", "embedding_finetune.encode", "raw"],
+            "encode": [sys.executable, "-m", "embedding_finetune", "encode", "raw"],
             "evaluate": notebook("eval_raw_bert.ipynb"),
             **{f"{what} {label}": search(label) for label in ("bm25", "raw", "hybrid_raw")
                for what in ("index", "search")}}
@@ -151,7 +151,7 @@ def differences(one, other):
 
     def results(folder):
         found = {path.name: json.loads(path.read_text()) for path in (folder / "output" / "results").glob("*.json")}
-        return {name: {key: value for key, value in result.items() if key not in ("settings", "finished", SEAL)}
+        return {name: {key: value for key, value in result.items() if key not in ("settings", "finished", CHECKSUM)}
                 for name, result in found.items()}
 
     here, there = files(one), files(other)

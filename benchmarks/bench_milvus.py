@@ -20,7 +20,7 @@ import numpy as np
 from bench_index import read_vectors
 from inputs import peak_gb
 
-from embedding_finetune.retrieval.vector_index import beside_exact, vector_index
+from embedding_finetune.retrieval.ann import make_index, recall_vs_exact
 
 QUERIES = 100
 
@@ -28,7 +28,7 @@ QUERIES = 100
 def loaded(folder, kind):
     """What it costs to put all vectors of a folder into a collection beside them, or to find them there."""
     began, vectors = time.perf_counter(), np.load(folder / "passages.npy", mmap_mode="r")
-    index = vector_index(f"milvus:{folder / f'{kind}.db'}#{kind}").build(vectors, folder)
+    index = make_index(f"milvus:{folder / f'{kind}.db'}#{kind}").build(vectors, folder)
     return index, {"seconds": round(time.perf_counter() - began, 1), "gb": round(_peak_gb(), 2)}
 
 
@@ -41,7 +41,7 @@ def ask(folder, kind):
     """The next process."""
     index, row = loaded(folder, kind)
     tie_rank = np.arange(len(index.vectors))
-    found = beside_exact(index, np.load(folder / "queries.npy"), tie_rank)
+    found = recall_vs_exact(index, np.load(folder / "queries.npy"), tie_rank)
     return {"again_seconds": row["seconds"], **{key: round(found[key], 3) for key in ("ms", "p99_ms", "exact_ms",
                                                                                       "recall")},
             "asking_gb": round(_peak_gb(), 2)}

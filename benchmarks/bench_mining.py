@@ -19,8 +19,8 @@ from bench_search import unit_vectors
 from inputs import peak_gb
 from tqdm.auto import tqdm
 
-from embedding_finetune.retrieval.blocks import BLOCK, found_in_blocks
-from embedding_finetune.retrieval.nearest import nearest
+from embedding_finetune.retrieval.exact_search import exact_search
+from embedding_finetune.retrieval.resumable_search import BLOCK, resumable_search
 
 PART = 100_000  # vectors that are made together
 
@@ -31,8 +31,8 @@ class Given:
     def __init__(self, queries, passages):
         self.queries, self.passages = queries, passages
 
-    def top(self, texts, depth):
-        return nearest(self.queries[[int(text) for text in texts]], self.passages, depth)
+    def search_batch(self, texts, depth):
+        return exact_search(self.queries[[int(text) for text in texts]], self.passages, depth)
 
 
 def mapped(path, rows, dimensions):
@@ -56,7 +56,7 @@ def main():
         seconds = []
         for _ in "once", "again":
             began = time.perf_counter()
-            found = found_in_blocks(retriever, texts, options.depth, Path(folder) / "hits", "random vectors")
+            found = resumable_search(retriever, texts, options.depth, Path(folder) / "hits", "random vectors")
             seconds.append(time.perf_counter() - began)
     assert found.shape == (len(texts), options.depth)
     work = 2 * len(texts) * options.passages * options.dimensions

@@ -23,13 +23,13 @@ import numpy as np
 from inputs import ROOT, peak_gb
 
 from embedding_finetune.data.collection import Collection
+from embedding_finetune.data.row_store import PASSAGES, read_rows, write_for_flagembedding
 from embedding_finetune.files import read_jsonl
+from embedding_finetune.models.encoder_config import base_encoder_config
 from embedding_finetune.recipes import find_recipe
-from embedding_finetune.retrieval.model_use import base_use
 from embedding_finetune.settings import Settings
 from embedding_finetune.training.batches import TrainingSet
-from embedding_finetune.training.rows import export_path, make_training_file, training_path
-from embedding_finetune.training.store import PASSAGES, read_rows, write_for_flagembedding
+from embedding_finetune.training.training_data import export_path, make_training_file, training_path
 
 PASSAGES_A_QUERY, HELD_OUT = 2, 0.01  # of the queries, for dev and for test each
 
@@ -64,7 +64,7 @@ def task(name, settings, label, queries, words):
     elif name == "export":
         write_for_flagembedding(export, read_rows([path]), "")
     elif name == "open":
-        TrainingSet(read_rows([path]), base_use(settings), settings.train_group_size, seed=0)[0, 0]
+        TrainingSet(read_rows([path]), base_encoder_config(settings), settings.train_group_size, seed=0)[0, 0]
     else:
         read_jsonl(export, required=("query", "pos", "neg"))
     return {"seconds": time.perf_counter() - began, "cpu": time.process_time() - used, "gb": peak_gb(),

@@ -65,15 +65,15 @@ def main():
 
     import torch
 
-    from embedding_finetune.retrieval.retrievers import DEPTH
-    from embedding_finetune.retrieval.nearest import nearest
+    from embedding_finetune.retrieval.base import DEPTH
+    from embedding_finetune.retrieval.exact_search import exact_search
 
     torch.set_num_threads(options.threads)
     passages, queries = (unit_vectors(rows, options.dimensions, seed)
                          for seed, rows in enumerate((options.passages, options.queries)))
     contenders = {"product alone": lambda: bare_search(queries, passages, 0),
                   "product and top-k": lambda: bare_search(queries, passages, DEPTH),
-                  "nearest": lambda: nearest(queries, passages, DEPTH)}
+                  "nearest": lambda: exact_search(queries, passages, DEPTH)}
     times, found = {name: [] for name in contenders}, {}
     for _ in range(options.rounds):
         for name, search in contenders.items():

@@ -33,18 +33,19 @@ def read_texts(passages, queries):
     return [row["query"] for row in rows if row["query"]][:queries], [row["pos"][0] for row in rows]
 
 
-def late_contenders(use, folder, passages, queries, places):
+def late_contenders(config, folder, passages, queries, places):
     """Name -> function of a query's number; operations and bytes of a query's products with its candidates' tokens."""
     import torch
     from sentence_transformers import MultiVectorEncoder
 
-    from embedding_finetune.retrieval.encoder import Encoder
-    from embedding_finetune.retrieval.late import LateInteraction, max_sim
-    from embedding_finetune.training.export_late import export_late
+    from embedding_finetune.models.encoder import Encoder
+    from embedding_finetune.models.multi_vector import maxsim_candidates
+    from embedding_finetune.retrieval.late_interaction import LateInteraction
+    from embedding_finetune.training.export_multi_vector import export_multi_vector
 
-    shutil.copytree(use.name, folder)
-    export_late(folder, use, ())
-    stage = LateInteraction(Encoder(use)).index(dict(enumerate(passages)))
+    shutil.copytree(config.name, folder)
+    export_multi_vector(folder, config, ())
+    stage = LateInteraction(Encoder(config)).index(dict(enumerate(passages)))
     encoded = [vectors.astype("float32") for vectors in stage.encoder.encode_query_tokens(queries)]
     theirs = MultiVectorEncoder(str(folder / "late"), device="cpu")
     stored = [torch.from_numpy(stage.vectors[start:end].copy()).float()
@@ -59,7 +60,7 @@ def late_contenders(use, folder, passages, queries, places):
     work = [2 * len(query) * size * width for query, size in zip(encoded, sizes)]
     moved = [2 * size * width for size in sizes]
     return {"late interaction": lambda number: next(stage.scores([queries[number]], [places[number]])),
-            "MaxSim alone": lambda number: max_sim(encoded[number], stage.vectors, stage.starts, places[number]),
+            "MaxSim alone": lambda number: maxsim_candidates(encoded[number], stage.vectors, stage.starts, places[number]),
             "late interaction, sentence-transformers": sentence_transformers}, work, moved
 
 
@@ -68,10 +69,10 @@ def cross_contenders(folder, passages, queries, places):
     from sentence_transformers import CrossEncoder as Theirs
     from transformers import AutoConfig
 
-    from embedding_finetune.retrieval.cpu import cpu_has
-    from embedding_finetune.retrieval.cross_encoder import CrossEncoder, load_reranker
+    from embedding_finetune.models.fast_layers import cpu_has
+    from embedding_finetune.retrieval.cross_encoder import CrossEncoder, load_cross_encoder
 
-    tokenizer, model = load_reranker(bundled_model(), new_head=True)
+    tokenizer, model = load_cross_encoder(bundled_model(), new_head=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     theirs = Theirs(folder, device="cpu", max_length=2 * LENGTH)
@@ -111,7 +112,7 @@ def main():
     import torch
     from transformers import AutoConfig, AutoTokenizer
 
-    from embedding_finetune.retrieval.model_use import ModelUse
+    from embedding_finetune.models.encoder_config import EncoderConfig
 
     torch.set_num_threads(options.threads)
     path = bundled_model()
@@ -121,10 +122,10 @@ def main():
         for texts in read_texts(options.passages, options.queries))
     rng = random.Random(0)
     places = [rng.sample(range(len(passages)), options.depth) for _ in queries]
-    use = ModelUse(label="", title="bundled", name=path, pooling="mean", query_prompt="", passage_prompt="",
+    encoder_config = EncoderConfig(label="", title="bundled", name=path, pooling="mean", query_prompt="", passage_prompt="",
                    query_max_len=LENGTH, passage_max_len=2 * LENGTH)
     with tempfile.TemporaryDirectory() as folder:
-        late, max_sim_work, moved = late_contenders(use, Path(folder) / "late", passages, queries, places)
+        late, max_sim_work, moved = late_contenders(encoder_config, Path(folder) / "late", passages, queries, places)
         cross, cross_work = cross_contenders(f"{folder}/cross", passages, queries, places)
         found, times = late | cross, {}
         for name, score in found.items():

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 def started(model):
     """A server process on a free port, and that port, once it listens."""
-    command = [sys.executable, "-m", "embedding_finetune.serve", "--port", "0", "--model", model]
+    command = [sys.executable, "-m", "embedding_finetune", "serve", "--port", "0", "--model", model]
     server = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     for line in server.stderr:
         if found := re.search(r"running on http://[\d.]+:(\d+)", line):
@@ -85,7 +85,7 @@ def main():
     options = parser.parse_args()
     os.environ.setdefault("TQDM_DISABLE", "1")
     from embedding_finetune.files import read_jsonl
-    from embedding_finetune.index import default_label, open_index
+    from embedding_finetune.serving.index import default_label, open_index
     from embedding_finetune.settings import Settings
 
     settings = Settings.load()
@@ -93,7 +93,7 @@ def main():
     open_index(settings, model)
     texts = list(dict.fromkeys(row["text"] for row in read_jsonl(settings.data_dir / "queries.jsonl")))
     queries = (texts * -(-options.requests // len(texts)))[:options.requests]
-    search = [sys.executable, "-m", "embedding_finetune.search", queries[0], "--model", model, "--json"]
+    search = [sys.executable, "-m", "embedding_finetune", "search", queries[0], "--model", model, "--json"]
     cold = []
     for _ in range(3):
         began = time.perf_counter()
@@ -101,11 +101,11 @@ def main():
         cold.append(time.perf_counter() - began)
     from sentence_transformers import SentenceTransformer
 
-    from embedding_finetune.retrieval.encoder import Encoder
-    from embedding_finetune.retrieval.model_use import use_of
+    from embedding_finetune.models.encoder import Encoder
+    from embedding_finetune.models.encoder_config import load_encoder_config
 
-    use = use_of(settings, model)
-    other, ours = SentenceTransformer(use.name), Encoder(use)
+    config = load_encoder_config(settings, model)
+    other, ours = SentenceTransformer(config.name), Encoder(config)
     loops = {"sentence_transformers": lambda text: other.encode_query(text, show_progress_bar=False),
              "encoder": lambda text: ours.encode_queries([text])}
     times, errors, seconds, cpu, singles = [], 0, 0, 0, {name: [] for name in loops}

@@ -102,11 +102,11 @@ def contend(contender, folder, steps, model="dropout", length=LENGTH, precision=
     with tempfile.TemporaryDirectory(dir=folder) as output:
         arguments = flags(folder, model, output, steps, length, precision)
         if contender == "ours":
-            from embedding_finetune.training import train, trainer
+            from embedding_finetune.training import trainer, worker
 
-            train.export = lambda *args, **kwargs: None
+            worker.export = lambda *args, **kwargs: None
             timed(trainer.Trainer)
-            train.train(arguments + ["--mask_false_negatives", "False"])  # FlagEmbedding knows none
+            worker.train(arguments + ["--mask_false_negatives", "False"])  # FlagEmbedding knows none
         elif contender == "flagembedding":
             from FlagEmbedding.finetune.embedder.encoder_only import base
 

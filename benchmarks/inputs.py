@@ -28,7 +28,7 @@ def read_rows(path=None):
 
 def bundled_model():
     """The folder of all-MiniLM-L6-v2."""
-    from embedding_finetune.retrieval.model_use import model_path
+    from embedding_finetune.models.encoder_config import model_path
     return model_path("bundled")
 
 

@@ -14,7 +14,7 @@ DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
 from embedding_finetune.files import atomic_write, run_command_line  # noqa: E402
-from embedding_finetune.run import run_notebook  # noqa: E402
+from embedding_finetune.pipeline import run_notebook  # noqa: E402
 
 
 def main():

@@ -18,26 +18,26 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from embedding_finetune.data.collection import read_data, write_data  # noqa: E402
-from embedding_finetune.data.documents import span  # noqa: E402
-from embedding_finetune.data.texts import PSEUDO  # noqa: E402
-from embedding_finetune.evaluation import figures, metrics, results, significance  # noqa: E402
+from embedding_finetune.data.documents.chunker import random_span  # noqa: E402
+from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX  # noqa: E402
+from embedding_finetune.evaluation import metrics, results, significance, tables  # noqa: E402
 from embedding_finetune.files import run_command_line, write_json  # noqa: E402
-from embedding_finetune.finetune import finetune  # noqa: E402
+from embedding_finetune.models.encoder import Encoder  # noqa: E402
+from embedding_finetune.models.encoder_config import load_encoder_config  # noqa: E402
 from embedding_finetune.recipes import find_recipe  # noqa: E402
-from embedding_finetune.retrieval.encoder import Encoder  # noqa: E402
-from embedding_finetune.retrieval.model_use import use_of  # noqa: E402
-from embedding_finetune.retrieval.retrievers import Dense  # noqa: E402
+from embedding_finetune.retrieval.dense import Dense  # noqa: E402
 from embedding_finetune.settings import Settings  # noqa: E402
 from embedding_finetune.training import batches  # noqa: E402
-from embedding_finetune.training.rows import make_training_file  # noqa: E402
+from embedding_finetune.training.train import finetune  # noqa: E402
+from embedding_finetune.training.training_data import make_training_file  # noqa: E402
 
 OUTPUT, RESULT = ROOT / "output" / "pseudo_pairs", ROOT / "docs" / "pseudo_pairs.json"
 DEMO = {"bm25": "bm25", "raw": "raw", "real pairs": "neg10", "raw, mean": "reference"}  # row -> label in the demo
-MEAN = {"BASE_POOLING": "mean", "QUERY_INSTRUCTION": ""}  # as the base model was made, where the demo's raw one is not
+MEAN = {"BASE_POOLING": "mean", "QUERY_PROMPT": ""}  # as the base model was made, where the demo's raw one is not
 WAYS = {  # row -> on spans?, how often a span is taken out of its passage in training, settings
-    "spans": (True, batches.HIDDEN, {}),
-    "spans, mean": (True, batches.HIDDEN, MEAN),
-    "real pairs, mean": (False, batches.HIDDEN, MEAN),
+    "spans": (True, batches.QUERY_REMOVAL_RATE, {}),
+    "spans, mean": (True, batches.QUERY_REMOVAL_RATE, MEAN),
+    "real pairs, mean": (False, batches.QUERY_REMOVAL_RATE, MEAN),
     "spans in sight": (True, 0.0, {}),
 }
 PLANNED = [("spans", "raw"), ("spans", "real pairs"), ("spans", "bm25"), ("spans", "spans in sight"),
@@ -47,15 +47,15 @@ PLANNED = [("spans", "raw"), ("spans", "real pairs"), ("spans", "bm25"), ("spans
 def with_spans(collection, seed):
     """The collection with a span of its passage in the place of each training and dev query; the test part stays."""
     queries, qrels, parts = {}, {}, {}
-    for query, part in collection.parts.items():
+    for query, part in collection.splits.items():
         text, judged = collection.queries[query], collection.qrels[query]
         if part != "test":
             [passage, *_] = collection.positives(query)
-            text = span(collection.corpus[passage], random.Random(f"{seed} {passage}"))
-            query, judged = f"{PSEUDO}span-{passage}", {passage: 1}
+            text = random_span(collection.corpus[passage], random.Random(f"{seed} {passage}"))
+            query, judged = f"{PSEUDO_QUERY_PREFIX}span-{passage}", {passage: 1}
         if text:
             queries[query], qrels[query], parts[query] = text, judged, part
-    return dataclasses.replace(collection, queries=queries, qrels=qrels, parts=parts)
+    return dataclasses.replace(collection, queries=queries, qrels=qrels, splits=parts)
 
 
 def train_and_measure(demo, row, seed):
@@ -68,14 +68,14 @@ def train_and_measure(demo, row, seed):
     if not (folder / "results" / "neg10.json").exists():
         write_data(settings, collection, {"queries": row})
         make_training_file(settings, find_recipe(settings, "neg10"), collection)
-        batches.HIDDEN = hidden
+        batches.QUERY_REMOVAL_RATE = hidden
         if not (folder / "neg10").exists():
             finetune(settings, "neg10", one_process=True)  # in this process, where HIDDEN is what it is
-        encoder = Encoder(use_of(settings, "neg10"), settings.encode_batch_size)
+        encoder = Encoder(load_encoder_config(settings, "neg10"), settings.encode_batch_size)
         dense = Dense(encoder).index(collection.corpus)
-        found = {part: dense.search(collection.part(part).queries) for part in ("test", "dev")}
-        results.save_result(settings, collection, "neg10", found, **results.facts(settings, encoder))
-    return metrics.per_query(demo.part("test").qrels, results.read_measured_run(settings, demo, "neg10"))
+        found = {part: dense.search(collection.split(part).queries) for part in ("test", "dev")}
+        results.save_result(settings, collection, "neg10", found, **results.model_metadata(settings, encoder))
+    return metrics.per_query(demo.split("test").qrels, results.read_measured_run(settings, demo, "neg10"))
 
 
 def main():
@@ -85,7 +85,7 @@ def main():
     options, settings = parser.parse_args(), Settings.load("demo")
     seeds = range(42, 42 + options.seeds)
     demo = read_data(settings)
-    test = demo.part("test")
+    test = demo.split("test")
     frames = {row: metrics.per_query(test.qrels, results.read_measured_run(settings, demo, label))
               for row, label in DEMO.items()}
     frames |= {row: sum(train_and_measure(demo, row, seed) for seed in seeds) / len(seeds) for row in options.rows}
@@ -94,7 +94,7 @@ def main():
     planned = [pair for pair in PLANNED if set(pair) <= set(frames)]
     rows = significance.add_significance(rows, frames, planned, seed=settings.seed)
     write_json(RESULT, rows)
-    for table in (figures.comparison_table(rows), figures.planned_table(rows).set_index("pair")):
+    for table in (tables.comparison_table(rows), tables.planned_table(rows).set_index("pair")):
         print(table.to_markdown(disable_numparse=True), end="\n\n")
 
 

@@ -20,16 +20,17 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from embedding_finetune import finetune, recipes, run  # noqa: E402
+from embedding_finetune import pipeline, recipes  # noqa: E402
 from embedding_finetune.data.collection import read_data  # noqa: E402
 from embedding_finetune.evaluation import metrics, results, significance  # noqa: E402
 from embedding_finetune.files import read_json, run_command_line, write_json  # noqa: E402
 from embedding_finetune.settings import Settings  # noqa: E402
+from embedding_finetune.training import train
 
 OUTPUT, LADDER, SEED, STEPS = ROOT / "output" / "ladder", ROOT / "docs" / "recipe.json", 42, 64
 COMMON = {"PROFILE": "demo", "SEED": str(SEED), "DEV_FRACTION": "0.1", "DEV_STEPS": "0.99", "DEV_CORPUS_SIZE": "0"}
-SETS = {"docstrings": {"DATASET": "docstrings", "MAX_PAIRS": "6000"},  # PAIRS: a file in the place of the hub's pairs
-        "msmarco": {"DATASET": os.environ.get("PAIRS", "msmarco"), "MAX_PAIRS": "0", "PASSAGE_MAX_LEN": "128"}}
+SETS = {"docstrings": {"DATASET": "docstrings", "MAX_QUERIES": "6000"},  # PAIRS: a file in the place of the hub's pairs
+        "msmarco": {"DATASET": os.environ.get("PAIRS", "msmarco"), "MAX_QUERIES": "0", "PASSAGE_MAX_LEN": "128"}}
 BEFORE = "build_train_dataset", "build_eval_dataset", "eval_raw_bert", "eval_bge_m3"  # they make the data and BASELINES
 BASELINES = "bm25", "reference", "hybrid_reference", "random-10"
 
@@ -45,22 +46,22 @@ def run_row(name, label, seed):
     """Mine, fine-tune and measure one row, alone and fused with BM25."""
     settings = settings_of(name, SEEDS=seed - SEED + 1)
     label, output = label if seed == SEED else f"{label}_seed{seed}", settings.output_dir
-    batch = settings.changed(recipes.find_recipe(settings, label).settings).batch_size
+    batch = settings.with_overrides(recipes.find_recipe(settings, label).settings).batch_size
     for notebook in () if (output / "results" / "hybrid_reference.json").exists() else BEFORE:
-        run.run_notebook(ROOT / f"{notebook}.ipynb", output / "notebooks")
-    steps_an_epoch = len(read_data(settings).part("train").queries) // batch
+        pipeline.run_notebook(ROOT / f"{notebook}.ipynb", output / "notebooks")
+    steps_an_epoch = len(read_data(settings).split("train").queries) // batch
     settings = settings_of(name, EPOCHS=(STEPS - 0.5) / steps_an_epoch)  # the steps are rounded up
     if not (output / label).exists():
         started, minutes = time.monotonic(), read_json(output / "minutes.json") or {}
-        finetune.finetune(settings, label)
+        train.finetune(settings, label)
         write_json(output / "minutes.json", minutes | {label: (time.monotonic() - started) / 60})
-    run.run_notebook(ROOT / "eval_train_hard.ipynb", output / "notebooks", label)
+    pipeline.run_notebook(ROOT / "eval_train_hard.ipynb", output / "notebooks", label)
 
 
 def collect(name):
     """The finished rows of a set: means over the seeds of each, and paired differences of these means in recall@1."""
     settings, found = settings_of(name), {}
-    minutes, test = read_json(settings.output_dir / "minutes.json") or {}, read_data(settings).part("test")
+    minutes, test = read_json(settings.output_dir / "minutes.json") or {}, read_data(settings).split("test")
     ladder, (fitting, left_out) = tomllib.loads(settings.recipe_file.read_text()), results.load_results(settings)
     print(*left_out, sep="\n", file=sys.stderr)
     for result in fitting:

@@ -22,33 +22,35 @@ from pathlib import Path
 import pandas as pd
 import recipe as ladder
 
-from embedding_finetune import finetune, recipes, run
+from embedding_finetune import pipeline, recipes
 from embedding_finetune.data.collection import read_data
-from embedding_finetune.data.docstrings import read_docstrings
+from embedding_finetune.data.readers.docstrings import read_docstrings
 from embedding_finetune.evaluation import metrics, results, significance
 from embedding_finetune.files import read_json, run_command_line, write_json, write_jsonl
-from embedding_finetune.retrieval.encoder import encoder_of
-from embedding_finetune.retrieval.model_use import ready_made, use_of
-from embedding_finetune.retrieval.retrievers import Dense, retriever_of
-from embedding_finetune.retrieval.second_stage import parts_of, union
-from embedding_finetune.retrieval.stages import is_stage, stage_of
+from embedding_finetune.models.encoder import make_encoder
+from embedding_finetune.models.encoder_config import load_encoder_config, pretrained
+from embedding_finetune.retrieval.base import make_retriever
+from embedding_finetune.retrieval.dense import Dense
+from embedding_finetune.retrieval.rerank import candidate_union, parse_reranker_label
+from embedding_finetune.retrieval.rerankers import is_reranker, make_reranker
 from embedding_finetune.settings import Settings
+from embedding_finetune.training import train
 from embedding_finetune.training.log import read_log
 
 OUTPUT, SEED = ladder.ROOT / "output" / "second_ladder", ladder.SEED
 COMMON = {"PROFILE": "demo", "RECIPE_FILE": "docs/ladder_second.toml", "BASE_POOLING": "auto",
-          "QUERY_INSTRUCTION": "auto", "DEV_FRACTION": "0.1", "DEV_STEPS": "0.5", "DEV_CORPUS_SIZE": "0",
-          "EVAL_SETS": "", "SECOND_STAGES": "", "SEEDS": "3"}
+          "QUERY_PROMPT": "auto", "DEV_FRACTION": "0.1", "DEV_STEPS": "0.5", "DEV_CORPUS_SIZE": "0",
+          "OUT_OF_DOMAIN_SETS": "", "RERANKERS": "", "SEEDS": "3"}
 LARGE_BATCH = {"BATCH_SIZE": "128", "GRAD_CACHE_CHUNK": "128", "LEARNING_RATE": "1e-4", "EPOCHS": "2"}
 PACKAGES = "sympy", "torch"
 COVIDQA = Path(os.environ.get("COVIDQA", "covidqa"))
 SETS = {  # batches and rates are those that dev chose for one vector in docs/ladder.md
-    "docstrings": {"DATASET": os.environ.get("DOCSTRINGS", "docstrings"), "MAX_PAIRS": "6000", **LARGE_BATCH},
-    "msmarco": {"DATASET": os.environ.get("PAIRS", "msmarco"), "MAX_PAIRS": "0", "PASSAGE_MAX_LEN": "128",
+    "docstrings": {"DATASET": os.environ.get("DOCSTRINGS", "docstrings"), "MAX_QUERIES": "6000", **LARGE_BATCH},
+    "msmarco": {"DATASET": os.environ.get("PAIRS", "msmarco"), "MAX_QUERIES": "0", "PASSAGE_MAX_LEN": "128",
                 "LEARNING_RATE": "2e-5", "EPOCHS": "0.5"},
-    "covidqa": {"DATASET": COVIDQA / "pairs.jsonl", "CORPUS": COVIDQA / "corpus.jsonl", "MAX_PAIRS": "0",
+    "covidqa": {"DATASET": COVIDQA / "pairs.jsonl", "CORPUS": COVIDQA / "corpus.jsonl", "MAX_QUERIES": "0",
                 "PASSAGE_MAX_LEN": "256", **LARGE_BATCH},
-    **{package: {"DATASET": OUTPUT / f"{package}.jsonl", "MAX_PAIRS": "2000", "TEST_FRACTION": "0.3", **LARGE_BATCH}
+    **{package: {"DATASET": OUTPUT / f"{package}.jsonl", "MAX_QUERIES": "2000", "TEST_FRACTION": "0.3", **LARGE_BATCH}
        for package in PACKAGES}}
 BUILD = "build_train_dataset", "build_eval_dataset"
 BASELINES = "bm25", "reference", "hybrid_reference", "late_reference", "hybrid_late_reference"
@@ -83,12 +85,12 @@ def run_system(name, label):
     if (output / "results" / f"{label}.json").exists():
         return
     for notebook in () if (settings.data_dir / "corpus.jsonl").exists() else BUILD:
-        run.run_notebook(ladder.ROOT / f"{notebook}.ipynb", output / "notebooks")
-    if is_stage(label):
-        for model in dict.fromkeys(parts_of(settings, label)[1:]):
+        pipeline.run_notebook(ladder.ROOT / f"{notebook}.ipynb", output / "notebooks")
+    if is_reranker(label):
+        for model in dict.fromkeys(parse_reranker_label(settings, label)[1:]):
             run_system(name, model)
-        run.run_notebook(ladder.ROOT / "second_stage.ipynb", output / "notebooks", label)
-    elif label in ready_made(settings):
+        pipeline.run_notebook(ladder.ROOT / "rerank.ipynb", output / "notebooks", label)
+    elif label in pretrained(settings):
         evaluate(name, label, "eval_bge_m3.ipynb")
     else:
         train(settings, name, label)
@@ -101,17 +103,17 @@ def train(settings, name, label):
         run_system(name, found.teacher)
     if not (output / label).exists():
         started = time.monotonic()
-        finetune.finetune(settings, label)
+        train.finetune(settings, label)
         minutes = read_json(output / "minutes.json") or {}  # read late: another system may be trained meanwhile
         write_json(output / "minutes.json", minutes | {label: (time.monotonic() - started) / 60})
-    if found.kind == "model":
+    if found.kind == "bi_encoder":
         evaluate(name, label, "eval_train_hard.ipynb")
 
 
 def evaluate(name, label, notebook):
     """Measure one vector a passage, alone and fused with BM25; its tokens are kept in the same pass."""
-    settings = settings_of(name, SECOND_STAGES=f"late_{label}")
-    run.run_notebook(ladder.ROOT / notebook, settings.output_dir / "notebooks", label)
+    settings = settings_of(name, RERANKERS=f"late_{label}")
+    pipeline.run_notebook(ladder.ROOT / notebook, settings.output_dir / "notebooks", label)
     settings_of(name)
 
 
@@ -119,19 +121,19 @@ def costs(name):
     """Milliseconds of each finished system for one query alone, and of its parts, into costs.json, but for those that
     are there: an idle machine."""
     settings = settings_of(name)
-    test, found = read_data(settings).part("test"), read_json(settings.output_dir / "costs.json") or {}
+    test, found = read_data(settings).split("test"), read_json(settings.output_dir / "costs.json") or {}
     queries = dict(list(test.queries.items())[:TIMED + 1])
-    words = retriever_of("bm25", settings.bm25_language).index(test.corpus)
-    dense = Dense(encoder_of(settings, use_of(settings, "reference"))).index(test.corpus)
+    words = make_retriever("bm25", settings.bm25_language).index(test.corpus)
+    dense = Dense(make_encoder(settings, load_encoder_config(settings, "reference"))).index(test.corpus)
     dense.encoder.cache = None  # a query is encoded anew
     bm25, quick = timed(words.search, queries)
     vector, slow = timed(dense.search, queries)
     found = {"bm25": quick, "one vector": slow} | found
     for result in results.load_results(settings)[0]:
         label = result["label"]
-        if is_stage(label) and label not in found:
-            stage = stage_of(settings, label).index(test.corpus)
-            seen = union(vector, bm25, depth=result["depth"])
+        if is_reranker(label) and label not in found:
+            stage = make_reranker(settings, label).index(test.corpus)
+            seen = candidate_union(vector, bm25, depth=result["depth"])
             found[label] = timed(lambda some: stage.score(some, seen), queries)[1]
     write_json(settings.output_dir / "costs.json", found)
 
@@ -149,7 +151,7 @@ def timed(search, queries):
 def collect(name):
     """The finished systems of a set: means over seeds, their paired differences in recall@1, and what they cost."""
     settings, found = settings_of(name), {}
-    test, ms = read_data(settings).part("test"), read_json(settings.output_dir / "costs.json") or {}
+    test, ms = read_data(settings).split("test"), read_json(settings.output_dir / "costs.json") or {}
     trained = {label: trained_by(settings, label) for label in (*recipes.all_recipes(settings), *travelled(name))}
     fitting, left_out = results.load_results(settings)
     print(*left_out, sep="\n", file=sys.stderr)
@@ -175,15 +177,15 @@ def trained_by(settings, label):
     folder = travelled(settings.output_dir.name).get(label, settings.output_dir / label)
     recipe, log = recipes.find_recipe(settings, folder.name), read_log(folder)
     there = "" if folder.parent == settings.output_dir else f", on {folder.parent.name}"
-    return {"about": recipe.about + there, "share": recipe.share, "steps": log[-1]["step"] if log else 0,
+    return {"about": recipe.description + there, "share": recipe.train_fraction, "steps": log[-1]["step"] if log else 0,
             "minutes": (read_json(folder.parent / "minutes.json") or {}).get(folder.name)}
 
 
 def _row(settings, row, seeds, means, trainings, ms, vector):
     label, first = row["label"], seeds[0]
     system = label.removeprefix("hybrid_")
-    stage = is_stage(system)
-    models = dict.fromkeys(parts_of(settings, system)[1:] if stage else [system])
+    stage = is_reranker(system)
+    models = dict.fromkeys(parse_reranker_label(settings, system)[1:] if stage else [system])
     trained = [trainings[model] for model in models if model in trainings]
     minutes = [model["minutes"] for model in trained]  # None: not known on this machine
     parts = ["one vector"] * (label != "bm25") + [system] * stage
@@ -198,7 +200,7 @@ def _row(settings, row, seeds, means, trainings, ms, vector):
             "minutes": None if None in minutes else round(sum(minutes), 1),
             "ms_per_query": round(sum(ms[part] for part in parts), 1) if set(parts) <= set(ms) else None,
             "bytes_per_passage": (label != "bm25") * vector + first.get("bytes_per_passage", 0),
-            **{key: first.get(key) for key in ("depth", "weight", "second_weight")},
+            **{key: first.get(key) for key in ("depth", "weight", "rerank_weight")},
             "recall@1 by seed": {result["seed"]: result["metrics"]["recall@1"] for result in seeds if trained},
             "baselines": {other: against[other] for other in BASELINES if other in against}}
 

@@ -16,13 +16,13 @@ from second_ladder import SETS, settings_of, timed
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.metrics import choose_weight, per_query
 from embedding_finetune.evaluation.results import read_measured_run
-from embedding_finetune.evaluation.second_stage import limits
 from embedding_finetune.evaluation.significance import add_significance
+from embedding_finetune.evaluation.tuning import candidate_recall
 from embedding_finetune.files import run_command_line
-from embedding_finetune.retrieval.retrievers import fuse_scores
-from embedding_finetune.retrieval.second_stage import union
-from embedding_finetune.retrieval.stages import stage_of
-from embedding_finetune.retrieval.token_search import FLAT, TokenSearch
+from embedding_finetune.retrieval.fusion import weighted_sum_fusion
+from embedding_finetune.retrieval.multi_vector_search import FLAT, MultiVectorSearch
+from embedding_finetune.retrieval.rerank import candidate_union
+from embedding_finetune.retrieval.rerankers import make_reranker
 
 TIMED, LOOKED_AT = 100, 50
 
@@ -36,8 +36,8 @@ def main():
     settings, first = settings_of(options.set), options.first or options.model
     stage = f"late_{options.model}" + f"_on_{first}" * (first != options.model)
     collection, began = read_data(settings), time.perf_counter()
-    parts = {part: collection.part(part) for part in ("dev", "test")}
-    search = TokenSearch(stage_of(settings, stage)).index(collection.corpus)
+    parts = {part: collection.split(part) for part in ("dev", "test")}
+    search = MultiVectorSearch(make_reranker(settings, stage)).index(collection.corpus)
     print(f"{search.factory}: {len(search.stage.vectors):,} token vectors (exact up to {FLAT:,}), "
           f"{time.perf_counter() - began:.0f} s to make")
     bm25, dense = ({part: read_measured_run(settings, collection, label, part) for part in parts}
@@ -45,7 +45,7 @@ def main():
     alone = {part: search.search(of.queries) for part, of in parts.items()}
     weight = choose_weight(parts["dev"], bm25["dev"], alone["dev"])
     runs = {label: read_measured_run(settings, collection, label, "test") for label in (stage, f"hybrid_{stage}")}
-    runs |= {"all passages": alone["test"], f"all passages + {weight} BM25": fuse_scores(bm25["test"], alone["test"],
+    runs |= {"all passages": alone["test"], f"all passages + {weight} BM25": weighted_sum_fusion(bm25["test"], alone["test"],
                                                                                           weight)}
     frames = {label: per_query(parts["test"].qrels, run) for label, run in runs.items()}
     rows = {}
@@ -56,10 +56,10 @@ def main():
             for label, pair in row["against"].items() if label in (stage, f"hybrid_{stage}")}
     print(pd.DataFrame.from_dict(rows, orient="index").fillna("").to_markdown(disable_numparse=True))
     test = parts["test"]
-    seen = {query: dict.fromkeys(found, 1.0) for query, found in union(dense["test"], bm25["test"],
+    seen = {query: dict.fromkeys(found, 1.0) for query, found in candidate_union(dense["test"], bm25["test"],
                                                                        depth=LOOKED_AT).items()}
     seen = {query: found | dict.fromkeys(list(alone["test"][query])[:LOOKED_AT], 1.0) for query, found in seen.items()}
-    both = limits(test, bm25["test"], dense["test"], (LOOKED_AT,))[LOOKED_AT]
+    both = candidate_recall(test, bm25["test"], dense["test"], (LOOKED_AT,))[LOOKED_AT]
     three = sum(bool({*found} & {*test.positives(query)}) for query, found in seen.items()) / len(seen)
     print(f"positives among the first {LOOKED_AT} of BM25 and {first}: {both:.3f}; and of all tokens: {three:.3f}")
     ms = timed(search.search, dict(list(test.queries.items())[:TIMED + 1]))[1]

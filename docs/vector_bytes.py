@@ -25,9 +25,9 @@ from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.metrics import per_query
 from embedding_finetune.evaluation.significance import bootstrap_means, interval
 from embedding_finetune.files import run_command_line
-from embedding_finetune.retrieval.encoder import encoder_of
-from embedding_finetune.retrieval.model_use import ready_made, use_of
-from embedding_finetune.retrieval.vector_index import Faiss
+from embedding_finetune.models.encoder import make_encoder
+from embedding_finetune.models.encoder_config import load_encoder_config, pretrained
+from embedding_finetune.retrieval.ann import FaissIndex
 
 DEPTH, TIMED = 10, 100  # passages, and queries that are asked alone
 LABELS = "reference", "dense", "matryoshka"
@@ -39,7 +39,7 @@ WAYS = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8", "4 bits": "SQ4", 
            for bits, kind in (("", "Flat"), (", 1 bit", "RaBitQ"))}}
 
 
-class First(Faiss):
+class First(FaissIndex):
     """The first dimensions alone, scaled to length 1 again (`First192,Flat`): what Matryoshka trains."""
 
     def build(self, vectors, folder):
@@ -51,27 +51,27 @@ class First(Faiss):
         index.train(vectors)
         index.add(vectors)
         faiss.write_index(index, str(folder / self.FILE))
-        return self.restore(vectors, folder)
+        return self.load(vectors, folder)
 
 
 def runs_of(index, test, vectors):
     """(the run by an index's codes alone, the run scored once more by the vectors): query id -> passage id -> score."""
     ids, order = list(test.corpus), np.arange(len(test.corpus))
     near, places = index.index.search(vectors, DEPTH)
-    found = [(near, places), index.top(vectors, DEPTH, order)]
+    found = [(near, places), index.search_batch(vectors, DEPTH, order)]
     return [{query: {ids[place]: float(score) for score, place in zip(*row) if place >= 0}
              for query, *row in zip(test.queries, scores, positions)} for scores, positions in found]
 
 
 def measured(settings, label):
     """Way -> what it costs and loses, for the model of a label."""
-    test, encoder = read_data(settings).part("test"), encoder_of(settings, use_of(settings, label))
+    test, encoder = read_data(settings).split("test"), make_encoder(settings, load_encoder_config(settings, label))
     passages, queries = (encode(texts.values()) for encode, texts in (
         (encoder.encode_passages, test.corpus), (encoder.encode_queries, test.queries)))
     dim, rows, found = passages.shape[1], {}, {"codes": {}, "again": {}}
     for way, words in WAYS.items():
         with tempfile.TemporaryDirectory() as folder:
-            kind = First if words.startswith("First") else Faiss
+            kind = First if words.startswith("First") else FaissIndex
             index = kind(words.format(half=dim // 2, quarter=dim // 4, eighth=dim // 8)).build(passages, Path(folder))
             size = (Path(folder) / index.FILE).stat().st_size
             runs = runs_of(index, test, queries)
@@ -111,7 +111,7 @@ def main():
     for name in parser.parse_args().sets:
         settings, found[name] = settings_of(name), {}
         for label in LABELS:
-            if label in ready_made(settings) or (settings.output_dir / label).exists():
+            if label in pretrained(settings) or (settings.output_dir / label).exists():
                 found[name][label] = measured(settings, label)
                 print(f"{name}, {label}:\n{table(found[name][label])}", flush=True)
     print(json.dumps(found))

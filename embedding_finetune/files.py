@@ -10,11 +10,11 @@ import re
 import sys
 from pathlib import Path
 
-LAG = 60  # seconds until a file is seen on all machines: as long as NFS keeps what a folder held (acdirmax)
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+FILE_VISIBILITY_LAG = 60  # seconds until a file is seen on all machines: as long as NFS keeps what a folder held (acdirmax)
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 # What libraries in Rust, PyTorch and faiss say of these, who have no OSError for it.
-SAID_OF_DISK = re.compile(r"\(os error \d+\)|inline_container|iostream error|write error in|for writing: ")
-SAID_OF_MEMORY = re.compile("memory|bad_alloc|can't start new thread", re.IGNORECASE)
+DISK_ERROR_MESSAGE = re.compile(r"\(os error \d+\)|inline_container|iostream error|write error in|for writing: ")
+MEMORY_ERROR_MESSAGE = re.compile("memory|bad_alloc|can't start new thread", re.IGNORECASE)
 
 
 class UserError(Exception):
@@ -44,7 +44,7 @@ def run_command_line(main):
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        if error.errno not in DISK:
+        if error.errno not in DISK_ERRNOS:
             raise
         sys.exit(f"error: {one_line(error)}: mend that (space, permission, the disk) and run the same command again")
 
@@ -65,19 +65,19 @@ def one_letter_off(name, known):
     return None
 
 
-def is_of_disk(error):
+def is_disk_error(error):
     """Whether an exception of whatever type, or what has led to it, says that a file could not be written."""
-    return _says(error, OSError, SAID_OF_DISK)
+    return _matches(error, OSError, DISK_ERROR_MESSAGE)
 
 
-def is_of_memory(error):
+def is_memory_error(error):
     """Whether an exception of whatever type, or what has led to it, says that there was too little memory."""
-    return _says(error, MemoryError, SAID_OF_MEMORY)
+    return _matches(error, MemoryError, MEMORY_ERROR_MESSAGE)
 
 
-def _says(error, kind, words):
+def _matches(error, kind, words):
     return error is not None and (isinstance(error, kind) or words.search(str(error)) is not None
-                                  or _says(error.__cause__, kind, words))
+                                  or _matches(error.__cause__, kind, words))
 
 
 @contextlib.contextmanager

@@ -27,8 +27,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import httpx
 from safetensors import SafetensorError
 
+from embedding_finetune.artifacts.manifest import MANIFEST, verify_manifest
 from embedding_finetune.files import UserError, one_line, read_json, sha256
-from embedding_finetune.seals import MARKER, damaged_file
 from embedding_finetune.settings import path_of, split_revision
 
 # What transformers raises of models that are broken or not there, or whose hub goes away in between.
@@ -128,11 +128,11 @@ def model_content(name):
     if folder.is_dir():
         files = sorted([*folder.iterdir(), *folder.glob("*Dense*/*"), *folder.glob("late/*Dense*/*")])
         once = functools.cache(sha256)  # of each file: weights are large
-        if damaged := damaged_file(folder, once):
+        if damaged := verify_manifest(folder, once):
             raise UserError(f"{folder / damaged} is not as it was written: bring it back or make the model anew; if "
-                            f"you have changed it, remove {folder / MARKER}")
+                            f"you have changed it, remove {folder / MANIFEST}")
         return {str(path.relative_to(folder)): once(path) for path in files if path.suffix in MODEL_FILES
-                and path.name != MARKER}
+                and path.name != MANIFEST}
     commit = check_hub(name)
     if commit is None:
         repository, at = pinned(name)

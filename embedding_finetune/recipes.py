@@ -10,29 +10,29 @@ import tomllib
 from dataclasses import dataclass, field
 
 from embedding_finetune.files import UserError
-from embedding_finetune.labels import RULE, is_free, repeated_label
+from embedding_finetune.labels import LABEL_RULE, is_valid_label, repeated_label
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One entry. `like` (in the file) takes over all of another entry but its training file."""
+    """One entry. `extends` (in the file) takes over all of another entry but its training file."""
 
     label: str
-    about: str = ""
+    description: str = ""
     file: str = ""  # the training file's name for FlagEmbedding (see training.rows); by default training_LABEL.json
     negatives: str = "random"  # random ones, or mined ones
-    number: int = 10  # of negatives a query
-    share: float = 1.0  # of the training queries, seeded; a larger share has all of a smaller one's
+    num_negatives: int = 10  # of negatives a query
+    train_fraction: float = 1.0  # of the training queries, seeded; a larger share has all of a smaller one's
     same_steps: bool = False  # as many steps as with all queries: the share is passed through more often
     candidates: list = field(default_factory=lambda: ["model"])  # of mined ones: "model", "bm25", or both in turns
     miner: str = "reference"  # the model that searches and filters: a label of a model or of another recipe
-    filter: str = "share 0.95"  # which candidates are kept, see data.negatives.Filter
-    depth: int = 100  # candidates a query of each source
+    filter: str = "relative_margin 0.95"  # which candidates are kept, see data.negatives.Filter
+    mining_top_k: int = 100  # candidates a query of each source
     teacher: str = ""  # whose scores are learnt, too: a label, a second stage's, or the name of a reranker
     teacher_temperature: float = 0.02  # its scores are divided by it: about 0.02 for cosines, 1 for a reranker's logits
     merge: str = ""  # the label whose weights are averaged with its base's, in the place of a training
-    merge_share: float = 0.0  # of that model in the average; 0 chooses it on dev queries, see training.merge
-    kind: str = "model"  # an embedding model, or a reranker
+    merge_weight: float = 0.0  # of that model in the average; 0 chooses it on dev queries, see training.merge
+    kind: str = "bi_encoder"  # an embedding model; or a cross_encoder, a reranker
     settings: dict = field(default_factory=dict)  # NAME = value of the settings in which this fine-tuning differs
     new_head: dict = field(default_factory=dict)  # and of those of a reranker that begins without RERANKER
     repeats: str = ""  # the label of the recipe that this one repeats with another seed
@@ -41,9 +41,9 @@ class Recipe:
     def data(self):
         """What the training file depends on, beside the collection and the models: a dict. Without one: the merge."""
         if self.merge:
-            return {"merge": self.merge, "merge_share": self.merge_share}
-        parts = ["negatives", "number", *["share"] * (self.share < 1),
-                 *["candidates", "miner", "filter", "depth"] * (self.negatives == "mined"),
+            return {"merge": self.merge, "merge_weight": self.merge_weight}
+        parts = ["negatives", "num_negatives", *["train_fraction"] * (self.train_fraction < 1),
+                 *["candidates", "miner", "filter", "mining_top_k"] * (self.negatives == "mined"),
                  *["teacher", "teacher_temperature"] * bool(self.teacher)]
         return {name: getattr(self, name) for name in parts}
 
@@ -70,7 +70,7 @@ def all_recipes(settings):
     recipes = {}
     for label in entries:
         recipe = recipes[label] = _recipe(path, entries, label)
-        if recipe.new_head and not settings.reranker:
+        if recipe.new_head and not settings.reranker_model:
             recipe = recipes[label] = dataclasses.replace(recipe, settings=recipe.settings | recipe.new_head)
         for seed in range(settings.seed + 1, settings.seed + settings.seeds):
             again, other = f"{label}_seed{seed}", recipe.settings | {"SEED": seed}
@@ -83,14 +83,14 @@ def all_recipes(settings):
         if not recipe.merge and files.setdefault(recipe.file, recipe.data) != recipe.data:
             raise UserError(f"{path}, recipe {label!r}: another recipe writes other rows to {recipe.file}")
         if recipe.merge and (recipe.merge not in recipes or recipes[recipe.merge].merge
-                             or recipes[recipe.merge].kind != "model"):
+                             or recipes[recipe.merge].kind != "bi_encoder"):
             raise UserError(f"{path}, recipe {label!r}: merge must be the label of a recipe that is trained")
         try:
-            epochs = settings.changed(recipe.settings).epochs
+            epochs = settings.with_overrides(recipe.settings).epochs
         except UserError as error:
             raise UserError(f"{path}, recipe {label!r}: {error}") from None
         if recipe.same_steps:
-            recipes[label] = dataclasses.replace(recipe, settings=recipe.settings | {"EPOCHS": epochs / recipe.share})
+            recipes[label] = dataclasses.replace(recipe, settings=recipe.settings | {"EPOCHS": epochs / recipe.train_fraction})
     return recipes
 
 
@@ -120,31 +120,31 @@ def _recipe(path, entries, label, seen=()):
 
     demand(isinstance(entries[label], dict), "must be a table")
     entry = dict(entries[label])
-    like = entry.pop("like", None)
-    demand(is_free(label), RULE)
-    demand(like is None or isinstance(like, str) and like in entries and like not in (label, *seen),
-           f"like {like!r}: not there, or like itself")
+    extends = entry.pop("extends", None)
+    demand(is_valid_label(label), LABEL_RULE)
+    demand(extends is None or isinstance(extends, str) and extends in entries and extends not in (label, *seen),
+           f"extends {extends!r}: there is no such recipe, or it extends itself")
     for name, value in entry.items():
-        demand(name in KEYS, f"unknown key {name!r}; known are like, {', '.join(KEYS)}")
+        demand(name in KEYS, f"unknown key {name!r}; known are extends, {', '.join(KEYS)}")
         kind = (int, float) if KEYS[name] is float else KEYS[name]
         demand(isinstance(value, kind) and isinstance(value, bool) == (kind is bool),
                f"{name} = {value!r} has the wrong type")
-    demand("merge" not in entry or entry.keys() <= {"about", "merge", "merge_share"} and like is None,
-           "a merged model is not trained: it takes about, merge and merge_share alone")
-    if like is not None:
-        parent = _recipe(path, entries, like, (*seen, label))
+    demand("merge" not in entry or entry.keys() <= {"description", "merge", "merge_weight"} and extends is None,
+           "a merged model is not trained: it takes description, merge and merge_weight alone")
+    if extends is not None:
+        parent = _recipe(path, entries, extends, (*seen, label))
         inherited = {name: getattr(parent, name) for name in KEYS if name != "file"}
         entry = inherited | entry | {name: getattr(parent, name) | entry.get(name, {})
                                      for name in ("settings", "new_head")}
     recipe = Recipe(label=label, **{"file": f"training_{label}.json"} | entry)
-    demand(recipe.kind in ("model", "reranker"), "kind must be model or reranker")
-    demand(recipe.kind == "reranker" or not recipe.new_head, "new_head goes with kind = \"reranker\"")
+    demand(recipe.kind in ("bi_encoder", "cross_encoder"), "kind must be bi_encoder or cross_encoder")
+    demand(recipe.kind == "cross_encoder" or not recipe.new_head, "new_head goes with kind = \"cross_encoder\"")
     demand(recipe.negatives in ("random", "mined"), "negatives must be random or mined")
-    demand(recipe.number >= 1 and recipe.depth >= 1, "number and depth must be 1 or more")
+    demand(recipe.num_negatives >= 1 and recipe.mining_top_k >= 1, "num_negatives and mining_top_k must be 1 or more")
     demand(recipe.candidates in (["model"], ["bm25"], ["model", "bm25"], ["bm25", "model"]),
            "candidates must list model, bm25 or both")
-    demand(_is_filter(recipe.filter), "filter must be like `share 0.95`, `margin 0.05`, `ranks 10 60`, or none")
-    demand(0 < recipe.share <= 1 and 0 <= recipe.merge_share <= 1, "share and merge_share must lie between 0 and 1")
+    demand(_is_filter(recipe.filter), "filter must be like `relative_margin 0.95`, `absolute_margin 0.05`, `rank_range 10 60`, or none")
+    demand(0 < recipe.train_fraction <= 1 and 0 <= recipe.merge_weight <= 1, "train_fraction and merge_weight must lie between 0 and 1")
     demand(recipe.teacher_temperature > 0, "teacher_temperature must be more than 0")
     demand(re.fullmatch(r"training_[\w-]+\.json", recipe.file), "file must be a name like training_LABEL.json")
     return recipe
@@ -156,6 +156,6 @@ def _is_filter(text):
         values = [float(value) for value in values]
     except ValueError:
         return False
-    return (kind, len(values)) in (("none", 0), ("margin", 1)) or (
-        kind == "share" and len(values) == 1 and 0 < values[0] <= 1) or (
-        kind == "ranks" and len(values) == 2 and 1 <= values[0] <= values[1])
+    return (kind, len(values)) in (("none", 0), ("absolute_margin", 1)) or (
+        kind == "relative_margin" and len(values) == 1 and 0 < values[0] <= 1) or (
+        kind == "rank_range" and len(values) == 2 and 1 <= values[0] <= values[1])

@@ -1,7 +1,7 @@
 """Every setting of an experiment, in one table: type, default, check, what it is for, and what a change of it
 invalidates.
 
-    python -m embedding_finetune.settings    shows the settings in force, and what each is for
+    python -m embedding_finetune settings    shows the settings in force, and what each is for
 
 A profile, `profiles/PROFILE.env`, gives values where there is no default, or another one; a variable of the
 environment wins over the profile, and what a recipe changes (see recipes) wins over both. The flags of the training,
@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedding_finetune.files import CommandLine, UserError, one_letter_off, read_lines, run_command_line
-from embedding_finetune.labels import RULE, is_free
-from embedding_finetune.shown import Shown, versions
+from embedding_finetune.labels import LABEL_RULE, is_valid_label
+from embedding_finetune.settings_view import SettingsView, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA, TRAINING, EVALUATION, NOTHING = "data", "training", "evaluation", "nothing"  # what a change invalidates
 POOLINGS = ("cls", "mean", "last_token")
-CHOSEN_BY = "mrr@10"  # on dev queries: checkpoints, fusion weights, the fine-tuned model that meets its rivals
+SELECTION_METRIC = "mrr@10"  # on dev queries: checkpoints, fusion weights, the fine-tuned model that meets its rivals
 
 
 def setting(why, changes, default=dataclasses.MISSING, check=None, flag=None):
@@ -46,18 +46,18 @@ def one_of(*values):
 
 LANGUAGE = lambda code: re.fullmatch(r"[a-z]{2,4}", code), "must be auto, none or a code such as en or zh"
 POSITIVE = lambda value: value > 0, "must be more than 0"
-EXTRA = (lambda text: all(re.fullmatch(r"[^,]+(,(cls|mean|last_token))?", model.partition("=")[2])
-                          and is_free(model.partition("=")[0]) for model in text.split()),
-         f"must list label=model or label=model,pooling, with new labels: {RULE}")
-RETRIEVERS = (lambda text: "bm25" in text.split() and all(map(is_free, {*text.split()} - {"bm25"})),
-              f"must list bm25, and perhaps others with labels of their own: {RULE}")
-SECOND = (lambda text: re.fullmatch(r"\s*([a-z0-9]+_[\w-]+\s*)*", text, re.ASCII),
+EXTRA_MODEL_LIST = (lambda text: all(re.fullmatch(r"[^,]+(,(cls|mean|last_token))?", model.partition("=")[2])
+                          and is_valid_label(model.partition("=")[0]) for model in text.split()),
+         f"must list label=model or label=model,pooling, with new labels: {LABEL_RULE}")
+RETRIEVERS = (lambda text: "bm25" in text.split() and all(map(is_valid_label, {*text.split()} - {"bm25"})),
+              f"must list bm25, and perhaps others with labels of their own: {LABEL_RULE}")
+RERANKER_LABELS = (lambda text: re.fullmatch(r"\s*([a-z0-9]+_[\w-]+\s*)*", text, re.ASCII),
           "must list second stages such as late_reference or late_reference_on_neg10")
-DIMS = (lambda text: all(re.fullmatch(r"[1-9]\d*", dim) for dim in text.split()), "must list whole numbers above 0")
-OF_MODEL = {  # how a model is used (argument of ModelUse -> setting): said of one model, it is not meant for another
-    "BASE_MODEL": {"pooling": "BASE_POOLING", "query_prompt": "QUERY_INSTRUCTION",
-                   "passage_prompt": "PASSAGE_INSTRUCTION"},
-    "REFERENCE_MODEL": {"pooling": "REFERENCE_POOLING", "query_prompt": "REFERENCE_INSTRUCTION",
+DIMENSION_LIST = (lambda text: all(re.fullmatch(r"[1-9]\d*", dim) for dim in text.split()), "must list whole numbers above 0")
+MODEL_SETTINGS = {  # how a model is used (argument of ModelUse -> setting): said of one model, it is not meant for another
+    "BASE_MODEL": {"pooling": "BASE_POOLING", "query_prompt": "QUERY_PROMPT",
+                   "passage_prompt": "PASSAGE_PROMPT"},
+    "REFERENCE_MODEL": {"pooling": "REFERENCE_POOLING", "query_prompt": "REFERENCE_PROMPT",
                         "query_max_len": "REFERENCE_MAX_LEN", "passage_max_len": "REFERENCE_MAX_LEN"}}
 
 
@@ -84,28 +84,28 @@ class Settings:
     chunk_tokens: int = setting("the longest passage of a folder's documents; 0: PASSAGE_MAX_LEN", DATA, 0,
                                 (lambda tokens: tokens == 0 or tokens >= 16, "must be 0, or 16 or more"))
     chunk_overlap: int = setting("tokens that passages of a section share with the next", DATA, 0, at_least(0))
-    queries: str = setting("queries for a folder's documents that people wrote, with where the answer is", DATA, "")
+    document_queries: str = setting("queries for a folder's documents that people wrote, with where the answer is", DATA, "")
     data_dir: Path = setting("where the data files are", NOTHING)
     output_dir: Path = setting("where models, runs and results are", NOTHING)
-    max_pairs: int = setting("a seeded sample of so many queries; 0 takes all", DATA, 0, at_least(0))
+    max_queries: int = setting("a seeded sample of so many queries; 0 takes all", DATA, 0, at_least(0))
     test_fraction: float = setting("of the queries", DATA, 0.2, within(0, 1))
     dev_fraction: float = setting("of the queries that are left for training", DATA, 0.05, within(0, 1))
-    near_duplicates_together: bool = setting("passages that say nearly the same are kept in one part", DATA, True)
+    group_near_duplicates: bool = setting("passages that say nearly the same are kept in one part", DATA, True)
     training_export: bool = setting("write training files for FlagEmbedding, too: the text of each negative", NOTHING,
                                     True)
     seed: int = setting("of everything that is drawn", DATA, 42, (range(2**32).__contains__, "must be 0 to 2**32 - 1"))
 
     base_model: str = setting("what is fine-tuned: a hub name, a folder, or `bundled` (all-MiniLM-L6-v2)", TRAINING)
     base_pooling: str = setting("auto: as the model's own files say", TRAINING, "auto", one_of("auto", *POOLINGS))
-    query_instruction: str = setting("put before each query; auto: as the model's files say", TRAINING, "auto")
-    passage_instruction: str = setting("put before each passage; auto as above", TRAINING, "auto")
-    reranker: str = setting("what a recipe of kind reranker begins with: a hub name, a folder; empty: BASE_MODEL",
+    query_prompt: str = setting("put before each query; auto: as the model's files say", TRAINING, "auto")
+    passage_prompt: str = setting("put before each passage; auto as above", TRAINING, "auto")
+    reranker_model: str = setting("what a recipe of kind reranker begins with: a hub name, a folder; empty: BASE_MODEL",
                             NOTHING, "")
     reference_model: str = setting("the ready-made model that fine-tuning has to beat", EVALUATION)
     reference_pooling: str = setting("as BASE_POOLING", EVALUATION, "auto", one_of("auto", *POOLINGS))
-    reference_instruction: str = setting("put before its queries; auto as above", EVALUATION, "auto")
+    reference_prompt: str = setting("put before its queries; auto as above", EVALUATION, "auto")
     reference_max_len: int = setting("tokens of a text; 0: as the model's files say", EVALUATION, 0, at_least(0))
-    extra_models: str = setting("more models to measure: label=model or label=model,pooling ..", EVALUATION, "", EXTRA)
+    extra_models: str = setting("more models to measure: label=model or label=model,pooling ..", EVALUATION, "", EXTRA_MODEL_LIST)
 
     model_file: Path = setting("how models are used whose own files do not say it", NOTHING, "profiles/models.toml")
     trust_remote_code: str = setting("models whose own program code is run, separated by spaces", NOTHING, "")
@@ -117,15 +117,15 @@ class Settings:
                               RETRIEVERS)
     bm25_language: str = setting("whose stemmer and stop words: a code, none, or auto: the corpus's", EVALUATION,
                                  "auto", LANGUAGE)  # LANGUAGE itself is gettext's, and set on many desktops
-    token_store: str = setting("what token vectors are kept as", EVALUATION, "float16", one_of("float16", "int8"))
-    token_merge: int = setting("token vectors of a passage that become one, on average", EVALUATION, 1, at_least(1))
+    token_dtype: str = setting("what token vectors are kept as", EVALUATION, "float16", one_of("float16", "int8"))
+    token_pool_factor: int = setting("token vectors of a passage that become one, on average", EVALUATION, 1, at_least(1))
     reranker_precision: str = setting("of a reranker's scores; bf16 is quick where a GPU, or a processor with AMX, "
                                       "computes in it", EVALUATION, "fp32", one_of("fp32", "bf16"))
-    second_stages: str = setting("second looks that `make run` measures: KIND_MODEL or KIND_MODEL_on_FIRST ..",
-                                 NOTHING, "late_reference", SECOND)
-    eval_sets: str = setting("more test sets: folders in BEIR's layout, or general (of a package)", EVALUATION, "")
+    rerankers: str = setting("second looks that `make run` measures: KIND_MODEL or KIND_MODEL_on_FIRST ..",
+                                 NOTHING, "late_reference", RERANKER_LABELS)
+    out_of_domain_sets: str = setting("more test sets: folders in BEIR's layout, or general (of a package)", EVALUATION, "")
     index: str = setting("where search in use looks for vectors: flat, words of faiss, or milvus:URI", NOTHING, "flat")
-    no_answer_precision: float = setting("share of right first hits, on dev, from the score on that says \"an answer\"",
+    abstention_precision: float = setting("share of right first hits, on dev, from the score on that says \"an answer\"",
                                          NOTHING, 0.8, within(0, 1))
 
     trainer: str = setting("flagembedding takes FlagEmbedding's own, which cannot be continued", TRAINING,
@@ -147,19 +147,19 @@ class Settings:
     warmup_ratio: float = setting("share of the steps in which the learning rate rises", TRAINING, 0.1,
                                   (lambda share: 0 <= share < 1, "must be at least 0 and below 1"), "warmup_steps")
     temperature: float = setting("cosines are divided by it in the loss", TRAINING, 0.02, POSITIVE, "temperature")
-    teacher_loss: str = setting("what a teacher teaches: probabilities (kl), or distances to the positive (margin)",
+    distillation_loss: str = setting("what a teacher teaches: probabilities (kl), or distances to the positive (margin)",
                                 TRAINING, "kl", one_of("kl", "margin"))
     precision: str = setting("of the training; auto: fp32 on a CPU; on a GPU bf16, or fp16 where it has no bf16",
                              TRAINING, "auto", one_of("auto", "fp32", "bf16", "fp16"))
     query_max_len: int = setting("tokens of a query with its prompt", TRAINING, check=at_least(8), flag="query_max_len")
     passage_max_len: int = setting("tokens of a passage", TRAINING, check=at_least(8), flag="passage_max_len")
-    interaction: str = setting("what is trained to tell passages apart: one vector (dense), all tokens' (late), both",
-                               TRAINING, "dense", one_of("dense", "late", "both"), "interaction")
+    architecture: str = setting("what is trained to tell passages apart: one vector (dense), all tokens' (late), both",
+                               TRAINING, "single_vector", one_of("single_vector", "multi_vector", "both"), "architecture")
     token_dim: int = setting("of a token's vector; 0: the model's own", TRAINING, 0, at_least(0), "token_dim")
     query_expansion: int = setting("late interaction: a query is filled up to so many tokens with [MASK]; 0: not",
                                    TRAINING, 0, at_least(0), "query_expansion")
     matryoshka_dims: str = setting("first numbers of a vector that are trained as vectors, too, such as 192 96 48",
-                                   TRAINING, "", DIMS)
+                                   TRAINING, "", DIMENSION_LIST)
     lora_rank: int = setting("LoRA: so many dimensions a weight matrix are trained; 0 trains all weights", TRAINING,
                              0, (range(1025).__contains__, "must be 0 to 1024"), "lora_rank")
     lora_alpha: float = setting("LoRA: its part counts LORA_ALPHA / LORA_RANK", TRAINING, 32.0, POSITIVE, "lora_alpha")
@@ -194,7 +194,7 @@ class Settings:
             raise UserError(f"profiles/{profile}.env: unknown setting {unknown[0]}; "
                             + (f"did you mean {meant}?" if meant else f"known are {', '.join(TABLE)}"))
         own = {name: os.environ[name] for name in TABLE if name in os.environ}
-        others, given = _of_others(given, own), given | own
+        others, given = _meant_for_others(given, own), given | own
         for name, row in TABLE.items():
             if name not in given and row.default is dataclasses.MISSING:
                 raise UserError(f"profiles/{profile}.env lacks {name}: {row.metadata['why']}")
@@ -202,20 +202,20 @@ class Settings:
         return cls(profile=profile, of_others=others,
                    **{name.lower(): _parse(name, text) for name, text in values.items()})
 
-    def changed(self, changes):
+    def with_overrides(self, changes):
         """These settings with a recipe's in their place, NAME -> value; raises as `load` does."""
         allowed = [name for name, row in TABLE.items()
                    if row.metadata["changes"] == TRAINING or row.metadata["flag"] or name == "SEED"]
         for name in changes:
             if name not in allowed:
                 raise UserError(f"a recipe cannot change {name}, only {', '.join(allowed)}")
-        others = self.of_others + _of_others(self.as_dict(), changes)
+        others = self.of_others + _meant_for_others(self.as_dict(), changes)
         return dataclasses.replace(self, of_others=others, **{name.lower(): _parse(name, str(value))
                                                               for name, value in changes.items()})
 
     def as_dict(self, *levels):
         """NAME -> value; only of settings whose change invalidates one of `levels`, if any are named."""
-        return {name: plain(getattr(self, name.lower())) for name, row in TABLE.items()
+        return {name: display_value(getattr(self, name.lower())) for name, row in TABLE.items()
                 if not levels or row.metadata["changes"] in levels}
 
     def trusts(self, *names):
@@ -226,7 +226,7 @@ class Settings:
 
     def show(self, *names):
         """For a notebook: the settings of these names, with all others, the device and the versions folded away."""
-        return Shown(self, names)
+        return SettingsView(self, names)
 
 
 TABLE = {row.name.upper(): row for row in dataclasses.fields(Settings) if row.metadata}
@@ -237,7 +237,7 @@ def path_of(text):
     return ROOT / Path(text).expanduser()
 
 
-def plain(value):
+def display_value(value):
     """A setting's value as it can be written down: folders below the repository without the way to it."""
     return str(value.relative_to(ROOT) if value.is_relative_to(ROOT) else value) if isinstance(value, Path) else value
 
@@ -248,12 +248,12 @@ def split_revision(name):
     return (name, "") if not found or Path(name).exists() or path_of(name).exists() else found.groups()
 
 
-def _of_others(said, instead):
+def _meant_for_others(said, instead):
     """Pairs (NAME, value): what `said` has of the use of a model that `instead` (also NAME -> value) replaces."""
-    replaced = [model for model in OF_MODEL if model in instead
+    replaced = [model for model in MODEL_SETTINGS if model in instead
                 and split_revision(str(instead[model]))[0] != split_revision(str(said.get(model)))[0]]
     return tuple((name, _parse(name, str(said[name]))) for model in replaced
-                 for name in sorted({*OF_MODEL[model].values()}) if name in said and name not in instead)
+                 for name in sorted({*MODEL_SETTINGS[model].values()}) if name in said and name not in instead)
 
 
 def _read_profile(profile):

@@ -29,7 +29,7 @@ def run_demo(folder):
     shutil.rmtree(folder, ignore_errors=True)
     settings = {"PROFILE": "demo", "PRECISION": "fp32", "DATA_DIR": f"{folder / 'data'}",
                 "OUTPUT_DIR": f"{folder / 'run'}", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "embedding_finetune.run"]
+    command = [sys.executable, "-m", "embedding_finetune", "run"]
     subprocess.run(command, cwd=ROOT, env=os.environ | settings, check=True)
 
 

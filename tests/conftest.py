@@ -47,7 +47,7 @@ def tiny_settings(tmp_path_factory):
     model = str(tiny_bert(folder / "model", tiny_texts(rows)))
     return {"PROFILE": "demo", "DATASET": str(folder / "pairs.jsonl"), "DATA_DIR": str(folder / "data"),
             "OUTPUT_DIR": str(folder / "output"), "BASE_MODEL": model, "REFERENCE_MODEL": model,
-            "REFERENCE_POOLING": "mean", "EVAL_SETS": "", "BATCH_SIZE": "4", "LOGGING_STEPS": "2",
+            "REFERENCE_POOLING": "mean", "OUT_OF_DOMAIN_SETS": "", "BATCH_SIZE": "4", "LOGGING_STEPS": "2",
             "LEARNING_RATE": "1e-3"}
 
 

@@ -5,22 +5,23 @@ import shutil
 from transformers import AutoModel, AutoTokenizer
 
 from embedding_finetune.data.collection import read_data
-from embedding_finetune.evaluation.results import facts, save_result
+from embedding_finetune.evaluation.results import model_metadata, save_result
 from embedding_finetune.files import write_json
+from embedding_finetune.models.encoder import Encoder
+from embedding_finetune.models.encoder_config import base_encoder_config, load_encoder_config
 from embedding_finetune.recipes import find_recipe
-from embedding_finetune.retrieval.encoder import Encoder
-from embedding_finetune.retrieval.model_use import base_use, use_of
-from embedding_finetune.retrieval.retrievers import BM25, Dense
+from embedding_finetune.retrieval.bm25 import BM25
+from embedding_finetune.retrieval.dense import Dense
 from embedding_finetune.training.export import export
-from embedding_finetune.training.records import record_of
+from embedding_finetune.training.provenance import training_record
 
 
 def finish(settings, label="neg10"):
     """Export the base model as the model of `label`, with the record of its training; returns its folder."""
-    folder, use = settings.output_dir / label, base_use(settings)
+    folder, config = settings.output_dir / label, base_encoder_config(settings)
     shutil.rmtree(folder, ignore_errors=True)
-    export(AutoModel.from_pretrained(use.name), AutoTokenizer.from_pretrained(use.name), folder, use)
-    write_json(folder / "training.json", record_of(settings, find_recipe(settings, label)))
+    export(AutoModel.from_pretrained(config.name), AutoTokenizer.from_pretrained(config.name), folder, config)
+    write_json(folder / "training.json", training_record(settings, find_recipe(settings, label)))
     return folder
 
 
@@ -28,7 +29,7 @@ def evaluate(settings, *labels):
     """Measure these labels as the evaluation notebooks do, and save their results."""
     collection = read_data(settings)
     for label in labels:
-        encoder = None if label == "bm25" else Encoder(use_of(settings, label))
+        encoder = None if label == "bm25" else Encoder(load_encoder_config(settings, label))
         ranked = (Dense(encoder) if encoder else BM25()).index(collection.corpus)
-        runs = {part: ranked.search(collection.part(part).queries) for part in ("test", "dev")}
-        save_result(settings, collection, label, runs, **(facts(settings, encoder) if encoder else {"model": "BM25"}))
+        runs = {part: ranked.search(collection.split(part).queries) for part in ("test", "dev")}
+        save_result(settings, collection, label, runs, **(model_metadata(settings, encoder) if encoder else {"model": "BM25"}))

@@ -19,7 +19,7 @@ from torch.distributed import run as torchrun
 from embedding_finetune.settings import ROOT
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["embedding_finetune.training.train", "embedding_finetune.run", "FlagEmbedding",
+SERVER.set_forkserver_preload(["embedding_finetune.training.worker", "embedding_finetune.pipeline", "FlagEmbedding",
                                "sentence_transformers", "IPython.core.interactiveshell"])
 
 

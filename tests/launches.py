@@ -27,8 +27,8 @@ def end(folder, how):
 
 def said(folder, how, **settings):
     from embedding_finetune.files import UserError
-    from embedding_finetune.training import launch as launching
-    launching.MEETING = 3
+    from embedding_finetune.training import launcher as launching
+    launching.RENDEZVOUS_TIMEOUT = 3
     settings = {"gpus": 1, "nnodes": 1, "rdzv_endpoint": "", "max_restarts": 2, "trainer": ""} | settings
     began, line = time.monotonic(), None
     try:

@@ -16,19 +16,19 @@ from batches_for_tests import batch_of, gradients, load
 from torch.nn.parallel import DistributedDataParallel
 
 from embedding_finetune.files import UserError
-from embedding_finetune.retrieval.tokens import new_projection
-from embedding_finetune.training import processes
+from embedding_finetune.models.multi_vector import new_projection
+from embedding_finetune.training import distributed
 from embedding_finetune.training.loss import grad_cache_step
 
 JOINED = 8  # queries a step, of all processes
-CASES = {"dense": {"distillation": "kl_div"}, "matryoshka": {"mrl_dims": (8, 32)}, "late": {"interaction": "late"},
-         "both": {"interaction": "both"}}
+CASES = {"single_vector": {"distillation": "kl_div"}, "matryoshka": {"mrl_dims": (8, 32)}, "multi_vector": {"architecture": "multi_vector"},
+         "both": {"architecture": "both"}}
 
 
 def case_model(tiny, case, **options):
     torch.manual_seed(2)
     options |= CASES[case]
-    if "interaction" in options:
+    if "architecture" in options:
         options |= {"projection": new_projection(32, 8), "added": [2, 3], "longest": 48}
     return load(tiny / "bert", **options).train()
 
@@ -66,11 +66,11 @@ def agreement_of(rank, world, tiny, results):
     own, of_another = str(tiny / "train.json"), str(tiny / "train_scores.json")
     (results / str(rank)).mkdir()
     os.environ["LOCAL_WORLD_SIZE"] = "1"
-    for check in (lambda: processes.check_alike(flags, [own]),
-                  lambda: processes.check_alike([*flags, "--learning_rate", "2e-4"] if last else flags, [own]),
-                  lambda: processes.check_alike(flags, [of_another if last else own]),
-                  lambda: processes.check_shared(results),
-                  lambda: processes.check_shared(results / "1" if last else results)):
+    for check in (lambda: distributed.check_same_arguments(flags, [own]),
+                  lambda: distributed.check_same_arguments([*flags, "--learning_rate", "2e-4"] if last else flags, [own]),
+                  lambda: distributed.check_same_arguments(flags, [of_another if last else own]),
+                  lambda: distributed.check_shared(results),
+                  lambda: distributed.check_shared(results / "1" if last else results)):
         try:
             lines.append(check())
         except UserError as error:
@@ -79,7 +79,7 @@ def agreement_of(rank, world, tiny, results):
 
 
 def run(rank, what, tiny, results, world):
-    processes.RANK, processes.WORLD_SIZE, processes.LAG = rank, world, 1
+    distributed.RANK, distributed.WORLD_SIZE, distributed.LAG = rank, world, 1
     dist.init_process_group("gloo", init_method=f"file://{results}/rendezvous_{world}", rank=rank, world_size=world)
     {"gradients": gradients_of, "agreement": agreement_of}[what](rank, world, Path(tiny), Path(results))
     dist.barrier()

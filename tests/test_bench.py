@@ -10,8 +10,8 @@ from unittest import mock
 import pytest
 
 from embedding_finetune.files import UserError
-from embedding_finetune.retrieval.encoder import Encoder
-from embedding_finetune.retrieval.model_use import ModelUse
+from embedding_finetune.models.encoder import Encoder
+from embedding_finetune.models.encoder_config import EncoderConfig
 from embedding_finetune.settings import ROOT
 
 with mock.patch.object(sys, "path", [str(ROOT / "benchmarks"), *sys.path]):
@@ -88,8 +88,8 @@ def test_recombined_passages_are_made_of_sentences_and_each_is_another():
 def test_a_random_model_has_vectors_of_the_dimensions_wanted(tiny_settings, tmp_path, monkeypatch):
     monkeypatch.setenv("PAIRS", tiny_settings["DATASET"])
     bench_million.make_model(tmp_path / "model", 48)
-    use = ModelUse("raw", "random", str(tmp_path / "model"), "mean", "", "", 32, 32, dense="2_Dense")
-    assert Encoder(use).encode_queries(["when does the otter sleep"]).shape == (1, 48)
+    config = EncoderConfig("raw", "random", str(tmp_path / "model"), "mean", "", "", 32, 32, dense="2_Dense")
+    assert Encoder(config).encode_queries(["when does the otter sleep"]).shape == (1, 48)
 
 
 def test_steps_that_were_killed_end_as_those_that_were_not(tiny_settings, built_once, tmp_path):

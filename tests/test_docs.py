@@ -102,9 +102,9 @@ EXTENDED = """
 import sys
 import numpy as np
 from embedding_finetune.data.collection import read_data
-from embedding_finetune.data.sources import read_pairs, reader
+from embedding_finetune.data.cleaning import read_pairs, reader
 from embedding_finetune.evaluation.results import compare, save_result
-from embedding_finetune.retrieval.retrievers import Retriever, retriever, retriever_of
+from embedding_finetune.retrieval.base import Retriever, retriever, make_retriever
 from embedding_finetune.settings import Settings, path_of
 
 {added}
@@ -114,7 +114,7 @@ found, _ = read_pairs(settings.__class__(**(vars(settings) | {{"dataset": sys.ar
 print("READ", len(found.queries), len(found.corpus))
 collection = read_data(settings)
 for label in ("bm25", "overlap"):
-    ranked = retriever_of(label).index(collection.corpus)
+    ranked = make_retriever(label).index(collection.corpus)
     runs = {{part: ranked.search(collection.part(part).queries) for part in ("test", "dev")}}
     save_result(settings, collection, label, runs, model=ranked.about, used=ranked.used)
 rows, _ = compare(settings, collection)
@@ -141,6 +141,6 @@ def test_a_recipe_takes_one_entry(settings, tmp_path, monkeypatch):
     path.write_text(settings.recipe_file.read_text(encoding="utf-8") + "\n" + added_lines("A recipe"), encoding="utf-8")
     monkeypatch.setenv("RECIPE_FILE", str(path))
     recipe = find_recipe(settings.load(), "hard_big")
-    assert recipe.candidates == ["bm25", "model"] and recipe.filter == "share 0.95"
+    assert recipe.candidates == ["bm25", "model"] and recipe.filter == "relative_margin 0.95"
     assert recipe.file == "training_hard_big.json"
-    assert settings.changed(recipe.settings).batch_size == 128
+    assert settings.with_overrides(recipe.settings).batch_size == 128

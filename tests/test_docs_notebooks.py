@@ -10,7 +10,7 @@ import pytest
 import whole_run
 from forked import run_forked
 
-from embedding_finetune.data.docstrings import read_docstrings
+from embedding_finetune.data.readers.docstrings import read_docstrings
 from embedding_finetune.files import write_jsonl
 from embedding_finetune.settings import ROOT
 
@@ -39,7 +39,7 @@ def pairs(tmp_path_factory):
 @each_notebook
 def test_the_notebook_runs_and_its_assertions_hold(path, pairs, tmp_path):
     """The same cells on less text."""
-    less = {"DATASET": str(pairs), "MAX_PAIRS": "60", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    less = {"DATASET": str(pairs), "MAX_QUERIES": "60", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     status, said = run_forked(whole_run.notebook, path, tmp_path, log=tmp_path / "log", **less)
     assert status == 0, said
     code = cells(tmp_path / path.name, "code")

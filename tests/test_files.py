@@ -8,8 +8,8 @@ from embedding_finetune.files import (
     UserError,
     atomic_write,
     content_hash,
-    is_of_disk,
-    is_of_memory,
+    is_disk_error,
+    is_memory_error,
     may_overwrite,
     one_line,
     read_json,
@@ -112,10 +112,10 @@ def test_an_error_of_the_user_is_one_line_and_nothing_else_is_caught(capsys):
     (RuntimeError("could not open x/faiss.index for writing: Read-only file system"), True),
     (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False), (KeyError("writing"), False)])
 def test_what_the_disk_says_is_known_whoever_says_it(error, of_disk):
-    assert is_of_disk(error) is of_disk
+    assert is_disk_error(error) is of_disk
     outer = UserError("it cannot be")
     outer.__cause__ = error
-    assert is_of_disk(outer) is of_disk
+    assert is_disk_error(outer) is of_disk
 
 
 def test_a_failing_disk_is_one_line_and_other_errors_of_the_system_are_not_caught():
@@ -160,9 +160,9 @@ def test_what_is_there_and_cannot_be_read_does_not_pass_for_missing(tmp_path, re
 
 
 def test_too_little_memory_is_told_from_what_a_library_says():
-    assert is_of_memory(MemoryError()) and is_of_memory(RuntimeError("can't start new thread"))
-    assert is_of_memory(RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"))
+    assert is_memory_error(MemoryError()) and is_memory_error(RuntimeError("can't start new thread"))
+    assert is_memory_error(RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"))
     error = UserError("it cannot be written as a graph")
-    assert not is_of_memory(error)
+    assert not is_memory_error(error)
     error.__cause__ = MemoryError()
-    assert is_of_memory(error) and not is_of_memory(None) and not is_of_memory(ValueError("its vectors are others"))
+    assert is_memory_error(error) and not is_memory_error(None) and not is_memory_error(ValueError("its vectors are others"))

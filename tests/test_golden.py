@@ -18,9 +18,9 @@ import torch
 from finished import evaluate
 
 from embedding_finetune.files import read_json, write_json
-from embedding_finetune.finetune import finetune
 from embedding_finetune.settings import Settings
 from embedding_finetune.training.log import read_log
+from embedding_finetune.training.train import finetune
 
 GOLDEN = Path(__file__).with_name("golden.json")
 FILES = ("corpus.jsonl", "queries.jsonl", "eval_dataset.json", "qrels.trec", "qrels/train.tsv", "qrels/dev.tsv",

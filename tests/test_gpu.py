@@ -12,10 +12,10 @@ from training.test_train import curve, dev, flags, parameters
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from embedding_finetune.files import read_json, write_json
+from embedding_finetune.models.encoder import Encoder
+from embedding_finetune.models.encoder_config import EncoderConfig
 from embedding_finetune.retrieval.cross_encoder import CrossEncoder
-from embedding_finetune.retrieval.encoder import Encoder
-from embedding_finetune.retrieval.model_use import ModelUse
-from embedding_finetune.training import train as training
+from embedding_finetune.training import worker as training
 from embedding_finetune.training.log import read_log
 from embedding_finetune.training.loss import grad_cache_step
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU he
 
 
 def use_of(folder):
-    return ModelUse("", "", str(folder), "mean", "find: ", "", 16, 48)
+    return EncoderConfig("", "", str(folder), "mean", "find: ", "", 16, 48)
 
 
 def on_cpu(monkeypatch):

@@ -18,9 +18,9 @@ from huggingface_hub.utils import httpx
 from tiny import tiny_bert, tiny_msmarco, tiny_msmarco_corpus, tiny_pairs, tiny_texts, tiny_xlmr
 from transformers import AutoModel, AutoTokenizer
 
+from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
 from embedding_finetune.files import UserError
 from embedding_finetune.hub import check_hub, check_lengths, load, model_content, positions_of, read_model_file
-from embedding_finetune.seals import read_sealed, write_sealed
 
 BASE, REFERENCE = "bert-base-uncased", "BAAI/bge-m3"
 TEXT = "when does the otter of Jukalom hunt"
@@ -198,10 +198,10 @@ def test_no_hub_is_asked_for_a_folder_or_offline(repositories, refused, monkeypa
 READING = f"""
 from embedding_finetune.files import run_command_line
 from embedding_finetune.hub import read_model_file
-from embedding_finetune.retrieval.model_use import said_by_model
+from embedding_finetune.models.encoder_config import from_files
 
 def main():
-    print(said_by_model("{BASE}", False), read_model_file("{BASE}", "config.json")["model_type"],
+    print(from_files("{BASE}", False), read_model_file("{BASE}", "config.json")["model_type"],
           read_model_file("{BASE}", "1_Pooling/config.json"))
 
 run_command_line(main)
@@ -288,7 +288,7 @@ def test_positions_are_counted_as_the_architecture_counts_them(repositories):
 
 LOADING = """
 from dataclasses import replace
-from embedding_finetune.data.sources import read_pairs
+from embedding_finetune.data.cleaning import read_pairs
 from embedding_finetune.files import run_command_line
 from embedding_finetune.settings import Settings
 
@@ -298,10 +298,10 @@ def main():
     print("queries", len(collection.queries), counts["rows read"])
     more, _ = read_pairs(replace(settings, corpus="namespace-Pt/msmarco-corpus"))
     print("of the corpus", len(more.corpus) - len(collection.corpus), more.queries == collection.queries)
-    from embedding_finetune.retrieval.encoder import Encoder  # takes seconds to import
-    from embedding_finetune.retrieval.model_use import use_of
+    from embedding_finetune.models.encoder import Encoder  # takes seconds to import
+    from embedding_finetune.models.encoder_config import load_encoder_config
     for label in ("raw", "reference", "raw_mean"):
-        use = use_of(settings, label)
+        use = load_encoder_config(settings, label)
         print(label, use.name, use.pooling, Encoder(use).encode_queries(list(collection.queries.values())[:1]).shape)
 
 run_command_line(main)
@@ -333,11 +333,11 @@ def test_without_a_hub_the_experiment_stops_with_one_line(refused, tmp_path):
 SERIES = """
 import json, os, sys
 from embedding_finetune.data.collection import write_data
-from embedding_finetune.data.sources import read_pairs, source_of
+from embedding_finetune.data.cleaning import read_pairs, source_of
 from embedding_finetune.files import UserError
 from embedding_finetune.hub import model_content, model_size, snapshot
-from embedding_finetune.retrieval.encoder import Encoder
-from embedding_finetune.retrieval.model_use import use_of
+from embedding_finetune.models.encoder import Encoder
+from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.settings import Settings
 
 def data(settings):
@@ -346,7 +346,7 @@ def data(settings):
     return len(collection.queries), len(collection.corpus)
 
 def model(settings):
-    encoder = Encoder(use_of(settings, "raw"))
+    encoder = Encoder(load_encoder_config(settings, "raw"))
     return encoder.content, encoder.encode_queries(["when does the otter of Jukalom hunt"]).tolist()
 
 def source(settings):
@@ -424,10 +424,10 @@ def test_a_new_revision_of_a_hub_data_set_is_another_data_set(repositories, revi
         assert "OVERWRITE=1" in refused and made_with(folder)["revision"] == before[PAIRS]
         second = ask("data", DATASET="msmarco", CORPUS=CORPUS, OVERWRITE="1")
         assert second != first and made_with(folder)["revision"] == now[PAIRS]
-        record = read_sealed(folder / "dataset.json", having={})
+        record = read_checksummed(folder / "dataset.json", having={})
         for name in ("revision", "corpus_revision"):
             del record["made_with"][name]
-        write_sealed(folder / "dataset.json", record)
+        write_checksummed(folder / "dataset.json", record)
         assert ask("data", DATASET="msmarco", CORPUS=CORPUS) == second and made_with(folder)["revision"] == now[PAIRS]
         endpoint.server.repositories = repositories  # what was read is recorded, whatever the hub has by then
         assert ask("source", DATASET="msmarco", CORPUS=CORPUS) == {"revision": now[PAIRS],

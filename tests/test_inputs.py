@@ -11,12 +11,13 @@ import pyarrow.parquet
 import pytest
 from tiny import build, tiny_bert, tiny_pairs
 
-from embedding_finetune.evaluation.results import compare, facts, save_result
-from embedding_finetune.finetune import finetune
-from embedding_finetune.index import open_index
-from embedding_finetune.retrieval.encoder import Encoder
-from embedding_finetune.retrieval.model_use import use_of
-from embedding_finetune.retrieval.retrievers import Dense, retriever_of
+from embedding_finetune.evaluation.results import compare, model_metadata, save_result
+from embedding_finetune.models.encoder import Encoder
+from embedding_finetune.models.encoder_config import load_encoder_config
+from embedding_finetune.retrieval.base import make_retriever
+from embedding_finetune.retrieval.dense import Dense
+from embedding_finetune.serving.index import open_index
+from embedding_finetune.training.train import finetune
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -101,28 +102,28 @@ def test_from_the_data_to_an_answer(name, settings, tmp_path, monkeypatch):
     given |= {"base_model": str(tiny_bert(tmp_path / "model", texts)), "epochs": 1.0}
     for key, value in given.items():
         monkeypatch.setenv(key.upper(), str(value))
-    settings = dataclasses.replace(settings.load(), max_pairs=0)
-    monkeypatch.setenv("MAX_PAIRS", "0")
+    settings = dataclasses.replace(settings.load(), max_queries=0)
+    monkeypatch.setenv("MAX_QUERIES", "0")
 
     collection = build(settings, labels=["neg10"])
     finetune(settings, "neg10", one_process=True)
-    encoder = Encoder(use_of(settings, "neg10"), settings.encode_batch_size)
-    for label, found in (("bm25", retriever_of("bm25", settings.bm25_language)), ("neg10", Dense(encoder))):
+    encoder = Encoder(load_encoder_config(settings, "neg10"), settings.encode_batch_size)
+    for label, found in (("bm25", make_retriever("bm25", settings.bm25_language)), ("neg10", Dense(encoder))):
         found.index(collection.corpus)
-        runs = {part: found.search(collection.part(part).queries) for part in ("test", "dev")}
-        more = facts(settings, encoder) if label == "neg10" else {"model": found.about, "used": found.used}
+        runs = {part: found.search(collection.split(part).queries) for part in ("test", "dev")}
+        more = model_metadata(settings, encoder) if label == "neg10" else {"model": found.description, "used": found.config}
         save_result(settings, collection, label, runs, **more)
     rows, left_out = compare(settings, collection)
     assert [row["label"] for row in rows] == ["bm25", "neg10"] and not left_out
     assert pd.Series(rows[0]["metrics"]).between(0, 1).all() and rows[0]["metrics"]["recall@10"] > 0.3
 
-    test = collection.part("test")
+    test = collection.split("test")
     query, text = next(iter(test.queries.items()))
     hits = open_index(settings, "neg10").answer([text], 5)[0]
     assert [hit["rank"] for hit in hits] == [1, 2, 3, 4, 5]
     assert [hit["score"] for hit in hits] == pytest.approx(list(runs["test"][query].values())[:5], abs=1e-4)
     if name == "BEIR with grades":
-        assert set(collection.parts.values()) == {"train", "dev", "test"} and hits[0]["id"].startswith("d")
+        assert set(collection.splits.values()) == {"train", "dev", "test"} and hits[0]["id"].startswith("d")
         assert sorted(set(collection.qrels[query].values())) == [0, 1, 2]
     if name == "CSV and a corpus with ids":
         assert all(hit["id"].startswith("doc-") for hit in hits) and len(collection.corpus) == 100

@@ -44,13 +44,13 @@ def flat(some):
 def test_each_row_is_an_entry_and_says_in_what_it_differs(name):
     settings, raw = recipe.settings_of(name), tomllib.loads((ROOT / f"docs/ladder_{name}.toml").read_text())
     entries, rows = all_recipes(settings), rows_of(name)
-    about = {label: entry.about for label, entry in entries.items()}
+    about = {label: entry.description for label, entry in entries.items()}
     assert len(set(about.values())) == len(about)
     assert set(rows) == {*about.values(), *(f"{row} + hybrid" for row in about.values())}
     for label, entry in entries.items():
-        settings.changed(entry.settings)
-        row, like = rows[entry.about], raw[label].get("like")
-        assert row["changes"] == about.get(like) and rows[f"{entry.about} + hybrid"]["changes"] == entry.about
+        settings.with_overrides(entry.settings)
+        row, like = rows[entry.description], raw[label].get("like")
+        assert row["changes"] == about.get(like) and rows[f"{entry.description} + hybrid"]["changes"] == entry.description
         before = flat(entries[like]) if like else flat(entry)
         assert row["by"] == {key: value for key, value in flat(entry).items() if before.get(key) != value}
 
@@ -112,7 +112,7 @@ def test_the_pages_entries_are_recipes(tmp_path):
     own = [entry for label, entry in all_recipes(settings).items() if f"[{label}]" in "".join(blocks)]
     assert len(own) == len(blocks) == 3
     for entry in own:
-        settings.changed(entry.settings)
+        settings.with_overrides(entry.settings)
 
 
 def write_collection_of(name, train=300):
@@ -185,7 +185,7 @@ def test_a_row_takes_as_many_steps_as_all_others(label, batch, monkeypatch):
 
     def train(settings, label):
         entry = find_recipe(settings, label)
-        tuned = settings.changed(entry.settings)
+        tuned = settings.with_overrides(entry.settings)
         (settings.output_dir / label).mkdir()
         asked.append((label, tuned.seed, tuned.batch_size, math.ceil(tuned.epochs * (300 // tuned.batch_size))))
 

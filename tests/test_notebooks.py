@@ -5,7 +5,7 @@ import re
 import nbformat
 import pytest
 
-from embedding_finetune.run import WIDGET, source_hash
+from embedding_finetune.pipeline import WIDGET, source_hash
 from embedding_finetune.settings import ROOT
 
 NOTEBOOKS = {path.name: nbformat.read(path, as_version=4) for path in sorted(ROOT.glob("*.ipynb"))}
@@ -20,7 +20,7 @@ def code_of(name):
 
 def test_the_notebooks_are_there():
     assert set(NOTEBOOKS) == {"build_train_dataset.ipynb", "build_eval_dataset.ipynb", "compare.ipynb",
-                              "second_stage.ipynb", "learning_curve.ipynb", *EVALUATIONS}
+                              "rerank.ipynb", "learning_curve.ipynb", *EVALUATIONS}
     assert len(EVALUATIONS) == 5
 
 

@@ -5,10 +5,10 @@ import pytest
 
 from embedding_finetune.files import UserError
 from embedding_finetune.labels import RESERVED
+from embedding_finetune.models.encoder_config import pretrained
+from embedding_finetune.pipeline import plan
 from embedding_finetune.recipes import Recipe, all_recipes, find_recipe, trained_labels
-from embedding_finetune.retrieval.model_use import ready_made
-from embedding_finetune.retrieval.retrievers import RETRIEVERS
-from embedding_finetune.run import plan
+from embedding_finetune.retrieval.base import RETRIEVERS
 from embedding_finetune.settings import ROOT, Settings
 
 
@@ -26,13 +26,13 @@ def test_the_recipes_that_come_with_the_repository():
                              "matryoshka", "hard_kd", "hard_round2", "hard_kd_round2", "reranker"]
     assert recipes["neg10"].data == {"negatives": "random", "number": 10}
     assert recipes["neg50"].data["number"] == 50 and recipes["neg10"].file == "training_neg_10.json"
-    mined = {"negatives": "mined", "number": 10, "candidates": ["model"], "miner": "reference", "filter": "share 0.95",
+    mined = {"negatives": "mined", "number": 10, "candidates": ["model"], "miner": "reference", "filter": "relative_margin 0.95",
              "depth": 100}
     assert recipes["hard"].data == mined and recipes["hard"].file == "training_hard.json"
     taught = {"teacher": "reference", "teacher_temperature": 0.02}
     assert recipes["hard_kd"].data == mined | taught
     assert recipes["hard_kd_round2"].data == mined | taught | {"miner": "hard_kd"}
-    assert len({recipe.about for recipe in recipes.values()}) == 15
+    assert len({recipe.description for recipe in recipes.values()}) == 15
     assert len({recipe.file for recipe in recipes.values()}) == 12  # tokens and both take the rows of hard
     shares = [0.125, 0.25, 0.5, 0.5]
     assert [recipes[label].data for label in curve] == [recipes["neg10"].data | {"share": share} for share in shares]
@@ -47,13 +47,13 @@ def test_a_new_entry_is_found_and_run_without_an_edit_elsewhere(tmp_path):
         about = "my own"
         negatives = "mined"
         candidates = ["bm25", "model"]
-        filter = "ranks 10 60"
+        filter = "rank_range 10 60"
         teacher_temperature = 1
         settings = { BATCH_SIZE = 128, LEARNING_RATE = 2e-5 }
         """, recipes="mine")
     recipe = find_recipe(settings, "mine")
     assert recipe == Recipe("mine", "my own", "training_mine.json", "mined", candidates=["bm25", "model"],
-                            filter="ranks 10 60", teacher_temperature=1,
+                            filter="rank_range 10 60", teacher_temperature=1,
                             settings={"BATCH_SIZE": 128, "LEARNING_RATE": 2e-5})
     assert trained_labels(settings) == ["neg10", "neg50", "mine"]
     steps = plan(settings)
@@ -95,9 +95,9 @@ def test_like_takes_over_all_but_the_training_file(tmp_path):
         depth = 9
         """)
     second, third = find_recipe(settings, "second"), find_recipe(settings, "third")
-    assert (second.about, second.file, second.depth) == ("second", "training_second.json", 7)
+    assert (second.description, second.file, second.mining_top_k) == ("second", "training_second.json", 7)
     assert second.settings == third.settings == {"EPOCHS": 3, "BATCH_SIZE": 8}
-    assert (third.negatives, third.depth, third.file) == ("mined", 9, "training_third.json")
+    assert (third.negatives, third.mining_top_k, third.file) == ("mined", 9, "training_third.json")
 
 
 def test_seeds_add_repetitions_that_share_the_training_file(tmp_path):
@@ -108,7 +108,7 @@ def test_seeds_add_repetitions_that_share_the_training_file(tmp_path):
     first, again = recipes["neg10"], recipes["neg10_seed7"]
     assert again == dataclasses.replace(first, label="neg10_seed7", repeats="neg10", settings={"EPOCHS": 2, "SEED": 7})
     assert again.file == first.file and again.data == first.data and first.repeats == ""
-    assert settings.changed(again.settings).seed == 7
+    assert settings.with_overrides(again.settings).seed == 7
     assert trained_labels(settings) == list(recipes)[:6]
     assert trained_labels(dataclasses.replace(settings, recipes="more", seeds=1)) == ["neg10", "neg50", "more"]
 
@@ -127,7 +127,7 @@ def test_a_share_in_the_same_steps_is_passed_through_more_often(tmp_path):
         same_steps = true
         """, epochs=2.0, seeds=2)
     recipes = all_recipes(settings)
-    epochs = {label: settings.changed(recipe.settings).epochs for label, recipe in recipes.items()}
+    epochs = {label: settings.with_overrides(recipe.settings).epochs for label, recipe in recipes.items()}
     assert epochs == {"neg10": 3, "neg10_seed43": 3, "part": 3, "part_seed43": 3, "long": 12, "long_seed43": 12,
                       "whole": 2, "whole_seed43": 2}
     assert recipes["long"].data == recipes["part"].data  # the same rows
@@ -185,10 +185,10 @@ def test_an_unknown_label_is_refused_with_the_known_ones(tmp_path):
     ("[a]\nfile = '../a.json'", "recipe 'a': file must be a name like training_LABEL.json"),
     ("[a]\nfile = 'dataset.json'", "recipe 'a': file must be a name like training_LABEL.json"),
     *((f"[a]\nfilter = '{text}'", "recipe 'a': filter must be like `share 0.95`") for text in (
-        "", "share", "share 1.5", "share 0", "margin x", "ranks 3", "ranks 9 3", "ranks 0 3", "none 1", "top 3")),
+        "", "share", "share 1.5", "share 0", "margin x", "ranks 3", "rank_range 9 3", "rank_range 0 3", "none 1", "top 3")),
     ("[a]\n[b]\nnumber = 5\nfile = 'training_a.json'",
      "recipe 'b': another recipe writes other rows to training_a.json"),
-    ("[a]\nsettings = { MAX_PAIRS = 10 }", "recipe 'a': a recipe cannot change MAX_PAIRS, only "),
+    ("[a]\nsettings = { MAX_QUERIES = 10 }", "recipe 'a': a recipe cannot change MAX_QUERIES, only "),
     ("[a]\nsettings = { OUTPUT_DIR = 'x' }", "recipe 'a': a recipe cannot change OUTPUT_DIR"),
     ("[a]\nsettings = { EPOCHS = 'many' }", "recipe 'a': EPOCHS='many' is not a number"),
     ("[a]\nsettings = { BATCH_SIZE = 0 }", "recipe 'a': BATCH_SIZE=0 is impossible"),
@@ -206,7 +206,7 @@ def test_a_broken_recipe_is_named_by_file_and_label(tmp_path, text, message):
 def test_what_is_beside_models_in_the_output_folder_is_reserved():
     """Notebooks that are executed for a label are kept as eval_LABEL.ipynb, beside those of these names."""
     assert {path.stem.removeprefix("eval_") for path in ROOT.glob("eval_*.ipynb")} < {*RESERVED}
-    assert {*RETRIEVERS, *ready_made(Settings.load("demo"))} < {*RESERVED}
+    assert {*RETRIEVERS, *pretrained(Settings.load("demo"))} < {*RESERVED}
 
 
 @pytest.mark.parametrize("label", ["hybrid", "trained_on_faq", "reranker_long", "latest", "neg10-2", "onnx", "a_seed2"])
@@ -219,11 +219,11 @@ def test_a_missing_file_of_recipes_is_named(tmp_path):
         all_recipes(dataclasses.replace(Settings.load("demo"), recipe_file=tmp_path / "none.toml"))
 
 
-@pytest.mark.parametrize("text", ["none", "share 0.95", "share 1", "margin 0.05", "ranks 1 1", "ranks 10 60"])
+@pytest.mark.parametrize("text", ["none", "relative_margin 0.95", "share 1", "absolute_margin 0.05", "rank_range 1 1", "rank_range 10 60"])
 def test_each_kind_of_filter_is_taken(tmp_path, text):
     assert find_recipe(with_recipes(tmp_path, f"[a]\nfilter = '{text}'"), "a").filter == text
 
 
 def test_labels_do_not_clash_with_those_of_ready_made_models():
     settings = Settings.load("msmarco")
-    assert not set(all_recipes(settings)) & set(ready_made(settings))
+    assert not set(all_recipes(settings)) & set(pretrained(settings))

@@ -13,8 +13,8 @@ from embedding_finetune.data.collection import Collection, write_data
 from embedding_finetune.evaluation.results import save_result
 from embedding_finetune.files import write_json, write_jsonl
 from embedding_finetune.recipes import all_recipes
-from embedding_finetune.retrieval.second_stage import parts_of
-from embedding_finetune.retrieval.stages import is_stage
+from embedding_finetune.retrieval.rerank import parse_reranker_label
+from embedding_finetune.retrieval.rerankers import is_reranker
 from embedding_finetune.settings import ROOT
 
 with mock.patch.object(sys, "path", [str(ROOT / "docs"), *sys.path]):
@@ -37,8 +37,8 @@ def told(entries, model):
     """What a row says of a model's training, of one of another set as well; "" of an untrained one."""
     set_of, _, other = model.partition("_")
     if set_of in ladder.SETS:
-        return f"{entries[other].about}, on {set_of}"
-    return entries[model].about if model in entries else ""
+        return f"{entries[other].description}, on {set_of}"
+    return entries[model].description if model in entries else ""
 
 
 def test_each_row_has_what_it_claims():
@@ -46,7 +46,7 @@ def test_each_row_has_what_it_claims():
     entries, seen = all_recipes(settings), set()
     for row in ROWS:
         system = row["label"].removeprefix("hybrid_")
-        models = dict.fromkeys(parts_of(settings, system)[1:] if is_stage(system) else [system])
+        models = dict.fromkeys(parse_reranker_label(settings, system)[1:] if is_reranker(system) else [system])
         assert row["trained"] == [about for about in (told(entries, model) for model in models) if about]
         low, high = row["ci95"]
         assert low <= row["recall@1"] <= high and (row["set"], row["label"]) not in seen
@@ -100,7 +100,7 @@ def test_finished_systems_are_collected(tmp_path):
             model="", size={"vector": 8, "weights": 1}, **more)
 
     def looked_again(label, right, first):
-        measured(label, right, hybrid_of=first, depth=2, bytes_per_passage=100, ms_per_query=9.0, second_weight=None)
+        measured(label, right, hybrid_of=first, depth=2, bytes_per_passage=100, ms_per_query=9.0, rerank_weight=None)
 
     measured("bm25", {0})
     measured("reference", {0, 1})

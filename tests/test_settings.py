@@ -9,10 +9,10 @@ import pytest
 
 from embedding_finetune import settings as module
 from embedding_finetune.files import UserError
-from embedding_finetune.finetune import OURS, flags_of
 from embedding_finetune.recipes import find_recipe
 from embedding_finetune.settings import DATA, EVALUATION, NOTHING, ROOT, TABLE, TRAINING, Settings, split_revision
-from embedding_finetune.training.train import parse
+from embedding_finetune.training.train import NOT_IN_FLAGEMBEDDING, flags_of
+from embedding_finetune.training.worker import parse
 
 
 def test_the_default_is_the_tutorials_experiment():
@@ -20,19 +20,19 @@ def test_the_default_is_the_tutorials_experiment():
     assert (settings.profile, settings.dataset, settings.base_model, settings.reference_model) == (
         "msmarco", "msmarco", "bert-base-uncased", "BAAI/bge-m3")
     assert (settings.train_group_size, settings.batch_size, settings.learning_rate, settings.epochs) == (8, 4, 1e-5, 3)
-    assert settings.query_instruction == "Represent this sentence for searching relevant passages: "
+    assert settings.query_prompt == "Represent this sentence for searching relevant passages: "
     assert (settings.temperature, settings.query_max_len, settings.seed) == (0.02, 512, 42)
     assert settings.data_dir == ROOT / "ft_data"
 
 
 def test_the_environment_wins_over_the_profile_and_the_profile_over_the_default(monkeypatch):
     monkeypatch.setenv("PROFILE", "demo")
-    assert Settings.load().max_pairs == 2000 != TABLE["MAX_PAIRS"].default
-    for name, value in (("EPOCHS", "0.5"), ("QUERY_INSTRUCTION", ""), ("NEAR_DUPLICATES_TOGETHER", "no")):
+    assert Settings.load().max_queries == 2000 != TABLE["MAX_QUERIES"].default
+    for name, value in (("EPOCHS", "0.5"), ("QUERY_PROMPT", ""), ("GROUP_NEAR_DUPLICATES", "no")):
         monkeypatch.setenv(name, value)
     settings = Settings.load()
-    assert (settings.dataset, settings.epochs, settings.query_instruction) == ("docstrings", 0.5, "")
-    assert settings.near_duplicates_together is False
+    assert (settings.dataset, settings.epochs, settings.query_prompt) == ("docstrings", 0.5, "")
+    assert settings.group_near_duplicates is False
 
 
 def test_the_argument_wins_over_the_environment(monkeypatch):
@@ -46,7 +46,7 @@ def test_the_argument_wins_over_the_environment(monkeypatch):
     ("EPOCHS", "0", "EPOCHS=0 is impossible: it must be more than 0"),
     ("BATCH_SIZE", "4.5", "BATCH_SIZE='4.5' is not a whole number"),
     ("BATCH_SIZE", "", "BATCH_SIZE='' is not a whole number"),
-    ("NEAR_DUPLICATES_TOGETHER", "maybe", "NEAR_DUPLICATES_TOGETHER='maybe' is not yes or no"),
+    ("GROUP_NEAR_DUPLICATES", "maybe", "GROUP_NEAR_DUPLICATES='maybe' is not yes or no"),
     ("TEST_FRACTION", "1", "TEST_FRACTION=1 is impossible: it must lie between 0 and 1"),
     ("TRAIN_GROUP_SIZE", "1", "TRAIN_GROUP_SIZE=1 is impossible"),
     ("SEED", "-1", "SEED=-1 is impossible"),
@@ -121,7 +121,7 @@ def test_each_row_of_the_table_says_what_it_is_for_and_what_a_change_invalidates
             module._parse(name, str(row.default))  # a default that its own check refuses could never be taken
     assert set(TABLE) == set(Settings.load("demo").as_dict())
     levels = [Settings.load("demo").as_dict(level) for level in (DATA, TRAINING, EVALUATION, NOTHING)]
-    assert sum(map(len, levels)) == len(TABLE) and "QUERY_INSTRUCTION" in levels[1] and "SEED" in levels[0]
+    assert sum(map(len, levels)) == len(TABLE) and "QUERY_PROMPT" in levels[1] and "SEED" in levels[0]
 
 
 def test_each_flag_of_the_table_is_one_that_the_trainer_knows(built, monkeypatch):
@@ -129,7 +129,7 @@ def test_each_flag_of_the_table_is_one_that_the_trainer_knows(built, monkeypatch
     changed = {"TRAIN_GROUP_SIZE": 3, "BATCH_SIZE": 5, "LEARNING_RATE": 2e-4, "EPOCHS": 1.5, "WARMUP_RATIO": 0.25,
                "TEMPERATURE": 0.07, "QUERY_MAX_LEN": 33, "PASSAGE_MAX_LEN": 77, "GRAD_CACHE_CHUNK": 9,
                "LORA_RANK": 6, "LORA_ALPHA": 12.5, "DEV_STEPS": 0.3, "DEV_CORPUS_SIZE": 123, "LOGGING_STEPS": 7,
-               "INTERACTION": "both", "TOKEN_DIM": 11, "QUERY_EXPANSION": 13,
+               "ARCHITECTURE": "both", "TOKEN_DIM": 11, "QUERY_EXPANSION": 13,
                "PATIENCE": 3}
     flagged = {name: row.metadata["flag"] for name, row in TABLE.items() if row.metadata["flag"]}
     assert set(changed) == set(flagged)
@@ -142,19 +142,19 @@ def test_each_flag_of_the_table_is_one_that_the_trainer_knows(built, monkeypatch
         owner = next(group for group in (model_args, data_args, args) if hasattr(group, flag))
         assert getattr(owner, flag) == changed[name], name
     others = flags_of(settings, recipe, dataclasses.replace(settings, trainer="flagembedding"), settings.output_dir)
-    assert not {f"--{flag}" for flag in OURS} & set(others) and "--learning_rate" in others
+    assert not {f"--{flag}" for flag in NOT_IN_FLAGEMBEDDING} & set(others) and "--learning_rate" in others
 
 
 def test_a_recipe_changes_settings_of_the_training_and_no_others():
     settings = Settings.load("demo")
-    tuned = settings.changed({"BATCH_SIZE": 128, "LEARNING_RATE": "2e-5", "SEED": 7, "GRAD_CACHE_CHUNK": 8})
+    tuned = settings.with_overrides({"BATCH_SIZE": 128, "LEARNING_RATE": "2e-5", "SEED": 7, "GRAD_CACHE_CHUNK": 8})
     assert (tuned.batch_size, tuned.learning_rate, tuned.seed, tuned.grad_cache_chunk) == (128, 2e-5, 7, 8)
     assert dataclasses.replace(tuned, batch_size=32, learning_rate=5e-5, seed=42, grad_cache_chunk=0) == settings
-    for name in ("MAX_PAIRS", "TEST_FRACTION", "DATASET", "REFERENCE_MODEL", "DATA_DIR", "SEEDS", "COLOUR"):
+    for name in ("MAX_QUERIES", "TEST_FRACTION", "DATASET", "REFERENCE_MODEL", "DATA_DIR", "SEEDS", "COLOUR"):
         with pytest.raises(UserError, match=f"a recipe cannot change {name}, only SEED, .*BATCH_SIZE"):
-            settings.changed({name: 1})
+            settings.with_overrides({name: 1})
     with pytest.raises(UserError, match="BATCH_SIZE=0 is impossible"):
-        settings.changed({"BATCH_SIZE": 0})
+        settings.with_overrides({"BATCH_SIZE": 0})
 
 
 def test_a_revision_follows_the_name_of_the_hub_and_of_nothing_else(tmp_path, monkeypatch):
@@ -174,8 +174,8 @@ def test_a_pinned_model_is_no_other_model(monkeypatch):
     """What the profile says of the use of its own model holds for each of its revisions."""
     monkeypatch.setenv("BASE_MODEL", "bert-base-uncased@v1")
     settings = Settings.load("msmarco")
-    assert settings.of_others == () and settings.changed({"BASE_MODEL": "bert-base-uncased@v2"}).of_others == ()
-    assert {name for name, _ in settings.changed({"BASE_MODEL": "roberta-base@v1"}).of_others} >= {"QUERY_INSTRUCTION"}
+    assert settings.of_others == () and settings.with_overrides({"BASE_MODEL": "bert-base-uncased@v2"}).of_others == ()
+    assert {name for name, _ in settings.with_overrides({"BASE_MODEL": "roberta-base@v1"}).of_others} >= {"QUERY_PROMPT"}
 
 
 def test_a_notebook_shows_what_it_asks_for_and_folds_the_rest():
@@ -191,12 +191,12 @@ def run(python, *arguments, **environment):
 
 
 def test_the_command_line_shows_every_setting():
-    done = run(sys.executable, "-m", "embedding_finetune.settings", PROFILE="demo", EPOCHS="7")
+    done = run(sys.executable, "-m", "embedding_finetune", "settings", PROFILE="demo", EPOCHS="7")
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
     assert set(TABLE) <= set(lines) and lines["EPOCHS"].split()[1] == "7.0"
     assert all(row.metadata["why"] in lines[name] for name, row in TABLE.items())
-    broken = run(sys.executable, "-m", "embedding_finetune.settings", PROFILE="demo", EPOCHS="many")
+    broken = run(sys.executable, "-m", "embedding_finetune", "settings", PROFILE="demo", EPOCHS="many")
     assert broken.returncode == 1 and broken.stderr == "error: EPOCHS='many' is not a number\n"
 
 
@@ -209,7 +209,7 @@ def bare_python(tmp_path_factory):
 
 
 def test_without_the_packages_one_line_says_what_to_run(bare_python):
-    done = run(bare_python, "-m", "embedding_finetune.settings")
+    done = run(bare_python, "-m", "embedding_finetune", "settings")
     assert done.returncode == 1 and not done.stdout
     assert done.stderr.startswith(f"error: {bare_python} has no package torch: ") and done.stderr.count("\n") == 1
     assert "make install" in done.stderr or f"{ROOT}/.venv/bin/python" in done.stderr
@@ -217,5 +217,5 @@ def test_without_the_packages_one_line_says_what_to_run(bare_python):
 
 def test_without_the_packages_an_import_fails_with_the_same_line(bare_python):
     done = run(bare_python, "-c", "import embedding_finetune")
-    command = run(bare_python, "-m", "embedding_finetune.settings")
+    command = run(bare_python, "-m", "embedding_finetune", "settings")
     assert done.returncode == 1 and done.stderr.splitlines()[-1] == f"ImportError: {command.stderr.strip()}"

@@ -35,12 +35,12 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
+from embedding_finetune.data.cleaning import read_pairs, source_of
 from embedding_finetune.data.collection import write_data, write_test_files
-from embedding_finetune.data.sources import read_pairs, source_of
-from embedding_finetune.data.split import split
+from embedding_finetune.data.splits import assign_splits
+from embedding_finetune.models.encoder_config import base_encoder_config
 from embedding_finetune.recipes import find_recipe
-from embedding_finetune.retrieval.model_use import base_use
-from embedding_finetune.training.rows import make_training_file
+from embedding_finetune.training.training_data import make_training_file
 
 SYLLABLES = "ba den fo gul har ik ju ka lom mi nor pel qua rus sa tev ul vin wo zan".split()
 ANIMALS = "otter heron badger lynx falcon beaver marten crane".split()
@@ -196,10 +196,10 @@ def _saved(folder, kind, config, tokenizer, seed):
 def build(settings, labels=("neg10", "neg50")):
     """What the build notebooks write: the collection, the test files, the training files; returns the collection."""
     pairs, _ = read_pairs(settings)
-    collection = split(pairs, test_fraction=settings.test_fraction, dev_fraction=settings.dev_fraction,
-                       seed=settings.seed, together=settings.near_duplicates_together)
+    collection = assign_splits(pairs, test_fraction=settings.test_fraction, dev_fraction=settings.dev_fraction,
+                       seed=settings.seed, together=settings.group_near_duplicates)
     write_data(settings, collection, source_of(settings))
-    write_test_files(settings, collection, base_use(settings).query_prompt)
+    write_test_files(settings, collection, base_encoder_config(settings).query_prompt)
     for label in labels:
         make_training_file(settings, find_recipe(settings, label), collection)
     return collection

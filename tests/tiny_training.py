@@ -6,9 +6,9 @@ import random
 from tiny import tiny_bert
 
 from embedding_finetune.data.collection import Collection, write_collection
-from embedding_finetune.retrieval.model_use import ModelUse
-from embedding_finetune.training.store import PASSAGES, read_rows, write_passages
-from embedding_finetune.training.store import write_rows as write_rows_by_id
+from embedding_finetune.data.row_store import PASSAGES, read_rows, write_passages
+from embedding_finetune.data.row_store import write_rows as write_rows_by_id
+from embedding_finetune.models.encoder_config import EncoderConfig
 
 TOPICS = "river moon copper violin harbour glacier pepper engine orchard lantern falcon marble".split()
 VERBS = "feeds cools carries mirrors shelters breaks colours follows".split()
@@ -79,7 +79,7 @@ def training_folder(folder):
 
 def use(**changes):
     """How the tiny models are used: as the flags of the tests say."""
-    return ModelUse(**{"label": "", "title": "", "name": "", "pooling": "cls", "query_prompt": "find: ",
+    return EncoderConfig(**{"label": "", "title": "", "name": "", "pooling": "cls", "query_prompt": "find: ",
                        "passage_prompt": "", "query_max_len": 16, "passage_max_len": 48} | changes)
 
 

@@ -1,4 +1,4 @@
-"""Notebooks and `python -m embedding_finetune.run` in one process, which imports the libraries once instead of for each
+"""Notebooks and `python -m embedding_finetune run` in one process, which imports the libraries once instead of for each
 notebook and each training. What changes the package for that runs in a process of its own (see forked.py).
 """
 
@@ -12,10 +12,10 @@ from IPython.utils.capture import capture_output
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_output
 
-from embedding_finetune import run
+from embedding_finetune import pipeline
 from embedding_finetune.files import run_command_line
-from embedding_finetune.finetune import finetune
 from embedding_finetune.settings import Settings
+from embedding_finetune.training.train import finetune
 
 
 class Client:
@@ -49,14 +49,14 @@ def run_script(settings, script, label):
 
 def experiment():
     """The whole run."""
-    run.NotebookClient, run.run_script = Client, run_script
-    run_command_line(lambda: run.run(Settings.load()))
+    pipeline.NotebookClient, pipeline.run_script = Client, run_script
+    run_command_line(lambda: pipeline.run_pipeline(Settings.load()))
 
 
 def notebook(path, folder, *label):
     """One notebook, as run_notebook executes it."""
-    run.NotebookClient = Client
-    run_command_line(lambda: run.run_notebook(Path(path), Path(folder), *label))
+    pipeline.NotebookClient = Client
+    run_command_line(lambda: pipeline.run_notebook(Path(path), Path(folder), *label))
 
 
 if __name__ == "__main__":  # a process that has no network is one of its own

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 
-from embedding_finetune.training import train as training
+from embedding_finetune.training import worker as training
 
 PAUSE, KILLED_AT = float(os.environ.get("PAUSE", 0)), int(os.environ.get("KILLED_AT", -1))
 original, rising = training.Trainer._checked, itertools.count()

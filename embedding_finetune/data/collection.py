@@ -16,7 +16,8 @@ from itertools import chain
 
 import numpy as np
 
-from embedding_finetune.data.texts import passage_id, tidy
+from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
+from embedding_finetune.data.normalize import clean_text, passage_id
 from embedding_finetune.files import (
     UserError,
     atomic_write,
@@ -27,12 +28,11 @@ from embedding_finetune.files import (
     sha256,
     write_jsonl,
 )
-from embedding_finetune.seals import read_sealed, write_sealed
 from embedding_finetune.settings import DATA, TABLE
 
-PARTS = ("train", "dev", "test")
+SPLITS = ("train", "dev", "test")
 REVISIONS = ("revision", "corpus_revision")  # of data sets of the hub; the records of earlier versions have none
-BEIR = ("corpus.jsonl", "queries.jsonl")  # a folder with these files is a set in BEIR's layout
+BEIR_FILES = ("corpus.jsonl", "queries.jsonl")  # a folder with these files is a set in BEIR's layout
 MADE_BY = "build_train_dataset.ipynb"
 
 
@@ -47,40 +47,40 @@ class Collection:
     queries: dict  # id -> text
     corpus: dict  # id -> text
     qrels: dict  # query id -> passage id -> grade
-    parts: dict = field(default_factory=dict)  # query id -> train, dev or test
+    splits: dict = field(default_factory=dict)  # query id -> train, dev or test
     source: dict = field(default_factory=dict)  # passage id -> where it comes from, for whoever reads a hit
-    given: tuple = ()  # the parts that came with the data, kept as they are even where they share something
+    predefined: tuple = ()  # the parts that came with the data, kept as they are even where they share something
 
-    def part(self, name):
+    def split(self, name):
         """The queries of one part with their judgements, and the whole corpus."""
-        return self.of_queries([query for query, part in self.parts.items() if part == name])
+        return self.select_queries([query for query, part in self.splits.items() if part == name])
 
-    def of_queries(self, queries):
+    def select_queries(self, queries):
         """The queries of these ids with their judgements, and the whole corpus."""
         return replace(self, queries={query: self.queries[query] for query in queries},
                        qrels={query: self.qrels[query] for query in queries if query in self.qrels},
-                       parts={query: self.parts[query] for query in queries if query in self.parts})
+                       splits={query: self.splits[query] for query in queries if query in self.splits})
 
     def positives(self, query):
         """The ids of the passages that answer a query."""
         return [passage for passage, grade in self.qrels.get(query, {}).items() if grade > 0]
 
-    def pool(self):
+    def positive_pool(self):
         """The ids of all positives in order, each once, and for each query the positions of its own among them."""
         positives = [self.positives(query) for query in self.queries]
         position = {passage: index for index, passage in enumerate(dict.fromkeys(chain.from_iterable(positives)))}
         return list(position), [[position[passage] for passage in own] for own in positives]
 
-    def judged(self):
+    def judged_passages(self):
         """The ids of all passages that are judged for some query: a set."""
         return {passage for passages in self.qrels.values() for passage in passages}
 
-    def subsets(self, steps=5):
+    def growing_corpora(self, steps=5):
         """Corpora of growing size with the same queries: from the judged passages to the whole, in `steps` equal steps.
 
         Passages are added in the order of their texts' hashes: a random order that is the same for every model.
         """
-        judged = self.judged()
+        judged = self.judged_passages()
         others = sorted(set(self.corpus) - judged, key=lambda passage: passage_id(self.corpus[passage]))
         for step in range(steps):
             kept = judged | set(others[:round(len(others) * step / (steps - 1))])
@@ -94,8 +94,8 @@ class Collection:
             return self
         ids = list(self.queries)
         chosen = np.sort(np.random.default_rng(seed).choice(len(ids), number, replace=False))
-        sample = self.of_queries([ids[index] for index in chosen])
-        dropped = self.judged() - sample.judged()
+        sample = self.select_queries([ids[index] for index in chosen])
+        dropped = self.judged_passages() - sample.judged_passages()
         corpus, source = ({passage: text for passage, text in texts.items() if passage not in dropped}
                           for texts in (self.corpus, self.source))
         return replace(sample, corpus=corpus, source=source)
@@ -113,11 +113,11 @@ def read_collection(folder, made_by="whoever made this set"):
             identity = str(row["_id"])
             if identity in found:
                 raise UserError(f"{folder / name}.jsonl has the `_id` {identity!r} twice: make the ids distinct")
-            found[identity] = tidy(f"{row.get('title') or ''} {row['text'] or ''}")
+            found[identity] = clean_text(f"{row.get('title') or ''} {row['text'] or ''}")
             if name == "corpus" and row.get("source"):
-                source[identity] = tidy(str(row["source"]))
+                source[identity] = clean_text(str(row["source"]))
     qrels, parts = {}, {}
-    for path in [folder / "qrels" / f"{part}.tsv" for part in PARTS]:
+    for path in [folder / "qrels" / f"{part}.tsv" for part in SPLITS]:
         for number, query, passage, grade in _judgements(path, made_by) if path.is_file() else ():
             if query not in texts["queries"] or passage not in texts["corpus"]:
                 raise UserError(f"{path}, line {number}: judges a query or passage that {folder} does not have")
@@ -149,10 +149,10 @@ def write_collection(folder, collection):
                                           | source.get(identity, {}) for identity, text in collection.corpus.items()))
     write_jsonl(folder / "queries.jsonl", ({"_id": identity, "text": text}
                                            for identity, text in collection.queries.items()))
-    for part in PARTS:
+    for part in SPLITS:
         with atomic_write(folder / "qrels" / f"{part}.tsv") as file:
             file.write("query-id\tcorpus-id\tscore\n")
-            for query in (query for query, its in collection.parts.items() if its == part):
+            for query in (query for query, its in collection.splits.items() if its == part):
                 file.writelines(f"{query}\t{passage}\t{grade}\n"
                                 for passage, grade in collection.qrels.get(query, {}).items())
 
@@ -170,8 +170,8 @@ def write_data(settings, collection, source):
         raise UserError(f"{folder} holds the data of other settings ({difference}); choose another DATA_DIR, or set "
                         "OVERWRITE=1 to replace them")
     write_collection(folder, collection)
-    write_sealed(folder / "dataset.json", {"made_with": today, "files": _hashes(folder),
-                                           "parts_given": list(collection.given)})
+    write_checksummed(folder / "dataset.json", {"made_with": today, "files": _hashes(folder),
+                                           "parts_given": list(collection.predefined)})
 
 
 def read_data(settings):
@@ -186,7 +186,7 @@ def read_data(settings):
                         "settings back")
     if recorded.get("files") != _hashes(folder):
         raise UserError(f"the files in {folder} are not those that {MADE_BY} wrote: run it again")
-    return replace(read_collection(folder, MADE_BY), given=tuple(recorded.get("parts_given", ())))
+    return replace(read_collection(folder, MADE_BY), predefined=tuple(recorded.get("parts_given", ())))
 
 
 def data_identity(settings):
@@ -196,11 +196,11 @@ def data_identity(settings):
 
 def _record(settings):
     """What dataset.json says, None where it is missing or damaged; an early version's has the settings alone."""
-    return read_sealed(settings.data_dir / "dataset.json", having={})
+    return read_checksummed(settings.data_dir / "dataset.json", having={})
 
 
 def _hashes(folder):
-    names = [*BEIR, *(f"qrels/{part}.tsv" for part in PARTS)]
+    names = [*BEIR_FILES, *(f"qrels/{part}.tsv" for part in SPLITS)]
     return {name: sha256(folder / name) for name in names if (folder / name).is_file()}
 
 
@@ -213,7 +213,7 @@ def _difference(recorded, today):
 
 def write_test_files(settings, collection, query_prompt):
     """Write eval_dataset.json (query, pos, id, prompt) and qrels.trec of the test part."""
-    test = collection.part("test")
+    test = collection.split("test")
     write_jsonl(settings.data_dir / "eval_dataset.json", (
         {"query": text, "pos": [test.corpus[passage] for passage in test.positives(query)], "id": query,
          "prompt": query_prompt} for query, text in test.queries.items()))

@@ -13,47 +13,48 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from embedding_finetune.data.collection import Collection
-from embedding_finetune.data.texts import near_duplicates_of, passage_id
+from embedding_finetune.data.near_duplicates import near_duplicates_between
+from embedding_finetune.data.normalize import passage_id
 from embedding_finetune.files import UserError
 
 BATCH = 2048  # queries that are filtered together
 
 
 @dataclass(frozen=True)
-class Pool:
+class NegativeCandidates:
     """The passages that the training part may use, by position, and which of them each training query has."""
 
     train: Collection
     ids: list        # position -> passage id
     positives: list  # for each query the positions of its positives
     negatives: list  # for each query the positions of the negatives that came with it
-    drawn: int       # negatives are drawn and mined from the first so many, which are all positives of some query
+    num_eligible: int       # negatives are drawn and mined from the first so many, which are all positives of some query
 
     def texts(self):
         """The texts, by position."""
         return [self.train.corpus[passage] for passage in self.ids]
 
 
-def training_pool(collection, near=True):
+def negative_candidates(collection, near=True):
     """The Pool of a split Collection. No negative of it is a dev or test positive, or, with `near`, nearly the same.
 
     After our own split the training positives are none, so only negatives that came with the data are looked through;
     where parts came with the data, the training positives, too. These stay positives, but are drawn for no query.
     There, texts may also be in the corpus twice; both then have one position.
     """
-    train = collection.part("train")
+    train = collection.split("train")
     own = {query: [passage for passage, grade in judged.items() if not grade]
            for query, judged in train.qrels.items() if not all(judged.values())}
-    if not collection.given and not own:
-        ids, positives = train.pool()
-        return Pool(train, ids, positives, [[]] * len(positives), len(ids))
-    key = {passage: passage_id(collection.corpus[passage]) for passage in collection.judged()}
+    if not collection.predefined and not own:
+        ids, positives = train.positive_pool()
+        return NegativeCandidates(train, ids, positives, [[]] * len(positives), len(ids))
+    key = {passage: passage_id(collection.corpus[passage]) for passage in collection.judged_passages()}
     positive = list(dict.fromkeys(passage for query in train.queries for passage in train.positives(query)))
-    suspects = (positive if collection.given else []) + list(dict.fromkeys(chain.from_iterable(own.values())))
-    held_out = [passage for part in ("dev", "test") for passage in collection.part(part).pool()[0]]
+    suspects = (positive if collection.predefined else []) + list(dict.fromkeys(chain.from_iterable(own.values())))
+    held_out = [passage for part in ("dev", "test") for passage in collection.split(part).positive_pool()[0]]
     unsafe = {key[passage] for passage in held_out}
     if near:
-        pairs = near_duplicates_of(*([collection.corpus[passage] for passage in some] for some in (suspects, held_out)))
+        pairs = near_duplicates_between(*([collection.corpus[passage] for passage in some] for some in (suspects, held_out)))
         unsafe |= {key[suspects[place]] for place in pairs[:, 0]}
     safe, ids = [passage for passage in positive if key[passage] not in unsafe], {}
     for passage in chain(safe, positive, (passage for passage in suspects if key[passage] not in unsafe)):
@@ -68,10 +69,10 @@ def training_pool(collection, near=True):
     if lost:
         print(f"{lost} negatives that came with training queries are left out: they are dev or test positives, or "
               "nearly")
-    return Pool(train, list(ids.values()), positives, negatives, len({key[passage] for passage in safe}))
+    return NegativeCandidates(train, list(ids.values()), positives, negatives, len({key[passage] for passage in safe}))
 
 
-def with_given(pool, chosen):
+def add_predefined(pool, chosen):
     """The negatives that came with each query, as many as there is room for, and then those of its row of `chosen`;
     and for each place whether its negative came with the query: two arrays of the shape of `chosen`.
     """
@@ -104,12 +105,12 @@ def sample_random(positives, pool_size, number, seed):
     available = pool_size - sizes
     if available.size and available.min() < number:
         raise UserError(f"{number} negatives a query were asked for, but a query has only {available.min()} other "
-                        "passages in the training part: ask for fewer negatives or give more pairs (raise MAX_PAIRS)")
+                        "passages in the training part: ask for fewer negatives or give more pairs (raise MAX_QUERIES)")
     rng = np.random.default_rng(seed)
     chosen = np.empty((number, len(positives)), dtype=np.int32)  # what is drawn for all queries at once lies together
     for step in range(number):
         last = available - number + step
-        draw = _drawn(rng, last)
+        draw = _num_eligible(rng, last)
         chosen[step] = np.where((chosen[:step] == draw).any(axis=0), last, draw)
     first = np.cumsum(sizes) - sizes
     for column in range(sizes.max(initial=0)):
@@ -118,7 +119,7 @@ def sample_random(positives, pool_size, number, seed):
     return np.ascontiguousarray(chosen.T)
 
 
-def _drawn(rng, last):
+def _num_eligible(rng, last):
     """A number from 0 to each of `last`; one range for all is drawn from faster, and gives the same numbers."""
     if last.size and last.min() == last.max():
         return rng.integers(0, last[0] + 1, size=last.size).astype(np.int32)
@@ -129,8 +130,8 @@ def _drawn(rng, last):
 class Filter:
     """Which candidates are safe to call negative, by a model's scores beside those of the positives.
 
-    `share 0.95`: only candidates scored below 95 % of the positive's score; `margin 0.05`: only those scored lower by
-    more than 0.05; `ranks 10 60`: only those that stand from rank 10 to 60 among the candidates; `none`: all. The
+    `relative_margin 0.95`: only candidates scored below 95 % of the positive's score; `absolute_margin 0.05`: only those scored lower by
+    more than 0.05; `rank_range 10 60`: only those that stand from rank 10 to 60 among the candidates; `none`: all. The
     first two are TopK-PercPos and TopK-MarginPos of NV-Retriever (Moreira et al. 2024, arXiv 2407.15831), the third
     is what came before.
     """
@@ -147,12 +148,12 @@ class Filter:
     def keeps(self, scores, positive_scores):
         """Bool, of the shape of `scores` (queries, candidates); `positive_scores` (queries,): the lowest positives'."""
         positive = np.asarray(positive_scores)[:, None]
-        if self.kind == "share":
+        if self.kind == "relative_margin":
             return scores < positive - (1 - self.values[0]) * np.abs(positive)
-        if self.kind == "margin":
+        if self.kind == "absolute_margin":
             return scores < positive - self.values[0]
         kept = np.ones(scores.shape, dtype=bool)
-        if self.kind == "ranks":
+        if self.kind == "rank_range":
             kept[:, :int(self.values[0]) - 1] = kept[:, int(self.values[1]):] = False
         return kept
 
@@ -170,7 +171,7 @@ def interleave(first, second):
     return merged
 
 
-def screen(candidates, positives, query_vectors, passage_vectors, rule):
+def filter_candidates(candidates, positives, query_vectors, passage_vectors, rule):
     """Candidates with those set to -1 that are a positive of their query or that the Filter `rule` does not keep.
 
     `candidates`: int array (queries, depth), best first, -1 for none; `positives`: positions for each query; the
@@ -187,7 +188,7 @@ def screen(candidates, positives, query_vectors, passage_vectors, rule):
     return screened
 
 
-def choose(candidates, positives, near, pool_size, number, seed):
+def select_negatives(candidates, positives, near, pool_size, number, seed):
     """The first `number` candidates of each query that are no near-duplicate of a positive, filled up with random
     passages.
 
@@ -207,7 +208,7 @@ def choose(candidates, positives, near, pool_size, number, seed):
         if pool_size - len(unsafe) < number:
             raise UserError(f"{number} negatives a query were asked for, but a query finds only "
                             f"{pool_size - len(unsafe)} in the training part that are no near-duplicates of its "
-                            "positive: ask for fewer or give more pairs (raise MAX_PAIRS)")
+                            "positive: ask for fewer or give more pairs (raise MAX_QUERIES)")
         safe = (passage for passage in found[found >= 0].tolist() if passage not in unsafe)
         picked = dict.fromkeys(islice(safe, number))
         mined[row] = len(picked)

@@ -10,25 +10,27 @@ import ftfy.badness
 import numpy as np
 import regex
 
-from embedding_finetune.data.collection import PARTS
-from embedding_finetune.data.texts import near_duplicates, normalise, words
+from embedding_finetune.data.collection import SPLITS
+from embedding_finetune.data.near_duplicates import near_duplicates
+from embedding_finetune.data.normalize import normalize, word_tokens
 from embedding_finetune.evaluation.metrics import mean, per_query
 from embedding_finetune.evaluation.significance import ALPHA, add_significance, outcome, queries_needed
 from embedding_finetune.files import write_json
 from embedding_finetune.hub import load, positions_of
-from embedding_finetune.retrieval.encoder import encoder_of
-from embedding_finetune.retrieval.model_use import base_use
-from embedding_finetune.retrieval.retrievers import Dense, retriever_of
-from embedding_finetune.retrieval.words import SHARE, language_shares, script_title
+from embedding_finetune.models.encoder import make_encoder
+from embedding_finetune.models.encoder_config import base_encoder_config
+from embedding_finetune.retrieval.analyzer import SHARE, language_shares, script_title
+from embedding_finetune.retrieval.base import make_retriever
+from embedding_finetune.retrieval.dense import Dense
 
 TEXTS = 10_000  # passages, or pairs, that are looked at one by one
-LOOK_QUERIES, LOOK_PASSAGES = 200, 1000  # of the first search
+CHECK_QUERIES, CHECK_PASSAGES = 200, 1000  # of the first search
 RIVALS = 3  # that a fine-tuned model is compared with: raw, bm25, reference
 DIFFERENCES = (0.01, 0.02, 0.05, 0.1)  # in recall@1, of which the report says how many queries they take
 WORTH_A_SENTENCE = 0.01  # share of the rows
 TAG = regex.compile(r"</?(a|b|br|div|em|h[1-6]|i|img|li|ol|p|pre|script|span|strong|style|table|td|th|tr|u|ul)\b[^<>]*>"
                     r"|&(amp|gt|lt|nbsp|quot|#\d+);", regex.IGNORECASE)
-MEND = {  # kind of suspicious pair -> what to do
+FIXES = {  # kind of suspicious pair -> what to do
     "query and passage are equal": "they teach nothing: drop them",
     "query stands in the passage": "BM25 finds them without understanding: hide the query there, or drop them",
     "passage stands in the query": "the question holds its answer: drop them",
@@ -48,17 +50,17 @@ def report_data(settings, collection, counts, first_look=True):
 
     Raises UserError when the base model cannot be had.
     """
-    rng, use = np.random.default_rng(settings.seed), base_use(settings)
+    rng, config = np.random.default_rng(settings.seed), base_encoder_config(settings)
     report = {"reading": dict(counts), "counts": _count(collection), "suspicious": suspicious_pairs(collection, rng),
-              "near_duplicates": _near_duplicates(collection, rng), "tokens": token_lengths(use, collection, rng),
+              "near_duplicates": _near_duplicates(collection, rng), "tokens": token_lengths(config, collection, rng),
               "languages": {side: {f"{code or 'unknown'} ({script_title(script)})": round(share, 4)
                                    for (script, code), share in language_shares(list(texts.values())).items()
                                    if share >= SHARE}  # below, it is a stretch of text that was taken for another's
                             for side, texts in (("queries", collection.queries), ("passages", collection.corpus))}}
     if first_look and report["counts"]["dev queries"]:
-        report["first_look"] = _first_look(settings, use, collection, rng)
-    report["test_set"] = what_the_test_set_tells(report["counts"]["test queries"], report.get("first_look"))
-    report["sentences"] = sentences(report)
+        report["first_look"] = _baseline_check(settings, config, collection, rng)
+    report["test_set"] = minimum_detectable_effect(report["counts"]["test queries"], report.get("first_look"))
+    report["sentences"] = summary_sentences(report)
     write_json(settings.data_dir / "dataset_report.json", report)
     return report
 
@@ -70,7 +72,7 @@ def _count(collection):
             "passages that answer nothing": len(collection.corpus) - len(uses),
             "passages that answer several queries": sum(count > 1 for count in uses.values()),
             "queries with several positives": sum(len(collection.positives(query)) > 1 for query in collection.queries),
-            **{f"{part} queries": sum(own == part for own in collection.parts.values()) for part in PARTS}}
+            **{f"{part} queries": sum(own == part for own in collection.splits.values()) for part in SPLITS}}
 
 
 def _some(items, number, rng):
@@ -84,7 +86,7 @@ def suspicious_pairs(collection, rng):
     """Kind -> number and share of the pairs, and the query ids of three; `of` is the number of pairs looked at."""
     pairs = _some(((query, passage) for query in collection.queries for passage in collection.positives(query)),
                   TEXTS, rng)
-    found = {kind: [] for kind in MEND}
+    found = {kind: [] for kind in FIXES}
     for query, passage in pairs:
         for kind in _suspicions(collection.queries[query], collection.corpus[passage]):
             found[kind].append(query)
@@ -93,8 +95,8 @@ def suspicious_pairs(collection, rng):
 
 
 def _suspicions(query, passage):
-    asked, answer = (f" {' '.join(words(text))} " for text in (query, passage))  # a word is whole, or one character
-    if normalise(query) == normalise(passage):
+    asked, answer = (f" {' '.join(word_tokens(text))} " for text in (query, passage))  # a word is whole, or one character
+    if normalize(query) == normalize(passage):
         yield "query and passage are equal"
     elif asked in answer and len(asked.split()) > 2:
         yield "query stands in the passage"
@@ -116,15 +118,15 @@ def _near_duplicates(collection, rng):
             "examples": [[texts[one][:200], texts[other][:200]] for one, other in pairs[:3].tolist()]}
 
 
-def token_lengths(use, collection, rng):
+def token_lengths(config, collection, rng):
     """Lengths of queries and passages in the base model's tokens, prompt included, and the share that is cut.
 
     `limit` is what the settings allow, `unknown` the share of the tokens that the model has no word for, `histogram`
     how many texts lie between each two of `edges`.
     """
-    tokenizer, found = load("AutoTokenizer", use.name, use.trusted), {}
-    for side, texts, prompt, limit in (("queries", collection.queries, use.query_prompt, use.query_max_len),
-                                       ("passages", collection.corpus, use.passage_prompt, use.passage_max_len)):
+    tokenizer, found = load("AutoTokenizer", config.name, config.trusted), {}
+    for side, texts, prompt, limit in (("queries", collection.queries, config.query_prompt, config.query_max_len),
+                                       ("passages", collection.corpus, config.passage_prompt, config.passage_max_len)):
         some = [prompt + text for text in _some(texts.values(), TEXTS, rng)]
         ids = tokenizer(some, verbose=False)["input_ids"]
         sizes = np.array([len(row) for row in ids])
@@ -137,28 +139,28 @@ def token_lengths(use, collection, rng):
             **{name: int(np.quantile(sizes, share, method="inverted_cdf")) for name, share in
                (("median", 0.5), ("90 %", 0.9), ("95 %", 0.95), ("99 %", 0.99), ("longest", 1))},
             "histogram": histogram.tolist(), "edges": edges.tolist()}
-    return found | {"model": use.title, "most": positions_of(use.name, use.trusted)}
+    return found | {"model": config.title, "most": positions_of(config.name, config.trusted)}
 
 
-def _first_look(settings, use, collection, rng):
+def _baseline_check(settings, config, collection, rng):
     """How far BM25 and the untrained base get on dev queries, in a small corpus; and how often only one is right."""
-    dev = collection.part("dev").sample(LOOK_QUERIES, settings.seed)
-    judged = dev.judged()
+    dev = collection.split("dev").sample(CHECK_QUERIES, settings.seed)
+    judged = dev.judged_passages()
     others = [passage for passage in collection.corpus if passage not in judged]
-    chosen = judged | set(_some(others, max(0, LOOK_PASSAGES - len(judged)), rng))
+    chosen = judged | set(_some(others, max(0, CHECK_PASSAGES - len(judged)), rng))
     corpus = {passage: text for passage, text in collection.corpus.items() if passage in chosen}
-    bm25 = retriever_of("bm25", settings.bm25_language).index(corpus)
-    base = Dense(encoder_of(settings, use)).index(corpus)
+    bm25 = make_retriever("bm25", settings.bm25_language).index(corpus)
+    base = Dense(make_encoder(settings, config)).index(corpus)
     values = {label: per_query(dev.qrels, retriever.search(dev.queries))
               for label, retriever in (("bm25", bm25), ("base", base))}
     rows = add_significance([{"label": label} for label in values], values, seed=settings.seed)
     gaps = values["bm25"]["recall@1"] - values["base"]["recall@1"]
-    return {"queries": len(dev.queries), "passages": len(corpus), "bm25_language": bm25.used["language"],
+    return {"queries": len(dev.queries), "passages": len(corpus), "bm25_language": bm25.config["language"],
             **{label: mean(table) for label, table in values.items()},
             "bm25_to_base": rows[0]["against"]["base"]["recall@1"], "disagree": float((gaps != 0).mean())}
 
 
-def what_the_test_set_tells(size, first_look=None):
+def minimum_detectable_effect(size, first_look=None):
     """How many queries it takes to tell each of DIFFERENCES in recall@1, and the least that `size` queries tell.
 
     Two models are taken to disagree on as many queries as BM25 and the base do in the first look, on a fifth without
@@ -174,7 +176,7 @@ def what_the_test_set_tells(size, first_look=None):
             "tells": next((step / 100 for step in range(1, 51) if needed(step / 100) <= size), None)}
 
 
-def sentences(report):
+def summary_sentences(report):
     """What follows from a report: what to mend, the most frequent first, how far a search gets, what the test tells."""
     problems, tokens = [], report["tokens"]
     for side, name in (("queries", "QUERY_MAX_LEN"), ("passages", "PASSAGE_MAX_LEN")):
@@ -184,7 +186,7 @@ def sentences(report):
         problems.append((own["cut"], f"{name}={own['limit']} cuts {own['cut']:.1%} of the {side}: {advice}"))
         problems.append((own["unknown"], f"{tokens['model']} does not know {own['unknown']:.1%} of what the {side} "
                          "say, its vocabulary is of another language: take a multilingual base, or one of theirs"))
-    for kind, advice in MEND.items():
+    for kind, advice in FIXES.items():
         own = report["suspicious"][kind]
         problems.append((own["share"], f"{kind}: {own['pairs']} of {report['suspicious']['of']} pairs, such as query "
                          f"{', '.join(own['queries'])}; {advice}"))

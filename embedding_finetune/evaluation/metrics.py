@@ -4,8 +4,8 @@ import ir_measures
 import pandas as pd
 from ir_measures import RR, R, nDCG
 
-from embedding_finetune.retrieval.retrievers import fuse_scores
-from embedding_finetune.settings import CHOSEN_BY
+from embedding_finetune.retrieval.fusion import weighted_sum_fusion
+from embedding_finetune.settings import SELECTION_METRIC
 
 MEASURES = {"recall@1": R @ 1, "recall@10": R @ 10, "recall@100": R @ 100, "mrr@10": RR @ 10, "ndcg@10": nDCG @ 10}
 WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))  # of BM25, beside a cosine
@@ -55,11 +55,11 @@ def by_corpus_size(collection, retriever):
     The retriever ends with the whole corpus indexed.
     """
     return [{"passages": len(subset.corpus), **measure(subset, retriever.index(subset.corpus).search(subset.queries))}
-            for subset in collection.subsets()]
+            for subset in collection.growing_corpora()]
 
 
 def choose_weight(collection, bm25, dense, weights=WEIGHTS):
     """The weight of `fuse_scores` with the best MRR@10, the smallest of equals: for dev queries, never for test."""
     def value(weight):
-        return round(measure(collection, fuse_scores(bm25, dense, weight))[CHOSEN_BY], 9), -weight
+        return round(measure(collection, weighted_sum_fusion(bm25, dense, weight))[SELECTION_METRIC], 9), -weight
     return max(weights, key=value)

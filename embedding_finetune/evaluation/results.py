@@ -12,24 +12,24 @@ from dataclasses import asdict
 
 import pandas as pd
 
+from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
 from embedding_finetune.data.collection import data_identity
-from embedding_finetune.data.elsewhere import evaluation_sets
-from embedding_finetune.data.texts import PSEUDO
+from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX
+from embedding_finetune.data.out_of_domain import out_of_domain_sets
 from embedding_finetune.evaluation.metrics import MEASURES, mean, measure, per_query
 from embedding_finetune.evaluation.significance import add_significance
 from embedding_finetune.files import UserError, sha256
 from embedding_finetune.hub import model_content, model_size
+from embedding_finetune.models.encoder_config import load_encoder_config, pretrained
 from embedding_finetune.recipes import all_recipes
-from embedding_finetune.retrieval.model_use import ready_made, use_of
-from embedding_finetune.retrieval.retrievers import DEPTH
-from embedding_finetune.retrieval.runs import padded, read_run, write_run
-from embedding_finetune.seals import read_sealed, write_sealed
-from embedding_finetune.settings import CHOSEN_BY
+from embedding_finetune.retrieval.base import DEPTH
+from embedding_finetune.retrieval.trec import pad_run, read_run, write_run
+from embedding_finetune.settings import SELECTION_METRIC
 from embedding_finetune.training.model_card import write_metrics
 
 RESULT = {"label": str, "metrics": dict, "dev": dict, "used": dict, "settings": dict}  # what any has
-NO_PROOF = ("The test queries are pseudo-queries, made from the passages that they are to find: these numbers are no "
-            "proof of anything about queries that people write. Write some, and set QUERIES.")
+PSEUDO_QUERY_CAVEAT = ("The test queries are pseudo-queries, made from the passages that they are to find: these numbers are no "
+            "proof of anything about queries that people write. Write some, and set DOCUMENT_QUERIES.")
 
 
 def save_result(settings, collection, label, runs, *, model, used=None, **more):
@@ -39,11 +39,11 @@ def save_result(settings, collection, label, runs, *, model, used=None, **more):
     lengths. `more` enters the result as it is, such as `facts` of an encoder, `by_corpus_size` (see metrics),
     `eval_sets`.
     """
-    runs = {part: padded(run, collection.corpus, DEPTH) for part, run in runs.items()}
-    metrics = {part: measure(collection.part(part), run) for part, run in runs.items()}
-    pseudo = sum(query.startswith(PSEUDO) for query in runs["test"])
+    runs = {part: pad_run(run, collection.corpus, DEPTH) for part, run in runs.items()}
+    metrics = {part: measure(collection.split(part), run) for part, run in runs.items()}
+    pseudo = sum(query.startswith(PSEUDO_QUERY_PREFIX) for query in runs["test"])
     if (settings.output_dir / label / "README.md").exists():
-        write_metrics(settings.output_dir / label, metrics["test"], NO_PROOF if pseudo else "")
+        write_metrics(settings.output_dir / label, metrics["test"], PSEUDO_QUERY_CAVEAT if pseudo else "")
     paths = {part: _run_path(settings, label, part) for part in runs}
     for part, run in runs.items():
         write_run(paths[part], run, label)
@@ -52,25 +52,25 @@ def save_result(settings, collection, label, runs, *, model, used=None, **more):
               "dev": metrics["dev"], "used": used or {}, **more, "data": data_identity(settings),
               "runs": {part: sha256(path) for part, path in paths.items()}, "settings": settings.as_dict(),
               "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
-    write_sealed(settings.output_dir / "results" / f"{label}.json", result)
+    write_checksummed(settings.output_dir / "results" / f"{label}.json", result)
     return result
 
 
-def facts(settings, encoder):
+def model_metadata(settings, encoder):
     """What a result says of a model: its name and use, what it has seen, its content, and its recipe if it has one."""
-    use, recipe = encoder.use, all_recipes(settings).get(encoder.use.label)
-    return {"model": use.title, "used": asdict(use), "note": use.seen, "content": encoder.content,
-            "size": model_size(use.name),
-            **({"recipe": recipe.repeats or recipe.label, "about": recipe.about, "share": recipe.share} if recipe else
+    config, recipe = encoder.config, all_recipes(settings).get(encoder.config.label)
+    return {"model": config.title, "used": asdict(config), "note": config.training_data_note, "content": encoder.revision,
+            "size": model_size(config.name),
+            **({"recipe": recipe.repeats or recipe.label, "about": recipe.description, "share": recipe.train_fraction} if recipe else
                {})}
 
 
-def measure_elsewhere(settings, retriever):
-    """Metrics of a retriever on the test sets of EVAL_SETS by name, with those of each query (`each`: query id ->
+def evaluate_out_of_domain(settings, retriever):
+    """Metrics of a retriever on the test sets of OUT_OF_DOMAIN_SETS by name, with those of each query (`each`: query id ->
     metrics), since models are compared query by query; the retriever itself keeps its corpus."""
     found = {}
-    for name, other in evaluation_sets(settings).items():
-        test = other.part("test")
+    for name, other in out_of_domain_sets(settings).items():
+        test = other.split("test")
         each = per_query(test.qrels, copy(retriever).index(test.corpus).search(test.queries))
         found[name] = mean(each) | {"each": each.round(6).to_dict("index")}
     return found
@@ -79,8 +79,8 @@ def measure_elsewhere(settings, retriever):
 def read_measured_run(settings, collection, label, part="test"):
     """The run of a label as it was saved. Raises UserError when it is missing or ranks other queries."""
     path = _run_path(settings, label, part)
-    run, result = read_run(path), read_sealed(settings.output_dir / "results" / f"{label}.json", RESULT) or {}
-    if set(run) != set(collection.part(part).queries):
+    run, result = read_run(path), read_checksummed(settings.output_dir / "results" / f"{label}.json", RESULT) or {}
+    if set(run) != set(collection.split(part).queries):
         raise UserError(f"{path} ranks other queries than {settings.data_dir} has: evaluate {label} again, or delete "
                         f"its result in {settings.output_dir / 'results'}")
     if result.get("runs", {}).get(part) not in (None, sha256(path)):
@@ -103,20 +103,20 @@ def load_results(settings):
     for path in sorted((settings.output_dir / "results").glob("*.json")):
         if path.stem == "comparison":
             continue
-        result = read_sealed(path, RESULT)
+        result = read_checksummed(path, RESULT)
         if result is None or result["label"] != path.stem:
             raise UserError(f"{path} is no result, or a damaged one: evaluate {path.stem} again, or delete the file")
-        reason = _misfit(settings, result, contents)
+        reason = _stale_reason(settings, result, contents)
         if reason:
             left_out.append(f"{result['label']} is left out: {reason}; evaluate it again")
         else:
             results.append(result)
-    order = ["bm25", "raw", *all_recipes(settings), "reference", *ready_made(settings)]
+    order = ["bm25", "raw", *all_recipes(settings), "reference", *pretrained(settings)]
     order = {label: place for place, label in reversed(list(enumerate(order)))}
     return sorted(results, key=lambda result: (order.get(result["label"], len(order)), result["label"])), left_out
 
 
-def _misfit(settings, result, contents):
+def _stale_reason(settings, result, contents):
     """Why a result no longer fits, or None; `contents` keeps the contents of models that were looked up before."""
     label = result.get("hybrid_of", result["label"])
     if result.get("data") != data_identity(settings):
@@ -135,19 +135,19 @@ def _changed(settings, label, measured, contents):
     if measured.get("content") is None:
         return None
     try:
-        use = use_of(settings, label) if measured["used"] else None
+        config = load_encoder_config(settings, label) if measured["used"] else None
         if label not in contents:
-            contents[label] = model_content(use.name if use else str(settings.output_dir / label))
+            contents[label] = model_content(config.name if config else str(settings.output_dir / label))
     except UserError as error:
         return f"its model cannot be looked at ({error})"
     if contents[label] != measured["content"]:
         return "its model has changed since"
-    changed = [name for name, value in (use.identity if use else {}).items()
+    changed = [name for name, value in (config.identity if config else {}).items()
                if measured["used"].get(name, value) != value]
     return f"it was measured with another {changed[0]}" if changed else None
 
 
-def chosen_by_dev(results):
+def best_fine_tuned(results):
     """The fine-tuned model that is compared with the rivals: the best on dev queries; None if none was measured."""
     return best_on_dev(filter(is_fine_tuned, results))
 
@@ -160,7 +160,7 @@ def is_fine_tuned(result):
 
 def best_on_dev(results):
     """The result with the best MRR@10 on dev queries, the first of equals; None if there are none."""
-    return max(results, key=lambda result: result["dev"][CHOSEN_BY], default=None)
+    return max(results, key=lambda result: result["dev"][SELECTION_METRIC], default=None)
 
 
 def finalists(results):
@@ -176,7 +176,7 @@ def planned_pairs(results):
     """The comparisons that were planned, as pairs of labels: the fine-tuned model that dev chose against raw, BM25
     and the reference, each other recipe against neg10, and the best with training against the best without (see
     finalists). They are the family that is corrected; all other pairs are exploration."""
-    measured, best = {result["label"] for result in results}, chosen_by_dev(results)
+    measured, best = {result["label"] for result in results}, best_fine_tuned(results)
     rivals = [(best["label"], rival) for rival in ("raw", "bm25", "reference") if rival in measured] if best else []
     others = [(result["label"], "neg10") for result in filter(is_fine_tuned, results)
               if result["label"] != "neg10" and "neg10" in measured]
@@ -193,20 +193,20 @@ def compare(settings, collection):
     results, left_out = load_results(settings)
     if not results:
         raise UserError(f"{settings.output_dir / 'results'} has no result of today's data: run an evaluation notebook")
-    test = collection.part("test")
+    test = collection.split("test")
     frames = {}
     for result in results:
         run = read_measured_run(settings, collection, result["label"])
         frame = frames[result["label"]] = per_query(test.qrels, run)
         if any(abs(mean(frame)[name] - value) > 1e-6 for name, value in result["metrics"].items()):
             raise UserError(f"the run and the result of {result['label']} do not belong together: evaluate it again")
-    best, last = chosen_by_dev(results), [result["label"] for result in finalists(results) if result]
+    best, last = best_fine_tuned(results), [result["label"] for result in finalists(results) if result]
     rows = add_significance(results, frames, planned_pairs(results), seed=settings.seed)
     return [row | {"chosen": best is not None and row["label"] == best["label"], "finalist": row["label"] in last,
-                   "eval_sets": compare_elsewhere(row, rows, settings.seed)} for row in rows], left_out
+                   "eval_sets": compare_out_of_domain(row, rows, settings.seed)} for row in rows], left_out
 
 
-def compare_elsewhere(row, rows, seed):
+def compare_out_of_domain(row, rows, seed):
     """`eval_sets` of a row with, in place of each query's values, `against`: other label -> metric -> difference and
     ci95, of raw and reference where they answered the same queries."""
     found, beside = {}, [other for other in rows if other["label"] in ("raw", "reference")]

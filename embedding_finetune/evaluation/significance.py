@@ -69,7 +69,7 @@ def bootstrap_means(values, *, resamples=RESAMPLES, seed=0):
     return np.concatenate(means)
 
 
-def flipped_sums(values, *, resamples=RESAMPLES, seed=0):
+def sign_flip_sums(values, *, resamples=RESAMPLES, seed=0):
     """Sums of the columns of `values` (queries, columns) under random signs per query; shape (resamples, columns).
 
     Subtracting two columns of the result gives what flipping the signs of their per-query difference would give.
@@ -165,7 +165,7 @@ def compare(frames, planned=None, *, resamples=RESAMPLES, seed=0):
     metrics, values = stack(frames)
     flat = values.reshape(len(values), -1)
     means = bootstrap_means(flat, resamples=resamples, seed=seed).reshape(resamples, len(labels), -1)
-    flipped = flipped_sums(flat, resamples=resamples, seed=seed + 1).reshape(means.shape)
+    flipped = sign_flip_sums(flat, resamples=resamples, seed=seed + 1).reshape(means.shape)
     models, pairs = [], []
     for number, label in enumerate(labels):
         models.append(pd.DataFrame({"label": label, "metric": metrics, "mean": values[:, number].mean(axis=0)}))

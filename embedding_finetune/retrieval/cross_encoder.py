@@ -9,17 +9,17 @@ import json
 import numpy as np
 import torch
 
+from embedding_finetune.artifacts.manifest import read_checksummed
 from embedding_finetune.files import UserError, atomic_write, reading
 from embedding_finetune.hub import load, model_content, positions_of
-from embedding_finetune.retrieval.cpu import use_fast_linear
-from embedding_finetune.retrieval.layout import padded_batches
-from embedding_finetune.retrieval.second_stage import SecondStage, check_finite
-from embedding_finetune.seals import read_sealed
+from embedding_finetune.models.batching import padded_batches
+from embedding_finetune.models.fast_layers import use_fast_linear
+from embedding_finetune.retrieval.rerank import Reranker, check_finite
 
 TEXTS = "texts.json"
 
 
-def load_reranker(name, trusted=False, new_head=False):
+def load_cross_encoder(name, trusted=False, new_head=False):
     """Tokenizer and sequence classifier with one output. Raises UserError when `name` is none, unless `new_head` puts a
     head with random weights on an encoder."""
     config = load("AutoConfig", name, trusted)
@@ -33,7 +33,7 @@ def load_reranker(name, trusted=False, new_head=False):
             load("AutoModelForSequenceClassification", name, trusted, dtype=torch.float32, **options))
 
 
-class CrossEncoder(SecondStage):
+class CrossEncoder(Reranker):
     """Scores candidates by a reranker; scores are its logits, float32."""
 
     depths = 5, 10, 20  # each passage costs as much as the encoding of a query and a passage
@@ -44,12 +44,12 @@ class CrossEncoder(SecondStage):
         """
         self.name, self.trusted, self.max_length, self.cut, self.model = name, trusted, max_length, 0, None
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        self.about = f"reranker {title or name}" + " in bfloat16" * (precision == "bf16")
-        self.content = model_content(name)
+        self.description = f"reranker {title or name}" + " in bfloat16" * (precision == "bf16")
+        self.revision = model_content(name)
         self.device = "cuda:0" if torch.cuda.is_available() else "cpu"
 
     def _load(self):
-        self.tokenizer, model = load_reranker(self.name, self.trusted)
+        self.tokenizer, model = load_cross_encoder(self.name, self.trusted)
         own = min(self.tokenizer.model_max_length, positions_of(self.name, self.trusted))
         self.max_length = self.max_length or min(own, 512)
         self.model = model.to(self.device, self.dtype).eval()
@@ -61,8 +61,8 @@ class CrossEncoder(SecondStage):
         folder = settings.output_dir / label
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} holds no finished reranker: run `bash finetune_reranker.sh` first")
-        record = read_sealed(folder / "training.json", having={"settings": dict}) or {"settings": {}}
-        base = settings.reranker or record["settings"].get("BASE_MODEL", settings.base_model)
+        record = read_checksummed(folder / "training.json", having={"settings": dict}) or {"settings": {}}
+        base = settings.reranker_model or record["settings"].get("BASE_MODEL", settings.base_model)
         return cls(str(folder), label, settings.trusts(str(folder), base), precision=settings.reranker_precision)
 
     def build(self, texts):
@@ -72,7 +72,7 @@ class CrossEncoder(SecondStage):
         with atomic_write(folder / TEXTS) as file:
             json.dump(self.texts, file, ensure_ascii=False)
 
-    def restore(self, folder):
+    def load(self, folder):
         """Take up what `save` wrote: for `scores`, not for `score`. Returns the stage."""
         with reading(folder / TEXTS):
             self.texts = json.loads((folder / TEXTS).read_text(encoding="utf-8"))
@@ -84,7 +84,7 @@ class CrossEncoder(SecondStage):
             yield self.pairs(query, [self.texts[place] for place in own])
             pairs += len(own)
         if self.cut:
-            print(f"{self.about}: {self.cut} of {pairs} passages were cut, with their query they have more than "
+            print(f"{self.description}: {self.cut} of {pairs} passages were cut, with their query they have more than "
                   f"{self.max_length} tokens")
 
     @torch.inference_mode()
@@ -103,4 +103,4 @@ class CrossEncoder(SecondStage):
                                     max_length=self.max_length)
         for rows, batch in padded_batches(self.tokenizer, tokens, 0, self.device):
             scores[rows] = self.model(**batch).logits[:, 0].float().cpu().numpy()
-        return check_finite(scores, self.about)
+        return check_finite(scores, self.description)

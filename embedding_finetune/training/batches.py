@@ -11,14 +11,14 @@ import random
 import numpy as np
 import torch
 
-from embedding_finetune.data.texts import PSEUDO, without
-from embedding_finetune.retrieval.layout import CALL_COST, padded, sub_batch_rows
-from embedding_finetune.retrieval.tokens import expanded
-from embedding_finetune.training.store import SCORES
+from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX, remove_query
+from embedding_finetune.data.row_store import SCORES
+from embedding_finetune.models.batching import BATCH_OVERHEAD_TOKENS, pad_batch, sub_batch_rows
+from embedding_finetune.models.multi_vector import expand_queries
 
 # Of ten times that a pseudo-query is drawn, it is taken out of its passage nine times: the model is to tell what goes
 # together, and not to forget that equal words do (inverse cloze task, Lee et al. 2019, arXiv 1906.00300).
-HIDDEN = 0.9
+QUERY_REMOVAL_RATE = 0.9
 
 
 class TrainingSet(torch.utils.data.Dataset):
@@ -30,9 +30,9 @@ class TrainingSet(torch.utils.data.Dataset):
     a pseudo-query is taken out (HIDDEN) keeps its key.
     """
 
-    def __init__(self, rows, use, group, seed):
+    def __init__(self, rows, config, group, seed):
         """`rows` are a store.Rows, and give the teacher's scores if they were read with them; `use` is a ModelUse."""
-        self.rows, self.use, self.group, self.seed = rows, use, group, seed
+        self.rows, self.config, self.group, self.seed = rows, config, group, seed
         _, self.query = np.unique(rows.table["query_key"].to_numpy(), return_inverse=True)  # row -> number of its text
         positives = rows.table["pos"].combine_chunks()
         query, keys = np.repeat(self.query, np.diff(positives.offsets)), rows.keys[positives.flatten()]
@@ -57,14 +57,14 @@ class TrainingSet(torch.utils.data.Dataset):
         number, (positive, negatives) = item[1], self.draw(*item)
         query, drawn = self.rows.value("query", number), self._drawn(self._passages(number), positive, negatives)
         texts, own = [self.rows.text(position) for position in drawn], self.query[number]
-        hide = random.Random(f"{self.seed} {item} hide").random() < HIDDEN
-        if hide and str(self.rows.value("id", number)).startswith(PSEUDO):
-            texts[0] = without(texts[0], query)
+        hide = random.Random(f"{self.seed} {item} hide").random() < QUERY_REMOVAL_RATE
+        if hide and str(self.rows.value("id", number)).startswith(PSEUDO_QUERY_PREFIX):
+            texts[0] = remove_query(texts[0], query)
         scores = self.rows.teacher and [self.rows.value(name, number) for name in SCORES]
         keys = self.keys[self.ends[own]:self.ends[own + 1]].tolist()
         return {
-            "query": self.use.query_prompt + query,
-            "passages": [self.use.passage_prompt + text for text in texts],
+            "query": self.config.query_prompt + query,
+            "passages": [self.config.passage_prompt + text for text in texts],
             "passage_keys": self.rows.keys[drawn].tolist(),
             "positive_keys": (keys * self.width)[:self.width],
             "teacher_scores": self._drawn(scores, positive, negatives) if scores else None,
@@ -105,25 +105,25 @@ def sub_batches(tokenizer, token_ids, call_cost, limit=None, pad_to_multiple_of=
     place = {ids: row for row, ids in enumerate(distinct)}
     laid_out = []
     for rows in sub_batch_rows([len(ids) for ids in distinct], call_cost, limit):
-        laid_out.append(padded(tokenizer, {"input_ids": [distinct[row] for row in rows]}, pad_to_multiple_of or 1))
+        laid_out.append(pad_batch(tokenizer, {"input_ids": [distinct[row] for row in rows]}, pad_to_multiple_of or 1))
     return laid_out, torch.tensor([place[tuple(ids)] for ids in token_ids])
 
 
 class Collator:
     """Items of a TrainingSet to the arguments of ContrastiveModel.forward, queries and passages laid out together."""
 
-    def __init__(self, tokenizer, use, call_cost=CALL_COST["cpu"], limit=None, pad_to_multiple_of=None, expansion=0):
+    def __init__(self, tokenizer, config, call_cost=BATCH_OVERHEAD_TOKENS["cpu"], limit=None, pad_to_multiple_of=None, expansion=0):
         """`expansion`: to how many tokens queries are filled up, see tokens.expanded."""
-        self.tokenizer, self.use, self.expansion = tokenizer, use, expansion
+        self.tokenizer, self.config, self.expansion = tokenizer, config, expansion
         self.layout = {"call_cost": call_cost, "limit": limit, "pad_to_multiple_of": pad_to_multiple_of}
 
     def __call__(self, items):
         def tokenize(texts, max_length):
             return self.tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
 
-        token_ids = tokenize([item["query"] for item in items], self.use.query_max_len)
-        token_ids = expanded(self.tokenizer, token_ids, self.expansion)
-        token_ids += tokenize([passage for item in items for passage in item["passages"]], self.use.passage_max_len)
+        token_ids = tokenize([item["query"] for item in items], self.config.query_max_len)
+        token_ids = expand_queries(self.tokenizer, token_ids, self.expansion)
+        token_ids += tokenize([passage for item in items for passage in item["passages"]], self.config.passage_max_len)
         texts, rows = sub_batches(self.tokenizer, token_ids, **self.layout)
         batch = {
             "texts": texts,

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import torch
 
+from embedding_finetune.artifacts.staging import staged_dir
 from embedding_finetune.files import UserError, write_json
 from embedding_finetune.hub import load
-from embedding_finetune.retrieval.encoder import pool
-from embedding_finetune.retrieval.loading import DenseLayers, load_encoder
-from embedding_finetune.training.checkpoints import finishing
-from embedding_finetune.training.export_late import SAMPLES, export_late
+from embedding_finetune.models.encoder import pool
+from embedding_finetune.models.modeling import DenseLayers, load_encoder
+from embedding_finetune.training.export_multi_vector import SAMPLES, export_multi_vector
 from embedding_finetune.training.model_card import model_card, unread_by_flagembedding
 
 
-def export(model, tokenizer, folder, use, *, dense=(), projection=None, expansion=0, card=None, curve=()):
+def export(model, tokenizer, folder, config, *, dense=(), projection=None, expansion=0, card=None, curve=()):
     """Write model (transformers' PreTrainedModel) and tokenizer as a finished folder, once past the parity check.
 
     `use` is a ModelUse, `dense` the loading.DenseLayers of the model; `card` (name -> value) and `curve` (rows with
@@ -28,54 +28,54 @@ def export(model, tokenizer, folder, use, *, dense=(), projection=None, expansio
     lowest cosine of the check; raises UserError when the libraries disagree.
     """
     folder, dense = Path(folder), DenseLayers(dense)
-    use = dataclasses.replace(use, dense=dense.folders)
-    with finishing(folder) as partial:
+    config = dataclasses.replace(config, dense=dense.folders)
+    with staged_dir(folder) as partial:
         model.save_pretrained(partial)
         tokenizer.padding_side = "right"  # as in training: on the left it would move the positions of a text's tokens
         tokenizer.save_pretrained(partial)
         dense.save(partial)
-        write_use(partial, model.config.hidden_size, use)
-        text = model_card(folder.name.split(".")[0], use, model.config.model_type, card or {}, curve)
+        write_encoder_config(partial, model.config.hidden_size, config)
+        text = model_card(folder.name.split(".")[0], config, model.config.model_type, card or {}, curve)
         (partial / "README.md").write_text(text, encoding="utf-8")
-        worst = check_parity(partial, use)
+        worst = check_parity(partial, config)
         if projection is not None:
-            export_late(partial, use, projection, expansion)
+            export_multi_vector(partial, config, projection, expansion)
     return worst
 
 
-def complete(folder, use):
+def complete(folder, config):
     """Make a finished folder, in place, of what FlagEmbedding's own trainer left: it does not say how it is used."""
-    model, _ = load_encoder(folder, trusted=use.trusted)
-    return export(model, load("AutoTokenizer", folder, use.trusted), folder, use)
+    model, _ = load_encoder(folder, trusted=config.trusted)
+    return export(model, load("AutoTokenizer", folder, config.trusted), folder, config)
 
 
-def write_use(folder, dim, use):
+def write_encoder_config(folder, dim, config):
     """Write the files that sentence-transformers keeps, in the layout that every version since 2.2 reads.
 
     The present version would write class paths that only it knows.
     """
-    kinds = {"": "Transformer", "1_Pooling": "Pooling"} | dict.fromkeys(use.dense.split(), "Dense")
+    kinds = {"": "Transformer", "1_Pooling": "Pooling"} | dict.fromkeys(config.dense.split(), "Dense")
     normalize = f"{len(kinds)}_Normalize"
-    kinds |= {normalize: "Normalize"} if use.normalize else {}
+    kinds |= {normalize: "Normalize"} if config.normalize else {}
     write_json(folder / "modules.json", [
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for number, (path, kind) in enumerate(kinds.items())])
-    lengths = {"max_seq_length": use.passage_max_len, "do_lower_case": False}
-    if use.query_max_len != use.passage_max_len:  # sentence-transformers knows it since version 6
-        lengths["query_length"] = use.query_max_len
+    lengths = {"max_seq_length": config.passage_max_len, "do_lower_case": False}
+    if config.query_max_len != config.passage_max_len:  # sentence-transformers knows it since version 6
+        lengths["query_length"] = config.query_max_len
     write_json(folder / "sentence_bert_config.json", lengths)
     modes = {"cls": "cls_token", "mean": "mean_tokens", "last_token": "lasttoken"}
     write_json(folder / "1_Pooling" / "config.json", {
         "word_embedding_dimension": dim, "include_prompt": True,
-        **{f"pooling_mode_{mode}": method == use.pooling for method, mode in modes.items()}})
-    if use.normalize:
+        **{f"pooling_mode_{mode}": method == config.pooling for method, mode in modes.items()}})
+    if config.normalize:
         (folder / normalize).mkdir()
     write_json(folder / "config_sentence_transformers.json", {
-        "prompts": {"query": use.query_prompt, "document": use.passage_prompt}, "default_prompt_name": None,
-        "similarity_fn_name": "cosine" if use.normalize else "dot"})
+        "prompts": {"query": config.query_prompt, "document": config.passage_prompt}, "default_prompt_name": None,
+        "similarity_fn_name": "cosine" if config.normalize else "dot"})
 
 
-def check_parity(folder, use, texts=None):
+def check_parity(folder, config, texts=None):
     """Lowest cosine between the libraries' vectors of queries and passages; raises UserError below 0.9999.
 
     FlagEmbedding takes part where it can (see unread_by_flagembedding). By default some of the texts are longer than
@@ -84,29 +84,29 @@ def check_parity(folder, use, texts=None):
     from FlagEmbedding import FlagModel
     from sentence_transformers import SentenceTransformer
 
-    long = f"{SAMPLES[2]} " * (use.query_max_len // 8 + 1), f"{SAMPLES[1]} " * use.passage_max_len
+    long = f"{SAMPLES[2]} " * (config.query_max_len // 8 + 1), f"{SAMPLES[1]} " * config.passage_max_len
     texts = list(texts or SAMPLES + long)
-    sentence = SentenceTransformer(str(folder), device="cpu", trust_remote_code=use.trusted)
-    tokenizer = load("AutoTokenizer", folder, use.trusted)
-    encoder, dense = (part.eval() for part in load_encoder(folder, use.dense, use.trusted))
-    options = {"pooling_method": use.pooling, "normalize_embeddings": use.normalize, "use_fp16": False,
-               "devices": ["cpu"], "query_instruction_for_retrieval": use.query_prompt or None,
-               "trust_remote_code": use.trusted,
-               "query_max_length": use.query_max_len, "passage_max_length": use.passage_max_len}
-    unread = unread_by_flagembedding(use, encoder.config.model_type)
+    sentence = SentenceTransformer(str(folder), device="cpu", trust_remote_code=config.trusted)
+    tokenizer = load("AutoTokenizer", folder, config.trusted)
+    encoder, dense = (part.eval() for part in load_encoder(folder, config.dense, config.trusted))
+    options = {"pooling_method": config.pooling, "normalize_embeddings": config.normalize, "use_fp16": False,
+               "devices": ["cpu"], "query_instruction_for_retrieval": config.query_prompt or None,
+               "trust_remote_code": config.trusted,
+               "query_max_length": config.query_max_len, "passage_max_length": config.passage_max_len}
+    unread = unread_by_flagembedding(config, encoder.config.model_type)
     flag = None if unread else FlagModel(str(folder), **options)
 
     @torch.inference_mode()
     def plain(texts, length):
         inputs = tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
-        return dense(pool(encoder(**inputs).last_hidden_state, inputs["attention_mask"], use.pooling))
+        return dense(pool(encoder(**inputs).last_hidden_state, inputs["attention_mask"], config.pooling))
 
-    passages, silent, worst = [use.passage_prompt + text for text in texts], {"show_progress_bar": False}, 1.0
+    passages, silent, worst = [config.passage_prompt + text for text in texts], {"show_progress_bar": False}, 1.0
     for kind, first, others in (
-            ("query", plain([use.query_prompt + text for text in texts], use.query_max_len),
+            ("query", plain([config.query_prompt + text for text in texts], config.query_max_len),
              {"sentence-transformers": sentence.encode_query(texts, **silent),
               "FlagEmbedding": flag and flag.encode_queries(texts)}),
-            ("passage", plain(passages, use.passage_max_len),
+            ("passage", plain(passages, config.passage_max_len),
              {"sentence-transformers": sentence.encode_document(texts, **silent),
               "FlagEmbedding": flag and flag.encode_corpus(passages)})):
         for name, vectors in others.items():

@@ -10,9 +10,9 @@ from FlagEmbedding.abc.finetune.embedder import AbsEmbedderModel
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
-from embedding_finetune.retrieval.encoder import pool
-from embedding_finetune.retrieval.loading import DenseLayers
-from embedding_finetune.retrieval.tokens import max_sim, token_vectors
+from embedding_finetune.models.encoder import pool
+from embedding_finetune.models.modeling import DenseLayers
+from embedding_finetune.models.multi_vector import maxsim, token_embeddings
 
 
 def false_negatives(passage_keys, positive_keys, targets):
@@ -46,7 +46,7 @@ class ContrastiveModel(nn.Module):
       loss on each of W processes while gradients reach only the own embeddings, so that averaging over processes leaves
       1/W of it (unnoticed by Adam, but not by gradient clipping nor beside a distillation term).
 
-    `interaction` says what is compared: `dense`, one vector a text, by inner product; `late`, the vectors of all
+    `architecture` says what is compared: `dense`, one vector a text, by inner product; `late`, the vectors of all
     tokens, by MaxSim (see retrieval.tokens), through `projection` if there is one; `both`, with the mean of both
     losses, as BGE-M3 was trained (Chen et al. 2024, arXiv 2402.03216) but for its sparse third and its teaching of each
     by all. `distillation` is None, `kl_div`, `m3_kd_loss` or `margin_mse`: the squared difference between model and
@@ -57,13 +57,13 @@ class ContrastiveModel(nn.Module):
     tokens.added_ids, `longest` is the length of the longest text.
     """
 
-    def __init__(self, encoder, *, dense=(), pooling="cls", normalize=True, temperature=0.02, interaction="dense",
+    def __init__(self, encoder, *, dense=(), pooling="cls", normalize=True, temperature=0.02, architecture="single_vector",
                  projection=(), added=(), longest=0, mask_false_negatives=True, cross_device=False, distillation=None,
                  mrl_dims=()):
         super().__init__()
         self.encoder, self.dense, self.projection = encoder, DenseLayers(dense), DenseLayers(projection)
         self.pooling, self.normalize, self.temperature = pooling, normalize, temperature
-        self.interaction, self.added, self.longest = interaction, list(added), longest
+        self.architecture, self.added, self.longest = architecture, list(added), longest
         self.mask_false_negatives, self.cross_device = mask_false_negatives, cross_device
         self.distillation, self.mrl_dims = distillation, tuple(mrl_dims) or (None,)
         self.takes_embeddings = "inputs_embeds" in inspect.signature(encoder.forward).parameters
@@ -97,22 +97,22 @@ class ContrastiveModel(nn.Module):
         for sub, given in zip(texts, inputs, strict=True):
             hidden = self.encoder(**given, attention_mask=sub["attention_mask"]).last_hidden_state
             views = []
-            if self.interaction != "late":
+            if self.architecture != "multi_vector":
                 views.append(self.dense(pool(hidden, sub["attention_mask"], self.pooling)))
-            if self.interaction != "dense":
-                tokens = token_vectors(hidden, sub, self.added, self.projection)
+            if self.architecture != "single_vector":
+                tokens = token_embeddings(hidden, sub, self.added, self.projection)
                 views.append(torch.nn.functional.pad(tokens, (0, 0, 0, self.longest - tokens.shape[1])).flatten(1))
             pooled.append(torch.cat(views, dim=1))
         return torch.cat(pooled)
 
     def views(self, pooled):
         """What `pool` returned, as it is compared: pairs of vectors and of the function that compares them."""
-        of_tokens, size = self.interaction != "dense", pooled.shape[1]
+        of_tokens, size = self.architecture != "single_vector", pooled.shape[1]
         if of_tokens:
             dim = self.projection[-1].out_features if self.projection else self.encoder.config.hidden_size
             size -= self.longest * dim
-        dense = [(pooled[:, :size], dot)] * (self.interaction != "late")
-        return dense + [(pooled[:, size:].unflatten(1, (self.longest, dim)), max_sim) for _ in range(of_tokens)]
+        dense = [(pooled[:, :size], dot)] * (self.architecture != "multi_vector")
+        return dense + [(pooled[:, size:].unflatten(1, (self.longest, dim)), maxsim) for _ in range(of_tokens)]
 
     def score(self, queries, passages):
         """Every query against every passage, by the mean of the views: two results of `pool` -> [queries, passages]."""

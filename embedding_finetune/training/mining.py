@@ -9,17 +9,18 @@ from dataclasses import replace
 import numpy as np
 from tqdm.auto import tqdm
 
-from embedding_finetune.data.negatives import Filter, choose, interleave, screen
-from embedding_finetune.data.texts import near_duplicates
+from embedding_finetune.data.near_duplicates import near_duplicates
+from embedding_finetune.data.negatives import Filter, filter_candidates, interleave, select_negatives
 from embedding_finetune.files import UserError, content_hash
 from embedding_finetune.hub import check_hub, model_content
+from embedding_finetune.models.encoder import make_encoder
+from embedding_finetune.models.encoder_config import load_encoder_config, model_path, pretrained
 from embedding_finetune.recipes import all_recipes
-from embedding_finetune.retrieval.blocks import found_in_blocks
+from embedding_finetune.retrieval.base import make_retriever
 from embedding_finetune.retrieval.cross_encoder import CrossEncoder
-from embedding_finetune.retrieval.encoder import encoder_of
-from embedding_finetune.retrieval.model_use import model_path, ready_made, use_of
-from embedding_finetune.retrieval.retrievers import Dense, passage_vectors, retriever_of
-from embedding_finetune.retrieval.stages import is_stage, stage_of
+from embedding_finetune.retrieval.dense import Dense, encode_corpus
+from embedding_finetune.retrieval.rerankers import is_reranker, make_reranker
+from embedding_finetune.retrieval.resumable_search import resumable_search
 
 
 class Miner:
@@ -28,13 +29,13 @@ class Miner:
     def __init__(self, settings, recipe):
         """Raises UserError when a model of the recipe is not there, or is not of its kind."""
         self.settings, self.recipe = settings, recipe
-        self.use = self._use(recipe.miner) if recipe.negatives == "mined" else None
+        self.config = self._use(recipe.miner) if recipe.negatives == "mined" else None
         self.teacher = self.stage = None
-        if recipe.teacher in (*ready_made(settings), *all_recipes(settings)):
+        if recipe.teacher in (*pretrained(settings), *all_recipes(settings)):
             self.teacher = self._use(recipe.teacher)
-        elif is_stage(recipe.teacher):  # its full scores, which do not change with how it is evaluated
-            full = replace(settings, reranker_precision="fp32", token_store="float16", token_merge=1)
-            self.stage = stage_of(full, recipe.teacher)
+        elif is_reranker(recipe.teacher):  # its full scores, which do not change with how it is evaluated
+            full = replace(settings, reranker_precision="fp32", token_dtype="float16", token_pool_factor=1)
+            self.stage = make_reranker(full, recipe.teacher)
         elif recipe.teacher:
             name = model_path(recipe.teacher)
             check_hub(name)
@@ -42,19 +43,19 @@ class Miner:
 
     def _use(self, label):
         folder = self.settings.output_dir / label
-        if label not in ready_made(self.settings) and not (folder / "config.json").is_file():
+        if label not in pretrained(self.settings) and not (folder / "config.json").is_file():
             raise UserError(f"{self.recipe.label} mines with the model {label}, which is not in "
                             f"{self.settings.output_dir}: run `bash finetune_hard.sh {label}` first")
-        return use_of(self.settings, label)
+        return load_encoder_config(self.settings, label)
 
-    def content(self):
+    def revision(self):
         """What tells the models from others, for the record of the training file."""
-        uses = [use for use in (self.use, self.teacher) if use]
-        how = [use.identity for use in uses]
-        if self.stage and self.stage.used:  # a reranker has nothing to say
-            how.append(self.stage.used)
+        uses = [config for config in (self.config, self.teacher) if config]
+        how = [config.identity for config in uses]
+        if self.stage and self.stage.config:  # a reranker has nothing to say
+            how.append(self.stage.config)
         language = [self.settings.bm25_language] if "bm25" in self.recipe.candidates else []
-        return [how, *(model_content(use.name) for use in uses), self.stage and self.stage.content, *language]
+        return [how, *(model_content(config.name) for config in uses), self.stage and self.stage.revision, *language]
 
     def mine(self, pool):
         """Negatives of each query of a negatives.Pool, as positions in it, an array (queries, number), and for each
@@ -64,31 +65,31 @@ class Miner:
         of a positive are left out, and random passages fill up.
         """
         recipe, train, corpus = self.recipe, pool.train, dict(zip(pool.ids, pool.texts()))
-        print(f"mining for {recipe.label}: {len(train.queries)} training queries, {pool.drawn} training passages, "
-              f"model {self.use.title}", flush=True)
+        print(f"mining for {recipe.label}: {len(train.queries)} training queries, {pool.num_eligible} training passages, "
+              f"model {self.config.title}", flush=True)
         queries, passages, found = list(train.queries.values()), content_hash(*corpus.items()), {}
         if "bm25" in recipe.candidates:  # its index is gone before the vectors come
-            bm25 = retriever_of("bm25", self.settings.bm25_language).index(corpus)
-            print(f"BM25 takes the words as {bm25.used['language']}", flush=True)
-            found["bm25"] = self._found(bm25, queries, passages, bm25.used)
+            bm25 = make_retriever("bm25", self.settings.bm25_language).index(corpus)
+            print(f"BM25 takes the words as {bm25.config['language']}", flush=True)
+            found["bm25"] = self._found(bm25, queries, passages, bm25.config)
             del bm25
-        dense = Dense(encoder_of(self.settings, self.use)).index(corpus)
+        dense = Dense(make_encoder(self.settings, self.config)).index(corpus)
         if "model" in recipe.candidates:
-            found["model"] = self._found(dense, queries, passages, [self.use.identity, dense.encoder.content])
-        found = {name: np.where(found[name] < pool.drawn, found[name], -1) for name in recipe.candidates}
+            found["model"] = self._found(dense, queries, passages, [self.config.identity, dense.encoder.revision])
+        found = {name: np.where(found[name] < pool.num_eligible, found[name], -1) for name in recipe.candidates}
         candidates = interleave(*found.values()) if len(found) == 2 else next(iter(found.values()))
         vectors = dense.encoder.encode_queries(queries)
-        candidates = screen(candidates, pool.positives, vectors, dense.vectors, Filter.parse(recipe.filter))
+        candidates = filter_candidates(candidates, pool.positives, vectors, dense.vectors, Filter.parse(recipe.filter))
         taken = [positives + negatives for positives, negatives in zip(pool.positives, pool.negatives)]
-        chosen, mined = choose(candidates, taken, near_duplicates(corpus.values()), pool.drawn, recipe.number,
-                               seed=[self.settings.seed, recipe.number])
+        chosen, mined = select_negatives(candidates, taken, near_duplicates(corpus.values()), pool.num_eligible, recipe.num_negatives,
+                               seed=[self.settings.seed, recipe.num_negatives])
         return chosen, _sources(chosen, mined, found)
 
     def _found(self, retriever, queries, passages, identity):
         """Positions of the passages that a retriever finds for queries; `passages` is a hash of them, and `identity`
         tells the retriever from others."""
         folder = self.settings.output_dir / "cache" / "hits"
-        return found_in_blocks(retriever, queries, self.recipe.depth, folder, [identity, passages])
+        return resumable_search(retriever, queries, self.recipe.mining_top_k, folder, [identity, passages])
 
     def scores(self, pool, chosen):
         """Yield for each query the teacher's scores of its positives and of the negatives at the positions in its row
@@ -107,8 +108,8 @@ class Miner:
             self.stage.build(passages)
             scores = self.stage.scores(queries, places)
         else:
-            encoder = encoder_of(self.settings, self.teacher)
-            vectors, passages = encoder.encode_queries(queries), passage_vectors(encoder, passages)
+            encoder = make_encoder(self.settings, self.teacher)
+            vectors, passages = encoder.encode_queries(queries), encode_corpus(encoder, passages)
             scores = (passages[own] @ query for query, own in zip(vectors, places))
         return tqdm(scores, "teacher", len(queries), unit="query")
 

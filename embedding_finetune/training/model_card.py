@@ -61,21 +61,21 @@ scores = model.encode_queries(["a query"]) @ model.encode_corpus([{passage_promp
 ```"""
 
 
-def unread_by_flagembedding(use, model_type):
+def unread_by_flagembedding(config, model_type):
     """Why FlagEmbedding's FlagModel cannot give the vectors of a model of this use and type; "" where it can."""
-    reasons = {"it pools by cls or mean alone": use.pooling == "last_token", "it knows no Dense layers": use.dense,
+    reasons = {"it pools by cls or mean alone": config.pooling == "last_token", "it knows no Dense layers": config.dense,
                "it takes the encoder with its decoder": model_type in ENCODER_HALF}
     return " and ".join(reason for reason, holds in reasons.items() if holds)
 
 
-def model_card(name, use, model_type, card, curve):
+def model_card(name, config, model_type, card, curve):
     """README.md of a model of this name, ModelUse and type; `card` (name -> value) says how it was trained, and `curve`
     (rows with step, recall@10, mrr@10) how that went on dev."""
-    unread, layers = unread_by_flagembedding(use, model_type), " and ".join(use.dense.split())
+    unread, layers = unread_by_flagembedding(config, model_type), " and ".join(config.dense.split())
     sizes = str(card.get("MATRYOSHKA_DIMS", "")).split()
-    words = dataclasses.asdict(use) | {"name": name, "trust": ", trust_remote_code=True" * use.trusted}
+    words = dataclasses.asdict(config) | {"name": name, "trust": ", trust_remote_code=True" * config.trusted}
     prompts = "; ".join(f"before each {kind} stands {prompt!r}" if prompt else f"{kind} texts carry no prompt"
-                        for kind, prompt in (("query", use.query_prompt), ("passage", use.passage_prompt)))
+                        for kind, prompt in (("query", config.query_prompt), ("passage", config.passage_prompt)))
     rows = [(row["step"], f"{row['recall@10']:.4f}", f"{row['mrr@10']:.4f}") for row in curve]
     return CARD.format(
         **words, auto="AutoModelForTextEncoding" if model_type in ENCODER_HALF else "AutoModel",
@@ -85,7 +85,7 @@ def model_card(name, use, model_type, card, curve):
         layers=f", the layers in {layers} (sentence-transformers' Dense)" * bool(layers),
         prompts=prompts[0].upper() + prompts[1:],
         metrics_heading=METRICS_HEADING,
-        vectors="vectors of length 1, compared by cosine" if use.normalize else "vectors compared by dot product",
+        vectors="vectors of length 1, compared by cosine" if config.normalize else "vectors compared by dot product",
         curve=_table("step", "recall@10", "mrr@10", rows) if curve else "No dev set was given.",
         settings=_table("setting", "value", list(card.items())))
 

@@ -11,14 +11,14 @@ import torch
 from scipy.optimize import minimize
 from torch import nn
 
+from embedding_finetune.artifacts.staging import staged_dir
 from embedding_finetune.files import UserError, write_json
-from embedding_finetune.retrieval.cpu import use_fast_dropout, use_fast_linear
-from embedding_finetune.retrieval.cross_encoder import CrossEncoder, load_reranker
-from embedding_finetune.retrieval.layout import padded, sub_batch_rows
-from embedding_finetune.retrieval.loading import DenseLayers
-from embedding_finetune.retrieval.retrievers import BM25
-from embedding_finetune.training.checkpoints import finishing
-from embedding_finetune.training.dev import dev_metrics, dev_passages
+from embedding_finetune.models.batching import pad_batch, sub_batch_rows
+from embedding_finetune.models.fast_layers import use_fast_dropout, use_fast_linear
+from embedding_finetune.models.modeling import DenseLayers
+from embedding_finetune.retrieval.bm25 import BM25
+from embedding_finetune.retrieval.cross_encoder import CrossEncoder, load_cross_encoder
+from embedding_finetune.training.dev_evaluator import dev_corpus, dev_metrics
 
 CANDIDATES = 30  # passages a dev query, by BM25
 COLLAPSED = 0.01  # spread of a query's dev scores, in logits, below which they say nothing
@@ -50,9 +50,9 @@ class RerankerModel(nn.Module):
         self.encoder.gradient_checkpointing_enable(**options)
 
 
-def load_reranker_model(args, use, new_head):
+def load_reranker_model(args, config, new_head):
     """Tokenizer and RerankerModel of the base that the training begins with, in float32."""
-    tokenizer, model = load_reranker(use.name, use.trusted, new_head)
+    tokenizer, model = load_cross_encoder(config.name, config.trusted, new_head)
     if args.device.type == "cpu":
         use_fast_dropout(model)
         if not args.bf16:  # with it, oneDNN multiplies in bfloat16
@@ -63,9 +63,9 @@ def load_reranker_model(args, use, new_head):
 class PairCollator:
     """Items of a TrainingSet to the arguments of RerankerModel.forward: each query with each of its passages."""
 
-    def __init__(self, tokenizer, use, call_cost):
+    def __init__(self, tokenizer, config, call_cost):
         self.tokenizer, self.call_cost = tokenizer, call_cost
-        self.max_length = use.query_max_len + use.passage_max_len
+        self.max_length = config.query_max_len + config.passage_max_len
 
     def __call__(self, items):
         pairs = [(item["query"], passage) for item in items for passage in item["passages"]]
@@ -77,24 +77,24 @@ class PairCollator:
         texts, order = [], []
         for rows in sub_batch_rows([len(ids) for ids in tokens["input_ids"]], self.call_cost, limit):
             some = {name: [values[row] for row in rows] for name, values in tokens.items()}
-            texts.append(padded(self.tokenizer, some))
+            texts.append(pad_batch(self.tokenizer, some))
             order += rows
         return {"texts": texts, "rows": torch.tensor(order).argsort()}
 
 
-class RerankDev:
+class RerankerDevEvaluator:
     """Dev queries, each with its first CANDIDATES by BM25 among the dev positives and a seeded sample of the corpus.
 
     A positive that BM25 has not found stays lost, as in use. `of_bm25` is what `measure` says of BM25's own order.
     """
 
-    def __init__(self, collection, size, collator, use, seed, device):
-        corpus = dev_passages(collection, size, seed)
+    def __init__(self, collection, size, collator, config, seed, device):
+        corpus = dev_corpus(collection, size, seed)
         found = BM25().index(corpus).search(collection.queries, CANDIDATES)
         # In a random order: scores that are all the same must not profit from BM25's.
         run = {query: random.Random(f"{seed} {query}").sample(list(own), len(own)) for query, own in found.items()}
         self.collator, self.device, self.qrels, self.candidates = collator, device, collection.qrels, run
-        self.pairs = [(use.query_prompt + collection.queries[query], use.passage_prompt + corpus[passage])
+        self.pairs = [(config.query_prompt + collection.queries[query], config.passage_prompt + corpus[passage])
                       for query, own in run.items() for passage in own]
         self.right = [np.isin(own, collection.positives(query)) for query, own in run.items()]
         self.of_bm25 = self.measure([np.array([found[query][passage] for passage in own])
@@ -142,7 +142,7 @@ def calibrate(scores, right):
             "log_loss_before": float(loss([1.0, 0.0], right)), "pairs": len(scores)}
 
 
-def warnings_of(before, after, of_bm25):
+def training_warnings(before, after, of_bm25):
     """Sentences on a training that went wrong; `before` and `after` are what RerankDev.evaluate returned, `of_bm25` is
     its own.
 
@@ -164,7 +164,7 @@ def export_reranker(model, tokenizer, folder, max_length, calibration, trusted=F
 
     Returns the largest difference of the check; raises UserError above 1e-4.
     """
-    with finishing(folder, "reranker") as partial:
+    with staged_dir(folder, "reranker") as partial:
         model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}  # logits, not 0 to 1
         model.save_pretrained(partial)
         tokenizer.padding_side, tokenizer.model_max_length = "right", max_length

@@ -1,222 +1,253 @@
-"""The training process: started by finetune.py through torchrun, as told by flags.
+"""One fine-tuning from its recipe to the finished model: what the finetune_*.sh scripts run.
 
-Which flags there are says training.flags. The output folder holds, while training, the checkpoints that are still
-needed (the last, the best by dev metric) and `training_log.jsonl`; in the end the model. The same command continues an
-interrupted run from its last complete checkpoint and ends with the same parameters; that it is the same is for
-finetune.py to see, which keeps the run's record in the folder.
+    python -m embedding_finetune train LABEL                  any recipe of RECIPE_FILE
+    python -m pdb -m embedding_finetune train LABEL --one-process    without torchrun, for a debugger
+                                                                        (docs/debugging.md)
+
+The model appears in OUTPUT_DIR/LABEL when it is complete; until then OUTPUT_DIR/LABEL.partial holds its checkpoints,
+and the same command continues from the last one. OVERWRITE=1 moves a finished model aside. GPUS=2 trains on two, and
+NNODES=2 on two machines that start this command both (docs/scale.md).
 """
 
-import logging
+import contextlib
+import os
 import shutil
 import sys
 import time
-import traceback
-import warnings
-from pathlib import Path
+from functools import partial
 
-import peft
-import torch.distributed as dist
-import transformers
+if not sys.stderr.isatty():  # in a log, a bar may speak twice a minute; tqdm reads it when it is imported
+    os.environ.setdefault("TQDM_MININTERVAL", "30")
 
-from embedding_finetune.data.collection import read_collection
-from embedding_finetune.files import UserError, one_line, read_json, run_command_line
-from embedding_finetune.hub import check_lengths, load
-from embedding_finetune.retrieval.cpu import use_fast_dropout, use_fast_linear
-from embedding_finetune.retrieval.layout import CALL_COST
-from embedding_finetune.retrieval.loading import DenseLayers, load_encoder
-from embedding_finetune.retrieval.tokens import added_ids, load_projection, new_projection
-from embedding_finetune.settings import CHOSEN_BY
-from embedding_finetune.training.batches import Collator, EpochSampler, TrainingSet
-from embedding_finetune.training.checkpoints import alone_in, complete_checkpoints, remove
-from embedding_finetune.training.dev import DevSet
-from embedding_finetune.training.export import export
-from embedding_finetune.training.flags import parse, use_from_flags
-from embedding_finetune.training.log import read_log
-from embedding_finetune.training.loss import ContrastiveModel
-from embedding_finetune.training.processes import LOST, RANK, WORLD_SIZE, as_rank_0, check_alike, check_shared
-from embedding_finetune.training.reranker import (
-    PairCollator,
-    RerankDev,
-    calibrate,
-    export_reranker,
-    load_reranker_model,
-    warnings_of,
+import torch
+
+from embedding_finetune.artifacts.manifest import write_checksummed, write_manifest
+from embedding_finetune.artifacts.staging import lock, remove_checkpoint
+from embedding_finetune.data.collection import read_data
+from embedding_finetune.data.row_store import read_rows, write_for_flagembedding
+from embedding_finetune.files import CommandLine, UserError, may_overwrite, run_command_line
+from embedding_finetune.hub import check_hub, check_lengths, load, pinned, snapshot
+from embedding_finetune.models.encoder_config import base_encoder_config, embedding_dim
+from embedding_finetune.models.fast_layers import cpu_has
+from embedding_finetune.recipes import find_recipe
+from embedding_finetune.settings import TABLE, Settings, display_value
+from embedding_finetune.training.export import complete
+from embedding_finetune.training.launcher import check_processes, launch
+from embedding_finetune.training.log import duration
+from embedding_finetune.training.merging import merge
+from embedding_finetune.training.provenance import (
+    RECORD,
+    check_trained,
+    initial_model,
+    is_current,
+    read_record,
+    same_training,
+    training_record,
 )
-from embedding_finetune.training.store import read_rows
-from embedding_finetune.training.trainer import Trainer
+from embedding_finetune.training.training_data import make_training_file, training_path
+
+MODULES = {"embedding_finetune": "embedding_finetune.training.worker",
+           "flagembedding": "FlagEmbedding.finetune.embedder.encoder_only.base"}
+# Flags that FlagEmbedding's trainer does not know.
+NOT_IN_FLAGEMBEDDING = ("grad_cache_chunk", "dev_steps", "dev_corpus_size", "lora_rank", "lora_alpha", "architecture", "token_dim",
+        "query_expansion", "patience")
+KD_LOSSES = {"kl": "kl_div", "margin": "margin_mse"}  # DISTILLATION_LOSS -> the flag's; the second is ours alone
+WITH_PROMPT = "train_data.json"  # the training file as FlagEmbedding's trainer wants it
 
 
-def load_model(model_args, data_args, args, use):
-    """Tokenizer and ContrastiveModel of the base model, of which LoRA trains adapters and the Dense layers (Hu et al.
-    2021, arXiv 2106.09685).
+def prepare(settings, recipe):
+    """Check what can be checked before a model is loaded, and make the training file; returns (settings with the
+    recipe's, folder).
 
-    The weights are float32, however they are stored: half precision is for the products (--bf16, --fp16), not for
-    what Adam adds small steps to.
+    The folder is where the model is trained until it is complete. Raises UserError when a finished model (OVERWRITE=1
+    moves it aside) or something else is in the way, when an interrupted training was another one, when the training
+    file cannot be made, or when the base model cannot be had or is too short for the lengths.
     """
-    options = {"cache_dir": model_args.cache_dir, "token": model_args.token, "trusted": use.trusted}
-    check_lengths(use.name, use.query_max_len, use.passage_max_len, **options)
-    tokenizer = load("AutoTokenizer", use.name, use_fast=model_args.use_fast_tokenizer, **options)
-    encoder, dense = load_encoder(use.name, use.dense, **options)
-    for parameter_name, parameter in encoder.named_parameters():
-        parameter.requires_grad = not (args.fix_position_embedding and "position_embeddings" in parameter_name)
-    if args.gradient_checkpointing:
-        encoder.enable_input_require_grads()
-    if args.lora_rank:
-        encoder = peft.get_peft_model(encoder, peft.LoraConfig(r=args.lora_rank, lora_alpha=args.lora_alpha,
-                                                               target_modules="all-linear"))
-    if args.device.type == "cpu":
-        use_fast_dropout(encoder)
-        if not args.bf16:  # with it, oneDNN multiplies in bfloat16
-            use_fast_linear(encoder)
-    projection = DenseLayers()
-    if args.interaction != "dense":
-        projection = load_projection(use.name) or new_projection(encoder.config.hidden_size, args.token_dim)
-    dense.requires_grad_(args.interaction != "late")  # it takes no part in it
-    return tokenizer, ContrastiveModel(
-        encoder, dense=dense, pooling=args.sentence_pooling_method, normalize=args.normalize_embeddings,
-        temperature=args.temperature, interaction=args.interaction, projection=projection,
-        added=added_ids(tokenizer), longest=max(use.query_max_len, use.passage_max_len),
-        mask_false_negatives=args.mask_false_negatives, cross_device=args.negatives_cross_device,
-        distillation=args.kd_loss_type if data_args.knowledge_distillation else None,
-        mrl_dims=args.mrl_dims if args.use_mrl else ())
-
-
-def run(model_args, data_args, args):
-    """Train from the last complete checkpoint, or from the beginning, to the finished folder."""
-    output, use = Path(args.output_dir), use_from_flags(model_args, data_args, args)
-    check_shared(output)
-    rows = read_rows(data_args.train_data, data_args.knowledge_distillation)
-    step = args.per_device_train_batch_size * WORLD_SIZE
-    if args.dataloader_drop_last and len(rows) < step:
-        raise UserError(f"{len(rows)} training queries are fewer than the {step} of a step: give more of them, or "
-                        "lower the batch size")
-    dev = read_collection(Path(data_args.dev_data)).part("dev") if data_args.dev_data else None
-    if dev is not None and not dev.queries:
-        raise UserError(f"{data_args.dev_data} has no dev queries: it needs qrels/dev.tsv")
-    found = as_rank_0([folder.name for folder in complete_checkpoints(output)])  # another node may see the disk later
-    checkpoint = output / found[0] if found else None
-    if checkpoint:
-        say(f"continuing from {checkpoint}")
-    transformers.set_seed(args.seed)
-    if args.reranker:
-        tokenizer, model = load_reranker_model(args, use, args.new_head)
-        collator = PairCollator(tokenizer, use, CALL_COST[args.device.type])
+    tuned, finished = settings.with_overrides(recipe.settings), settings.output_dir / recipe.label
+    unfinished = settings.output_dir / f"{recipe.label}.{'flagembedding.' * (tuned.trainer == 'flagembedding')}partial"
+    if finished.exists() and not (finished / RECORD).exists():
+        raise UserError(f"{display_value(finished)} holds something else than a model of this recipe: move it out of the way, "
+                        "or rename the recipe")
+    if finished.exists() and not may_overwrite():
+        raise UserError(f"{display_value(finished)} holds a finished model; OVERWRITE=1 moves it aside and trains anew")
+    config, collection, reranker = base_encoder_config(tuned), read_data(settings), recipe.kind == "cross_encoder"
+    (name, trusted), together = initial_model(tuned, recipe), tuned.query_max_len if reranker else 0
+    check_hub(name)
+    check_lengths(name, tuned.query_max_len, tuned.passage_max_len + together, trusted=trusted)
+    check_processes(tuned)
+    for lacks, wanted in {"LoRA": tuned.lora_rank, "Dense layers": config.dense,
+                          "late interaction": tuned.architecture != "single_vector", "reranker": reranker,
+                          "margin of a teacher's scores": recipe.teacher and tuned.distillation_loss == "margin",
+                          "end by dev (PATIENCE)": tuned.patience, "several nodes (NNODES)": tuned.nnodes > 1,
+                          "restart (MAX_RESTARTS)": tuned.max_restarts}.items():
+        if wanted and tuned.trainer == "flagembedding":
+            raise UserError(f"FlagEmbedding's trainer has no {lacks}: TRAINER=embedding_finetune has")
+    if reranker and (tuned.lora_rank or tuned.grad_cache_chunk or tuned.architecture != "single_vector" or recipe.teacher):
+        raise UserError(f"{recipe.label}: a reranker is trained without LORA_RANK, GRAD_CACHE_CHUNK, ARCHITECTURE and "
+                        "teacher; leave them out")
+    if tuned.query_expansion and (tuned.architecture != "multi_vector" or tuned.query_expansion > tuned.query_max_len):
+        raise UserError(f"QUERY_EXPANSION={tuned.query_expansion} goes with ARCHITECTURE=multi_vector alone (it would change a "
+                        f"query's one vector), and up to QUERY_MAX_LEN ({tuned.query_max_len})")
+    for dim in map(int, tuned.matryoshka_dims.split()):
+        if reranker or tuned.architecture != "single_vector" or dim >= embedding_dim(config):
+            raise UserError(f"MATRYOSHKA_DIMS={tuned.matryoshka_dims} goes with ARCHITECTURE=single_vector and no reranker, and "
+                            f"below the {embedding_dim(config)} dimensions of the base")
+    begins = f"{display_value(name)}, {'with a new head' * (not settings.reranker_model)}" if reranker else config
+    print(f"the base, as it is trained and will be used: {begins}", flush=True)
+    if recipe.merge:
+        check_trained(settings, recipe.merge)
     else:
-        tokenizer, model = load_model(model_args, data_args, args, use)
-        collator = Collator(tokenizer, use, CALL_COST[args.device.type], args.grad_cache_chunk or None,
-                            data_args.pad_to_multiple_of, args.query_expansion)
-    if args.lora_rank:
-        sizes = [(weights.numel(), weights.requires_grad) for weights in model.parameters()]
-        say(f"LoRA: {sum(size for size, trained in sizes if trained):,} of {sum(size for size, _ in sizes):,} weights "
-            "are trained")
-    if dev is not None:
-        args.eval_strategy, args.eval_steps = transformers.IntervalStrategy.STEPS, args.dev_steps
-        args.metric_for_best_model, args.greater_is_better, args.eval_on_start = CHOSEN_BY, True, checkpoint is None
-        of = dev, data_args.dev_corpus_size, collator if args.reranker else tokenizer, use, args.seed, args.device
-        dev = RerankDev(*of) if args.reranker else DevSet(*of, args.query_expansion)
-    trainer = Trainer(
-        model=model, args=args, dev=dev, processing_class=tokenizer,
-        train_dataset=TrainingSet(rows, use, data_args.train_group_size, args.seed),
-        sampler=EpochSampler(len(rows), args.per_device_train_batch_size,
-                             args.seed if args.data_seed is None else args.data_seed, args.dataloader_drop_last),
-        data_collator=collator)
-    if dev is not None and args.patience:
-        trainer.add_callback(transformers.EarlyStoppingCallback(args.patience))
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    if RANK == 0:
-        finish(trainer, use, output)
-    trainer.accelerator.wait_for_everyone()
+        _prepare_rows(settings, recipe, collection)
+    record = training_record(settings, recipe)
+    if tuned.trainer == "flagembedding" or recipe.merge:
+        shutil.rmtree(unfinished, ignore_errors=True)  # these two cannot continue what is there
+    elif (begun := read_record(unfinished)) and not same_training(begun, record):
+        raise UserError(f"{display_value(unfinished)} holds an interrupted training with other settings or another training "
+                        "file: set them back to continue it, or remove the folder")
+    if finished.exists():
+        aside = finished.with_name(f"{recipe.label}.{time.strftime('%Y%m%d-%H%M%S')}")
+        finished.rename(aside)
+        print(f"the old model is now {display_value(aside)}")
+    write_checksummed(unfinished / RECORD, record)
+    return tuned, unfinished
 
 
-def finish(trainer, use, output):
-    """Export the best model (the last one without a dev set) and remove the checkpoints."""
-    state, what = trainer.state, "reranker" if trainer.args.reranker else "model"
-    best = state.best_global_step or state.global_step
-    if best != state.global_step:
-        trainer._load_from_checkpoint(output / f"checkpoint-{best}")
-    curve = [row for row in read_log(output) if CHOSEN_BY in row]
-    kept = (finish_reranker if trainer.args.reranker else finish_model)(trainer, use, output, best, curve)
-    for folder in output.glob("checkpoint-*"):
-        remove(folder)
-    before = curve[0][CHOSEN_BY] if curve and curve[0]["step"] == 0 and what == "model" else 0
-    if state.best_metric is not None and state.best_metric < before:
-        say(f"warning: on the dev set the best checkpoint ({CHOSEN_BY} {state.best_metric:.4f}) stays behind the base "
-            f"model ({before:.4f})")
-    say(f"finished after {state.global_step} steps, kept step {kept}: the {what} is in {output}")
+def _prepare_rows(settings, recipe, collection):
+    miner = None
+    if recipe.negatives == "mined" or recipe.teacher:
+        from embedding_finetune.training.mining import Miner  # only this needs it
+        miner = Miner(settings, recipe)
+    sources = make_training_file(settings, recipe, collection, miner)
+    shares = ", ".join(f"{share:.1%} {name}" for name, share in sources.items())
+    print(f"{display_value(training_path(settings, recipe))}: negatives {shares}", flush=True)
 
 
-def finish_model(trainer, use, output, best, curve):
-    """Export the embedding model of step `best`, which is loaded; returns that step. `curve` has the dev metrics."""
-    card = {"training rows": len(trainer.train_dataset), "steps": f"{best} of {trainer.state.max_steps}",
-            **(read_json(output / "training.json") or {}).get("settings", {})}
-    encoder = trainer.model.encoder
-    encoder = encoder.merge_and_unload() if isinstance(encoder, peft.PeftModel) else encoder
-    late = trainer.args.interaction != "dense"
-    export(encoder, trainer.processing_class, output, use, dense=trainer.model.dense, card=card, curve=curve,
-           projection=trainer.model.projection if late else None, expansion=trainer.args.query_expansion)
-    return best
+def flags_of(settings, recipe, tuned, output):
+    """The flags of a training: those of the table of settings, and what follows from model, recipe and machine."""
+    config, ours, (name, trusted) = base_encoder_config(tuned), tuned.trainer == "embedding_finetune", initial_model(tuned, recipe)
+    base = name if ours or not pinned(name)[1] else snapshot(name)  # FlagEmbedding's takes no revision
+    flags = {
+        "model_name_or_path": base, "sentence_pooling_method": config.pooling, "normalize_embeddings": config.normalize,
+        "trust_remote_code": trusted or None,
+        "train_data": training_path(settings, recipe) if ours else output / WITH_PROMPT,
+        "cache_path": settings.output_dir / ".cache",
+        "query_instruction_for_retrieval": config.query_prompt or None, "query_instruction_format": "{}{}",
+        "passage_instruction_for_retrieval": config.passage_prompt or None, "passage_instruction_format": "{}{}",
+        **{row.metadata["flag"]: getattr(tuned, row.name) for row in TABLE.values()
+           if row.metadata["flag"] and (ours or row.metadata["flag"] not in NOT_IN_FLAGEMBEDDING)},
+        "dataloader_drop_last": True, "seed": tuned.seed, **precision(tuned.precision), "output_dir": output,
+        **({"save_strategy": "steps", "save_steps": 0.2, "dev_data": settings.data_dir} if ours  # five checkpoints
+           else {"save_strategy": "no", "disable_tqdm": True}), "report_to": "none",
+        **({"use_mrl": True, "mrl_dims": f"{embedding_dim(config)} {tuned.matryoshka_dims}"} if tuned.matryoshka_dims else {}),
+        **({"knowledge_distillation": True, "kd_loss_type": KD_LOSSES[tuned.distillation_loss]} if recipe.teacher else {}),
+        **({"negatives_cross_device": True} if tuned.gpus * tuned.nnodes > 1 else {}),
+    }
+    if recipe.kind == "cross_encoder":
+        prompts = dict.fromkeys(("query_instruction_for_retrieval", "passage_instruction_for_retrieval"))
+        flags |= prompts | {"negatives_cross_device": None, "reranker": True, "new_head": not settings.reranker_model}
+    return [word for name, value in flags.items() if value is not None
+            for word in (f"--{name}", *(str(value).split() if name == "mrl_dims" else [str(value)]))]
 
 
-def finish_reranker(trainer, use, output, best, curve):
-    """The same for a reranker; where dev has not improved on the one that was given, that is kept, as step 0."""
-    dev, model, calibration = trainer.dev, trainer.model, None
-    before = curve[0] if curve and curve[0]["step"] == 0 and not trainer.args.new_head else None
-    if dev is not None:
-        scores = dev.scores(model) if dev.latest is None or best != trainer.state.global_step else dev.latest
-        after = dev.measure(scores)
-        for warning in warnings_of(before, after, dev.of_bm25):
-            say(f"warning: {warning}")
-        if before and after[CHOSEN_BY] <= before[CHOSEN_BY]:
-            _, model = load_reranker_model(trainer.args, use, new_head=False)
-            best, scores = 0, dev.scores(model.to(trainer.args.device))
-            say(f"the reranker that the training began with is kept: {use.name}")
-        calibration = calibrate(scores, dev.right)
-        say("probability that a passage is right: sigmoid({scale:.3f} x score {bias:+.3f}); log loss on dev "
-            "{log_loss:.4f}, of sigmoid(score) {log_loss_before:.4f}".format(**calibration))
-    export_reranker(model.encoder, trainer.processing_class, output, use.query_max_len + use.passage_max_len,
-                    calibration, use.trusted)
-    return best
+def precision(wanted="auto"):
+    """The flags for PRECISION: `auto` is bf16 on a GPU that has it, fp16 on another GPU, and fp32 on a CPU, so that the
+    figures do not depend on the processor."""
+    gpu = torch.cuda.is_available()
+    if wanted == "auto" and gpu:
+        wanted = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    elif wanted == "auto":
+        wanted = "fp32"
+    return ({} if gpu else {"use_cpu": True}) | ({} if wanted == "fp32" else {wanted: True})
 
 
-def say(line):
-    if RANK == 0:
-        print(line, flush=True)
+def precision_line(wanted):
+    """The precision that PRECISION leads to here, for the log, with a notice where the CPU only emulates it."""
+    flags = precision(wanted)
+    used = next((name for name in ("bf16", "fp16") if name in flags), "fp32")
+    emulated = "use_cpu" in flags and used != "fp32" and not cpu_has(used)
+    return f"precision: {used} (PRECISION={wanted})" + (
+        "; this CPU only emulates it: PRECISION=fp32 is faster" if emulated else "")
 
 
-def train(arguments):
-    """Run one training, as told by command-line flags. Raises UserError."""
-    logging.basicConfig(level=logging.ERROR)  # what libraries say on the way; errors still come through
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore")
-    parsed = parse(arguments)
-    check_alike(arguments, parsed[1].train_data)
-    output = Path(parsed[2].output_dir)
-    if RANK:  # rank 0 holds the lock; the others wait for it when the processes meet
-        return run(*parsed)
-    if (output / "model.safetensors").exists():
-        raise UserError(f"{output} already holds a finished model: choose another --output_dir or move it aside")
-    with alone_in(output):
-        shutil.rmtree(output / ".checkpoint.partial", ignore_errors=True)
-        run(*parsed)
+def estimate_time(tuned, recipe):
+    """Seconds that a training takes on this CPU, roughly: 6 operations a weight and token, at a product's speed."""
+    rows, (name, trusted) = read_rows([training_path(tuned, recipe)]), initial_model(tuned, recipe)
+    config, tokenizer = (load(kind, name, trusted) for kind in ("AutoConfig", "AutoTokenizer"))
+    some = [rows[number] for number in range(min(200, len(rows)))]
+    texts, max_length = [[row["pos"][0] for row in some]], tuned.passage_max_len
+    if recipe.kind == "cross_encoder":  # it reads each passage together with the query
+        texts, max_length = [[row["query"] for row in some], *texts], tuned.query_max_len + tuned.passage_max_len
+    tokens = tokenizer(*texts, truncation=True, max_length=max_length)["input_ids"]
+    tokens = tuned.epochs * len(rows) * tuned.train_group_size * sum(map(len, tokens)) / len(some)
+    one, other, began = torch.rand(512, config.hidden_size), torch.rand(config.hidden_size, 2048), time.monotonic()
+    for _ in range(10):
+        one @ other
+    operations_a_second = 10 * 2 * one.numel() * 2048 / (time.monotonic() - began)
+    return tokens * 6 * 12 * config.num_hidden_layers * config.hidden_size**2 / operations_a_second
+
+
+def finetune(settings, label, one_process=False):
+    """Train or merge the model of a recipe; returns the finished folder. Raises as `prepare`, `launch` and `merge`."""
+    recipe = find_recipe(settings, label)
+    print(f"fine-tuning {label} ({recipe.description}): profile {settings.profile}, data {display_value(settings.data_dir)}, output "
+          f"{display_value(settings.output_dir)}", flush=True)
+    if recipe.merge:
+        with lock(settings.output_dir):  # of two at once the second finds it done; a training locks its own folder
+            return _merged(settings, recipe)
+    turn = partial(lock, settings.output_dir) if settings.nnodes > 1 else contextlib.nullcontext
+    with turn():
+        tuned, unfinished = prepare(settings, recipe)  # on the first node; the others find it done
+    if not (unfinished / "model.safetensors").exists():  # else it was stopped between the training's end and here
+        module, flags = MODULES[tuned.trainer], flags_of(settings, recipe, tuned, unfinished)
+        print(precision_line(tuned.precision))
+        print(f"{module}\n    " + " ".join(flags).replace(" --", "\n    --"), flush=True)
+        if not torch.cuda.is_available():
+            seconds = estimate_time(tuned, recipe)
+            print(f"no GPU here: on this CPU the training takes roughly {duration(seconds)}"
+                  f"{'' if settings.profile == 'demo' else '; PROFILE=demo takes minutes'}", flush=True)
+        if tuned.trainer == "flagembedding":
+            rows = read_rows([training_path(settings, recipe)], teacher=bool(recipe.teacher))
+            write_for_flagembedding(unfinished / WITH_PROMPT, rows, base_encoder_config(tuned).query_prompt)
+        launch(tuned, label, module, flags, one_process)
+        if tuned.trainer == "flagembedding":
+            complete(unfinished, base_encoder_config(tuned))
+            (unfinished / WITH_PROMPT).unlink()
+    with turn():
+        finished = settings.output_dir / label
+        if settings.nnodes > 1 and not unfinished.exists() and finished.exists():
+            return finished  # another node was quicker
+        if not (unfinished / "model.safetensors").exists():
+            raise UserError(f"{display_value(unfinished)} holds no model: the training did not finish, its messages are above")
+        for checkpoint in unfinished.glob("checkpoint-*"):  # of a training that was stopped while it removed them
+            remove_checkpoint(checkpoint)
+        return _finished(unfinished, finished)
+
+
+def _merged(settings, recipe):
+    finished = settings.output_dir / recipe.label
+    if settings.nnodes > 1 and finished.exists() and is_current(settings, recipe):
+        return finished  # another node was quicker
+    _, unfinished = prepare(settings, recipe)
+    share = merge(settings, recipe, unfinished)
+    print(f"share of {recipe.merge}: {share}" + " (that model itself: averaging gains nothing)" * (share == 1))
+    return _finished(unfinished, finished)
+
+
+def _finished(unfinished, finished):
+    """Mark a folder as complete, with its record, and give it its name."""
+    (unfinished / ".lock").unlink(missing_ok=True)
+    write_manifest(unfinished)
+    return unfinished.rename(finished)
 
 
 def main():
-    try:
-        train(sys.argv[1:])
-        if dist.is_initialized():
-            dist.destroy_process_group()
-    except KeyboardInterrupt:
-        sys.exit(130)  # as a shell has it; the launcher says what to do
-    except Exception as error:
-        if RANK:  # most likely rank 0 has failed: let it speak, torchrun then ends this process
-            time.sleep(5)
-        if isinstance(error, OSError):
-            raise UserError(one_line(error)) from error
-        if isinstance(error, UserError) or WORLD_SIZE == 1:
-            raise
-        traceback.print_exc()
-        sys.exit(LOST)
+    parser = CommandLine("finetune", __doc__)
+    parser.add_argument("labels", nargs="*", metavar="LABEL")
+    parser.add_argument("--one-process", action="store_true", help="without torchrun, for a debugger")
+    options = parser.parse_args()
+    if len(options.labels) != 1:
+        raise UserError("give one label of a recipe, e.g. `python -m embedding_finetune train neg10`")
+    print(f"finished: {display_value(finetune(Settings.load(), options.labels[0], options.one_process))}")
 
 
 if __name__ == "__main__":

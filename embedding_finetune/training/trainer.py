@@ -12,14 +12,14 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from embedding_finetune.files import UserError, is_of_disk, one_line, write_jsonl
-from embedding_finetune.retrieval.loading import DenseLayers
-from embedding_finetune.retrieval.tokens import FOLDER
-from embedding_finetune.settings import CHOSEN_BY
-from embedding_finetune.training.checkpoints import complete_checkpoints, is_complete, publish, remove
+from embedding_finetune.artifacts.staging import commit, complete_checkpoints, is_complete, remove_checkpoint
+from embedding_finetune.files import UserError, is_disk_error, one_line, write_jsonl
+from embedding_finetune.models.modeling import DenseLayers
+from embedding_finetune.models.multi_vector import MULTI_VECTOR_FOLDER
+from embedding_finetune.settings import SELECTION_METRIC
+from embedding_finetune.training.distributed import broadcast_from_rank_0
 from embedding_finetune.training.log import LOG_NAME, duration, read_log
 from embedding_finetune.training.loss import grad_cache_step
-from embedding_finetune.training.processes import as_rank_0
 
 
 class Trainer(transformers.Trainer):
@@ -67,7 +67,7 @@ class Trainer(transformers.Trainer):
     # -- dev curve --
 
     def evaluate(self, *args, **kwargs):
-        measured = as_rank_0(self.dev.evaluate(self.model) if self.is_world_process_zero() else None)
+        measured = broadcast_from_rank_0(self.dev.evaluate(self.model) if self.is_world_process_zero() else None)
         metrics = {f"eval_{name}": value for name, value in measured.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -88,14 +88,14 @@ class Trainer(transformers.Trainer):
         if self.args.should_save:
             self.model.encoder.save_pretrained(output_dir)
             self.model.dense.save(output_dir)
-            self.model.projection.save(Path(output_dir) / FOLDER)
+            self.model.projection.save(Path(output_dir) / MULTI_VECTOR_FOLDER)
             self.processing_class.save_pretrained(output_dir)
 
     def _save_checkpoint(self, model, trial=None):
         """Write beside, complete with marker, then rename; remove what is neither the last nor the best."""
         output, step, first = Path(self.args.output_dir), self.state.global_step, self.is_world_process_zero()
         folder = output / f"checkpoint-{step}"
-        if as_rank_0(is_complete(folder)):
+        if broadcast_from_rank_0(is_complete(folder)):
             return
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
             raise UserError(f"parameters are not finite after step {step}; {self._last_good()}; a lower rate")
@@ -108,9 +108,9 @@ class Trainer(transformers.Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if first:
-                publish(self._staging / folder.name, folder)
+                commit(self._staging / folder.name, folder)
         except Exception as error:
-            if isinstance(error, UserError) or not is_of_disk(error):
+            if isinstance(error, UserError) or not is_disk_error(error):
                 raise
             raise UserError(f"cannot write {folder}: {one_line(error)}; {self._last_good()}; free some space and run "
                             "the same command again") from error
@@ -120,14 +120,14 @@ class Trainer(transformers.Trainer):
             self._staging = None
         for old in output.glob("checkpoint-*") if first else ():
             if old.name not in (folder.name, f"checkpoint-{self.state.best_global_step}"):
-                remove(old)
+                remove_checkpoint(old)
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """A checkpoint holds the encoder (with LoRA, its adapters alone), without its wrapper's prefix, and the layers
         after it."""
         encoder, folder = self.model.encoder, Path(resume_from_checkpoint)
-        for layers, place in ((self.model.dense, folder), (self.model.projection, folder / FOLDER)):
+        for layers, place in ((self.model.dense, folder), (self.model.projection, folder / MULTI_VECTOR_FOLDER)):
             layers.load_state_dict(DenseLayers.load(place, layers.folders).state_dict())
         if isinstance(encoder, peft.PeftModel):
             adapters = load_file(folder / peft.utils.SAFETENSORS_WEIGHTS_NAME)
@@ -165,7 +165,7 @@ class Progress(transformers.TrainerCallback):
             control.should_evaluate = True
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or not ("loss" in logs or f"eval_{CHOSEN_BY}" in logs):
+        if not state.is_world_process_zero or not ("loss" in logs or f"eval_{SELECTION_METRIC}" in logs):
             return
         row = {"step": state.global_step, "epoch": round(state.epoch, 4)}
         new, words = self._training(args, state, logs) if "loss" in logs else self._dev(state, logs)
@@ -191,7 +191,7 @@ class Progress(transformers.TrainerCallback):
         metrics = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
         if state.global_step == 0:
             remark = "(before training)"
-        elif state.best_metric is None or metrics[CHOSEN_BY] > state.best_metric:
+        elif state.best_metric is None or metrics[SELECTION_METRIC] > state.best_metric:
             remark = "(best so far)"
         else:
             remark = f"(best: {state.best_metric:.4f} at step {state.best_global_step})"

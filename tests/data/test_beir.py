@@ -6,11 +6,11 @@ import json
 import pytest
 from tiny import build, tiny_pairs
 
+from embedding_finetune.data.cleaning import read_pairs
 from embedding_finetune.data.collection import Collection, read_data, write_collection
-from embedding_finetune.data.negatives import training_pool
-from embedding_finetune.data.sources import read_pairs
+from embedding_finetune.data.leakage import check_leakage
+from embedding_finetune.data.negatives import negative_candidates
 from embedding_finetune.files import UserError
-from embedding_finetune.training.audit import audit
 
 WORDS = "in the valley the {} rests at night among the reeds and wakes when the light changes{}"
 
@@ -51,19 +51,19 @@ def test_parts_ids_and_grades_stay_and_what_crosses_is_said(settings, tmp_path, 
     whole = graded(tmp_path / "beir")
     settings = at(settings, tmp_path / "beir")
     collection = build(settings, labels=["neg10"])
-    assert (collection.queries, collection.qrels, collection.parts) == (whole.queries, whole.qrels, whole.parts)
-    assert collection.corpus == whole.corpus and collection.given == ("dev", "test", "train")
+    assert (collection.queries, collection.qrels, collection.splits) == (whole.queries, whole.qrels, whole.splits)
+    assert collection.corpus == whole.corpus and collection.predefined == ("dev", "test", "train")
     assert read_data(settings) == collection
     said = capsys.readouterr().out
     assert "beir: 1 dev and test queries that are train queries, too, 1 dev and test positives that are train" in said
     assert "2 negatives that came with training queries are left out" in said
-    assert audit(settings, collection, ["training_neg_10.json"])["positives"].tolist() == [0, 1]
+    assert check_leakage(settings, collection, ["training_neg_10.json"])["positives"].tolist() == [0, 1]
 
 
 def test_no_negative_is_a_test_positive_or_nearly_one(settings, tmp_path):
     whole = graded(tmp_path / "beir")
     collection = build(at(settings, tmp_path / "beir"), labels=["neg10", "neg50"])
-    held_out = {whole.corpus[passage] for query, part in whole.parts.items() if part != "train"
+    held_out = {whole.corpus[passage] for query, part in whole.splits.items() if part != "train"
                 for passage in whole.positives(query)}
     unsafe = held_out | {whole.corpus["train/1/2"], whole.corpus["far"]}
     for name in ("training_neg_10.json", "training_neg_50.json"):
@@ -74,13 +74,13 @@ def test_no_negative_is_a_test_positive_or_nearly_one(settings, tmp_path):
             assert row["neg"][0] == whole.corpus[f"{row['id']}/0"] and len(set(row["neg"])) == len(row["neg"])
         assert rows[0]["pos"] == [whole.corpus["train/0/2"], whole.corpus["train/0/1"]]  # as its givers say
         assert rows[1]["pos"] == [whole.corpus["train/1/2"]]  # the same text under two ids
-    pool = training_pool(collection)
+    pool = negative_candidates(collection)
     texts = pool.texts()
     given = {whole.corpus[f"train/{number}/0"] for number in range(40)}
-    assert len(texts) == len(set(texts)) and set(texts[pool.drawn:]) - given == {whole.corpus["train/0/2"],
+    assert len(texts) == len(set(texts)) and set(texts[pool.num_eligible:]) - given == {whole.corpus["train/0/2"],
                                                                                  whole.corpus["train/1/2"]}
-    exact = training_pool(collection, near=False)
-    assert exact.drawn == pool.drawn + 1 and whole.corpus["train/1/2"] in exact.texts()[:exact.drawn]
+    exact = negative_candidates(collection, near=False)
+    assert exact.num_eligible == pool.num_eligible + 1 and whole.corpus["train/1/2"] in exact.texts()[:exact.num_eligible]
 
 
 def test_the_audit_finds_a_negative_that_is_nearly_a_test_positive(settings, tmp_path):
@@ -91,7 +91,7 @@ def test_the_audit_finds_a_negative_that_is_nearly_a_test_positive(settings, tmp
     rows[7]["neg"][3] = collection.corpus["far"]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match='"test", "queries": 0, "positives": 1, "negatives": 0, "near-dup.*": 1'):
-        audit(settings, collection, [path.name])
+        check_leakage(settings, collection, [path.name])
 
 
 @pytest.mark.parametrize("missing, kept", [(("dev",), ("test",)), (("test",), ("dev",)), (("dev", "test"), ())])
@@ -99,26 +99,26 @@ def test_a_part_that_is_missing_is_cut_from_train(settings, tmp_path, missing, k
     whole = graded(tmp_path / "beir", without=missing)
     collection = build(at(settings, tmp_path / "beir"), labels=["neg10"])
     for part in kept:
-        assert collection.part(part).qrels == whole.part(part).qrels
+        assert collection.split(part).qrels == whole.split(part).qrels
     for part in missing:
-        found = collection.part(part).queries
+        found = collection.split(part).queries
         assert found and all(query.startswith("train/") for query in found)
-    again = {query: part for query, part in collection.parts.items() if query.startswith("train/")}
+    again = {query: part for query, part in collection.splits.items() if query.startswith("train/")}
     assert set(again.values()) == {"train", *missing} and len(again) == 40
 
 
 def test_a_set_without_training_judgements_is_for_eval_sets(settings, tmp_path):
     graded(tmp_path / "beir", without=["train"])
-    with pytest.raises(UserError, match="no qrels/train.tsv, so nothing to train on; EVAL_SETS=.*beir measures on it"):
+    with pytest.raises(UserError, match="no qrels/train.tsv, so nothing to train on; OUT_OF_DOMAIN_SETS=.*beir measures on it"):
         read_pairs(at(settings, tmp_path / "beir"))
 
 
 def test_max_pairs_is_for_the_training_part_and_corpus_adds_to_the_corpus(settings, tmp_path):
     whole = graded(tmp_path / "beir")
     (tmp_path / "more.csv").write_text("id,text\nnew,a new one\nother,ANSWERS nothing\n")
-    collection, counts = read_pairs(at(settings, tmp_path / "beir", max_pairs=10, corpus=str(tmp_path / "more.csv")))
-    assert len(collection.part("train").queries) == 10 and counts["train queries left out by MAX_PAIRS"] == 30
-    assert [len(collection.part(part).queries) for part in ("dev", "test")] == [8, 8]
+    collection, counts = read_pairs(at(settings, tmp_path / "beir", max_queries=10, corpus=str(tmp_path / "more.csv")))
+    assert len(collection.split("train").queries) == 10 and counts["train queries left out by MAX_QUERIES"] == 30
+    assert [len(collection.split(part).queries) for part in ("dev", "test")] == [8, 8]
     assert collection.corpus == dict(sorted((whole.corpus | {"new": "a new one"}).items()))
     (tmp_path / "more.csv").write_text("id,text\nalone,another text\n")
     with pytest.raises(UserError, match="the id 'alone' names two passages, one of DATASET and one of CORPUS"):
@@ -141,6 +141,6 @@ def test_our_own_split_with_the_users_negatives_is_clean(settings, tmp_path):
         for number, row in enumerate(rows):
             file.write(json.dumps({**row, "neg": rows[(number + 50) % 120]["pos"]}) + "\n")
     collection = build(at(settings, tmp_path / "pairs.jsonl"), labels=["neg10"])
-    lost = [query for query in collection.part("train").queries for passage, grade in collection.qrels[query].items()
-            if not grade and passage in set(collection.part("test").pool()[0])]
+    lost = [query for query in collection.split("train").queries for passage, grade in collection.qrels[query].items()
+            if not grade and passage in set(collection.split("test").positive_pool()[0])]
     assert lost, "or nothing was to be left out"

@@ -6,6 +6,8 @@ import pytest
 import pytrec_eval
 from tiny import build
 
+from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
+from embedding_finetune.data.cleaning import source_of
 from embedding_finetune.data.collection import (
     Collection,
     data_identity,
@@ -15,37 +17,35 @@ from embedding_finetune.data.collection import (
     write_data,
     write_test_files,
 )
-from embedding_finetune.data.sources import source_of
-from embedding_finetune.data.texts import passage_id
+from embedding_finetune.data.normalize import passage_id
 from embedding_finetune.evaluation.metrics import MEASURES, per_query
 from embedding_finetune.files import UserError, read_jsonl, write_json, write_jsonl
-from embedding_finetune.retrieval.runs import read_qrels
-from embedding_finetune.seals import read_sealed, write_sealed
+from embedding_finetune.retrieval.trec import read_qrels
 from embedding_finetune.settings import DATA, Settings
 
 SMALL = Collection(queries={"q1": "one", "q2": "two", "q3": "three"},
                    corpus={"a": "A", "b": "B", "c": "C", "d": "D"},
                    qrels={"q1": {"b": 2, "a": 1, "d": 0}, "q2": {"a": 1}, "q3": {"c": 0}},
-                   parts={"q1": "train", "q2": "dev", "q3": "train"})
+                   splits={"q1": "train", "q2": "dev", "q3": "train"})
 
 
 def test_a_part_has_its_own_queries_and_the_whole_corpus():
-    train = SMALL.part("train")
-    assert list(train.queries) == list(train.qrels) == list(train.parts) == ["q1", "q3"]
+    train = SMALL.split("train")
+    assert list(train.queries) == list(train.qrels) == list(train.splits) == ["q1", "q3"]
     assert train.corpus == SMALL.corpus
-    assert SMALL.part("test").queries == {}
+    assert SMALL.split("test").queries == {}
 
 
 def test_positives_are_the_passages_judged_above_0():
     assert [SMALL.positives(query) for query in SMALL.queries] == [["b", "a"], ["a"], []]
-    assert SMALL.pool() == (["b", "a"], [[0, 1], [1], []])
-    assert SMALL.judged() == {"a", "b", "c", "d"}
+    assert SMALL.positive_pool() == (["b", "a"], [[0, 1], [1], []])
+    assert SMALL.judged_passages() == {"a", "b", "c", "d"}
 
 
 def test_a_query_without_judgements_has_no_positives():
     more = dataclasses.replace(SMALL, queries={"q0": "zero", **SMALL.queries})
-    assert more.positives("q0") == [] and more.pool()[1] == [[], [0, 1], [1], []]
-    assert "q0" not in more.of_queries(["q0", "q2"]).qrels
+    assert more.positives("q0") == [] and more.positive_pool()[1] == [[], [0, 1], [1], []]
+    assert "q0" not in more.select_queries(["q0", "q2"]).qrels
 
 
 def test_a_sample_keeps_the_order_and_the_judged_passages():
@@ -55,15 +55,15 @@ def test_a_sample_keeps_the_order_and_the_judged_passages():
     sample = whole.sample(10, seed=1)
     assert sample == whole.sample(10, seed=1) != whole.sample(10, seed=2)
     assert list(sample.queries) == [query for query in queries if query in sample.queries] and len(sample.queries) == 10
-    assert {query.replace("q", "p") for query in sample.queries} == sample.judged()
-    assert set(sample.corpus) == sample.judged() | {f"p{number}" for number in range(50, 60)}  # judged for no query
+    assert {query.replace("q", "p") for query in sample.queries} == sample.judged_passages()
+    assert set(sample.corpus) == sample.judged_passages() | {f"p{number}" for number in range(50, 60)}  # judged for no query
     assert whole.sample(0, seed=1) is whole.sample(50, seed=1) is whole
 
 
 def test_the_corpus_grows_from_the_judged_passages_to_everything():
     """In the order of the texts' hashes: a user's ids may say what the passages are about."""
     whole = Collection({"q": "query"}, {f"p{number}": f"passage {number}" for number in range(9)}, {"q": {"p8": 1}})
-    subsets = list(whole.subsets(steps=3))
+    subsets = list(whole.growing_corpora(steps=3))
     half = sorted(range(8), key=lambda number: passage_id(f"passage {number}"))[:4]
     assert half != [0, 1, 2, 3]
     assert [list(subset.corpus) for subset in subsets] == [
@@ -94,7 +94,7 @@ def test_a_set_in_beirs_layout_is_read(tmp_path):
     assert read_collection(beir(tmp_path)) == Collection(
         {"1": "which?", "2": "not judged"}, {"a": "A first", "b": "second", "3": ""}, {"1": {"b": 1, "a": 0}},
         {"1": "test"})
-    assert read_collection(tmp_path).part("test").queries == {"1": "which?"}
+    assert read_collection(tmp_path).split("test").queries == {"1": "which?"}
 
 
 @pytest.mark.parametrize("header", ["", "query-id\tcorpus-id\tscore\n", "qid\tpid\trelevance\r\n"])
@@ -144,7 +144,7 @@ def test_measures_on_graded_judgements_are_those_of_trec_eval(tmp_path):
 
     qrels = {query: dict(zip(some(30), rng.integers(0, 4, 30).tolist())) for query in queries}
     write_collection(tmp_path, Collection(queries, corpus, qrels, dict.fromkeys(queries, "test")))
-    again = read_collection(tmp_path).part("test")
+    again = read_collection(tmp_path).split("test")
     assert again.qrels == qrels
     run = {query: dict(zip(some(120), np.sort(rng.random(120))[::-1].tolist())) for query in queries}
     ours = per_query(again.qrels, run)
@@ -163,10 +163,10 @@ def test_measures_on_graded_judgements_are_those_of_trec_eval(tmp_path):
 def test_the_parts_on_disk_are_those_that_were_made(settings):
     collection = build(settings, labels=())
     assert read_data(settings) == collection
-    test = collection.part("test")
+    test = collection.split("test")
     rows = read_jsonl(settings.data_dir / "eval_dataset.json")
     assert rows == [{"query": text, "pos": [test.corpus[passage] for passage in test.positives(query)], "id": query,
-                     "prompt": settings.query_instruction} for query, text in test.queries.items()]
+                     "prompt": settings.query_prompt} for query, text in test.queries.items()]
     assert read_qrels(settings.data_dir / "qrels.trec") == test.qrels
     assert any(len(judged) > 1 for judged in test.qrels.values()), "a query with two positives must be in the test part"
     assert list(collection.corpus) == sorted(collection.corpus)
@@ -174,7 +174,7 @@ def test_the_parts_on_disk_are_those_that_were_made(settings):
 
 
 def test_grade_0_is_no_positive_of_the_test_files(settings):
-    write_test_files(settings, dataclasses.replace(SMALL, parts={"q1": "test"}), "find: ")
+    write_test_files(settings, dataclasses.replace(SMALL, splits={"q1": "test"}), "find: ")
     assert read_jsonl(settings.data_dir / "eval_dataset.json")[0]["pos"] == ["B", "A"]
     assert read_qrels(settings.data_dir / "qrels.trec") == {"q1": {"b": 2, "a": 1, "d": 0}}
 
@@ -195,7 +195,7 @@ def recorded(settings):
 def test_the_record_names_the_settings_of_the_data_and_the_files_hash(built):
     made_with = recorded(built)
     assert made_with.pop("sha256") == source_of(built)["sha256"]
-    assert made_with == built.as_dict(DATA) and "SEED" in made_with and "QUERY_INSTRUCTION" not in made_with
+    assert made_with == built.as_dict(DATA) and "SEED" in made_with and "QUERY_PROMPT" not in made_with
 
 
 def test_data_of_other_settings_is_neither_overwritten_nor_read(built, monkeypatch):
@@ -236,10 +236,10 @@ def test_a_changed_corpus_is_another_source(built, tmp_path):
 
 
 def test_how_a_model_is_asked_is_no_part_of_the_data(built, monkeypatch):
-    for name, value in {"QUERY_INSTRUCTION": "Say: ", "QUERY_MAX_LEN": "20", "EPOCHS": "3"}.items():
+    for name, value in {"QUERY_PROMPT": "Say: ", "QUERY_MAX_LEN": "20", "EPOCHS": "3"}.items():
         monkeypatch.setenv(name, value)
     other = Settings.load()
-    assert other.query_instruction == "Say: " and read_data(other) == read_data(built)
+    assert other.query_prompt == "Say: " and read_data(other) == read_data(built)
     write_data(other, read_data(built), source_of(other))
     assert data_identity(other) == data_identity(built)
 
@@ -279,12 +279,12 @@ def test_the_corpus_setting_adds_passages_and_nothing_else(built, tmp_path):
     added = {passage: text for passage, text in harder.corpus.items() if passage not in known.corpus}
     assert sorted(added.values()) == sorted(texts[-50:])
     assert all(passage_id(text) == passage for passage, text in added.items())
-    assert (harder.qrels, harder.parts, harder.queries) == (known.qrels, known.parts, known.queries)
+    assert (harder.qrels, harder.splits, harder.queries) == (known.qrels, known.splits, known.queries)
     assert known.corpus.keys() <= harder.corpus.keys() and read_data(settings) == harder
 
 
 def test_sources_and_given_parts_come_back(settings):
-    collection = dataclasses.replace(SMALL, source={"b": "guide.md, lines 10-42"}, given=("test", "train"))
+    collection = dataclasses.replace(SMALL, source={"b": "guide.md, lines 10-42"}, predefined=("test", "train"))
     write_data(settings, collection, {})
     assert read_data(settings) == collection
     assert read_jsonl(settings.data_dir / "corpus.jsonl")[1]["source"] == "guide.md, lines 10-42"
@@ -292,9 +292,9 @@ def test_sources_and_given_parts_come_back(settings):
 
 def test_data_older_than_a_setting_are_those_of_its_default(built):
     path = built.data_dir / "dataset.json"
-    record = read_sealed(path)
+    record = read_checksummed(path)
     del record["made_with"]["CORPUS"]
-    write_sealed(path, record)
+    write_checksummed(path, record)
     assert read_data(built).queries
     with pytest.raises(UserError, match="CORPUS=, now more.jsonl"):
         read_data(dataclasses.replace(built, corpus="more.jsonl"))

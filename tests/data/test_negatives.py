@@ -8,10 +8,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from embedding_finetune.data.negatives import Filter, choose, interleave, sample_random, screen
-from embedding_finetune.data.texts import near_duplicates
+from embedding_finetune.data.near_duplicates import near_duplicates
+from embedding_finetune.data.negatives import Filter, filter_candidates, interleave, sample_random, select_negatives
 from embedding_finetune.files import UserError
-from embedding_finetune.retrieval.nearest import nearest
+from embedding_finetune.retrieval.exact_search import exact_search
 from embedding_finetune.settings import ROOT
 
 
@@ -61,11 +61,11 @@ def unit(rows):
 
 def test_the_filters_by_hand():
     scores, positive = np.array([[0.9, 0.77, 0.759, 0.7, 0.1]]), [0.8]
-    for text, expected in (("share 0.95", [False, False, True, True, True]),    # below 0.76
-                           ("margin 0.05", [False, False, False, True, True]),  # below 0.75
-                           ("ranks 2 3", [False, True, True, False, False]), ("none", [True] * 5)):
+    for text, expected in (("relative_margin 0.95", [False, False, True, True, True]),    # below 0.76
+                           ("absolute_margin 0.05", [False, False, False, True, True]),  # below 0.75
+                           ("rank_range 2 3", [False, True, True, False, False]), ("none", [True] * 5)):
         assert Filter.parse(text).keeps(scores, positive).tolist() == [expected]
-    below_zero = Filter.parse("share 0.95").keeps(np.array([[-0.2, -0.22]]), [-0.2])
+    below_zero = Filter.parse("relative_margin 0.95").keeps(np.array([[-0.2, -0.22]]), [-0.2])
     assert below_zero.tolist() == [[False, True]]  # 5 % below -0.2 is -0.21
 
 
@@ -93,13 +93,13 @@ def test_planted_false_negatives_are_rejected_and_hard_negatives_stay():
     false = queries + np.arange(queries * 5).reshape(queries, 5)
     hard = queries * 6 + np.arange(queries * 20).reshape(queries, 20)
     positives = [[query] for query in range(queries)]
-    candidates = nearest(centres, passages, 100)[1]
+    candidates = exact_search(centres, passages, 100)[1]
     assert np.mean([np.isin(hard[query], candidates[query]).mean() for query in range(queries)]) > 0.95
-    kept = screen(candidates, positives, centres, passages, Filter.parse("share 0.95"))
+    kept = filter_candidates(candidates, positives, centres, passages, Filter.parse("relative_margin 0.95"))
     rejected = np.mean([~np.isin(false[query], kept[query]) for query in range(queries)])
     lost = np.mean([~np.isin(hard[query], kept[query]) for query in range(queries)])
     assert rejected >= 0.95 and lost <= 0.2
-    unfiltered = screen(candidates, positives, centres, passages, Filter.parse("none"))
+    unfiltered = filter_candidates(candidates, positives, centres, passages, Filter.parse("none"))
     false_found = [np.isin(false[query], unfiltered[query]) for query in range(queries)]
     assert np.mean(false_found) > 0.95  # or the filter had nothing to do
     assert not any(np.isin(own, row) for own, row in zip(positives, unfiltered))
@@ -108,16 +108,16 @@ def test_planted_false_negatives_are_rejected_and_hard_negatives_stay():
 def test_of_several_positives_the_lowest_counts():
     queries, passages = unit([[1, 0]]), unit([[1, 0], [1, 1], [1, 0.5], [1, 2]])
     candidates = np.array([[2, 3]])
-    assert screen(candidates, [[0]], queries, passages, Filter.parse("share 0.95")).tolist() == [[2, 3]]
-    assert screen(candidates, [[0, 1]], queries, passages, Filter.parse("share 0.95")).tolist() == [[-1, 3]]
+    assert filter_candidates(candidates, [[0]], queries, passages, Filter.parse("relative_margin 0.95")).tolist() == [[2, 3]]
+    assert filter_candidates(candidates, [[0, 1]], queries, passages, Filter.parse("relative_margin 0.95")).tolist() == [[-1, 3]]
 
 
 def test_candidates_that_are_none_stay_none_whatever_the_filter():
     """The last passage, at position -1, is the best there is: nothing may come of it."""
     queries, passages = unit([[1, 0]]), unit([[1, 0.2], [0, 1], [1, 0.3], [1, 0]])
-    for text in ("none", "share 0.95", "margin 0.05", "ranks 1 3"):
-        assert screen(np.array([[1, -1, -1]]), [[0]], queries, passages, Filter.parse(text)).tolist() == [[1, -1, -1]]
-    assert screen(np.empty((0, 3), int), [], queries[:0], passages, Filter.parse("none")).shape == (0, 3)
+    for text in ("none", "relative_margin 0.95", "absolute_margin 0.05", "rank_range 1 3"):
+        assert filter_candidates(np.array([[1, -1, -1]]), [[0]], queries, passages, Filter.parse(text)).tolist() == [[1, -1, -1]]
+    assert filter_candidates(np.empty((0, 3), int), [], queries[:0], passages, Filter.parse("none")).shape == (0, 3)
 
 
 WORDS = "amber birch cedar delta ember fjord grove heath islet jetty knoll ledge".split()
@@ -130,11 +130,11 @@ def test_no_near_duplicate_of_a_positive_is_chosen():
     near = near_duplicates(texts)
     assert near.tolist() == [[0, 40]]
     for positive, other in ((0, 40), (40, 0)):
-        chosen, mined = choose(np.array([[other, 3, 5, 7]]), [[positive]], near, 41, 3, seed=1)
+        chosen, mined = select_negatives(np.array([[other, 3, 5, 7]]), [[positive]], near, 41, 3, seed=1)
         assert chosen.tolist() == [[3, 5, 7]] and mined.tolist() == [3]
-        filled, mined = choose(np.array([[-1, -1]]), [[positive]], near, 41, 39, seed=1)
+        filled, mined = select_negatives(np.array([[-1, -1]]), [[positive]], near, 41, 39, seed=1)
         assert sorted(filled[0].tolist()) == list(range(1, 40)) and mined.tolist() == [0]
-    both, _ = choose(np.array([[40, 0]]), [[5]], near, 41, 2, seed=1)
+    both, _ = select_negatives(np.array([[40, 0]]), [[5]], near, 41, 2, seed=1)
     assert both.tolist() == [[40, 0]]  # near each other, but to no positive
 
 
@@ -142,33 +142,33 @@ def test_random_passages_fill_up_what_the_filter_left_empty():
     candidates = np.full((500, 4), -1)
     candidates[::2, 0] = 39
     positives = [[number % 30] for number in range(500)]
-    chosen, mined = choose(candidates, positives, NO_PAIRS, 40, 5, seed=3)
+    chosen, mined = select_negatives(candidates, positives, NO_PAIRS, 40, 5, seed=3)
     assert mined.tolist() == [1, 0] * 250
     assert (chosen[::2, 0] == 39).all() and all(len(set(row)) == 5 for row in chosen.tolist())
     assert not any(own[0] in row for own, row in zip(positives, chosen.tolist()))
-    again, _ = choose(candidates, positives, NO_PAIRS, 40, 5, seed=3)
-    other, _ = choose(candidates, positives, NO_PAIRS, 40, 5, seed=4)
+    again, _ = select_negatives(candidates, positives, NO_PAIRS, 40, 5, seed=3)
+    other, _ = select_negatives(candidates, positives, NO_PAIRS, 40, 5, seed=4)
     assert (chosen == again).all() and (chosen != other).any()
 
 
 def test_a_pool_that_is_too_small_is_refused():
     with pytest.raises(UserError, match="5 negatives a query were asked for, but a query finds only 4 in the"):
-        choose(np.array([[1]]), [[0]], NO_PAIRS, 5, 5, seed=1)
+        select_negatives(np.array([[1]]), [[0]], NO_PAIRS, 5, 5, seed=1)
     with pytest.raises(UserError, match="a query finds only 3 in the training part that are no near-duplicates"):
-        choose(np.array([[1]]), [[0]], np.array([[0, 4]]), 5, 4, seed=1)
+        select_negatives(np.array([[1]]), [[0]], np.array([[0, 4]]), 5, 4, seed=1)
 
 
 MEASURE = """
 import resource, sys
 import numpy as np
-from embedding_finetune.data.negatives import Filter, screen
-from embedding_finetune.retrieval.nearest import nearest
+from embedding_finetune.data.negatives import Filter, filter_candidates
+from embedding_finetune.retrieval.exact_search import exact_search
 rng = np.random.default_rng(0)
 queries, passages = (rng.standard_normal((rows, 16), dtype=np.float32) for rows in (6_000, 60_000))
 positives = [[number] for number in range(6_000)]
-nearest(queries[:10], passages[:10], 2)  # what the libraries need for themselves
+exact_search(queries[:10], passages[:10], 2)  # what the libraries need for themselves
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-screen(nearest(queries, passages, 50)[1], positives, queries, passages, Filter.parse("share 0.95"))
+filter_candidates(exact_search(queries, passages, 50)[1], positives, queries, passages, Filter.parse("relative_margin 0.95"))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 

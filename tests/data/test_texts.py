@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 from tiny import tiny_pairs, tiny_texts
 
-from embedding_finetune.data.texts import (
+from embedding_finetune.data.near_duplicates import near_duplicates, near_duplicates_between
+from embedding_finetune.data.normalize import (
     WORD,
-    near_duplicates,
-    near_duplicates_of,
-    normalise,
+    clean_text,
+    normalize,
     passage_id,
     query_id,
-    tidy,
-    without,
-    words,
+    remove_query,
+    word_tokens,
 )
 
 CHINESE = ["獭在夜里沿着河岸觅食，天亮以前回到柳树下的洞里睡觉。", "白鹭在黎明时站在芦苇之间，等鱼游到它的脚边。",
@@ -25,31 +24,31 @@ THAI = ["นากหากินตอนกลางคืนและกล�
 
 
 def test_texts_are_the_same_up_to_case_space_and_unicode_form():
-    assert normalise("  The\u00a0CAF\u0045\u0301 \n ﬁne ") == "the café fine"
+    assert normalize("  The\u00a0CAF\u0045\u0301 \n ﬁne ") == "the café fine"
     assert passage_id("The Fine\ncafé") == passage_id("the ﬁne  CAFE\u0301") != passage_id("the fine cafe")
     assert passage_id("abc") == "pba7816bf8f01cfea"  # the first 16 digits of its SHA-256
     assert query_id("ABC ") == "qba7816bf8f01cfea"
 
 
 def test_half_a_surrogate_pair_becomes_what_a_file_can_hold():
-    assert tidy(" a \ud83d b\n") == "a ? b" and tidy("\U0001f9a6") == "\U0001f9a6"
+    assert clean_text(" a \ud83d b\n") == "a ? b" and clean_text("\U0001f9a6") == "\U0001f9a6"
 
 
 def test_words_are_characters_where_a_script_has_no_spaces():
-    assert words("The Otter's ＤＥＮ, no. 7!") == ["the", "otter", "s", "den", "no", "7"]
-    assert words("獭在夜里 eats 魚") == ["獭", "在", "夜", "里", "eats", "魚"]
-    assert words("カワ") == ["カ", "ワ"] and len(words(THAI[0])) > 20 and words("강아지 둘") == ["강아지", "둘"]
-    assert words("佐々木・サーバー𠀋") == list("佐々木サーバー𠀋") and len(words("ရန်ကုန်")) == 7
+    assert word_tokens("The Otter's ＤＥＮ, no. 7!") == ["the", "otter", "s", "den", "no", "7"]
+    assert word_tokens("獭在夜里 eats 魚") == ["獭", "在", "夜", "里", "eats", "魚"]
+    assert word_tokens("カワ") == ["カ", "ワ"] and len(word_tokens(THAI[0])) > 20 and word_tokens("강아지 둘") == ["강아지", "둘"]
+    assert word_tokens("佐々木・サーバー𠀋") == list("佐々木サーバー𠀋") and len(word_tokens("ရန်ကုန်")) == 7
 
 
 def test_the_words_of_ascii_are_those_of_the_pattern_of_all_scripts():
     for text in map("".join, itertools.product(map(chr, range(128)), map(chr, range(128)), "aA_ 1")):
-        assert words(text) == WORD.findall(text.lower())
+        assert word_tokens(text) == WORD.findall(text.lower())
 
 
 def test_a_word_goes_on_over_its_marks():
-    assert words("हिन्दी में पाठ") == ["हिन्दी", "में", "पाठ"] and words("مَدْرَسَة") == ["مَدْرَسَة"]
-    assert words("40 ˚C ´x`") == ["40", "c", "x"]  # NFKC makes marks of these; no word begins with one
+    assert word_tokens("हिन्दी में पाठ") == ["हिन्दी", "में", "पाठ"] and word_tokens("مَدْرَسَة") == ["مَدْرَسَة"]
+    assert word_tokens("40 ˚C ´x`") == ["40", "c", "x"]  # NFKC makes marks of these; no word begins with one
 
 
 def test_texts_of_a_script_with_marks_are_not_near_duplicates_by_their_consonants():
@@ -61,7 +60,7 @@ def by_sets(texts):
     """The definition, written down: runs of five words as sets of tuples, and every pair of texts."""
     found = []
     runs = [{tuple(text[place:place + 5]) for place in range(max(1, len(text) - 4))} if text else set()
-            for text in map(words, texts)]
+            for text in map(word_tokens, texts)]
     for (one, first), (other, second) in itertools.combinations(enumerate(runs), 2):
         fewer = min(len(first), len(second))
         if fewer and len(first & second) >= math.ceil(round(0.8 * fewer, 6)):
@@ -112,7 +111,7 @@ def test_real_texts_and_their_edits_agree_with_sets(seed):
     expected = by_sets(texts)
     found = pairs_of(texts)
     assert found == expected
-    assert any(len(words(texts[one])) > 5 and texts[one] != texts[other] for one, other in found)
+    assert any(len(word_tokens(texts[one])) > 5 and texts[one] != texts[other] for one, other in found)
     scripts = [any(character in texts[one] for character in "獭鹭隼") for one, _ in found]
     assert any(scripts) and not all(scripts)
 
@@ -124,9 +123,9 @@ def test_pairs_across_two_lists_are_those_of_both_together(seed):
     texts += tiny_texts(tiny_pairs(30, seed=seed)) + [text + " indeed" for text in CHINESE]
     others = texts[90:130] + CHINESE + [text + " indeed" for text in texts[130:]]
     expected = [(one, other - len(texts)) for one, other in by_sets(texts + others) if one < len(texts) <= other]
-    found = near_duplicates_of(iter(texts), iter(others))
+    found = near_duplicates_between(iter(texts), iter(others))
     assert sorted(map(tuple, found.tolist())) == expected and len(expected) > 100
-    assert near_duplicates_of(texts, []).shape == near_duplicates_of([], others).shape == (0, 2)
+    assert near_duplicates_between(texts, []).shape == near_duplicates_between([], others).shape == (0, 2)
 
 
 def test_the_share_counts_at_its_edge_by_hand():
@@ -160,7 +159,7 @@ def test_blocks_do_not_change_the_pairs():
     ("先备份数据，然后安装。", "备份数据，然后", "先 安装。"), ("a b a b", "a b", "a b"), ("a b", "a b", "a b"),
     ("a b", "b a", "a b")])
 def test_a_query_is_taken_out_where_it_stands_word_for_word(text, query, left):
-    assert without(text, query) == left
+    assert remove_query(text, query) == left
 
 
 def test_long_texts_that_share_runs_by_the_hundred_are_found():

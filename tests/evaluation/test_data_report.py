@@ -11,15 +11,15 @@ from embedding_finetune.data.collection import Collection, read_data
 from embedding_finetune.evaluation import data_report as module
 from embedding_finetune.evaluation.data_report import (
     MEASURED,
+    minimum_detectable_effect,
     report_data,
-    sentences,
+    summary_sentences,
     suspicious_pairs,
     token_lengths,
-    what_the_test_set_tells,
 )
-from embedding_finetune.evaluation.figures import plot_lengths
+from embedding_finetune.evaluation.plots import plot_lengths
 from embedding_finetune.files import UserError, content_hash
-from embedding_finetune.retrieval.model_use import base_use
+from embedding_finetune.models.encoder_config import base_encoder_config
 from embedding_finetune.settings import ROOT
 
 PAIRS = {
@@ -62,8 +62,8 @@ def test_of_very_many_pairs_a_seeded_sample_is_looked_at(monkeypatch):
 def test_lengths_are_those_of_the_tokenizer(tmp_path, settings):
     collection = collection_of(PAIRS)
     model = tiny_bert(tmp_path / "bert", [*collection.queries.values(), *collection.corpus.values()][:6])
-    use = replace(base_use(settings), name=str(model), query_prompt="ask: ", query_max_len=10, passage_max_len=20)
-    found = token_lengths(use, collection, np.random.default_rng(0))
+    config = replace(base_encoder_config(settings), name=str(model), query_prompt="ask: ", query_max_len=10, passage_max_len=20)
+    found = token_lengths(config, collection, np.random.default_rng(0))
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     for side, texts, prompt, limit in (("queries", collection.queries, "ask: ", 10),
                                        ("passages", collection.corpus, "", 20)):
@@ -82,15 +82,15 @@ def test_the_test_set_is_measured_by_the_formula():
     """Among 3 comparisons, at 5 %, with probability 0.8: z of 1 - 0.05 / 6 and of 0.8."""
     quantile, share, gap = NormalDist().inv_cdf, 0.3, 0.05
     wanted = (quantile(1 - 0.05 / 6) * share**0.5 + quantile(0.8) * (share - gap**2) ** 0.5) ** 2 / gap**2
-    found = what_the_test_set_tells(400, {"disagree": share})
+    found = minimum_detectable_effect(400, {"disagree": share})
     assert found["needed"]["0.05"] == pytest.approx(wanted, rel=0.001)
     assert list(found["needed"].values()) == sorted(found["needed"].values(), reverse=True)
     for size in (400, 2000):
-        tells = what_the_test_set_tells(size, {"disagree": share})["tells"]
+        tells = minimum_detectable_effect(size, {"disagree": share})["tells"]
         assert [(quantile(1 - 0.05 / 6) * share**0.5 + quantile(0.8) * (share - step**2) ** 0.5) ** 2 / step**2 <= size
                 for step in (tells, tells - 0.01)] == [True, False]
-    assert what_the_test_set_tells(3)["tells"] is None and what_the_test_set_tells(400)["disagree"] == 0.2
-    assert what_the_test_set_tells(400, {"disagree": 0.0})["tells"] < 0.05  # as many disagree as the gap needs
+    assert minimum_detectable_effect(3)["tells"] is None and minimum_detectable_effect(400)["disagree"] == 0.2
+    assert minimum_detectable_effect(400, {"disagree": 0.0})["tells"] < 0.05  # as many disagree as the gap needs
 
 
 def test_a_report_says_what_is_there_and_is_the_same_again(built):
@@ -102,7 +102,7 @@ def test_a_report_says_what_is_there_and_is_the_same_again(built):
     of_parts = sum(counts[f"{part} queries"] for part in ("train", "dev", "test"))
     assert counts["queries"] == len(collection.queries) == of_parts
     uses = {passage: sum(passage in own for own in collection.qrels.values()) for passage in collection.corpus}
-    assert counts["passages that answer several queries"] == sum(use > 1 for use in uses.values()) > 0
+    assert counts["passages that answer several queries"] == sum(config > 1 for config in uses.values()) > 0
     assert counts["pairs"] == sum(uses.values()) and counts["passages that answer nothing"] == 0
     look = report["first_look"]
     assert look["queries"] == counts["dev queries"] and look["passages"] == len(collection.corpus)
@@ -119,8 +119,8 @@ def test_a_report_says_what_is_there_and_is_the_same_again(built):
 
 
 def test_the_first_look_is_small_whatever_the_size(built, monkeypatch):
-    monkeypatch.setattr(module, "LOOK_QUERIES", 2)
-    monkeypatch.setattr(module, "LOOK_PASSAGES", 20)
+    monkeypatch.setattr(module, "CHECK_QUERIES", 2)
+    monkeypatch.setattr(module, "CHECK_PASSAGES", 20)
     look = report_data(built, read_data(built), {})["first_look"]
     assert (look["queries"], look["passages"]) == (2, 20)
 
@@ -128,21 +128,21 @@ def test_the_first_look_is_small_whatever_the_size(built, monkeypatch):
 def report_of(**changes):
     """A report without a fault, but for the changes."""
     fine = {"of": 100, "limit": 48, "cut": 0.0, "unknown": 0.0, "95 %": 30}
-    kinds = {kind: {"pairs": 0, "share": 0.0, "queries": []} for kind in module.MEND}
+    kinds = {kind: {"pairs": 0, "share": 0.0, "queries": []} for kind in module.FIXES}
     return {"tokens": {"queries": fine, "passages": fine | {"limit": 96} | changes.pop("passages", {}), "model": "bert",
                        "most": 512},
             "suspicious": {"of": 100, **kinds, **changes.pop("suspicious", {})},
             "near_duplicates": {"of": 100, "passages": 0, "share": 0.0}, "languages": {"queries": {"en (Latin)": 1.0},
                                                                                      "passages": {"en (Latin)": 1.0}},
-            "test_set": what_the_test_set_tells(1000)} | changes
+            "test_set": minimum_detectable_effect(1000)} | changes
 
 
 def test_the_sentences_say_the_most_frequent_first():
-    assert sentences(report_of()) == [
+    assert summary_sentences(report_of()) == [
         "Nothing to mend was found.",
         "The 1000 test queries tell a difference of 0.05 in recall@1 or more (at 95%, if two models disagree on 20% of "
         "the queries); it takes about 21,000 for 0.01, 5,200 for 0.02, 840 for 0.05, 210 for 0.1."]
-    said = sentences(report_of(
+    said = summary_sentences(report_of(
         passages={"cut": 0.3, "95 %": 700, "unknown": 0.4},
         suspicious={"HTML": {"pairs": 35, "share": 0.35, "queries": ["a", "b"]},
                     "mojibake": {"pairs": 0, "share": 0.009, "queries": ["c"]}},
@@ -170,7 +170,7 @@ def look_of(bm25, base, half=0.01, p=0.001):
     (0.5, 0.5, 0.0, 1.0, "no significant difference"),
     (0.6, 0.5, 0.2, 0.01, "BM25 is ahead, though the interval includes 0: a model")])
 def test_the_first_look_is_put_into_words(bm25, base, half, p, hint):
-    said = sentences(report_of(first_look=look_of(bm25, base, half, p)))[1]
+    said = summary_sentences(report_of(first_look=look_of(bm25, base, half, p)))[1]
     assert said.startswith(f"Of 80 dev queries in 900 passages BM25 ranks a positive first for {bm25:.1%}")
     assert hint in said
 
@@ -181,7 +181,7 @@ def test_the_first_look_is_put_into_words(bm25, base, half, p, hint):
     (0.50, 0.28, "Where a base was 0.20 behind, on COVID-QA, fine-tuning its one vector brought +0.14"),
     (0.80, 0.02, ""), (0.30, 0.60, "")])
 def test_what_training_brought_where_it_was_alike_stands_beside_the_first_look(bm25, base, told):
-    said = sentences(report_of(first_look=look_of(bm25, base)))[1]
+    said = summary_sentences(report_of(first_look=look_of(bm25, base)))[1]
     assert told in said and ("Where a base was" in said) == bool(told)
 
 

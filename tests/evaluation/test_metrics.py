@@ -15,7 +15,7 @@ from embedding_finetune.evaluation.metrics import (
     measure,
     per_query,
 )
-from embedding_finetune.retrieval.retrievers import Retriever
+from embedding_finetune.retrieval.base import Retriever
 
 QRELS = {"q1": {"a": 1, "b": 1}, "q2": {"c": 1}, "q3": {"d": 1}, "q4": {"e": 1}}
 RUN = {"q1": {"a": 0.9, "x": 0.8, "b": 0.7},                                                # ranks 1 and 3
@@ -75,7 +75,7 @@ def test_metrics_by_corpus_size():
         def build(self, texts):
             self.size = len(texts)
 
-        def top(self, texts, depth):
+        def search_batch(self, texts, depth):
             order = np.argsort(self.ids)[None, :depth]
             return -np.arange(order.shape[1], dtype=np.float32)[None], order
 
@@ -92,5 +92,5 @@ def test_the_weight_is_the_best_on_the_queries_given_and_the_smallest_of_equals(
     dense = {"q1": {"y": 0.6, "x": 0.5}, "q2": {"y": 0.9, "x": 0.4}}
     both = Collection({"q1": "", "q2": ""}, {"x": "", "y": ""}, {"q1": {"x": 1}, "q2": {"y": 1}})
     assert choose_weight(both, bm25, dense) == 0.15  # q1 needs more than 0.1 / (8 / 9) = 0.1125
-    assert choose_weight(both.of_queries(["q2"]), bm25, dense) == 0
+    assert choose_weight(both.select_queries(["q2"]), bm25, dense) == 0
     assert measure(both, dense)["recall@1"] == 0.5

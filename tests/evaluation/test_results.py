@@ -6,15 +6,15 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
 from embedding_finetune.data.collection import Collection, write_collection, write_data
 from embedding_finetune.evaluation import results
-from embedding_finetune.evaluation.figures import conclusion, write_comparison
+from embedding_finetune.evaluation.tables import conclusion, write_comparison
 from embedding_finetune.files import UserError, write_json
 from embedding_finetune.hub import model_content
-from embedding_finetune.retrieval.model_use import use_of
-from embedding_finetune.retrieval.retrievers import BM25
-from embedding_finetune.retrieval.runs import read_run
-from embedding_finetune.seals import read_sealed, write_sealed
+from embedding_finetune.models.encoder_config import load_encoder_config
+from embedding_finetune.retrieval.bm25 import BM25
+from embedding_finetune.retrieval.trec import read_run
 
 QUERIES = {f"q{number}": f"question {number}" for number in range(6)}
 PARTS = dict(zip(QUERIES, ["test", "test", "dev", "dev", "dev", "train"]))
@@ -32,7 +32,7 @@ def measured(settings):
 def run(part, right):
     """A run of a part that has the first `right` queries right, and the others at the end of the corpus."""
     ranked = {}
-    for number, query in enumerate(DATA.part(part).queries):
+    for number, query in enumerate(DATA.split(part).queries):
         own = f"p{query[1:]}"
         others = [passage for passage in CORPUS if passage != own]
         order = [own, *others] if number < right else [*others, own]
@@ -57,29 +57,29 @@ class Model:
     """What `results.facts` asks of an encoder, without the model in memory."""
 
     def __init__(self, settings, label):
-        self.use = use_of(settings, label)
-        self.content = model_content(self.use.name)
+        self.config = load_encoder_config(settings, label)
+        self.revision = model_content(self.config.name)
 
 
 def save(settings, label, dev=1, test=1):
     """Save a result with so many dev and test queries right; a label with a model is one of a model."""
-    more = {"model": "BM25"} if label == "bm25" else results.facts(settings, Model(settings, label))
+    more = {"model": "BM25"} if label == "bm25" else results.model_metadata(settings, Model(settings, label))
     return results.save_result(settings, DATA, label, {"dev": run("dev", dev), "test": run("test", test)}, **more)
 
 
 def save_hybrid(settings, label, dev=1, test=1):
     of = Model(settings, label)
     return results.save_result(settings, DATA, f"hybrid_{label}", {"dev": run("dev", dev), "test": run("test", test)},
-                               model="BM25 + it", hybrid_of=label, used=asdict(of.use), content=of.content)
+                               model="BM25 + it", hybrid_of=label, used=asdict(of.config), content=of.content)
 
 
 def test_a_result_has_metrics_of_both_parts_and_runs_for_every_tool(measured):
-    few = {"test": {query: {"p0": 3.0} for query in DATA.part("test").queries}, "dev": run("dev", 2)}
+    few = {"test": {query: {"p0": 3.0} for query in DATA.split("test").queries}, "dev": run("dev", 2)}
     folder = finished(measured, "neg10")
-    result = results.save_result(measured, DATA, "neg10", few, **results.facts(measured, Model(measured, "neg10")))
+    result = results.save_result(measured, DATA, "neg10", few, **results.model_metadata(measured, Model(measured, "neg10")))
     assert result["metrics"]["recall@1"] == 0.5 and result["dev"]["recall@1"] == pytest.approx(2 / 3)
     assert (result["queries"], result["corpus"], result["recipe"]) == (2, 6, "neg10")
-    assert read_sealed(measured.output_dir / "results" / "neg10.json") == result
+    assert read_checksummed(measured.output_dir / "results" / "neg10.json") == result
     padded = read_run(measured.output_dir / "runs" / "neg10.trec")["q1"]
     assert list(padded) == ["p0", "p1", "p2", "p3", "p4", "p5"] and padded["p1"] < 0  # not found, and it says so
     assert set(read_run(measured.output_dir / "runs" / "dev" / "neg10.trec")) == {"q2", "q3", "q4"}
@@ -115,7 +115,7 @@ def test_dev_chooses_the_fine_tuned_model_not_test(measured):
         save(measured, label, dev, test)
     save_hybrid(measured, "neg10", 3, 2)
     rows, _ = results.compare(measured, DATA)
-    assert results.chosen_by_dev(rows)["label"] == "neg50"
+    assert results.best_fine_tuned(rows)["label"] == "neg50"
     assert [row["label"] for row in rows if row["chosen"]] == ["neg50"]
     planned = {frozenset((row["label"], other)) for row in rows for other, pair in row["against"].items()
                if pair["recall@1"]["planned"]}
@@ -136,7 +136,7 @@ def test_the_planned_comparisons():
                                                      ("hard", "neg10"), ("kd", "neg10"), ("hybrid_hard", "extra")]
     assert results.planned_pairs(tuned[:1] + others[:1]) == [("neg10", "bm25")]  # once, though it is the last one, too
     assert results.planned_pairs(tuned[1:3]) == []  # neither a rival nor neg10
-    assert results.planned_pairs(others) == [] and results.chosen_by_dev(others) is None
+    assert results.planned_pairs(others) == [] and results.best_fine_tuned(others) is None
 
 
 def test_a_share_of_the_queries_is_a_point_of_the_curve_and_no_candidate():
@@ -146,7 +146,7 @@ def test_a_share_of_the_queries_is_a_point_of_the_curve_and_no_candidate():
     rows = [result("neg10", 0.6, recipe="neg10", share=1.0), result("half", 0.8, recipe="half", share=0.5),
             result("hybrid_half", 0.9, hybrid_of="half"), result("raw", 0.3),
             result("hybrid_raw", 0.4, hybrid_of="raw")]
-    assert results.chosen_by_dev(rows)["label"] == "neg10"
+    assert results.best_fine_tuned(rows)["label"] == "neg10"
     assert results.planned_pairs(rows) == [("neg10", "raw"), ("neg10", "hybrid_raw")]
     assert [row["label"] for row in results.finalists(rows)] == ["hybrid_raw", "neg10"]
     assert results.finalists(rows[3:]) == (rows[4], None) and results.finalists([]) == (None, None)
@@ -186,7 +186,7 @@ def test_a_result_that_no_longer_fits_its_model_is_left_out_by_name(measured, ch
 def test_a_setting_of_use_leaves_out_the_models_it_is_about(measured):
     for label in ("bm25", "raw", "reference"):
         save(measured, label)
-    rows, left_out = results.compare(replace(measured, query_instruction="ask: "), DATA)
+    rows, left_out = results.compare(replace(measured, query_prompt="ask: "), DATA)
     assert [row["label"] for row in rows] == ["bm25", "reference"]
     assert left_out == ["raw is left out: it was measured with another query_prompt; evaluate it again"]
     assert [row["label"] for row in results.compare(measured, DATA)[0]] == ["bm25", "raw", "reference"]
@@ -228,17 +228,17 @@ def test_runs_and_results_that_do_not_belong_together_are_named(measured):
     path.write_text(saved.replace("q1 ", "q3 "))
     with pytest.raises(UserError, match="bm25.trec ranks other queries than .* evaluate bm25 again"):
         results.compare(measured, DATA)
-    path.write_text("".join(f"{query} Q0 p5 1 1.0 bm25\n" for query in DATA.part("test").queries))
+    path.write_text("".join(f"{query} Q0 p5 1 1.0 bm25\n" for query in DATA.split("test").queries))
     with pytest.raises(UserError, match="bm25.trec is not the run that was measured: evaluate bm25 again"):
         results.compare(measured, DATA)
     result = measured.output_dir / "results" / "bm25.json"
-    write_sealed(result, read_sealed(result) | {"runs": {}})  # as an earlier version wrote it
+    write_checksummed(result, read_checksummed(result) | {"runs": {}})  # as an earlier version wrote it
     with pytest.raises(UserError, match="the run and the result of bm25 do not belong together"):
         results.compare(measured, DATA)
     path.unlink()
     with pytest.raises(UserError, match="bm25.trec does not exist"):
         results.compare(measured, DATA)
-    write_sealed(result, read_sealed(result) | {"label": "raw"})  # two that were exchanged
+    write_checksummed(result, read_checksummed(result) | {"label": "raw"})  # two that were exchanged
     with pytest.raises(UserError, match="bm25.json is no result"):
         results.load_results(measured)
     (measured.output_dir / "results" / "bm25.json").write_text("[]")
@@ -248,10 +248,10 @@ def test_runs_and_results_that_do_not_belong_together_are_named(measured):
 
 def test_a_repetition_is_of_its_recipe_and_ready_made_models_are_of_none(measured):
     finished(measured, "neg10_seed43")
-    repeated = results.facts(replace(measured, seeds=2), Model(measured, "neg10_seed43"))
+    repeated = results.model_metadata(replace(measured, seeds=2), Model(measured, "neg10_seed43"))
     assert repeated["recipe"] == "neg10" and repeated["about"] == "10 random negatives a query"
     assert repeated["used"]["pooling"] == "mean" and repeated["note"].endswith("this data set's training part")
-    assert "recipe" not in results.facts(measured, Model(measured, "reference"))
+    assert "recipe" not in results.model_metadata(measured, Model(measured, "reference"))
 
 
 def test_other_test_sets_are_measured_on_their_own_corpus(measured, tmp_path):
@@ -259,18 +259,18 @@ def test_other_test_sets_are_measured_on_their_own_corpus(measured, tmp_path):
                      {"x": {"a": 1}, "y": {"b": 1}}, {"x": "test", "y": "test"})
     write_collection(tmp_path / "far", far)
     retriever = BM25().index(CORPUS)
-    assert results.measure_elsewhere(measured, retriever) == {}
-    asked = replace(measured, eval_sets=str(tmp_path / "far"))
-    found = results.measure_elsewhere(asked, retriever)
+    assert results.evaluate_out_of_domain(measured, retriever) == {}
+    asked = replace(measured, out_of_domain_sets=str(tmp_path / "far"))
+    found = results.evaluate_out_of_domain(asked, retriever)
     assert list(retriever.ids) == list(CORPUS)  # the retriever itself keeps its corpus
     assert list(found) == [str(tmp_path / "far")] and found[str(tmp_path / "far")]["recall@1"] == 0.5
     each = {query: values["recall@1"] for query, values in found[str(tmp_path / "far")]["each"].items()}
     assert each == {"x": 1.0, "y": 0.0}
     (tmp_path / "far" / "qrels" / "test.tsv").rename(tmp_path / "far" / "qrels" / "dev.tsv")
     with pytest.raises(UserError, match="far has no qrels/test.tsv"):
-        results.measure_elsewhere(asked, retriever)
+        results.evaluate_out_of_domain(asked, retriever)
     with pytest.raises(UserError, match="nowhere/corpus.jsonl does not exist"):
-        results.measure_elsewhere(replace(measured, eval_sets="nowhere"), retriever)
+        results.evaluate_out_of_domain(replace(measured, out_of_domain_sets="nowhere"), retriever)
 
 
 def test_what_is_lost_elsewhere_is_a_paired_difference_on_the_same_queries():
@@ -279,10 +279,10 @@ def test_what_is_lost_elsewhere_is_a_paired_difference_on_the_same_queries():
         return {"label": label, "eval_sets": {"far": {"recall@1": sum(values) / len(values), "each": each}}}
 
     raw, tuned, reference = row("raw", 1, 1, 1, 0), row("neg10", 0, 0, 1, 0), row("reference", 1, 1)
-    far = results.compare_elsewhere(tuned, [raw, tuned, reference, {"label": "hybrid_raw"}], seed=1)["far"]
+    far = results.compare_out_of_domain(tuned, [raw, tuned, reference, {"label": "hybrid_raw"}], seed=1)["far"]
     assert far["recall@1"] == 0.25 and set(far["against"]) == {"raw"}  # the reference answered other queries
     seen = far["against"]["raw"]["recall@1"]
     assert seen["difference"] == -0.5 and seen["ci95"] == [-1, 0] and not seen["planned"] and "each" not in far
-    assert results.compare_elsewhere({"label": "hybrid_raw"}, [raw], seed=1) == {}
+    assert results.compare_out_of_domain({"label": "hybrid_raw"}, [raw], seed=1) == {}
     old = {"label": "neg10", "eval_sets": {"far": {"recall@1": 0.5}}}  # of a version that kept no values
-    assert results.compare_elsewhere(old, [raw, old], seed=1) == {"far": {"recall@1": 0.5}}
+    assert results.compare_out_of_domain(old, [raw, old], seed=1) == {"far": {"recall@1": 0.5}}

@@ -14,12 +14,12 @@ from embedding_finetune.evaluation.significance import (
     add_significance,
     bootstrap_means,
     compare,
-    flipped_sums,
     holm,
     interval,
     outcome,
     p_value,
     queries_needed,
+    sign_flip_sums,
 )
 from embedding_finetune.files import UserError
 
@@ -70,7 +70,7 @@ def test_shuffled_systems_are_found_different_only_at_the_nominal_rate():
     a, b = (np.stack([reciprocal_ranks(rng, 200, hits) for _ in range(experiments)], axis=1) for hits in (0.9, 0.3))
     swap = rng.random(a.shape) < 0.5  # which system gave which answer is random: no real difference by construction
     gaps = np.where(swap, b - a, a - b)
-    p_values = p_value(flipped_sums(gaps, resamples=1000), gaps.sum(axis=0))
+    p_values = p_value(sign_flip_sums(gaps, resamples=1000), gaps.sum(axis=0))
     assert 0.03 <= np.mean(p_values < 0.05) <= 0.07
     assert stats.kstest(p_values, "uniform").pvalue > 0.001
     one, other = np.where(swap, b, a)[:, 0], np.where(swap, a, b)[:, 0]
@@ -176,7 +176,7 @@ def test_so_many_queries_find_the_difference_in_four_of_five_tries(kind, compari
 
     def power(queries, tries=400):
         drawn = np.random.default_rng(15).choice(GAPS[kind], (queries, tries))
-        return (p_value(flipped_sums(drawn, resamples=2000), drawn.sum(axis=0)) < ALPHA / comparisons).mean()
+        return (p_value(sign_flip_sums(drawn, resamples=2000), drawn.sum(axis=0)) < ALPHA / comparisons).mean()
 
     assert 0.72 < power(needed) < 0.88  # the standard error of 400 tries is 0.02
     assert 0.25 < power(needed // 2) < 0.6
@@ -189,7 +189,7 @@ def test_queries_needed_is_also_told_where_it_is_a_matter_of_few_or_of_none():
     assert queries_needed(noise + 0.005) == pytest.approx((z / 0.005) ** 2, rel=1e-4)  # 314,000
     assert (z / 0.0025) ** 2 > MOST_QUERIES and queries_needed(noise + 0.0025) is None
     ones = queries_needed(np.ones(3))  # what ever they say, 5 queries have signs that all agree in 2 of 32 cases
-    assert ones == 6 and p_value(flipped_sums(np.ones((ones, 1))), ones) < ALPHA
+    assert ones == 6 and p_value(sign_flip_sums(np.ones((ones, 1))), ones) < ALPHA
     gaps = np.random.default_rng(17).normal(0.01, 0.3, 7000)
     start = time.perf_counter()
     assert queries_needed(gaps) == queries_needed(-gaps) == queries_needed(np.random.default_rng(18).permutation(gaps))

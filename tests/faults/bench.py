@@ -44,7 +44,7 @@ class Bench:
             if step.begins == "interrupted":
                 self._interrupt()
             for _ in range(2):  # the second time with everything imported
-                laboratory.restore(step.begins)
+                laboratory.load(step.begins)
                 began = time.monotonic()
                 outcome = self.run(step)
                 self.seconds[step.name] = time.monotonic() - began
@@ -81,7 +81,7 @@ class Bench:
 
     def reads(self, step):
         """The files that a step reads, undisturbed, if they are there before it."""
-        self.laboratory.restore(step.begins)
+        self.laboratory.load(step.begins)
         there = {str(self.laboratory.trial / path) for path in self.before(step)}
         return sorted(there & {path for *_, path in self.run(step, Fault(WATCH, kinds=READ)).events})
 
@@ -120,7 +120,7 @@ class Bench:
             return LOST, f"{lost} is gone"
         outcome = self.run(step)
         if outcome.how == DONE:
-            why = self.differs(step, outcome.value, aside)
+            why = self.overrides(step, outcome.value, aside)
             return (LOST, f"again: {why}") if why else (EQUAL, "")
         return LOST, f"again: {outcome.how} {outcome.said}"
 
@@ -128,7 +128,7 @@ class Bench:
         """The verdict over a run that has ended by itself; where the fault is over (`mended`), the same command again
         must come to the undisturbed end."""
         if outcome.how == DONE:
-            why = self.differs(step, outcome.value, aside)
+            why = self.overrides(step, outcome.value, aside)
             return (LOST, why) if why else (EQUAL, "")
         if outcome.how != REFUSED:
             return LOST, f"{outcome.how} {outcome.said}"
@@ -143,7 +143,7 @@ class Bench:
         """The folder of the whole experiment as another seed leaves it."""
         laboratory, folder = self.laboratory, self.laboratory.home / "another"
         if not folder.exists():
-            laboratory.restore("given")
+            laboratory.load("given")
             for step in self.steps.values():
                 if step.leaves:
                     self.run(step, SEED="7")
@@ -154,7 +154,7 @@ class Bench:
         """The state `interrupted`: a training that was killed at its third and last checkpoint."""
         step = self.steps["train"]
         number = next(number for number, (*_, path) in enumerate(self.changes["train"]) if "checkpoint-3" in path)
-        self.laboratory.restore("built")
+        self.laboratory.load("built")
         self.run(step, Fault(KILL, number))
         self.laboratory.keep("interrupted")
 

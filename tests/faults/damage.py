@@ -84,6 +84,6 @@ def of_another_making(bench, name):
 def damaged(bench, step, name, damage, seed):
     laboratory = bench.laboratory
     bench.another()
-    laboratory.restore(step.begins)
+    laboratory.load(step.begins)
     damage(laboratory.trial / name, random.Random(f"{name} {seed}"))
     return bench.verdict(step, bench.run(step), aside=name, mended=False)

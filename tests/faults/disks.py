@@ -30,5 +30,5 @@ def trials(bench):
 
 
 def failed(bench, step, fault):
-    bench.laboratory.restore(step.begins)
+    bench.laboratory.load(step.begins)
     return bench.verdict(step, bench.run(step, fault))

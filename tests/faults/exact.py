@@ -4,9 +4,9 @@ import bm25s
 import numpy as np
 
 from embedding_finetune.data.collection import read_data
-from embedding_finetune.retrieval.encoder import Encoder
-from embedding_finetune.retrieval.model_use import use_of
-from embedding_finetune.retrieval.words import Words
+from embedding_finetune.models.encoder import Encoder
+from embedding_finetune.models.encoder_config import load_encoder_config
+from embedding_finetune.retrieval.analyzer import Analyzer
 
 from .steps import WEIGHT
 
@@ -21,9 +21,9 @@ def exact_answers(settings, queries):
     corpus = read_data(settings).corpus
     ids, texts = list(corpus), list(corpus.values())
     by_id = np.argsort(np.argsort(np.array(ids, dtype=object)))
-    encoder = Encoder(use_of(settings, "reference"))
+    encoder = Encoder(load_encoder_config(settings, "reference"))
     cosines = encoder.encode_queries(queries) @ encoder.encode_passages(texts).T
-    words, bm25 = Words.of("auto", texts), bm25s.BM25(k1=1.5, b=0.75)
+    words, bm25 = Analyzer.of("auto", texts), bm25s.BM25(k1=1.5, b=0.75)
     bm25.index(words(texts), show_progress=False)
     found = {label: {} for label in LABELS}
     for query, dense, said in zip(queries, cosines, words(queries), strict=True):

@@ -106,7 +106,7 @@ def trials(bench, cases):
 
 def fuzzed(bench, target, cases):
     """The verdict over all cases of a target, and their number."""
-    bench.laboratory.restore(target.state)
+    bench.laboratory.load(target.state)
     outcome = bench.laboratory.run(lambda: target.run(bench.laboratory.trial, cases), patience=600,
                                    environment=bench.environment)
     if outcome.how != DONE:

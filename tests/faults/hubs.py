@@ -24,16 +24,16 @@ SLOW = 1  # second for each answer
 PROGRAM = """
 import hashlib, os, signal, sys
 import datasets, transformers.models.bert.modeling_bert
-from embedding_finetune.data.sources import read_pairs
+from embedding_finetune.data.cleaning import read_pairs
 from embedding_finetune.files import run_command_line
-from embedding_finetune.retrieval.encoder import Encoder
-from embedding_finetune.retrieval.model_use import use_of
+from embedding_finetune.models.encoder import Encoder
+from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.settings import Settings
 
 def main():
     settings = Settings.load("msmarco")
     queries = list(read_pairs(settings)[0].queries.values())
-    vectors = Encoder(use_of(settings, "raw")).encode_queries(["when does the otter sleep"])
+    vectors = Encoder(load_encoder_config(settings, "raw")).encode_queries(["when does the otter sleep"])
     print("loaded", hashlib.sha256(repr(queries).encode()).hexdigest(), hashlib.sha256(vectors.tobytes()).hexdigest())
 
 for line in sys.stdin:

@@ -22,7 +22,7 @@ def trials(bench):
 def killed(bench, step, fault):
     """The verdict over a step that was ended by force, and run again."""
     laboratory = bench.laboratory
-    laboratory.restore(step.begins)
+    laboratory.load(step.begins)
     inodes = laboratory.inodes() if fault.power else {}
     outcome = bench.run(step, fault)
     if fault.power:

@@ -100,7 +100,7 @@ class Laboratory:
     def kept(self):
         return {path.name for path in self.states.iterdir()}
 
-    def restore(self, name):
+    def load(self, name):
         """Put a state into the trial's folder, times included."""
         shutil.rmtree(self.trial, ignore_errors=True)
         shutil.copytree(self.states / name, self.trial, symlinks=True)

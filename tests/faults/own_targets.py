@@ -9,25 +9,25 @@ import httpx
 import numpy as np
 from hypothesis import strategies as st
 
+from embedding_finetune.artifacts.staging import complete_checkpoints
 from embedding_finetune.data.collection import read_collection, read_data
+from embedding_finetune.data.row_store import read_rows
 from embedding_finetune.evaluation.results import compare, load_results
 from embedding_finetune.files import UserError, read_json
-from embedding_finetune.index import default_label, open_index
-from embedding_finetune.live import Shelf
-from embedding_finetune.retrieval.model_use import use_of
-from embedding_finetune.retrieval.runs import read_qrels, read_run
-from embedding_finetune.retrieval.vectors import TokenStore, VectorCache
-from embedding_finetune.serve import Guarded, application
+from embedding_finetune.models.embedding_cache import EmbeddingCache, TokenEmbeddingStore
+from embedding_finetune.models.encoder_config import load_encoder_config
+from embedding_finetune.retrieval.trec import read_qrels, read_run
+from embedding_finetune.serving.index import default_label, open_index
+from embedding_finetune.serving.registry import IndexRegistry
+from embedding_finetune.serving.server import Guarded, application
 from embedding_finetune.settings import Settings
-from embedding_finetune.training.checkpoints import complete_checkpoints
 from embedding_finetune.training.log import read_log
-from embedding_finetune.training.records import check_trained, find_recipe, is_current, trained_by_us
-from embedding_finetune.training.rows import make_training_file
-from embedding_finetune.training.store import read_rows
-from embedding_finetune.training.train import parse
+from embedding_finetune.training.provenance import check_trained, find_recipe, is_current, trained_recipes
+from embedding_finetune.training.training_data import make_training_file
+from embedding_finetune.training.worker import parse
 
 from .fuzz import SCALARS, VALUES, broken, otherwise
-from .targets import TARGETS, file, record, target, written
+from .targets import file, record, target, written
 
 
 @target("corpus", "built", 60)
@@ -114,9 +114,9 @@ def _trained(folder):
 
     def read():
         is_current(now, find_recipe(now, "neg10"))
-        trained_by_us(now)
+        trained_recipes(now)
         check_trained(now, "neg10")
-        use_of(now, "neg10")
+        load_encoder_config(now, "neg10")
     return record(folder / "output" / "neg10" / "training.json", read)
 
 
@@ -142,7 +142,7 @@ def _model(folder):
 
     def check(value):
         name, content = value
-        written(model / name, lambda: use_of(now, "neg10"))(content)
+        written(model / name, lambda: load_encoder_config(now, "neg10"))(content)
         written(model / name, lambda: None)(contents[name])
     return check, st.sampled_from(names).flatmap(lambda name: st.tuples(st.just(name), otherwise(contents[name])))
 
@@ -150,7 +150,7 @@ def _model(folder):
 @target("cache", "encoded", 60)
 def _cache(folder):
     home = next(path.parent for path in sorted((folder / "output" / "cache").rglob("*.npy")))
-    cache = VectorCache(home.parent, read_json(home / "identity.json"))
+    cache = EmbeddingCache(home.parent, read_json(home / "identity.json"))
     path = next(home.glob("*.npy"))
     content = path.read_bytes()
 
@@ -163,7 +163,7 @@ def _cache(folder):
 
 @target("token vectors", "built", 30)
 def _tokens(folder):
-    store = TokenStore(folder / "cache", {"model": "m"}, ["a", "b"])
+    store = TokenEmbeddingStore(folder / "cache", {"model": "m"}, ["a", "b"])
     store.write([[np.ones((2, 3), np.float16), np.ones((1, 3), np.float16)]])
 
     def read():
@@ -204,7 +204,7 @@ def _search(folder):
 @target("requests", "indexed", 120)
 def _requests(folder):
     now = dataclasses.replace(Settings.load(), data_dir=Path(folder / "data"))
-    app, loop = Guarded(application(now, Shelf(now, "neg10"))), asyncio.new_event_loop()
+    app, loop = Guarded(application(now, IndexRegistry(now, "neg10"))), asyncio.new_event_loop()
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
     text = st.text(max_size=40) | st.sampled_from(["otter", "../" * 5, "<script>", "%00", "a" * 3000, "\0", "neg10"])
     asked = st.dictionaries(st.sampled_from(["q", "k", "model", "x"]), text | st.integers(-3, 300).map(str), max_size=4)

@@ -6,9 +6,10 @@ import random
 import shutil
 from pathlib import Path
 
-from embedding_finetune import files, seals
-from embedding_finetune.data import collection
-from embedding_finetune.training import checkpoints, store, trainer
+from embedding_finetune import files
+from embedding_finetune.artifacts import manifest, staging
+from embedding_finetune.data import collection, row_store
+from embedding_finetune.training import trainer
 
 from . import kills
 from .bench import LOST
@@ -43,13 +44,13 @@ def write_in_place():
 
 def no_marker():
     """A checkpoint is written under its name, and whatever is there passes for complete."""
-    trainer.publish = checkpoints.publish = lambda written, folder: shutil.copytree(written, folder)
-    checkpoints.is_complete = trainer.is_complete = lambda folder: folder.is_dir()
+    trainer.publish = staging.commit = lambda written, folder: shutil.copytree(written, folder)
+    staging.is_complete = trainer.is_complete = lambda folder: folder.is_dir()
 
 
 def _everywhere(name, function):
     """In `files` and wherever it was imported from there."""
-    for module in (files, collection, seals, store):
+    for module in (files, collection, manifest, row_store):
         if hasattr(module, name):
             setattr(module, name, function)
 

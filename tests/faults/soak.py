@@ -26,7 +26,7 @@ from pathlib import Path
 from tiny import build, tiny_bert, tiny_pairs, tiny_texts
 
 from embedding_finetune.files import write_jsonl
-from embedding_finetune.index import open_index
+from embedding_finetune.serving.index import open_index
 from embedding_finetune.settings import ROOT, TABLE, Settings
 
 from .clients import Clients
@@ -151,7 +151,7 @@ class Soak:
             if by == "function":
                 [hits] = open_index(self.settings, label).answer([query], 5)
             else:
-                said = subprocess.run([sys.executable, "-m", "embedding_finetune.search", query, "--model", label, "-k",
+                said = subprocess.run([sys.executable, "-m", "embedding_finetune", "search", query, "--model", label, "-k",
                                        "5", "--json"], cwd=ROOT, capture_output=True, text=True)
                 hits = json.loads(said.stdout) if said.returncode == 0 else []
             if not same(hits, self.truth[self.state][label][query]):

@@ -16,26 +16,27 @@ from huggingface_hub import constants
 from starlette.testclient import TestClient
 from tiny import build, tiny_bert, tiny_pairs, tiny_texts
 
-from embedding_finetune import encode, publish, search
+from embedding_finetune.contrib import publish
+from embedding_finetune.data.cleaning import read_pairs, source_of
 from embedding_finetune.data.collection import read_data, write_data, write_test_files
-from embedding_finetune.data.sources import read_pairs, source_of
-from embedding_finetune.data.split import split
-from embedding_finetune.evaluation.figures import write_comparison
-from embedding_finetune.evaluation.page import load, write_page
-from embedding_finetune.evaluation.results import compare, facts, read_measured_run, save_result
+from embedding_finetune.data.splits import assign_splits
+from embedding_finetune.evaluation.report_page import load, write_page
+from embedding_finetune.evaluation.results import compare, model_metadata, read_measured_run, save_result
+from embedding_finetune.evaluation.tables import write_comparison
 from embedding_finetune.files import UserError, run_command_line
-from embedding_finetune.finetune import finetune
-from embedding_finetune.index import open_index
-from embedding_finetune.live import Shelf
+from embedding_finetune.models import parallel_encode
+from embedding_finetune.models.encoder import make_encoder
+from embedding_finetune.models.encoder_config import base_encoder_config, load_encoder_config
 from embedding_finetune.recipes import find_recipe
-from embedding_finetune.retrieval.encoder import encoder_of
-from embedding_finetune.retrieval.model_use import base_use, use_of
-from embedding_finetune.retrieval.retrievers import fuse_scores
-from embedding_finetune.retrieval.stages import stage_of
-from embedding_finetune.serve import Guarded, application
-from embedding_finetune.settings import Settings
+from embedding_finetune.retrieval.fusion import weighted_sum_fusion
+from embedding_finetune.retrieval.rerankers import make_reranker
+from embedding_finetune.serving import search
+from embedding_finetune.serving.index import open_index
+from embedding_finetune.serving.registry import IndexRegistry
+from embedding_finetune.serving.server import Guarded, application
 from embedding_finetune.training.mining import Miner
-from embedding_finetune.training.rows import make_training_file
+from embedding_finetune.training.train import finetune
+from embedding_finetune.training.training_data import make_training_file
 
 QUERY = "when does the otter sleep"
 WEIGHT = 0.3  # of BM25 in the fusion
@@ -57,7 +58,7 @@ def environment(folder):
     model = str(folder / "model")
     return {"PROFILE": "demo", "DATASET": str(folder / "pairs.jsonl"), "DATA_DIR": str(folder / "data"),
             "OUTPUT_DIR": str(folder / "output"), "BASE_MODEL": model, "REFERENCE_MODEL": model,
-            "REFERENCE_POOLING": "mean", "BASE_POOLING": "mean", "DEV_FRACTION": "0.2", "EVAL_SETS": "",
+            "REFERENCE_POOLING": "mean", "BASE_POOLING": "mean", "DEV_FRACTION": "0.2", "OUT_OF_DOMAIN_SETS": "",
             "BATCH_SIZE": "16", "LOGGING_STEPS": "1", "LEARNING_RATE": "1e-3", "PRECISION": "fp32",
             "QUERY_MAX_LEN": "24", "PASSAGE_MAX_LEN": "48"}
 
@@ -71,13 +72,13 @@ def begin(folder):
 
 def make_data(settings):
     pairs, _ = read_pairs(settings)
-    collection = split(pairs, test_fraction=settings.test_fraction, dev_fraction=settings.dev_fraction,
-                       seed=settings.seed, together=settings.near_duplicates_together)
+    collection = assign_splits(pairs, test_fraction=settings.test_fraction, dev_fraction=settings.dev_fraction,
+                       seed=settings.seed, together=settings.group_near_duplicates)
     write_data(settings, collection, source_of(settings))
 
 
 def test_data(settings):
-    write_test_files(settings, read_data(settings), base_use(settings).query_prompt)
+    write_test_files(settings, read_data(settings), base_encoder_config(settings).query_prompt)
     evaluate(settings, "bm25")
 
 
@@ -98,10 +99,10 @@ def train(settings, label="neg10"):
 def measure(settings, *others, dense="neg10"):
     """What the evaluation notebook of a dense model writes, with the fusion; and what those of other models write."""
     evaluate(settings, "bm25", *others, dense)
-    collection, of = read_data(settings), facts(settings, encoder_of(settings, use_of(settings, dense)))
+    collection, of = read_data(settings), model_metadata(settings, make_encoder(settings, load_encoder_config(settings, dense)))
     runs = [{part: read_measured_run(settings, collection, label, part) for part in ("test", "dev")}
             for label in ("bm25", dense)]
-    fused = {part: fuse_scores(runs[0][part], runs[1][part], WEIGHT) for part in ("test", "dev")}
+    fused = {part: weighted_sum_fusion(runs[0][part], runs[1][part], WEIGHT) for part in ("test", "dev")}
     save_result(settings, collection, f"hybrid_{dense}", fused, model=f"BM25 + {dense}", weight=WEIGHT,
                 hybrid_of=dense, used=of["used"], content=of["content"])
 
@@ -117,7 +118,7 @@ def compared(settings):
 
 
 def tokens(settings):
-    stage = stage_of(settings, "late_reference").index(read_data(settings).corpus)
+    stage = make_reranker(settings, "late_reference").index(read_data(settings).corpus)
     return [scores.tolist() for scores in stage.scores([QUERY], [[0, 1, 2]])]
 
 
@@ -134,7 +135,7 @@ def searched(settings):
 
 
 def encoded(settings):
-    run_command_line(lambda: encode.encode_share(settings, ["neg10", "raw"], 0, 1))
+    run_command_line(lambda: parallel_encode.encode_shard(settings, ["neg10", "raw"], 0, 1))
 
 
 def published(settings):
@@ -143,7 +144,7 @@ def published(settings):
 
 def served(settings):
     """An answer of the server, and a mark of whether it is right."""
-    with TestClient(Guarded(application(settings, Shelf(settings, "neg10")))) as client:
+    with TestClient(Guarded(application(settings, IndexRegistry(settings, "neg10")))) as client:
         hits = _said(client.get("/search", params={"q": QUERY}))["hits"]
         mark = {"query": QUERY, "id": hits[0]["id"], "right": True}
         return hits, _said(client.post("/marks", json=mark))

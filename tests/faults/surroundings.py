@@ -35,7 +35,7 @@ def trials(bench):
 
 def surrounded(bench, step, prepare, **environment):
     """The verdict over a step in a child that `prepare()` has changed."""
-    bench.laboratory.restore(step.begins)
+    bench.laboratory.load(step.begins)
 
     def job():
         prepare()
@@ -48,7 +48,7 @@ def surrounded(bench, step, prepare, **environment):
 def short_of_memory(bench, step, limit):
     """Out of memory, a process is killed, or a library ends it with an exception of its own, which counts alike: the
     same command again must be equal."""
-    bench.laboratory.restore(step.begins)
+    bench.laboratory.load(step.begins)
 
     def job():
         resource.setrlimit(resource.RLIMIT_AS, (memory_taken() + limit, resource.RLIM_INFINITY))
@@ -67,7 +67,7 @@ def jumping(seconds):
 def elsewhere(bench, step):
     """The whole state in a folder of another name: nothing is compared but that it ends, or says why not."""
     laboratory = bench.laboratory
-    laboratory.restore("given")
+    laboratory.load("given")
     folder = laboratory.trial / ODD
     folder.mkdir()
     for path in list(laboratory.trial.iterdir()):
@@ -83,7 +83,7 @@ def elsewhere(bench, step):
 
 def in_ascii(bench, step):
     """The step in a process of its own, whose locale knows ASCII alone: not every trial, for it imports all anew."""
-    bench.laboratory.restore(step.begins)
+    bench.laboratory.load(step.begins)
     code = ("from embedding_finetune.settings import Settings; from faults.steps import STEPS; "
             f"next(step for step in STEPS if step.name == {step.name!r}).run(Settings.load())")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG"))}
@@ -93,5 +93,5 @@ def in_ascii(bench, step):
                           errors="replace", env=environment)
     if done.returncode:
         return LOST, done.stderr[-2000:]
-    why = bench.differs(step, bench.expected[step.name][1])
+    why = bench.overrides(step, bench.expected[step.name][1])
     return (LOST, why) if why else (EQUAL, "")

@@ -7,17 +7,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 from hypothesis import strategies as st
 
 from embedding_finetune import settings as settings_module
-from embedding_finetune.data.sources import read_pairs, source_of
+from embedding_finetune.artifacts.manifest import CHECKSUM
+from embedding_finetune.data.cleaning import read_pairs, source_of
 from embedding_finetune.files import read_json
+from embedding_finetune.models.encoder_config import from_registry
 from embedding_finetune.recipes import trained_labels
-from embedding_finetune.retrieval.model_use import listed
-from embedding_finetune.seals import SEAL
 from embedding_finetune.settings import TABLE, Settings
 
 from .fuzz import SCALARS, broken, explored, otherwise
@@ -65,10 +64,10 @@ def record(path, read):
     """(check, strategy): a JSON object of ours: changed under its seal, its bytes broken, or one of an earlier version,
     which has no seal and lacks something."""
     value = read_json(path)
-    assert value[SEAL]
+    assert value[CHECKSUM]
     older = st.sampled_from(sorted(value)).map(lambda gone: {
-        key: other for key, other in value.items() if key not in (gone, SEAL)})
-    changed = otherwise(value).map(lambda other: other | {SEAL: value[SEAL]} if isinstance(other, dict) else other)
+        key: other for key, other in value.items() if key not in (gone, CHECKSUM)})
+    changed = otherwise(value).map(lambda other: other | {CHECKSUM: value[CHECKSUM]} if isinstance(other, dict) else other)
     return written(path, read), changed | broken(path.read_bytes()) | older
 
 
@@ -109,7 +108,7 @@ def _recipes(folder):
 def _models(folder):
     now = dataclasses.replace(Settings.load(), model_file=folder / "models.toml")
     content = b'["a/b"]\npooling = "cls"\nquery_prompt = "q: "\nquery_max_len = 64\n'
-    return written(folder / "models.toml", lambda: listed(now)), broken(content)
+    return written(folder / "models.toml", lambda: from_registry(now)), broken(content)
 
 
 def pairs(folder, ending, content):

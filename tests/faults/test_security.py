@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from embedding_finetune.artifacts.manifest import MANIFEST, write_manifest
 from embedding_finetune.files import UserError
-from embedding_finetune.index import open_index
-from embedding_finetune.retrieval.loading import load_encoder
-from embedding_finetune.retrieval.vectors import VectorCache, _hash
-from embedding_finetune.seals import MARKER, mark
-from embedding_finetune.training import train
+from embedding_finetune.models.embedding_cache import EmbeddingCache, _hash
+from embedding_finetune.models.modeling import load_encoder
+from embedding_finetune.serving.index import open_index
+from embedding_finetune.training import worker
 
 
 class Malicious:
@@ -52,17 +52,17 @@ def test_a_checkpoint_that_is_continued_runs_nothing(tiny, tmp_path, monkeypatch
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "finish", stop)
+    monkeypatch.setattr(worker, "finish", stop)
     with pytest.raises(KeyboardInterrupt):
-        train.train(flags)
+        worker.train(flags)
     last = output / "checkpoint-3"
     if name == "pytorch_model.bin":
         (last / "model.safetensors").unlink()
     plant(last / name, tmp_path / "trap")
-    (last / MARKER).unlink()
-    mark(last)  # whoever plants it knows how a checkpoint is completed
+    (last / MANIFEST).unlink()
+    write_manifest(last)  # whoever plants it knows how a checkpoint is completed
     with pytest.raises(BaseException, match="."):
-        train.train([*flags, "--max_steps", "4"])
+        worker.train([*flags, "--max_steps", "4"])
     assert not (tmp_path / "trap").exists()
 
 
@@ -76,7 +76,7 @@ def test_a_model_runs_nothing(tiny, tmp_path):
 
 
 def test_a_cache_runs_nothing(tmp_path):
-    cache = VectorCache(tmp_path / "cache", {"model": "m"})
+    cache = EmbeddingCache(tmp_path / "cache", {"model": "m"})
     cache.write([b"k" * 16], np.ones((1, 2), np.float32))
     plant(cache.folder / "x.npy", tmp_path / "trap")
     content = (cache.folder / "x.npy").read_bytes()

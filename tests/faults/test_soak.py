@@ -3,9 +3,10 @@
 import sys
 
 import pytest
+from forked import run_forked
+
 from faults import soak
 from faults.report import put
-from forked import run_forked
 
 
 def soaked(*words):

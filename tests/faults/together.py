@@ -15,7 +15,7 @@ def trials(bench):
 
 def both(bench, step):
     laboratory = bench.laboratory
-    laboratory.restore(step.begins)
+    laboratory.load(step.begins)
     jobs = [(bench.job(step), Fault(WATCH))] * 2
     outcomes = laboratory.together(jobs, bench.environment | step.environment)
     for outcome in outcomes:
@@ -28,5 +28,5 @@ def both(bench, step):
         return bench.verdict(step, outcomes[0])
     if len(done) == 2 and "OVERWRITE" in step.environment and step.name == "train over":
         return EQUAL, ""  # the second has moved the model of the first aside, as it was told
-    why = bench.differs(step, done[0].value)
+    why = bench.overrides(step, done[0].value)
     return (LOST, why) if why else (EQUAL, "") if len(done) == 2 else (CLEAR, "one was refused")

@@ -43,7 +43,7 @@ def test_scores_are_those_of_sentence_transformers_and_of_pairs_one_by_one(folde
 def test_bfloat16_changes_scores_little(folder):
     exact, quick = (CrossEncoder(str(folder), precision=precision).pairs("river moon", TEXTS)
                     for precision in ("fp32", "bf16"))
-    assert CrossEncoder(str(folder), "mine", precision="bf16").about == "reranker mine in bfloat16"
+    assert CrossEncoder(str(folder), "mine", precision="bf16").description == "reranker mine in bfloat16"
     assert quick.dtype == np.float32 and (quick != exact).any()
     assert np.corrcoef(exact, quick)[0, 1] > 0.99 and abs(exact - quick).max() < exact.std()
 

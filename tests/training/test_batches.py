@@ -9,14 +9,9 @@ from batches_for_tests import batch_of
 from tiny_training import rows_of, use, write_rows
 from transformers import AutoTokenizer
 
-from embedding_finetune.data.texts import PSEUDO
-from embedding_finetune.training.batches import (
-    Collator,
-    EpochSampler,
-    TrainingSet,
-    sub_batches,
-)
-from embedding_finetune.training.store import read_rows, text_key
+from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX
+from embedding_finetune.data.row_store import read_rows, text_hash
+from embedding_finetune.training.batches import Collator, EpochSampler, TrainingSet, sub_batches
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +32,7 @@ def test_a_draw_is_one_positive_and_distinct_negatives_of_its_row(rows):
         positive, *negatives = [text.removeprefix("text: ") for text in item["passages"]]
         assert item["query"] == "find: " + row["query"] and all(text.startswith("text: ") for text in item["passages"])
         assert positive in row["pos"] and len(set(negatives)) == 3 and set(negatives) <= set(row["neg"])
-        assert item["passage_keys"] == [text_key(text) for text in (positive, *negatives)]
+        assert item["passage_keys"] == [text_hash(text) for text in (positive, *negatives)]
 
 
 def test_a_row_with_too_few_negatives_repeats_some_and_leaves_none_out(rows):
@@ -97,7 +92,7 @@ def test_all_positives_of_a_query_are_known_wherever_they_stand(tmp_path):
     write_rows(tmp_path / "b.json", [{"query": "a", "pos": ["y", "x"], "neg": ["n"]}])
     training = TrainingSet(read_rows([tmp_path / "a.json", tmp_path / "b.json"]), use(), 2, seed=0)
     keys = [training[0, row]["positive_keys"] for row in range(3)]
-    assert keys[0] == keys[2] == sorted([text_key("x"), text_key("y")]) and set(keys[1]) == {text_key("z")}
+    assert keys[0] == keys[2] == sorted([text_hash("x"), text_hash("y")]) and set(keys[1]) == {text_hash("z")}
     assert {len(own) for own in keys} == {2}  # of one width, so that processes can exchange them
 
 
@@ -149,8 +144,8 @@ def test_queries_and_passages_are_cut_each_at_their_own_length(rows, tiny):
 def test_a_pseudo_query_is_taken_out_of_its_passage_nine_times_in_ten(tmp_path):
     passage = "Guide > Install\nthe falcon carries\n marble over the harbour"
     rows = [{"query": "carries marble over", "pos": [passage], "neg": ["a carries marble over b"],
-             "id": f"{PSEUDO}span-1"},
-            {"query": "Guide Install", "pos": [passage], "neg": ["moon"], "id": f"{PSEUDO}title-1"},
+             "id": f"{PSEUDO_QUERY_PREFIX}span-1"},
+            {"query": "Guide Install", "pos": [passage], "neg": ["moon"], "id": f"{PSEUDO_QUERY_PREFIX}title-1"},
             {"query": "carries marble over", "pos": [passage], "neg": ["moon"], "id": "q1"}]
     rows = read_rows([write_rows(tmp_path / "rows.json", rows)])
     training, epochs = TrainingSet(rows, use(), 2, seed=1), range(500)
@@ -162,5 +157,5 @@ def test_a_pseudo_query_is_taken_out_of_its_passage_nine_times_in_ten(tmp_path):
         assert set(counts) == {" ".join(hidden.split()), " ".join(passage.split())}
         assert abs(counts[" ".join(passage.split())] - 50) < 35  # five deviations
     item = training[0, 0]
-    assert item["passage_keys"] == [text_key(passage), text_key("a carries marble over b")]  # whatever is taken out
+    assert item["passage_keys"] == [text_hash(passage), text_hash("a carries marble over b")]  # whatever is taken out
     assert item["passages"][1] == "a carries marble over b" and span == [training[e, 0]["passages"][0] for e in epochs]

@@ -14,9 +14,9 @@ from tiny_training import use
 from transformers import AutoModel, AutoTokenizer
 
 from embedding_finetune.files import UserError, read_json
-from embedding_finetune.retrieval.encoder import Encoder
-from embedding_finetune.retrieval.loading import DenseLayers
-from embedding_finetune.retrieval.model_use import ModelUse, said_by_model
+from embedding_finetune.models.encoder import Encoder
+from embedding_finetune.models.encoder_config import EncoderConfig, from_files
+from embedding_finetune.models.modeling import DenseLayers
 from embedding_finetune.training.export import check_parity, complete, export
 
 # The last two are longer than either length: 16 tokens of a query, 48 of a passage.
@@ -55,9 +55,9 @@ def test_all_libraries_give_the_same_vectors(tiny, tmp_path, how, side):
     folder = exported(tiny, tmp_path / "model", how, side)
     queries = by_hand(folder, [how.query_prompt + text for text in TEXTS], how.query_max_len, how)
     passages = by_hand(folder, [how.passage_prompt + text for text in TEXTS], how.passage_max_len, how)
-    assert ModelUse("", "", "", **said_by_model(folder, False)) == how
+    assert EncoderConfig("", "", "", **from_files(folder, False)) == how
     sentence = SentenceTransformer(folder, device="cpu")
-    ours = Encoder(ModelUse("", "", folder, **said_by_model(folder, False)))
+    ours = Encoder(EncoderConfig("", "", folder, **from_files(folder, False)))
     found = {"sentence-transformers": (sentence.encode_query(TEXTS), sentence.encode_document(TEXTS)),
              "Encoder": (ours.encode_queries(TEXTS), ours.encode_passages(TEXTS))}
     if how.pooling != "last_token":  # which FlagModel does not know
@@ -188,5 +188,5 @@ def test_a_folder_of_flagembeddings_trainer_is_completed_in_place(tiny, tmp_path
         assert complete(folder, use(pooling="mean")) >= 0.9999
         modules = json.loads((folder / "modules.json").read_text())
         assert [module["path"] for module in modules] == ["", "1_Pooling", "2_Normalize"]
-        assert said_by_model(str(folder), False)["pooling"] == "mean"
+        assert from_files(str(folder), False)["pooling"] == "mean"
     assert not list(folder.glob("*.partial")) and not list(folder.glob(".*.partial"))

@@ -13,8 +13,8 @@ from tiny_training import passages
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, AutoTokenizer
 
-from embedding_finetune.retrieval.encoder import pool
-from embedding_finetune.retrieval.tokens import new_projection
+from embedding_finetune.models.encoder import pool
+from embedding_finetune.models.multi_vector import new_projection
 from embedding_finetune.training.loss import ContrastiveModel, false_negatives, grad_cache_step
 
 
@@ -217,12 +217,12 @@ def test_grad_cache_equals_plain_gradients_with_the_same_dropout(tiny, scores):
     assert torch.rand(1) == after, "the replay must leave the random state where one pass leaves it"
 
 
-@pytest.mark.parametrize("interaction, dim", [("late", 0), ("both", 8)])
-def test_the_loss_over_tokens_is_that_of_plain_loops_and_of_grad_cache(tiny, interaction, dim):
+@pytest.mark.parametrize("architecture, dim", [("multi_vector", 0), ("both", 8)])
+def test_the_loss_over_tokens_is_that_of_plain_loops_and_of_grad_cache(tiny, architecture, dim):
     """Each view has FlagEmbedding's loss, by means over a query's tokens of the best cosine; `both` is their mean."""
     batch, features = batch_of(tiny, limit=5)
     torch.manual_seed(2)
-    options = {"interaction": interaction, "projection": new_projection(32, dim), "added": [2, 3], "longest": 48}
+    options = {"architecture": architecture, "projection": new_projection(32, dim), "added": [2, 3], "longest": 48}
     model = load(tiny / "bert", **options).eval()
     assert AutoTokenizer.from_pretrained(tiny / "bert")("")["input_ids"] == [2, 3]
     loss = model(**batch)["loss"]
@@ -239,7 +239,7 @@ def test_the_loss_over_tokens_is_that_of_plain_loops_and_of_grad_cache(tiny, int
     targets = torch.arange(6) * 4
     known = false_negatives(batch["passage_keys"], batch["positive_keys"], targets)
     expected = torch.nn.functional.cross_entropy(scores.masked_fill(known, -torch.inf), targets)
-    if interaction == "both":
+    if architecture == "both":
         dense = load(tiny / "bert").eval()
         expected = (expected + dense(**batch)["loss"]) / 2
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)

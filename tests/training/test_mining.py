@@ -9,22 +9,24 @@ import torch
 from tiny import tiny_bert, tiny_pairs, tiny_texts
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertForSequenceClassification, BertTokenizer
 
+from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
 from embedding_finetune.data.collection import Collection, read_data
-from embedding_finetune.data.negatives import training_pool
-from embedding_finetune.data.texts import near_duplicates, normalise
+from embedding_finetune.data.near_duplicates import near_duplicates
+from embedding_finetune.data.negatives import negative_candidates
+from embedding_finetune.data.normalize import normalize
+from embedding_finetune.data.row_store import read_rows
 from embedding_finetune.files import UserError
+from embedding_finetune.models.encoder import Encoder
+from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.recipes import find_recipe
-from embedding_finetune.retrieval import blocks
-from embedding_finetune.retrieval.encoder import Encoder
-from embedding_finetune.retrieval.model_use import use_of
-from embedding_finetune.retrieval.retrievers import BM25, Dense
-from embedding_finetune.retrieval.stages import stage_of
-from embedding_finetune.seals import read_sealed, write_sealed
-from embedding_finetune.training import rows as rows_module
+from embedding_finetune.retrieval import resumable_search
+from embedding_finetune.retrieval.bm25 import BM25
+from embedding_finetune.retrieval.dense import Dense
+from embedding_finetune.retrieval.rerankers import make_reranker
+from embedding_finetune.training import training_data as rows_module
 from embedding_finetune.training.export import export
 from embedding_finetune.training.mining import Miner
-from embedding_finetune.training.rows import make_training_file, training_path, training_rows
-from embedding_finetune.training.store import read_rows
+from embedding_finetune.training.training_data import make_training_file, training_path, training_rows
 
 
 def recipe_of(settings, label="hard", **changes):
@@ -42,21 +44,21 @@ def test_rows_have_mined_negatives_and_their_sources_add_up(built):
     rows, sources = make(built, recipe_of(built))
     assert sum(sources.values()) == pytest.approx(1) and set(sources) == {"bm25", "model", "bm25 and model", "random"}
     assert sources["random"] < 0.1
-    train = read_data(built).part("train")
+    train = read_data(built).split("train")
     assert [row["query"] for row in rows] == list(train.queries.values())
-    pool = {train.corpus[passage] for passage in train.pool()[0]}
+    pool = {train.corpus[passage] for passage in train.positive_pool()[0]}
     for row in rows:
-        assert len({*map(normalise, row["neg"])} - {*map(normalise, row["pos"])}) == 4 and set(row["neg"]) <= pool
+        assert len({*map(normalize, row["neg"])} - {*map(normalize, row["pos"])}) == 4 and set(row["neg"]) <= pool
         near = near_duplicates(row["pos"] + row["neg"])
         assert not any(one < len(row["pos"]) <= other for one, other in near.tolist())
 
 
 def test_the_models_candidates_are_its_nearest_passages(built):
     """Against a plain product of all vectors, without near-duplicates to be left out."""
-    train = read_data(built).part("train")
-    pool, positives = train.pool()
-    chosen, sources = Miner(built, recipe_of(built, candidates=["model"])).mine(training_pool(read_data(built)))
-    encoder = Encoder(use_of(built, "reference"))
+    train = read_data(built).split("train")
+    pool, positives = train.positive_pool()
+    chosen, sources = Miner(built, recipe_of(built, candidates=["model"])).mine(negative_candidates(read_data(built)))
+    encoder = Encoder(load_encoder_config(built, "reference"))
     scores = encoder.encode_queries(train.queries.values()) @ encoder.encode_passages(
         [train.corpus[passage] for passage in pool]).T
     alike = near_duplicates([train.corpus[passage] for passage in pool]).tolist()
@@ -69,13 +71,13 @@ def test_the_models_candidates_are_its_nearest_passages(built):
 
 def test_mining_in_blocks_finds_the_same_and_goes_on(built, monkeypatch):
     """Whatever retriever: the second time nothing is searched for, the third time with another depth all is."""
-    pool, recipe = training_pool(read_data(built)), recipe_of(built)
+    pool, recipe = negative_candidates(read_data(built)), recipe_of(built)
     expected = Miner(built, recipe).mine(pool)
     assert not (built.output_dir / "cache" / "hits").exists()
-    monkeypatch.setattr(blocks, "BLOCK", 50)
+    monkeypatch.setattr(resumable_search, "BLOCK", 50)
     asked = []
     for kind in (BM25, Dense):
-        monkeypatch.setattr(kind, "top", lambda self, texts, depth, top=kind.top:
+        monkeypatch.setattr(kind, "search_batch", lambda self, texts, depth, top=kind.search_batch:
                             asked.append(len(texts)) or top(self, texts, depth))
     for depth, searched in ((20, True), (20, False), (30, True)):
         asked.clear()
@@ -92,8 +94,8 @@ def test_passages_that_share_no_word_with_the_query_are_no_hard_negatives(built)
     qrels = {query: {passage: 1 for passage in own} for query, own in
              zip(queries, (["p0", "p2"], ["p3", "p4"], ["p5", "p6", "p7", "p1"]))}
     train = Collection(queries, corpus, qrels, dict.fromkeys(queries, "train"))
-    chosen, sources = Miner(built, recipe_of(built, candidates=["bm25"])).mine(training_pool(train))
-    pool, _ = train.pool()
+    chosen, sources = Miner(built, recipe_of(built, candidates=["bm25"])).mine(negative_candidates(train))
+    pool, _ = train.positive_pool()
     assert pool[chosen[0][0]] == "p1"
     assert {pool[position] for position in chosen[2]} == {"p0", "p2", "p3", "p4"}
     assert {source: where.sum() for source, where in sources.items()} == {"bm25": 5, "random": 7}
@@ -102,25 +104,25 @@ def test_passages_that_share_no_word_with_the_query_are_no_hard_negatives(built)
 def test_bm25_mines_in_the_language_of_the_setting(built, capsys):
     """A change of it makes other candidates, and so another training file; of the model's candidates it makes none."""
     recipe, german = recipe_of(built), dataclasses.replace(built, bm25_language="de")
-    Miner(german, recipe).mine(training_pool(read_data(built)))
+    Miner(german, recipe).mine(negative_candidates(read_data(built)))
     assert "BM25 takes the words as de (All scripts)" in capsys.readouterr().out
     assert Miner(german, recipe).content() != Miner(built, recipe).content()
     alone = recipe_of(built, candidates=["model"])
-    assert Miner(german, alone).content() == Miner(built, alone).content()
+    assert Miner(german, alone).revision() == Miner(built, alone).revision()
 
 
 def test_nothing_of_the_test_and_dev_part_is_used(built):
     """Other texts in the test and dev part, but the same training part: the same rows, scores and all."""
     collection, miner = read_data(built), Miner(built, recipe_of(built, "hard_kd"))
-    train_pool = set(collection.part("train").pool()[0])
+    train_pool = set(collection.split("train").positive_pool()[0])
     other = dataclasses.replace(
         collection,
-        queries={query: text if collection.parts.get(query) == "train" else f"another {text}"
+        queries={query: text if collection.splits.get(query) == "train" else f"another {text}"
                  for query, text in collection.queries.items()},
         corpus={passage: text if passage in train_pool else f"quite another passage, {text}"
                 for passage, text in collection.corpus.items()} | {"p": "one passage more"})
     rows = []
-    for pool in map(training_pool, (collection, other)):
+    for pool in map(negative_candidates, (collection, other)):
         chosen, _ = miner.mine(pool)
         texts = np.array(pool.texts())
         rows.append([row | {side: texts[row[side]].tolist() for side in ("pos", "neg")}
@@ -138,16 +140,16 @@ def test_a_file_is_mined_anew_when_models_recipe_or_data_change_and_only_then(bu
     content = training_path(settings, recipe).read_bytes()
 
     moved = dataclasses.replace(settings, reference_model=str(reference.rename(tmp_path / "moved")))
-    for same in (moved, dataclasses.replace(moved, query_instruction="look up: ", epochs=3.0, retrievers="")):
+    for same in (moved, dataclasses.replace(moved, query_prompt="look up: ", epochs=3.0, retrievers="")):
         make(same, recipe)
-    make(moved, dataclasses.replace(recipe, about="told in other words", settings={"EPOCHS": 2}))
+    make(moved, dataclasses.replace(recipe, description="told in other words", settings={"EPOCHS": 2}))
     assert len(mined) == 1 and training_path(settings, recipe).read_bytes() == content
 
     tiny_bert(tmp_path / "moved", tiny_texts(tiny_pairs(120)), seed=9)  # other weights under the same name
     make(moved, recipe)
     assert len(mined) == 2 and training_path(settings, recipe).read_bytes() != content
-    make(dataclasses.replace(moved, reference_instruction="look up: "), recipe)
-    make(moved, dataclasses.replace(recipe, filter="share 0.95"))
+    make(dataclasses.replace(moved, reference_prompt="look up: "), recipe)
+    make(moved, dataclasses.replace(recipe, filter="relative_margin 0.95"))
     make(moved, recipe)
     assert len(mined) == 5
     monkeypatch.setattr(rows_module, "data_identity", lambda settings: "other data")
@@ -163,15 +165,15 @@ def test_what_is_only_said_of_a_model_is_no_reason_to_mine_anew(built, tmp_path,
     models.write_text(f'["{built.reference_model}"]\npooling = "mean"\npassage_prompt = "text: "\n')
     make(dataclasses.replace(built, model_file=models), recipe)
     renamed = dataclasses.replace(built, model_file=models.rename(tmp_path / "renamed.toml"))
-    assert f"passage_prompt from {renamed.model_file}" in use_of(renamed, "reference").note
+    assert f"passage_prompt from {renamed.model_file}" in load_encoder_config(renamed, "reference").note
     make(renamed, recipe)
     assert len(mined) == 1
     path = training_path(built, recipe).with_suffix(".made.json")
-    record = read_sealed(path, having={"made_of": dict})
+    record = read_checksummed(path, having={"made_of": dict})
     how = record["made_of"]["models"][0]
     how[:] = [used | {"label": "reference", "title": "", "name": "", "seen": "unknown", "differs": "", "note": "of old"}
               for used in how]
-    write_sealed(path, record)
+    write_checksummed(path, record)
     make(renamed, recipe)
     assert len(how) == 2 and len(mined) == 1
     renamed.model_file.write_text(renamed.model_file.read_text().replace("text: ", "page: "))
@@ -180,16 +182,16 @@ def test_what_is_only_said_of_a_model_is_no_reason_to_mine_anew(built, tmp_path,
 
 
 def test_the_same_seed_mines_the_same_file(built):
-    first, _ = make(built, recipe_of(built, filter="share 0.95"))
+    first, _ = make(built, recipe_of(built, filter="relative_margin 0.95"))
     training_path(built, recipe_of(built)).unlink()
-    assert make(built, recipe_of(built, filter="share 0.95"))[0] == first
+    assert make(built, recipe_of(built, filter="relative_margin 0.95"))[0] == first
 
 
 def test_the_teachers_scores_are_cosines_over_the_temperature(built):
     with_scores, _ = make(built, recipe_of(built, "hard_kd"))
     without, _ = make(built, recipe_of(built))
     assert [row["neg"] for row in with_scores] == [row["neg"] for row in without]
-    encoder = Encoder(use_of(built, "reference"))
+    encoder = Encoder(load_encoder_config(built, "reference"))
     for row in with_scores[:5]:
         cosines = encoder.encode_passages([*row["pos"], *row["neg"]]) @ encoder.encode_queries([row["query"]])[0]
         assert np.allclose([*row["pos_scores"], *row["neg_scores"]], cosines / 0.5, atol=1e-5)
@@ -200,7 +202,7 @@ def test_random_negatives_with_a_teacher_stay_random(built):
     random, _ = make(built, recipe_of(built, "neg10"))
     taught, sources = make(built, recipe_of(built, "neg10", teacher="raw", miner="hard", file="training_taught.json"))
     assert sources == {"random": 1.0} and [row["neg"] for row in taught] == [row["neg"] for row in random]
-    encoder, row = Encoder(use_of(built, "raw")), taught[3]
+    encoder, row = Encoder(load_encoder_config(built, "raw")), taught[3]
     cosines = encoder.encode_passages(row["neg"]) @ encoder.encode_queries([row["query"]])[0]
     assert np.allclose(row["neg_scores"], cosines / 0.5, atol=1e-5)
 
@@ -222,7 +224,7 @@ def reranker(tmp_path_factory):
 
 
 def test_a_reranker_can_be_the_teacher(built, reranker, monkeypatch):
-    monkeypatch.setattr("embedding_finetune.retrieval.layout.BATCH_TOKENS", {"cpu": 60})  # several for a query
+    monkeypatch.setattr("embedding_finetune.models.batching.BATCH_TOKENS", {"cpu": 60})  # several for a query
     folder, tokenizer, model = reranker
     rows, _ = make(built, recipe_of(built, "hard_kd", teacher=str(folder)))
     for row in rows[:5]:
@@ -235,7 +237,7 @@ def test_a_reranker_can_be_the_teacher(built, reranker, monkeypatch):
 
 def test_late_interaction_can_be_the_teacher(built):
     rows, _ = make(built, recipe_of(built, "hard_kd", teacher="late_reference"))
-    stage = stage_of(built, "late_reference")
+    stage = make_reranker(built, "late_reference")
     for row in rows[:5]:
         texts = dict(enumerate([*row["pos"], *row["neg"]]))
         scores = stage.index(texts).score({"q": row["query"]}, {"q": list(texts)})["q"]
@@ -247,10 +249,10 @@ def test_a_late_teacher_is_told_by_how_it_reads_and_not_by_how_its_tokens_are_st
     def miner(**changed):
         return Miner(dataclasses.replace(built, **changed), recipe_of(built, "hard_kd", teacher="late_reference"))
 
-    stored = miner(token_store="int8", token_merge=4)
+    stored = miner(token_dtype="int8", token_pool_factor=4)
     assert (stored.stage.dtype, stored.stage.merged) == ("float16", 1)
-    assert stored.content() == miner().content()
-    assert miner(reference_instruction="look up: ").content() != miner().content()
+    assert stored.content() == miner().revision()
+    assert miner(reference_prompt="look up: ").revision() != miner().revision()
 
 
 @pytest.mark.parametrize("teacher, message", [
@@ -271,7 +273,7 @@ def test_the_second_round_mines_with_the_model_of_the_first(built):
         Miner(built, recipe)
     base, hard = tiny_bert(built.output_dir / "base", tiny_texts(tiny_pairs(120)), seed=9), built.output_dir / "hard"
     export(AutoModel.from_pretrained(base), AutoTokenizer.from_pretrained(base), hard,
-           dataclasses.replace(use_of(built, "reference"), query_prompt=""))
+           dataclasses.replace(load_encoder_config(built, "reference"), query_prompt=""))
     second, _ = make(built, recipe)
     as_reference = dataclasses.replace(built, reference_model=str(hard))
     same, _ = make(as_reference, recipe_of(as_reference, candidates=["model"]))

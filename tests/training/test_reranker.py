@@ -17,10 +17,16 @@ from embedding_finetune.data.collection import Collection, read_collection, writ
 from embedding_finetune.files import read_json
 from embedding_finetune.retrieval.cross_encoder import CrossEncoder
 from embedding_finetune.training import reranker
-from embedding_finetune.training import train as training
+from embedding_finetune.training import worker as training
 from embedding_finetune.training.batches import TrainingSet
 from embedding_finetune.training.log import read_log
-from embedding_finetune.training.reranker import PairCollator, RerankDev, RerankerModel, calibrate, warnings_of
+from embedding_finetune.training.reranker import (
+    PairCollator,
+    RerankerDevEvaluator,
+    RerankerModel,
+    calibrate,
+    training_warnings,
+)
 
 
 def reranker_flags(tiny, output, **changes):
@@ -97,14 +103,14 @@ def test_a_given_reranker_is_kept_where_training_harms_it(tiny, trained, tmp_pat
 
 def test_what_went_wrong_is_said():
     before, flat, words = {"mrr@10": 0.5, "spread": 1.0}, {"mrr@10": 0.6, "spread": 0.001}, {"mrr@10": 0.3}
-    assert [text.split(":")[0] for text in warnings_of(None, flat, words)] == [
+    assert [text.split(":")[0] for text in training_warnings(None, flat, words)] == [
         "the scores have collapsed (spread 0.0010 on dev)"]
-    assert [text.split("(")[0].strip() for text in warnings_of(before, before | {"mrr@10": 0.5}, words)] == [
+    assert [text.split("(")[0].strip() for text in training_warnings(before, before | {"mrr@10": 0.5}, words)] == [
         "training has not improved it on dev"]
-    assert not list(warnings_of(before, before | {"mrr@10": 0.51}, words))
-    assert [text.split("(")[0].strip() for text in warnings_of(None, before, {"mrr@10": 0.51})] == [
+    assert not list(training_warnings(before, before | {"mrr@10": 0.51}, words))
+    assert [text.split("(")[0].strip() for text in training_warnings(None, before, {"mrr@10": 0.51})] == [
         "it orders BM25's hits worse than BM25"]
-    assert not list(warnings_of(None, before, {"mrr@10": 0.5}))
+    assert not list(training_warnings(None, before, {"mrr@10": 0.5}))
 
 
 def test_dev_measures_the_order_of_bm25s_candidates(tiny):
@@ -114,7 +120,7 @@ def test_dev_measures_the_order_of_bm25s_candidates(tiny):
     collection = Collection(queries, corpus, {"q1": {"a": 1}, "q2": {"c": 1}, "q3": {"d": 1}},
                             dict.fromkeys(queries, "dev"))
     collator = PairCollator(AutoTokenizer.from_pretrained(tiny / "bert"), use(), 10)
-    measured = RerankDev(collection, 100, collator, use(), 1, torch.device("cpu"))
+    measured = RerankerDevEvaluator(collection, 100, collator, use(), 1, torch.device("cpu"))
     first = measured.pairs[0][1] == "moon one"
     assert [len(right) for right in measured.right] == [2, 1, 0]
     assert measured.of_bm25["mrr@10"] == pytest.approx((1 + 1 + 0) / 3)  # of two equals the corpus's first
@@ -143,7 +149,7 @@ def test_recall_on_dev_is_the_share_of_the_positives_found_and_counts_those_that
         qrels = {"q1": dict.fromkeys(positives, 1), "q2": {"c": 0}}
         collator = PairCollator(AutoTokenizer.from_pretrained(tiny / "bert"), use(), 10)
         collection = Collection(queries, corpus, qrels, dict.fromkeys(queries, "dev"))
-        return RerankDev(collection, 100, collator, use(), 1, torch.device("cpu"))
+        return RerankerDevEvaluator(collection, 100, collator, use(), 1, torch.device("cpu"))
 
     *shuffled, _ = [text.split()[-1] for _, text in dev_of(["m0"]).pairs]  # the last scores highest
     measured = dev_of([f"m{shuffled[-1]}", f"m{shuffled[0]}", "d"])

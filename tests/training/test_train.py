@@ -1,440 +1,480 @@
-"""Whole trainings of tiny models: the same losses as FlagEmbedding's, through kill -9, on two processes, and what bad
-input says.
-"""
+"""From a recipe to the finished model: what is checked first, what is said, and what a killed process leaves behind."""
 
-import itertools
-import json
+import contextlib
+import dataclasses
 import os
 import shutil
+import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
-import transformers
-from FlagEmbedding.abc.finetune.embedder import AbsEmbedderTrainer
-from FlagEmbedding.finetune.embedder.encoder_only.base import (
-    EncoderOnlyEmbedderDataArguments,
-    EncoderOnlyEmbedderModelArguments,
-    EncoderOnlyEmbedderRunner,
-    EncoderOnlyEmbedderTrainingArguments,
-)
-from forked import command, forked, run_forked
+from FlagEmbedding.abc.finetune.embedder import AbsEmbedderTrainDataset
+from forked import command, debugged, forked, run_forked
 from safetensors.torch import load_file
-from sentence_transformers import MultiVectorEncoder, SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
-from tiny_training import training_rows, write_rows
-from transformers import AutoModel, AutoTokenizer
+from tiny import tiny_bert, tiny_pairs, tiny_texts
+from tiny_training import changed_rows
+from transformers import AutoTokenizer
 
-from embedding_finetune.data.collection import Collection, write_collection
-from embedding_finetune.files import UserError, read_json
-from embedding_finetune.retrieval.encoder import Encoder
-from embedding_finetune.retrieval.model_use import ModelUse
-from embedding_finetune.training import train as training
-from embedding_finetune.training.checkpoints import MARKER, complete_checkpoints
+from embedding_finetune.artifacts.manifest import read_checksummed, verify_manifest, write_checksummed
+from embedding_finetune.artifacts.staging import complete_checkpoints
+from embedding_finetune.files import UserError, read_jsonl, run_command_line
+from embedding_finetune.hub import model_content
+from embedding_finetune.models.encoder_config import base_encoder_config, load_encoder_config
+from embedding_finetune.recipes import find_recipe
+from embedding_finetune.settings import ROOT, TABLE, Settings
+from embedding_finetune.training import train as finetuning
 from embedding_finetune.training.log import read_log
+from embedding_finetune.training.provenance import RECORD, is_current, read_record, training_record
 
-pytestmark = pytest.mark.usefixtures("unchecked")
-
-
-def flags(tiny, output, **changes):
-    """Flags of a training of 30 steps over two epochs; None takes one out."""
-    values = {
-        "model_name_or_path": tiny / "bert", "train_data": tiny / "train.json", "cache_path": tiny / "cache",
-        "output_dir": output, "train_group_size": 4, "query_max_len": 16, "passage_max_len": 48,
-        "query_instruction_for_retrieval": "find: ", "query_instruction_format": "{}{}", "temperature": 0.05,
-        "per_device_train_batch_size": 4, "learning_rate": 1e-4, "warmup_steps": 0.1, "num_train_epochs": 2,
-        "seed": 3, "logging_steps": 5, "use_cpu": True, "save_steps": 10} | changes
-    return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
+NEG10, EXPORT = "training_neg_10.arrow", "training_neg_10.json"
 
 
-OF_8 = {"per_device_train_batch_size": 8, "save_steps": 5}  # 16 steps, the second epoch from step 9 on
+def prepare(settings, label="neg10"):
+    return finetuning.prepare(settings, find_recipe(settings, label))
 
 
-def dev(tiny):
-    return {"dev_data": tiny / "data", "dev_corpus_size": 60, "dev_steps": 7}
-
-
-def parameters(folder):
-    return load_file(folder / "model.safetensors")
-
-
-def curve(folder):
-    """What the log says of the training itself: step, loss and learning rate."""
-    return [value for row in read_log(folder) if "loss" in row
-            for value in (row["step"], row["loss"], row["learning_rate"])]
+def flags(settings, label="neg10"):
+    """Flag -> value."""
+    recipe = find_recipe(settings, label)
+    words = finetuning.flags_of(settings, recipe, settings.with_overrides(recipe.settings), settings.output_dir / "partial")
+    return dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2], strict=True))
 
 
 @pytest.fixture
-def losses(monkeypatch):
-    """Every loss that any trainer computes."""
-    seen = []
-    for kind in (AbsEmbedderTrainer, training.Trainer):
-        def compute_loss(self, *args, original=kind.compute_loss, **kwargs):
-            loss = original(self, *args, **kwargs)
-            seen.append(loss.item())
-            return loss
+def untrained(monkeypatch):
+    """A training that takes no time: the weights are there at once. Lists what was launched."""
+    launched = []
 
-        monkeypatch.setattr(kind, "compute_loss", compute_loss)
-    return seen
+    def launch(settings, label, module, flags, one_process):
+        launched.append((module, flags))
+        output = Path(flags[flags.index("--output_dir") + 1])
+        (output / "model.safetensors").write_text("weights")
 
-
-def test_the_first_50_losses_equal_flagembeddings(tiny, tmp_path, losses):
-    """Over four epochs. Each row has one positive and as many negatives as are drawn: nothing is left to chance."""
-    data = write_rows(tmp_path / "train.json", training_rows(negatives=3, second_positives=False))
-    changes = {"train_data": data, "num_train_epochs": None, "max_steps": 50, "save_strategy": "no",
-               "learning_rate": 2e-5, "passage_instruction_for_retrieval": "text ",
-               "passage_instruction_format": "{}{}"}
-    parser = transformers.HfArgumentParser((EncoderOnlyEmbedderModelArguments, EncoderOnlyEmbedderDataArguments,
-                                            EncoderOnlyEmbedderTrainingArguments))
-    arguments = parser.parse_args_into_dataclasses(flags(tiny, tmp_path / "theirs", disable_tqdm=True, **changes))
-    EncoderOnlyEmbedderRunner(*arguments).run()
-    theirs = losses.copy()
-    losses.clear()
-    training.train(flags(tiny, tmp_path / "ours", mask_false_negatives=False, **changes))
-    assert len(losses) == len(theirs) == 50 and len(set(theirs)) == 50
-    assert max(abs(ours - other) for ours, other in zip(losses, theirs, strict=True)) < 1e-5
+    monkeypatch.setattr(finetuning, "launch", launch)
+    return launched
 
 
-def test_bfloat16_on_a_cpu_changes_little(tiny, tmp_path, losses):
-    for name, changes in (("fp32", {}), ("bf16", {"bf16": True})):
-        training.train(flags(tiny, tmp_path / name, num_train_epochs=None, max_steps=12, save_strategy="no", **changes))
-    plain, rounded = losses[:12], losses[12:]
-    assert len(rounded) == 12 and plain != rounded and rounded == pytest.approx(plain, rel=0.05)
-    assert all(tensor.dtype == torch.float32 for tensor in parameters(tmp_path / "bf16").values())
+# -- before the training --
+
+def test_the_flags_are_those_of_the_table_and_of_model_recipe_and_machine(built):
+    given, config = flags(built), base_encoder_config(built)
+    of_table = {row.metadata["flag"]: str(getattr(built, row.name)) for row in TABLE.values() if row.metadata["flag"]}
+    assert {"learning_rate", "grad_cache_chunk", "dev_steps", "dev_corpus_size", "logging_steps"} <= of_table.keys()
+    assert of_table.items() <= given.items()
+    assert given["model_name_or_path"] == built.base_model and given["sentence_pooling_method"] == "cls"
+    assert given["query_instruction_for_retrieval"] == config.query_prompt == built.query_prompt
+    assert given["train_data"] == str(built.data_dir / NEG10) and given["dev_data"] == str(built.data_dir)
+    assert given["seed"] == "42" and not {"negatives_cross_device", "knowledge_distillation"} & given.keys()
+    assert "passage_instruction_for_retrieval" not in given
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_base_in_half_precision_is_trained_in_single_precision(tiny, tmp_path, monkeypatch, dtype):
-    """Adam's steps would vanish in weights of 8 or 11 bits."""
-    base, trainers = tmp_path / "base", []
-    AutoModel.from_pretrained(tiny / "bert", dtype=dtype).save_pretrained(base)
-    AutoTokenizer.from_pretrained(tiny / "bert").save_pretrained(base)
-    assert {tensor.dtype for tensor in parameters(base).values()} == {dtype}
-    finish = training.finish
-    monkeypatch.setattr(training, "finish", lambda trainer, *args: trainers.append(trainer) or finish(trainer, *args))
-    training.train(flags(tiny, tmp_path / "model", model_name_or_path=base, num_train_epochs=None, max_steps=2,
-                         learning_rate=1e-6))
-    [trainer] = trainers
-    state = [value for values in trainer.optimizer.state.values() for value in values.values()]
-    assert len(state) > 20 and {tensor.dtype for tensor in state} == {torch.float32}
-    trained, before = parameters(tmp_path / "model"), parameters(base)
-    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
-    assert read_json(tmp_path / "model" / "config.json")["dtype"] == "float32"
-    moved = (trained["embeddings.word_embeddings.weight"] - before["embeddings.word_embeddings.weight"].float()).abs()
-    assert 0 < moved.max() < 3e-6  # finer than what the base could have stored
+def test_what_a_setting_asks_for_becomes_a_flag(built):
+    changed = dataclasses.replace(built, passage_prompt="text: ", query_prompt="", gpus=2, seeds=2)
+    given = flags(changed, "neg10_seed43")
+    assert given["seed"] == "43" and given["negatives_cross_device"] == "True"
+    assert given["passage_instruction_for_retrieval"] == "text: " and "query_instruction_for_retrieval" not in given
+    taught = flags(built, "hard_kd")
+    assert (taught["knowledge_distillation"], taught["kd_loss_type"]) == ("True", "kl_div")
+    assert flags(dataclasses.replace(built, distillation_loss="margin"), "hard_kd")["kd_loss_type"] == "margin_mse"
+    theirs = flags(dataclasses.replace(built, trainer="flagembedding"))
+    assert theirs["save_strategy"] == "no" and not {"grad_cache_chunk", "dev_steps", "dev_data"} & theirs.keys()
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tiny, tmp_path_factory):
-    """A finished training with dropout."""
-    folder = tmp_path_factory.mktemp("uninterrupted") / "model"
-    training.train(flags(tiny, folder, model_name_or_path=tiny / "bert_dropout"))
-    return folder
+def test_the_precision_is_what_was_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert finetuning.precision("fp32") == {"use_cpu": True}
+    assert finetuning.precision("bf16") == {"use_cpu": True, "bf16": True}
+    for has in (False, True):  # the figures are the same on every processor
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"avx512_bf16": has, "amx_bf16": has})
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, name, lambda has=has: has)
+        assert finetuning.precision("auto") == {"use_cpu": True}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for has, found in ((True, {"bf16": True}), (False, {"fp16": True})):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
+        assert finetuning.precision("auto") == found
 
 
-def test_log_and_final_folder(uninterrupted, tiny, tmp_path, capsys):
-    assert [row["step"] for row in read_log(uninterrupted)] == [5, 10, 15, 20, 25, 30]
-    assert not list(uninterrupted.glob("checkpoint-*")) and not list(uninterrupted.glob("*.partial"))
-    output = tmp_path / "model"
-    training.train(flags(tiny, output, max_steps=2, num_train_epochs=None, logging_steps=1, **dev(tiny)))
-    assert [(row["step"], "loss" in row, "mrr@10" in row) for row in read_log(output)] == [
-        (0, False, True), (1, True, False), (2, True, False), (2, False, True)]
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in lines[:4]] == [["step", f"{step}/2"] for step in (0, 1, 2, 2)]
-    assert "passages/s" in lines[1] and "left" in lines[1] and "GB" in lines[1] and "dev mrr@10" in lines[3]
-    assert lines[-1].endswith(f"the model is in {output}")
+@pytest.mark.parametrize("gpu, has, wanted, line", [
+    (False, True, "auto", "precision: fp32 (PRECISION=auto)"),
+    (False, False, "fp32", "precision: fp32 (PRECISION=fp32)"),
+    (False, True, "bf16", "precision: bf16 (PRECISION=bf16)"),
+    (False, False, "bf16", "precision: bf16 (PRECISION=bf16); this CPU only emulates it: PRECISION=fp32 is faster"),
+    (True, True, "auto", "precision: bf16 (PRECISION=auto)"),
+    (True, False, "auto", "precision: fp16 (PRECISION=auto)"),
+])
+def test_the_log_says_the_precision_that_is_used(built, untrained, monkeypatch, capsys, gpu, has, wanted, line):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": has})
+    finetuning.finetune(dataclasses.replace(built, precision=wanted), "neg10")
+    assert capsys.readouterr().out.splitlines().count(line) == 1
+    [(_, words)] = untrained
+    assert [word for word in ("--bf16", "--fp16") if word in words] == [
+        f"--{name}" for name in ("bf16", "fp16") if f" {name} (" in line]
 
 
-@pytest.mark.parametrize("interrupted, strategy, patience, last", [
-    (False, "steps", 0, 30), (True, "steps", 0, 30), (False, "no", 2, 28), (True, "steps", 2, 28),
-    pytest.param(False, "no", 0, 30, marks=pytest.mark.long)])
-def test_the_best_checkpoint_by_dev_metric_is_the_model(tiny, tmp_path, monkeypatch, capsys, interrupted, strategy,
-                                                        patience, last):
-    """Dev values are made to peak at step 14: its parameters are kept to the end, through an interruption after 20; the
-    end may come when dev has not improved twice."""
-    values = {0: 0.7, 7: 0.2, 14: 0.6, 21: 0.5, 28: 0.4, 30: 0.6}  # an equal value later is no improvement
-    present, kept, interruptions = {}, {}, [23] * interrupted
-    original_save, original_checked = training.Trainer._save_checkpoint, training.Trainer._checked
+def test_a_finished_model_is_moved_aside_only_when_told_so(built, untrained, monkeypatch, capsys):
+    folder = finetuning.finetune(built, "neg10")
+    assert folder == built.output_dir / "neg10" and (folder / RECORD).exists()
+    with pytest.raises(UserError, match="neg10 holds a finished model; OVERWRITE=1 moves it aside and trains anew"):
+        finetuning.finetune(built, "neg10")
+    assert len(untrained) == 1
+    (folder / "model.safetensors").write_text("old weights")
+    monkeypatch.setenv("OVERWRITE", "1")
+    finetuning.finetune(built, "neg10")
+    [aside] = [path for path in built.output_dir.iterdir() if path.name.startswith("neg10.2")]
+    assert (aside / "model.safetensors").read_text() == "old weights" and len(untrained) == 2
+    assert (folder / "model.safetensors").read_text() == "weights"
+    assert f"the old model is now {aside}\n" in capsys.readouterr().out
 
-    def checked(self, loss):
-        present["step"] = self.state.global_step + 1
-        if present["step"] in interruptions:
-            raise KeyboardInterrupt
-        return original_checked(self, loss)
 
-    def save(self, *args, **kwargs):
-        original_save(self, *args, **kwargs)
-        kept[self.state.global_step] = {folder.name for folder in tmp_path.glob("model/checkpoint-*")}
-        if self.state.global_step == 14:
-            kept["best"] = parameters(tmp_path / "model" / "checkpoint-14")
+def test_what_is_no_model_is_never_moved_aside(built, untrained, monkeypatch):
+    """Such as the folder of another experiment, `output/demo` beside the models in `output`."""
+    (built.output_dir / "neg10" / "neg50").mkdir(parents=True)
+    monkeypatch.setenv("OVERWRITE", "1")
+    with pytest.raises(UserError, match="neg10 holds something else than a model .*: move it out of the way"):
+        finetuning.finetune(built, "neg10")
+    assert (built.output_dir / "neg10" / "neg50").is_dir() and not untrained
 
-    monkeypatch.setattr(training.DevSet, "evaluate",
-                        lambda self, model: {"recall@10": 0.0, "mrr@10": values[present.get("step", 0)]})
-    monkeypatch.setattr(training.Trainer, "_checked", checked)
-    monkeypatch.setattr(training.Trainer, "_save_checkpoint", save)
-    arguments = flags(tiny, tmp_path / "model", save_strategy=strategy, patience=patience, **dev(tiny))
-    if interrupted:
-        with pytest.raises(KeyboardInterrupt):
-            training.train(arguments)
-        interruptions.clear()
-    training.train(arguments)
-    torch.testing.assert_close(parameters(tmp_path / "model"), kept["best"], atol=0, rtol=0)
-    if strategy == "steps":
-        assert kept[10] == {"checkpoint-7", "checkpoint-10"} and kept[20] == {"checkpoint-14", "checkpoint-20"}
+
+def test_what_cannot_be_trained_is_refused_before_the_old_model_moves(built, untrained, monkeypatch):
+    folder = finetuning.finetune(built, "neg10")
+    monkeypatch.setenv("OVERWRITE", "1")
+    with pytest.raises(UserError, match="passage_max_len is 600, but .* has only 512 positions"):
+        prepare(dataclasses.replace(built, passage_max_len=600))
+    with pytest.raises(UserError, match="was made with other settings"):
+        prepare(dataclasses.replace(built, seed=7))
+    with pytest.raises(UserError, match="is no model folder"):
+        prepare(dataclasses.replace(built, base_model="/no/model"))
+    for changes in ({"query_expansion": 9}, {"query_expansion": 9, "architecture": "both"},
+                    {"query_expansion": built.query_max_len + 1, "architecture": "multi_vector"}):
+        with pytest.raises(UserError, match="QUERY_EXPANSION=.* goes with ARCHITECTURE=multi_vector alone"):
+            prepare(dataclasses.replace(built, **changes))
+    for changes in ({"matryoshka_dims": "64 8"}, {"matryoshka_dims": "8", "architecture": "both"}):
+        with pytest.raises(UserError, match="MATRYOSHKA_DIMS=.* goes with .* below the 64 dimensions"):
+            prepare(dataclasses.replace(built, **changes))
+    with pytest.raises(UserError, match="NNODES=2 needs RDZV_ENDPOINT=HOST:PORT"):
+        prepare(dataclasses.replace(built, nnodes=2))
+    for changes in ({"nnodes": 2, "rdzv_endpoint": "node:1"}, {"max_restarts": 1}):
+        with pytest.raises(UserError, match="FlagEmbedding's trainer has no (several nodes|restart)"):
+            prepare(dataclasses.replace(built, trainer="flagembedding", **changes))
+    with pytest.raises(UserError, match="FlagEmbedding's trainer has no margin of a teacher's scores"):
+        prepare(dataclasses.replace(built, trainer="flagembedding", distillation_loss="margin"), "hard_kd")
+    assert folder.exists() and len(untrained) == 1
+
+
+def test_truncated_vectors_take_the_flags_of_both_trainers(built):
+    """The whole vector is trained as well."""
+    for trainer in ("embedding_finetune", "flagembedding"):
+        settings = dataclasses.replace(built, matryoshka_dims="16 8", trainer=trainer)
+        words = finetuning.flags_of(settings, find_recipe(settings, "neg10"), settings, settings.output_dir)
+        assert words[words.index("--mrl_dims") + 1:][:4] == ["64", "16", "8"]
+        assert words[words.index("--use_mrl") + 1] == "True"
+
+
+def test_an_interrupted_training_is_only_continued_as_it_was_begun(built, tmp_path):
+    _, folder = prepare(built)
+    assert folder == built.output_dir / "neg10.partial"
+    for same in ({"grad_cache_chunk": 8}, {"logging_steps": 1}):
+        prepare(dataclasses.replace(built, **same))
+    (tmp_path / "recipes.toml").write_text(f'[neg10]\nnumber = 12\nfile = "{EXPORT}"\n')
+    for other in ({"batch_size": 8}, {"epochs": 2.0}, {"gpus": 2}, {"dev_steps": 0.5},
+                  {"recipe_file": tmp_path / "recipes.toml"}):
+        with pytest.raises(UserError, match="neg10.partial holds an interrupted training with other settings or "
+                                            "another training file"):
+            prepare(dataclasses.replace(built, **other))
+    prepare(built)  # the training file that the other recipe has replaced is made again
+
+
+def test_flagembeddings_trainer_has_a_folder_of_its_own_and_begins_anew(built):
+    _, ours = prepare(built)
+    settings = dataclasses.replace(built, trainer="flagembedding")
+    _, folder = prepare(settings)
+    assert folder == built.output_dir / "neg10.flagembedding.partial" and (ours / RECORD).exists()
+    (folder / "half a model").touch()
+    prepare(dataclasses.replace(settings, epochs=2.0))
+    assert not (folder / "half a model").exists()
+
+
+def test_data_that_changed_during_the_training_makes_the_model_stale(built, untrained, monkeypatch):
+    launch = finetuning.launch
+
+    def change_and_launch(*args):
+        changed_rows(built.data_dir / NEG10, lambda rows: rows[1:])
+        launch(*args)
+
+    monkeypatch.setattr(finetuning, "launch", change_and_launch)
+    finetuning.finetune(built, "neg10")
+    assert not is_current(built, find_recipe(built, "neg10"))
+
+
+def test_a_training_that_left_no_model_is_not_finished(built, monkeypatch):
+    monkeypatch.setattr(finetuning, "launch", lambda *args: None)
+    with pytest.raises(UserError, match="neg10.partial holds no model: the training did not finish"):
+        finetuning.finetune(built, "neg10")
+    assert not (built.output_dir / "neg10").exists()
+
+
+def test_a_model_that_only_lacks_its_name_is_not_trained_again(built, untrained):
+    _, unfinished = prepare(built)
+    (unfinished / "model.safetensors").write_text("done")
+    (unfinished / ".lock").touch()
+    (unfinished / "checkpoint-3").mkdir()  # it was stopped while it removed them
+    folder = finetuning.finetune(built, "neg10")
+    assert (folder / "model.safetensors").read_text() == "done" and not untrained
+    assert not unfinished.exists() and not (folder / ".lock").exists() and not (folder / "checkpoint-3").exists()
+    assert verify_manifest(folder) is None
+    write_checksummed(folder / RECORD, read_checksummed(folder / RECORD) | {"label": "neg50"})  # whole, but of another making
+    assert verify_manifest(folder) == RECORD
+
+
+def test_the_log_begins_with_recipe_file_flags_and_the_time_it_takes(built, untrained, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    finetuning.finetune(built, "neg10")
     output = capsys.readouterr().out
-    assert "the best checkpoint (mrr@10 0.6000) stays behind the base model (0.7000)" in output
-    assert f"finished after {last} steps, kept step 14" in output
+    assert output.startswith("fine-tuning neg10 (10 random negatives a query): profile demo, data ")
+    assert f"{built.data_dir / NEG10}: negatives 100.0% random\n" in output
+    [(module, words)] = untrained
+    assert f"{module}\n" in output
+    for name, value in zip(words[::2], words[1::2]):
+        assert f"    {name} {value}\n" in output
+    assert "no GPU here: on this CPU the training takes roughly 0 min " in output and "PROFILE=demo" not in output
+    finetuning.finetune(dataclasses.replace(built, profile="msmarco"), "neg50")
+    assert "; PROFILE=demo takes minutes\n" in capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(finetuning, "precision", lambda wanted: {})
+    shutil.rmtree(built.output_dir / "neg10")
+    finetuning.finetune(built, "neg10")
+    assert "no GPU" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("changes", [
-    {"lora_rank": 4, "grad_cache_chunk": 12}, {}, pytest.param({"lora_rank": 4}, marks=pytest.mark.long)], ids=str)
-def test_adapters_and_dense_layers_continue_to_the_same_parameters(tiny, tmp_path, monkeypatch, capsys, changes):
-    """With dropout, interrupted in the second epoch and continued, with and without GradCache."""
-    base, interruptions = shutil.copytree(tiny / "bert_dropout", tmp_path / "base"), [13]
-    modules = [Transformer(str(base)), Pooling(32, "mean"), Dense(32, 24), Normalize()]
-    SentenceTransformer(modules=modules, device="cpu").save(str(base))
-    original = training.Trainer._checked
-
-    def checked(self, loss):
-        if self.state.global_step + 1 in interruptions:
-            raise KeyboardInterrupt
-        return original(self, loss)
-
-    monkeypatch.setattr(training.Trainer, "_checked", checked)
-    changes = {"model_name_or_path": base, "learning_rate": 1e-3, **OF_8, **changes}
-    with pytest.raises(KeyboardInterrupt):
-        training.train(flags(tiny, tmp_path / "interrupted", **changes))
-    [*_, checkpoint] = sorted((tmp_path / "interrupted").glob("checkpoint-*"))
-    assert (checkpoint / "adapter_model.safetensors").exists() is ("lora_rank" in changes)
-    interruptions.clear()
-    for name in ("interrupted", "whole"):
-        training.train(flags(tiny, tmp_path / name, **changes))
-    for part in ("", "2_Dense"):
-        continued, whole, before = (parameters(tmp_path / name / part) for name in ("interrupted", "whole", "base"))
-        torch.testing.assert_close(continued, whole, atol=1e-5, rtol=0)
-        assert whole.keys() == before.keys()
-        moved = {name for name, weights in whole.items() if not torch.equal(weights, before[name])}
-        assert moved if part or "lora_rank" not in changes else moved == {
-            name for name in whole if "encoder.layer" in name and name.endswith("weight") and "LayerNorm" not in name}
-    # 4 (32 + 32) in 4 matrices and 4 (32 + 64) in 2 of each of two layers, 4 (32 + 32) in the pooler; the Dense layer.
-    assert 2 * (4 * 256 + 2 * 384) + 256 + 32 * 24 + 24 == 4632
-    assert ("LoRA: 4,632 of " in capsys.readouterr().out) is ("lora_rank" in changes)
+def test_the_estimate_by_hand(built, monkeypatch):
+    """10 products of 512 x 64 by 64 x 2048 in 2 seconds; 6 operations for each of 12 x 64 x 64 weights in 2 layers."""
+    ticks = iter([0.0, 2.0])
+    monkeypatch.setattr(finetuning.time, "monotonic", lambda: next(ticks))
+    rows, tokenizer = read_jsonl(built.data_dir / EXPORT), AutoTokenizer.from_pretrained(built.base_model)
+    assert len(rows) < 200
+    lengths = [min(built.passage_max_len, len(tokenizer(row["pos"][0])["input_ids"])) for row in rows]
+    tokens = built.epochs * built.train_group_size * sum(lengths)
+    expected = tokens * 6 * 2 * 12 * 64 * 64 / (10 * 2 * 512 * 64 * 2048 / 2.0)
+    assert finetuning.estimate_time(built, find_recipe(built, "neg10")) == pytest.approx(expected)
 
 
-def test_a_model_trained_for_late_interaction_continues_and_is_exported(tiny, tmp_path, monkeypatch):
-    """Interrupted and continued; sentence-transformers loads its folder `late`, whose weights are stored once."""
-    interruptions, original = [13], training.Trainer._checked
-
-    def checked(self, loss):
-        if self.state.global_step + 1 in interruptions:
-            raise KeyboardInterrupt
-        return original(self, loss)
-
-    monkeypatch.setattr(training.Trainer, "_checked", checked)
-    changes = {"interaction": "both", "token_dim": 8, "learning_rate": 1e-3, **OF_8, **dev(tiny)}
-    with pytest.raises(KeyboardInterrupt):
-        training.train(flags(tiny, tmp_path / "interrupted", **changes))
-    interruptions.clear()
-    for name in ("interrupted", "whole"):
-        training.train(flags(tiny, tmp_path / name, **changes))
-    for part in ("", "late/1_Dense"):
-        continued, whole = (parameters(tmp_path / name / part) for name in ("interrupted", "whole"))
-        torch.testing.assert_close(continued, whole, atol=1e-5, rtol=0)
-    folder = tmp_path / "whole"
-    assert os.path.samefile(folder / "model.safetensors", folder / "late" / "model.safetensors")
-    assert SentenceTransformer(str(folder), device="cpu").get_embedding_dimension() == 32
-    use = ModelUse("x", "x", str(folder), "cls", "find: ", "", 16, 48)
-    found = Encoder(use).encode_query_tokens(["river moon"])[0]
-    theirs = MultiVectorEncoder(str(folder / "late"), device="cpu").encode_query(["river moon"])[0]
-    assert found.shape == theirs.shape and found.shape[1] == 8
-    assert found.astype("float32") == pytest.approx(theirs.cpu().numpy(), abs=2e-3)
+def reranker_recipe(built, **changes):
+    return dataclasses.replace(find_recipe(built, "neg10"), label="pairs", kind="reranker", **changes)
 
 
-def test_truncated_vectors_are_trained_and_the_folder_says_so(tiny, tmp_path):
-    """sentence-transformers truncates the vectors of the finished folder, which are whole otherwise."""
-    (tmp_path / "short").mkdir()
-    (tmp_path / "short" / "training.json").write_text(json.dumps({"settings": {"MATRYOSHKA_DIMS": "8 4"}}))
-    changes = {"learning_rate": 1e-3, "num_train_epochs": 1, **dev(tiny)}
-    training.train([*flags(tiny, tmp_path / "short", use_mrl=True, **changes), "--mrl_dims", "32", "8", "4"])
-    training.train(flags(tiny, tmp_path / "whole", **changes))
-    short, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("short", "whole"))
-    assert any((short[name] - whole[name]).abs().max() > 1e-4 for name in whole)
-    texts = {"sentences": ["river moon", "copper violin"], "normalize_embeddings": True, "convert_to_tensor": True}
-    models = [SentenceTransformer(str(tmp_path / "short"), device="cpu", truncate_dim=dim) for dim in (None, 8)]
-    vectors, truncated = (model.encode(**texts) for model in models)
-    assert vectors.shape == (2, 32)
-    torch.testing.assert_close(truncated, torch.nn.functional.normalize(vectors[:, :8], dim=1))
-    page = " ".join((tmp_path / "short" / "README.md").read_text().split())
-    assert "Its first 8 or 4 numbers alone" in page and "SentenceTransformer(PATH, truncate_dim=8)" in page
-    assert "numbers alone" not in (tmp_path / "whole" / "README.md").read_text()
+def test_the_estimate_of_a_reranker_is_of_the_model_that_is_trained_on_pairs(built, tmp_path, monkeypatch):
+    """As above, with RERANKER's 3 layers of 12 x 32 x 32 weights, which read a query and a passage together."""
+    texts = tiny_texts(tiny_pairs(120))
+    base = tiny_bert(tmp_path / "reranker", texts, num_hidden_layers=3, hidden_size=32, num_attention_heads=2)
+    settings = dataclasses.replace(built, reranker_model=str(base), query_max_len=12, passage_max_len=30)
+    ticks = iter([0.0, 2.0])
+    monkeypatch.setattr(finetuning.time, "monotonic", lambda: next(ticks))
+    rows, tokenizer = read_jsonl(built.data_dir / EXPORT), AutoTokenizer.from_pretrained(base)
+    lengths = [len(tokenizer(row["query"], row["pos"][0])["input_ids"]) for row in rows]
+    assert min(lengths) < 42 < max(lengths)
+    tokens = settings.epochs * settings.train_group_size * sum(min(42, length) for length in lengths)
+    expected = tokens * 6 * 3 * 12 * 32 * 32 / (10 * 2 * 512 * 32 * 2048 / 2.0)
+    assert finetuning.estimate_time(settings, reranker_recipe(settings)) == pytest.approx(expected)
 
 
-def test_queries_filled_up_in_training_are_filled_up_in_use(tiny, tmp_path):
-    """With as many vectors as sentence-transformers has, and the same; what is longer stays as it is."""
-    changes = {"interaction": "late", "query_expansion": 9, "learning_rate": 1e-3, "num_train_epochs": 1, **dev(tiny)}
-    training.train(flags(tiny, tmp_path / "filled", **changes))
-    use = ModelUse("x", "x", str(tmp_path / "filled"), "cls", "find: ", "", 16, 48)
-    queries = ["river moon", " ".join(["river moon"] * 6)]
-    model = MultiVectorEncoder(str(tmp_path / "filled" / "late"), device="cpu")
-    for query, found in zip(queries, Encoder(use).encode_query_tokens(queries)):
-        theirs = model.encode_query([query])[0].cpu().numpy()
-        assert found.shape == theirs.shape and found.astype("float32") == pytest.approx(theirs, abs=2e-3)
-    filled, long = Encoder(use).encode_query_tokens(queries)
-    assert len(filled) == 9 - 2 and len(long) == 16 - 2
-    assert len(Encoder(use).encode_passage_tokens(["river moon"])[0]) == 2
+def test_a_reranker_begins_with_its_own_model_and_only_that_ones_code_is_trusted(built, tmp_path):
+    given, other = (str(tiny_bert(tmp_path / name, tiny_texts(tiny_pairs(20)), seed=seed))
+                    for seed, name in ((8, "given"), (9, "other")))
+
+    def begins(recipe, **changes):
+        settings = dataclasses.replace(built, **changes)
+        words = finetuning.flags_of(settings, recipe, settings.with_overrides(recipe.settings), tmp_path)
+        return words[words.index("--model_name_or_path") + 1], "--trust_remote_code" in words
+
+    pairs, based = reranker_recipe(built), reranker_recipe(built, settings={"BASE_MODEL": other})
+    assert begins(pairs, reranker=given, trust_remote_code=built.base_model) == (given, False)
+    assert begins(pairs, reranker=given, trust_remote_code=given) == (given, True)
+    assert begins(pairs, trust_remote_code=built.base_model) == (built.base_model, True)
+    assert begins(based, trust_remote_code=built.base_model) == (other, False)
+    records = [training_record(built, recipe)["begins_with"] for recipe in (pairs, based)]
+    assert records == [model_content(built.base_model), model_content(other)]
 
 
-def test_a_killed_training_continues_to_the_same_parameters(uninterrupted, tiny, tmp_path):
-    """Killed in the second epoch; half a checkpoint is passed over; a second training meanwhile is refused."""
-    output = tmp_path / "model"
-    arguments = flags(tiny, output, model_name_or_path=tiny / "bert_dropout")
-    with forked(command, "whole_trainings", *arguments, log=tmp_path / "log", PAUSE="0.1") as process:
-        deadline = time.monotonic() + 120
-        while not (output / "checkpoint-20").exists():
-            assert time.monotonic() < deadline and process.is_alive(), (tmp_path / "log").read_text()
-            time.sleep(0.02)
-        with pytest.raises(UserError, match=f"another training .process {process.pid}"):
-            training.train(arguments)
-        process.kill()
-    assert not (output / "model.safetensors").exists()
-    for step, damage in ((25, lambda folder: (folder / "optimizer.pt").write_bytes(b"")),
-                         (26, lambda folder: (folder / MARKER).unlink())):
-        shutil.copytree(output / "checkpoint-20", output / f"checkpoint-{step}")
-        damage(output / f"checkpoint-{step}")
-    assert complete_checkpoints(output)[0].name == "checkpoint-20"
-    training.train(arguments)
-    torch.testing.assert_close(parameters(output), parameters(uninterrupted), atol=1e-5, rtol=0)
-    assert curve(output) == pytest.approx(curve(uninterrupted), abs=1e-5)
+def test_flagembeddings_trainer_is_given_the_folder_of_a_pinned_model(built, monkeypatch):
+    """It cannot be told a revision."""
+    config = dataclasses.replace(base_encoder_config(built), name="some/model@v1")
+    monkeypatch.setattr(finetuning, "base_use", lambda settings: config)
+    monkeypatch.setattr(finetuning, "snapshot", lambda name: f"the folder of {name}")
+    assert flags(built)["model_name_or_path"] == "some/model@v1"
+    theirs = flags(dataclasses.replace(built, trainer="flagembedding"))
+    assert theirs["model_name_or_path"] == "the folder of some/model@v1"
+
+
+# -- what goes wrong is one line and exit status 1 --
+
+@pytest.mark.parametrize("words, message", [
+    (["neg11"], "there is no recipe 'neg11' in .*: it has neg10, neg50, neg10_eighth"),
+    ([], "give one label of a recipe"), (["neg10", "neg50"], "give one label of a recipe"),
+    (["hard_round2"], "hard_round2 mines with the model hard, which is not in"),
+])
+def test_what_goes_wrong_is_one_line(built, monkeypatch, words, message):
+    monkeypatch.setattr(sys, "argv", ["finetune", *words])
+    with pytest.raises(SystemExit, match=f"error: {message}") as stopped:  # a text: Python prints it and exits with 1
+        run_command_line(finetuning.main)
+    assert "\n" not in stopped.value.code
+
+
+def test_missing_data_are_one_line(settings, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["finetune", "neg10"])
+    with pytest.raises(SystemExit, match="dataset.json does not exist: it is made by build_train_dataset.ipynb"):
+        run_command_line(finetuning.main)
+
+
+@pytest.mark.parametrize("script, words, label", [
+    ("finetune_neg10.sh", [], "neg10"), ("finetune_neg50.sh", [], "neg50"), ("finetune_hard.sh", [], "hard"),
+    ("finetune_hard.sh", ["hard_kd"], "hard_kd"), ("finetune_neg10.sh", ["--help"], "--help"),
+    ("finetune_hard.sh", ["hard", "--colour"], "hard --colour")])
+@pytest.mark.parametrize("environment", [True, False])
+def test_the_scripts_take_the_environment_that_is_there(tmp_path, script, words, label, environment):
+    """Started from anywhere, without an active environment: .venv if it is there, else the python3 in force."""
+    folder, other = tmp_path / "the repository", tmp_path / "bin"
+    folder.mkdir()
+    shutil.copy(ROOT / script, folder)
+    for python in [folder / ".venv" / "bin"] * environment + [other]:
+        python.mkdir(parents=True)
+        (python / "python3").write_text(f'#!/bin/sh\necho "{python}" "$PWD" "$@"\nexit 3\n')
+        (python / "python3").chmod(0o755)
+    run = subprocess.run(["bash", folder / script, *words], cwd=tmp_path, env={"PATH": f"{other}:/usr/bin:/bin"},
+                         capture_output=True, text=True)
+    python = folder / ".venv" / "bin" if environment else other
+    assert run.stdout == f"{python} {folder} -m embedding_finetune train {label}\n", run.stderr
+    assert run.returncode == 3
+
+
+# -- whole trainings --
+
+def check_finished(settings, folder, pooling="cls"):
+    """Weights that have moved, and a folder that says how they are used."""
+    base, trained = (load_file(Path(model) / "model.safetensors")["embeddings.word_embeddings.weight"]
+                     for model in (settings.base_model, folder))
+    assert (base - trained).abs().max() > 1e-3
+    config, wanted = load_encoder_config(settings, folder.name), base_encoder_config(settings)
+    names = ("pooling", "query_prompt", "passage_prompt", "query_max_len", "passage_max_len", "normalize")
+    assert [getattr(config, name) for name in names] == [getattr(wanted, name) for name in names]
+    assert config.pooling == pooling
+    assert not [path.name for path in folder.iterdir() if path.name.startswith((".", "checkpoint"))]
+    assert read_record(folder)["settings"]["TRAINER"] == settings.trainer
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    """What `--one-process` changes in the process is set back."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
+
+
+def test_flagembeddings_own_trainer_leads_to_a_complete_folder(built, one_process, monkeypatch):
+    """Also when the instruction has changed since the training file was made, and without an export of it."""
+    queries, original = [], AbsEmbedderTrainDataset.__getitem__
+    monkeypatch.setattr(AbsEmbedderTrainDataset, "__getitem__",
+                        lambda self, item: queries.append(original(self, item)) or queries[-1])
+    (built.data_dir / EXPORT).unlink()
+    settings = dataclasses.replace(built, trainer="flagembedding", base_pooling="mean", query_prompt="look up: ",
+                                   passage_prompt="text: ", training_export=False)
+    folder = finetuning.finetune(settings, "neg10", one_process=True)
+    check_finished(settings, folder, "mean")
+    assert not (built.data_dir / EXPORT).exists()
+    assert queries and all(query.startswith(("look up: when ", "look up: where ")) for query, *_ in queries)
+
+
+def test_a_killed_training_is_one_line_and_can_be_continued(built, tmp_path, one_process, monkeypatch, capsys):
+    """Under torchrun, as the scripts run it, killed after its first checkpoint.
+
+    While it trains, a second one in the same folder is refused. It may be continued in other sub-batches, but not in
+    other batches.
+    """
+    monkeypatch.setenv("EPOCHS", "2")
+    settings, unfinished = Settings.load(), built.output_dir / "neg10.partial"
+    log, errors = tmp_path / "log", tmp_path / "errors"
+    with forked(command, "embedding_finetune.training.train", "neg10", log=log, errors=errors) as process:
+        while not log.exists() or "step 10/36" not in log.read_text():
+            assert process.is_alive(), errors.read_text()
+            time.sleep(0.01)
+        [worker] = psutil.Process(process.pid).children()
+        worker.suspend()  # it must not finish meanwhile
+        try:
+            with pytest.raises(SystemExit, match="error: another training .process .* is writing to .*neg10.partial"):
+                finetuning.finetune(settings, "neg10", one_process=True)
+        finally:
+            worker.kill()
+        process.join(60)
+    assert process.exitcode == 1
+    assert [line for line in errors.read_text().splitlines() if "it/s]" not in line] == [
+        "error: training process 0 was killed by signal 9 (perhaps for want of memory: GRAD_CACHE_CHUNK); the same "
+        "command continues it"]
+    step = int(complete_checkpoints(unfinished)[0].name.rpartition("-")[2])
+    with pytest.raises(UserError, match="holds an interrupted training with other settings"):
+        finetuning.finetune(dataclasses.replace(settings, batch_size=2), "neg10")
+    finetuning.finetune(dataclasses.replace(settings, grad_cache_chunk=3, logging_steps=1), "neg10", one_process=True)
+    assert f"continuing from {unfinished}/checkpoint-{step}\n" in capsys.readouterr().out
+    check_finished(settings, built.output_dir / "neg10")
+    steps = [row["step"] for row in read_log(built.output_dir / "neg10") if "loss" in row]
+    assert steps == [*range(2, step + 1, 2), *range(step + 1, 37)]
+    assert is_current(settings, find_recipe(settings, "neg10"))
 
 
 @pytest.mark.long
-def test_two_processes_train_as_one_on_the_joined_batch_and_continue_when_killed(tiny, tmp_path):
-    """With dev values on which the processes do not agree: rank 0 decides for both, else one would wait for ever.
-
-    A training with dropout is killed at step 23, continued, and compared with one that was not; a training without,
-    GradCache and all, is compared with one process that takes the rows of both in one batch.
-    """
-    def arguments(name, **changes):
-        return flags(tiny, tmp_path / name, per_device_train_batch_size=2, negatives_cross_device=True, **changes)
-
-    with_dropout = {"model_name_or_path": tiny / "bert_dropout", **dev(tiny)}
-    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
-    torchrun = command, "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "-m", "whole_trainings"
-    status, output = run_forked(*torchrun, *arguments("killed", **with_dropout), log=tmp_path / "log", KILLED_AT="23")
-    assert status == 1 and complete_checkpoints(killed) and not (killed / "model.safetensors").exists(), output
-    status, output = run_forked(
-        *torchrun, *arguments("killed", **with_dropout), "--next", *arguments("undisturbed", **with_dropout),
-        "--next", *arguments("plain", num_train_epochs=1, grad_cache_chunk=3), log=tmp_path / "log")
-    assert status == 0, output
-    assert output.count("continuing from") == 1 and output.count("finished after 30 steps") == 2  # by rank 0 alone
-    torch.testing.assert_close(parameters(killed), parameters(undisturbed), atol=1e-5, rtol=0)
-    assert curve(killed) == pytest.approx(curve(undisturbed), abs=1e-5)
-    looks = [[(row["step"], row["mrr@10"]) for row in read_log(folder) if "mrr@10" in row]
-             for folder in (killed, undisturbed)]
-    assert looks[0] == looks[1] and [step for step, _ in looks[0]] == [0, 7, 14, 21, 28, 30]
-    assert 0 < max(value for _, value in looks[0]) < 1  # those of rank 0: those of rank 1 are whole numbers
-
-    training.train(flags(tiny, tmp_path / "alone", num_train_epochs=1))
-    plain, alone = ({name: tensor for name, tensor in parameters(tmp_path / folder).items()
+def test_two_nodes_of_two_processes_train_as_one_on_the_joined_batch_through_a_kill(
+        built, tmp_path, one_process, monkeypatch):
+    """Two launches that meet on this machine. A process of the node without rank 0 is killed: all start again, and end
+    with the weights and the dev curve of a process that was never disturbed."""
+    base = tiny_bert(tmp_path / "base", tiny_texts(tiny_pairs(120)), hidden_dropout_prob=0,
+                     attention_probs_dropout_prob=0, initializer_range=0.1)
+    for name, value in {"BASE_MODEL": base, "PRECISION": "fp32", "LEARNING_RATE": "1e-4", "EPOCHS": "3",
+                        "LOGGING_STEPS": "1"}.items():
+        monkeypatch.setenv(name, str(value))
+    alone = finetuning.finetune(dataclasses.replace(Settings.load(), output_dir=tmp_path / "alone"), "neg10", True)
+    with socket.socket() as own:
+        own.bind(("localhost", 0))
+        endpoint = f"localhost:{own.getsockname()[1]}"
+    together = {"NNODES": "2", "GPUS": "2", "BATCH_SIZE": "1", "MAX_RESTARTS": "1", "RDZV_ENDPOINT": endpoint}
+    logs = [tmp_path / "node0.log", tmp_path / "node1.log"]
+    with contextlib.ExitStack() as stack:
+        nodes = [stack.enter_context(forked(command, "embedding_finetune.training.train", "neg10", log=log, **together))
+                 for log in logs]
+        deadline = time.monotonic() + 240
+        while not any(log.exists() and "step 12/54" in log.read_text() for log in logs):
+            assert time.monotonic() < deadline and all(node.is_alive() for node in nodes), logs[0].read_text()
+            time.sleep(0.05)
+        second = nodes["step 12/54" in logs[0].read_text()]
+        worker, _ = psutil.Process(second.pid).children()
+        worker.kill()
+        for node in nodes:
+            node.join(240)
+    said = [log.read_text() for log in logs]
+    assert [node.exitcode for node in nodes] == [0, 0], said
+    folder = built.output_dir / "neg10"
+    assert "".join(said).count("was killed by signal 9: all start again from the last checkpoint") == 1
+    assert "".join(said).count(f"continuing from {built.output_dir}/neg10.partial/checkpoint-1") == 1
+    assert all(f"finished: {folder}\n" in text for text in said)
+    theirs, ours = ({name: tensor for name, tensor in load_file(model / "model.safetensors").items()
                      if "key.bias" not in name}  # attention does not depend on it: Adam follows rounding errors there
-                    for folder in ("plain", "alone"))
-    torch.testing.assert_close(plain, alone, atol=2e-5, rtol=0)
-    assert curve(tmp_path / "plain") == pytest.approx(curve(tmp_path / "alone"), abs=1e-4)
+                    for model in (alone, folder))
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    of_alone, of_nodes = ([(row["step"], row["loss"] if "loss" in row else row["mrr@10"]) for row in read_log(model)]
+                          for model in (alone, folder))
+    assert len(of_nodes) == 54 + 5 and [step for step, _ in of_nodes] == [step for step, _ in of_alone]
+    assert [value for _, value in of_nodes] == pytest.approx([value for _, value in of_alone], abs=1e-3)
 
 
-def test_what_a_teacher_teaches_can_be_chosen(tiny, tmp_path):
-    """From the same start, on the same rows: three losses, three models."""
-    write_rows(tmp_path / "taught.json", training_rows(scores=True))
-    models = []
-    for number, more in enumerate(({}, {"knowledge_distillation": True, "kd_loss_type": "kl_div"},
-                                   {"knowledge_distillation": True, "kd_loss_type": "margin_mse"})):
-        training.train(flags(tiny, tmp_path / str(number), train_data=tmp_path / "taught.json", num_train_epochs=0.1,
-                             **more))
-        models.append(parameters(tmp_path / str(number))["embeddings.word_embeddings.weight"])
-    assert all(one.isfinite().all() for one in models)
-    assert not any(torch.equal(one, other) for one, other in itertools.combinations(models, 2))
-
-
-@pytest.mark.parametrize("changes, message", [
-    ({"train_data": "missing.json"}, "missing.json does not exist"),
-    ({"no_such_flag": 1}, "no_such_flag"),
-    ({"train_group_size": 1, "per_device_train_batch_size": 1}, "one candidate per query"),
-    ({"knowledge_distillation": True}, "row 1: a teacher needs 'pos_scores'"),
-    ({"negatives_cross_device": True}, "--negatives_cross_device needs torchrun"),
-    ({"same_dataset_within_batch": True}, "--same_dataset_within_batch is not supported"),
-    ({"dev_data": "nowhere"}, "nowhere/corpus.jsonl does not exist"),
-    ({"dev_data": "only_test"}, "only_test has no dev queries: it needs qrels/dev.tsv"),
-    ({"per_device_train_batch_size": 61, "dataloader_drop_last": True}, "60 training queries are fewer than the 61"),
-    ({"learning_rate": "fast"}, "learning_rate"),
-    ({"query_instruction_format": "{}: {} ?"}, "the format '{}: {} .' is no prompt before the text"),
-    ({"query_instruction_format": "{}"}, "the format '{}' is no prompt before the text"),
-    ({"use_mrl": True, "interaction": "both"}, "--use_mrl truncates a text's one vector"),
-    ({"use_mrl": True, "reranker": True}, "--use_mrl truncates a text's one vector"),
-    ({"knowledge_distillation": True, "kd_loss_type": "m3_kd_loss"}, "give --mask_false_negatives False with it"),
-])
-def test_bad_input_is_found_before_a_model_is_loaded(tiny, tmp_path, monkeypatch, changes, message):
-    write_collection(tmp_path / "only_test", Collection({"q": "a"}, {"p": "b"}, {"q": {"p": 1}}, {"q": "test"}))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(training, "load_model", None)  # calling it would be a TypeError
-    with pytest.raises(UserError, match=message) as error:
-        training.train(flags(tiny, tmp_path / "model", **changes))
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("changes, message", [
-    ({"passage_max_len": 200}, "passage_max_len is 200, but .* has only 128 positions"),
-    ({"model_name_or_path": "/no/model"}, "/no/model is neither a folder nor a name"),
-])
-def test_a_base_that_cannot_be_trained_is_named(tiny, tmp_path, changes, message):
-    with pytest.raises(UserError, match=message) as error:
-        training.train(flags(tiny, tmp_path / "model", **changes))
-    assert "\n" not in str(error.value)
-
-
-def test_a_finished_model_is_not_overwritten(uninterrupted, tiny):
-    with pytest.raises(UserError, match="already holds a finished model"):
-        training.train(flags(tiny, uninterrupted))
-
-
-def test_a_loss_that_is_no_number_stops_at_its_step(tiny, tmp_path, monkeypatch):
-    original, calls = training.ContrastiveModel.loss, []
-
-    def loss(self, *args, **kwargs):
-        calls.append(None)
-        return original(self, *args, **kwargs) * (torch.nan if len(calls) == 13 else 1)
-
-    monkeypatch.setattr(training.ContrastiveModel, "loss", loss)
-    with pytest.raises(UserError, match="the loss became nan at step 13; .*checkpoint-10 is the last good checkpoint"):
-        training.train(flags(tiny, tmp_path / "model"))
-
-
-def test_a_full_disk_leaves_the_older_checkpoint(tiny, tmp_path, monkeypatch):
-    original = torch.save
-
-    def save(value, path, *args, **kwargs):
-        if "checkpoint-20" in str(path):
-            raise OSError(28, "No space left on device")
-        return original(value, path, *args, **kwargs)
-
-    monkeypatch.setattr(torch, "save", save)
-    message = "checkpoint-20: .*No space left.*checkpoint-10 is the last good checkpoint"
-    with pytest.raises(UserError, match=message):
-        training.train(flags(tiny, tmp_path / "model"))
-    assert complete_checkpoints(tmp_path / "model")[0].name == "checkpoint-10"
-
-
-def test_the_model_says_how_it_was_trained(tiny, tmp_path):
-    """Its sentence-transformers files are what the evaluation reads it by, and the card has settings and curve."""
-    output = tmp_path / "mine.partial"
-    output.mkdir()
-    (output / "training.json").write_text(json.dumps({"settings": {"LEARNING_RATE": 1e-4, "GPUS": 1}}))
-    training.train(flags(tiny, output, max_steps=2, num_train_epochs=None, sentence_pooling_method="mean",
-                         passage_instruction_for_retrieval="text: ", passage_instruction_format="{}{}", **dev(tiny)))
-    assert read_json(output / "1_Pooling" / "config.json")["pooling_mode_mean_tokens"] is True
-    prompts = read_json(output / "config_sentence_transformers.json")["prompts"]
-    assert prompts == {"query": "find: ", "document": "text: "}
-    card = (output / "README.md").read_text()
-    assert "# mine\n" in card and "| training rows | 60 |" in card and "| LEARNING_RATE | 0.0001 |" in card
-    for row in read_log(output):
-        if "mrr@10" in row:
-            assert f"| {row['step']} | {row['recall@10']:.4f} | {row['mrr@10']:.4f} |" in card
+def test_a_debugger_stops_inside_the_loss(built, tmp_path):
+    """What docs/debugging.md shows, typed into pdb."""
+    page = (ROOT / "docs" / "debugging.md").read_text(encoding="utf-8")
+    typed = [line.removeprefix("(Pdb) ") for line in page.splitlines() if line.startswith("(Pdb) ")]
+    _, said = run_forked(debugged, "\n".join([*typed, "q", ""]), "-m", "embedding_finetune", "train", "neg10",
+                         "--one-process", log=tmp_path / "log")
+    queries, group = built.batch_size, built.train_group_size
+    assert f"(torch.Size([{queries}, 64]), torch.Size([{queries * group}, 64]))" in said, said

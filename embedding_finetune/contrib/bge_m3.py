@@ -1,0 +1,119 @@
+"""BGE-M3 as it is meant: one vector, weights of words and vectors of tokens, all from one model, through FlagEmbedding.
+
+(Chen et al. 2024, "M3-Embedding", arXiv 2402.03216.) As a first stage it is its dense third alone; this second look is
+the whole, so that its order does not depend on which model's hits it looks at.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub import is_offline_mode
+
+from embedding_finetune.files import UserError, read_jsonl, write_jsonl
+from embedding_finetune.hub import UNLOADABLE, cannot_load, model_content, model_file, snapshot
+from embedding_finetune.models.embedding_cache import TokenEmbeddingStore
+from embedding_finetune.models.encoder import TOKEN_CHUNK
+from embedding_finetune.models.encoder_config import load_encoder_config
+from embedding_finetune.models.modeling import encoding_dtype
+from embedding_finetune.models.multi_vector import maxsim_candidates
+from embedding_finetune.retrieval.rerank import Reranker, check_finite
+
+LAYERS = "sparse_linear.pt", "colbert_linear.pt"
+WEIGHTS = 0.4, 0.2, 0.4  # of dense, sparse and multi-vector scores, as its authors' page has them; they sum to 1
+FILES, WORDS = ("m3_tokens.npy", "m3_starts.npy", "m3_vectors.npy"), "m3_words.jsonl"  # of a saved index
+BATCH = 16  # texts; FlagEmbedding's own 256 is slow on a CPU
+
+
+def layer_weights(config, layer):
+    """The weights in a file of LAYERS, loaded without running what a pickle may bring.
+
+    Raises UserError when there are none.
+    """
+    path = model_file(config.name, layer)
+    if path is None:
+        offline = " (or it was not downloaded before the hub went offline)" if is_offline_mode() else ""
+        raise UserError(f"{config.title} has no {layer}: it is no BGE-M3{offline}, take another second stage, such as "
+                        f"late_{config.label}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)["weight"]
+    except UNLOADABLE:
+        raise UserError(f"{config.title} has a {layer} that is damaged, or has something else than weights in it, which "
+                        "is not loaded: download it anew") from None
+
+
+class M3(Reranker):
+    """Scores candidates by the weighted sum of the model's dense, sparse and multi-vector scores."""
+
+    def __init__(self, config):
+        """`use` is a ModelUse. Raises UserError when the model lacks the layers that make it a BGE-M3."""
+        self.encoder_config, self.config, self.revision = config, config.identity, model_content(config.name)
+        self.description = f"dense, sparse and multi-vector scores of {config.title}"
+        self.model, self.token_dim = None, [len(layer_weights(config, layer)) for layer in LAYERS][-1]
+
+    @classmethod
+    def of(cls, settings, label):
+        return cls(load_encoder_config(settings, label))
+
+    def build(self, texts):
+        self.dense, self.words = [], []
+        store = TokenEmbeddingStore(None, {}, texts)
+        store.write(self._passage_tokens([self.encoder_config.passage_prompt + text for text in texts]))
+        self.tokens, self.starts = store.read()
+        self.dense = np.concatenate(self.dense)
+        words = 6 * sum(map(len, self.words))  # a number of a word and its weight, in 4 and 2 bytes
+        self.bytes_per_passage = (self.dense.nbytes + self.tokens.nbytes + words) / max(1, len(texts))
+
+    def _passage_tokens(self, texts):
+        """Yield lists of the passages' token vectors, float16, and keep the two other thirds, which are small."""
+        for found in self._encoded(texts, self.encoder_config.passage_max_len):
+            self.dense.append(found["dense_vecs"].astype(np.float32))
+            self.words += found["lexical_weights"]
+            yield [tokens.astype(np.float16) for tokens in found["colbert_vecs"]]
+
+    def save(self, folder):
+        for name, array in zip(FILES, (self.tokens, self.starts, self.dense)):
+            np.save(folder / name, array)
+        write_jsonl(folder / WORDS, self.words)
+
+    def load(self, folder):
+        """Take up what `save` wrote, without the passages: for `scores`, not for `score`. Returns the stage."""
+        self.tokens, self.starts, self.dense = (np.load(folder / name, mmap_mode="r") for name in FILES)
+        self.words = read_jsonl(folder / WORDS)
+        return self
+
+    def scores(self, texts, places):
+        queries = [self.encoder_config.query_prompt + text for text in texts]
+        encoded = (query for found in self._encoded(queries, self.encoder_config.query_max_len)
+                   for query in zip(found["dense_vecs"], found["lexical_weights"], found["colbert_vecs"]))
+        for (dense, words, tokens), own in zip(encoded, places):
+            parts = (self.dense[own] @ dense.astype(np.float32),
+                     [self.model.compute_lexical_matching_score(words, self.words[place]) for place in own],
+                     maxsim_candidates(tokens.astype(np.float32), self.tokens, self.starts, own))
+            scores = sum(weight * np.asarray(part, np.float32) for weight, part in zip(WEIGHTS, parts))
+            yield check_finite(scores.astype(np.float32), self.description)
+
+    def _encoded(self, texts, max_length):
+        """Yield what FlagEmbedding makes of the texts, prompts included, a chunk of them at a time."""
+        for start in range(0, len(texts), TOKEN_CHUNK):
+            found = self._loaded().encode(texts[start:start + TOKEN_CHUNK], max_length=max_length, batch_size=BATCH,
+                                          return_dense=True, return_sparse=True, return_colbert_vecs=True)
+            found["lexical_weights"] = [{word: float(weight) for word, weight in words.items()}  # sums in float64
+                                        for words in found["lexical_weights"]]
+            yield found
+
+    def _loaded(self):
+        if self.model is None:
+            from FlagEmbedding import BGEM3FlagModel  # takes seconds to import
+            name, device = self.encoder_config.name, "cuda:0" if torch.cuda.is_available() else "cpu"
+            dtype = encoding_dtype(name, device)
+            try:
+                if not Path(name).is_dir():  # FlagEmbedding would fetch the same model in the form of ONNX, too
+                    name = snapshot(name)
+                self.model = BGEM3FlagModel(name, pooling_method=self.encoder_config.pooling, colbert_dim=self.token_dim,
+                                            normalize_embeddings=self.encoder_config.normalize, devices=[device],
+                                            use_fp16=dtype == torch.float16, use_bf16=dtype == torch.bfloat16,
+                                            trust_remote_code=self.encoder_config.trusted)
+            except UNLOADABLE as error:
+                raise cannot_load(self.encoder_config.title, error) from None
+        return self.model

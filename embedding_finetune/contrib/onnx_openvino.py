@@ -1,0 +1,286 @@
+"""A model compiled to ONNX or OpenVINO, in int8 and bfloat16 too, and what that costs and buys.
+
+    python -m embedding_finetune export LABEL [FORM ..]    FORM: onnx, onnx-int8, openvino, openvino-int8,
+                                                            openvino-bf16; default: all that this processor runs
+
+OUTPUT_DIR/LABEL-FORM is a model's folder that carries the same pooling, prompts and lengths: its name is a label like
+any other here, and sentence-transformers loads it with `backend=` (docs/smaller.md). Results of each are saved and
+enter the comparison; OUTPUT_DIR/results/smaller_LABEL.md has size, speed, and the paired difference to LABEL.
+
+Weights and activations in int8 are quantised by NNCF after training (static; SmoothQuant, Xiao et al., ICML 2023, and
+bias correction), calibrated on passages of the training part. Nothing is computed from a batch, as dynamic quantisation
+would: a text has the same vector in every company.
+"""
+
+import logging
+import shutil
+import tempfile
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from embedding_finetune.artifacts.manifest import COMPILED_RECORD
+from embedding_finetune.data.collection import read_data
+from embedding_finetune.evaluation.metrics import mean, per_query
+from embedding_finetune.evaluation.results import model_metadata, save_result
+from embedding_finetune.evaluation.significance import add_significance
+from embedding_finetune.evaluation.tables import METRIC
+from embedding_finetune.files import (
+    CommandLine,
+    UserError,
+    atomic_write,
+    content_hash,
+    may_overwrite,
+    one_line,
+    read_json,
+    run_command_line,
+    sha256,
+    write_json,
+)
+from embedding_finetune.hub import load, model_content
+from embedding_finetune.labels import COMPILED_FORMATS
+from embedding_finetune.models.compiled_model import GRAPHS, has_bf16, openvino_core
+from embedding_finetune.models.encoder import Encoder
+from embedding_finetune.models.encoder_config import compiled_labels, identity_of, load_encoder_config
+from embedding_finetune.models.modeling import DenseLayers, load_encoder
+from embedding_finetune.retrieval.dense import Dense
+from embedding_finetune.settings import SELECTION_METRIC, Settings, display_value
+from embedding_finetune.training.export import SAMPLES, write_encoder_config
+from embedding_finetune.training.model_card import METRICS_HEADING
+from embedding_finetune.training.provenance import check_trained
+
+CALIBRATION, TIMED_PASSAGES, TIMED_QUERIES, ROUNDS = 300, 256, 50, 3
+CARD = """# {name}
+
+The model {label}, compiled to {form} and used as {label} is: pooling, prompts and lengths are in its files.
+
+```python
+from sentence_transformers import SentenceTransformer   # pip install "sentence-transformers[{kind}]"
+model = SentenceTransformer(PATH, backend="{kind}")
+```
+
+{heading}
+
+Not evaluated yet.
+"""
+
+
+def runs_here(form):
+    """Whether this processor has the instructions for a form."""
+    return not form.endswith("bf16") or has_bf16()
+
+
+def make(settings, encoder_config, form, texts, work):
+    """Make OUTPUT_DIR/LABEL-FORM of the model that `use` names, unless it is there; returns its folder.
+
+    `texts` calibrate int8; `work` is a folder for what the forms have in common. Raises UserError when the folder holds
+    something else (OVERWRITE=1 replaces it), or when the model cannot be compiled.
+    """
+    folder, (kind, _, numbers) = settings.output_dir / f"{encoder_config.label}-{form}", form.partition("-")
+    said = {"label": encoder_config.label, "seen": encoder_config.training_data_note}  # for people, and no reason to make it anew
+    made_of = {"form": form, "use": encoder_config.identity | said, "content": model_content(encoder_config.name),
+               "calibration": content_hash(texts)}
+    record = read_json(folder / COMPILED_RECORD) or {}
+    before = record.get("made_of", {})
+    if before | {"use": identity_of(before.get("use", {}))} == made_of | {"use": encoder_config.identity}:
+        print(f"{display_value(folder)} is of these weights already: kept", flush=True)
+        return folder
+    if folder.exists() and not record:
+        raise UserError(f"{display_value(folder)} is no compiled model: move it out of the way")
+    if folder.exists() and not may_overwrite():
+        raise UserError(f"{display_value(folder)} is of other weights, or of another use; OVERWRITE=1 replaces it")
+    print(f"making {display_value(folder)}", flush=True)
+    partial = folder.with_name(f"{folder.name}.partial")
+    graph = partial / GRAPHS[kind]
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        graph.parent.mkdir(parents=True)
+        tokenizer = load("AutoTokenizer", encoder_config.name, encoder_config.trusted)
+        source = _traced(encoder_config, tokenizer, work / "model.onnx")
+        source = _quantize(encoder_config, tokenizer, texts, source, work / "int8.onnx") if numbers == "int8" else source
+        if kind == "onnx":
+            shutil.copy(source, graph)
+        else:
+            import openvino
+            openvino.save_model(openvino_core().read_model(source), graph, compress_to_fp16=False)
+        config = load("AutoConfig", encoder_config.name, encoder_config.trusted)
+        config.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        dense = DenseLayers.load(encoder_config.name, encoder_config.dense)
+        dense.save(partial)
+        write_encoder_config(partial, config.hidden_size, replace(encoder_config, dense=dense.folders))
+        (partial / "README.md").write_text(CARD.format(name=folder.name, label=encoder_config.label, form=form, kind=kind,
+                                                       heading=METRICS_HEADING), encoding="utf-8")
+        graphs = {file.name: sha256(file) for file in sorted(graph.parent.iterdir())}
+        precision = "bf16" if numbers == "bf16" else "f32"
+        write_json(partial / COMPILED_RECORD, {"format": kind, "precision": precision, "made_of": made_of, "graph": graphs})
+        shutil.rmtree(folder, ignore_errors=True)
+        return partial.rename(folder)
+    except OSError as error:
+        raise UserError(f"cannot write {partial}: {error}; free some space and run the same command again") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _traced(config, tokenizer, path):
+    """Write the encoder to `path`, unless it is there, as an ONNX graph in float32: what the tokenizer gives ->
+    last_hidden_state. Returns `path`.
+
+    By the exporter that traces: the newer one gives the same vectors and takes a minute where this takes seconds.
+    """
+    if path.exists():
+        return path
+    model, _ = load_encoder(config.name, config.dense, config.trusted)
+    model.eval()
+    batch = dict(tokenizer(list(SAMPLES), padding=True, padding_side="right", return_tensors="pt"))
+
+    class Hidden(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, *tensors):
+            return self.model(**dict(zip(batch, tensors))).last_hidden_state
+
+    free = {name: {0: "texts", 1: "tokens"} for name in (*batch, "last_hidden_state")}
+    try:
+        with warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(Hidden().eval(), tuple(batch.values()), str(path), dynamo=False, dynamic_axes=free,
+                              input_names=list(batch), output_names=["last_hidden_state"])
+    except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
+        raise UserError(f"{config.title} cannot be compiled to ONNX ({one_line(error)})") from None
+    return path
+
+
+def _quantize(config, tokenizer, texts, source, path):
+    """Write the ONNX graph `source` in int8 to `path`, unless it is there; returns `path`."""
+    if not path.exists():
+        import nncf
+        import onnx
+
+        def inputs(text):
+            return dict(tokenizer([config.passage_prompt + text], truncation=True, max_length=config.passage_max_len,
+                                  return_tensors="np"))
+
+        nncf.set_log_level(logging.ERROR)
+        quantised = nncf.quantize(onnx.load(source), nncf.Dataset(texts, inputs), subset_size=len(texts),
+                                  model_type=nncf.ModelType.TRANSFORMER)
+        onnx.save(quantised, path)
+    return path
+
+
+def lowest_cosine(one, other):
+    """Of the rows of two arrays (texts, dimensions)."""
+    return float(((one * other).sum(axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)).min())
+
+
+def speeds(encoders, passages, queries, rounds=ROUNDS):
+    """For each of `encoders` (by label): passages a second in batches, and milliseconds a query alone (the median).
+
+    The best of some rounds in which each takes its turn, so that what else the machine does falls on all alike.
+    """
+    found = {label: (0.0, np.inf) for label in encoders}
+    for encoder in encoders.values():  # the first call loads
+        encoder.encode_passages(passages[:8])
+    for _ in range(rounds):
+        for label, encoder in encoders.items():
+            began, times = time.perf_counter(), []
+            encoder.encode_passages(passages)
+            rate = len(passages) / (time.perf_counter() - began)
+            for query in queries:
+                began = time.perf_counter()
+                encoder.encode_queries([query])
+                times.append(1000 * (time.perf_counter() - began))
+            found[label] = max(found[label][0], rate), min(found[label][1], float(np.median(times)))
+    return found
+
+
+def measure(settings, collection, label, folders):
+    """Measure LABEL and its compiled forms, save the results of these; returns the table, a row each.
+
+    Raises UserError, and removes the folder, when a graph in float32 gives other vectors (cosine below 0.9999).
+    """
+    test, dev, cache = collection.split("test"), collection.split("dev"), settings.output_dir / "cache"
+    uses = {name: load_encoder_config(settings, name) for name in (label, *(folder.name for folder in folders))}
+    runs, frames, vectors, lowest = {}, {}, {}, {}
+    for name, config in uses.items():
+        dense = Dense(Encoder(config, settings.encode_batch_size, cache)).index(test.corpus)
+        runs[name] = {"test": dense.search(test.queries), "dev": dense.search(dev.queries)}
+        frames[name], vectors[name] = per_query(test.qrels, runs[name]["test"]), dense.vectors
+        lowest[name] = lowest_cosine(dense.vectors, vectors[label])
+        if name.endswith(("-onnx", "-openvino")) and not lowest[name] >= 0.9999:
+            shutil.rmtree(settings.output_dir / name)
+            raise UserError(f"{name} gives other vectors than {label} (cosine {lowest[name]:.4f}): not kept")
+    draw = np.random.default_rng(settings.seed).permutation
+    passages = [list(test.corpus.values())[row] for row in draw(len(test.corpus))[:TIMED_PASSAGES]]
+    queries = [list(test.queries.values())[row] for row in draw(len(test.queries))[:TIMED_QUERIES]]
+    encoders = {name: Encoder(config, settings.encode_batch_size) for name, config in uses.items()}
+    speed = speeds(encoders, passages, queries)
+    rows = add_significance([{"label": name, "metrics": mean(frame)} for name, frame in frames.items()], frames,
+                            [(name, label) for name in uses if name != label], seed=settings.seed)
+    table = []
+    for row in rows:
+        name, encoder = row["label"], encoders[row["label"]]
+        cost = {"mb": _megabytes(encoder.config.name), "passages_per_second": speed[name][0],
+                "ms_per_query": speed[name][1], "lowest_cosine": lowest[name]}
+        if name != label:
+            save_result(settings, collection, name, runs[name], **model_metadata(settings, encoder), compiled_of=label, **cost)
+        table.append({"model": name, "MB": f"{cost['mb']:.0f}", "passages/s": f"{cost['passages_per_second']:.0f}",
+                      "ms a query": f"{cost['ms_per_query']:.1f}", "lowest cosine": f"{cost['lowest_cosine']:.4f}",
+                      **{metric: _cell(row, label, metric) for metric in (METRIC, SELECTION_METRIC)}})
+    return pd.DataFrame(table)
+
+
+def _megabytes(folder):
+    weights = (path for path in Path(folder).rglob("*") if path.suffix in (".safetensors", ".onnx", ".xml", ".bin"))
+    return sum(path.stat().st_size for path in weights) / 1e6
+
+
+def _cell(row, label, metric):
+    pair, value = row["against"].get(label, {}).get(metric), f"{row['metrics'][metric]:.3f}"
+    return f"{value}, {pair['difference']:+.3f} [{pair['ci95'][0]:+.3f}, {pair['ci95'][1]:+.3f}]" if pair else value
+
+
+def export_compiled(settings, label, forms=()):
+    """Make and measure the forms of a label, or all that this processor runs; returns the table. Raises UserError as
+    `make` does."""
+    forms = forms or [*filter(runs_here, COMPILED_FORMATS)]
+    for form in forms:
+        if form not in COMPILED_FORMATS:
+            raise UserError(f"there is no form {form!r}: give some of {', '.join(COMPILED_FORMATS)}")
+        if not runs_here(form):
+            raise UserError("this processor has no instructions for bfloat16: give some of "
+                            f"{', '.join(filter(runs_here, COMPILED_FORMATS))}")
+    if label in compiled_labels(settings):
+        raise UserError(f"{label} is a compiled model: give the label of the model that it was made of")
+    check_trained(settings, label)
+    collection, config = read_data(settings), load_encoder_config(settings, label)
+    train = collection.split("train")
+    ids, _ = train.positive_pool()
+    drawn = np.random.default_rng(settings.seed).permutation(len(ids))[:CALIBRATION]
+    with tempfile.TemporaryDirectory() as work:
+        folders = [make(settings, config, form, [train.corpus[ids[row]] for row in drawn], Path(work)) for form in forms]
+    table = measure(settings, collection, label, folders)
+    with atomic_write(settings.output_dir / "results" / f"smaller_{label}.md") as file:
+        file.write(table.to_markdown(index=False, disable_numparse=True) + "\n")
+    return table
+
+
+def main():
+    parser = CommandLine("smaller", __doc__)
+    parser.add_argument("label", nargs="?", metavar="LABEL")
+    parser.add_argument("forms", nargs="*", metavar="FORM")
+    options = parser.parse_args()
+    if not options.label:
+        raise UserError("give a label and perhaps forms, e.g. `python -m embedding_finetune export neg10 onnx-int8`")
+    print(export_compiled(Settings.load(), options.label, options.forms).to_markdown(index=False, disable_numparse=True))
+
+
+if __name__ == "__main__":
+    run_command_line(main)

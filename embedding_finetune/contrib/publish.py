@@ -1,0 +1,214 @@
+"""A model's folder for the hub: its files, and a card that says what was measured, against what, and how it was made.
+
+    python -m embedding_finetune publish LABEL [--to NAMESPACE/NAME] [--upload]
+
+OUTPUT_DIR/publish/LABEL is the folder, whose card is for you to read and to mend; only --upload sends it into a
+repository, which is private until you open it on its page. HF_TOKEN (or an earlier `hf auth login`) says who you are.
+The folder holds no training texts, and no path of this machine: that is checked.
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from huggingface_hub import EvalResult, HfApi, ModelCardData, constants, get_token
+from huggingface_hub.utils import httpx
+
+from embedding_finetune.artifacts.manifest import COMPILED_RECORD, MANIFEST, MODEL_CARD, verify_manifest, write_manifest
+from embedding_finetune.artifacts.staging import lock
+from embedding_finetune.data.cleaning import MSMARCO
+from embedding_finetune.data.collection import read_data
+from embedding_finetune.evaluation.results import compare
+from embedding_finetune.evaluation.tables import comparison_table, pairs_table
+from embedding_finetune.files import (
+    CommandLine,
+    UserError,
+    may_overwrite,
+    one_line,
+    read_json,
+    run_command_line,
+    write_json,
+)
+from embedding_finetune.settings import ROOT, Settings, display_value, path_of, split_revision
+from embedding_finetune.training.model_card import METRICS_HEADING
+from embedding_finetune.training.provenance import RECORD as TRAINED
+
+KEPT_BACK = (MODEL_CARD, MANIFEST, TRAINED, "training_log.jsonl")  # the card is written anew, the records are for here
+FACTS = "results.json"
+BUNDLED = "sentence-transformers/all-MiniLM-L6-v2"  # what the value `bundled` is
+DATA_NOTES = {
+    "msmarco": "MS MARCO's dev pairs, which are for non-commercial research",
+    "docstrings": "docstrings of Python packages (first paragraph and the rest), each under the licence of its package",
+    "": "a data set that is not published here; its licence is for its owner to say",
+}
+SECTIONS = """## Results
+
+{queries} test queries, {passages} passages; means with 95 % bootstrap intervals over the queries.
+
+{table}
+
+{pairs}
+
+{models}. Only planned comparisons are tests (paired randomisation, Holm-corrected); the others are exploration. The
+model to compare, the checkpoint and every weight were chosen on dev queries. Splits are by query and by passage; no
+test query or its passages were trained on.
+
+## Licence and data
+
+Licence of the model: {licence}. It was made from {base}, whose licence holds as well. Trained and measured on {data}.
+
+## How it was made
+
+{settings}
+
+`{facts}` has all metrics and intervals, and the hashes of data and weights.
+"""
+
+
+def prepare(settings, label, to=None):
+    """Make OUTPUT_DIR/publish/LABEL, unless it is there and says what is known today; returns the folder.
+
+    Raises UserError when the label has no model, when its results or those that it is compared with do not fit today's
+    data and models, when the folder says something else than what is known today or a file of it, the card aside, is
+    not as it was made (OVERWRITE=1 makes it anew), or when something private is in a file.
+    """
+    with lock(settings.output_dir / "publish"):
+        return _prepared(settings, label, to)
+
+
+def _prepared(settings, label, to):
+    source, folder = settings.output_dir / label, settings.output_dir / "publish" / label
+    if not (source / "config.json").is_file():
+        raise UserError(f"{display_value(source)} holds no finished model: give the label of one that was trained here")
+    rows, left_out = compare(settings, read_data(settings))
+    row = next((row for row in rows if row["label"] == label), None)
+    if row is None:
+        stale = [line for line in left_out if line.startswith(f"{label} is left out")]
+        raise UserError(stale[0] if stale else f"{label} has no results: evaluate it first")
+    if left_out:  # the card would not say what it lacks
+        raise UserError(f"{left_out[0]}, or move its result out of {display_value(settings.output_dir / 'results')}")
+    known = ("label", "queries", "corpus", "metrics", "dev", "ci95", "against", "content", "data", "finished")
+    facts = json.loads(json.dumps({name: row.get(name) for name in known} | {"published_as": to}))
+    if folder.exists() and not may_overwrite():
+        if changed := verify_manifest(folder):
+            raise UserError(f"{display_value(folder / changed)} is not as it was made; OVERWRITE=1 makes the folder anew")
+        if read_json(folder / FACTS) == facts:
+            print(f"{display_value(folder)} is there: kept as it is (OVERWRITE=1 makes it anew)")
+            return folder
+        raise UserError(f"{display_value(folder)} was made for other results or another name; OVERWRITE=1 makes it anew")
+    partial = folder.with_name(f"{label}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(source, partial, ignore=lambda _, names: [
+            name for name in names if name in KEPT_BACK or name.startswith(".")])
+        for path in partial.rglob("*.json"):
+            value = read_json(path)
+            if isinstance(value, dict) and value.keys() & {"_name_or_path", "name_or_path"}:
+                write_json(path, {key: value[key] for key in value if not key.endswith("name_or_path")})
+        write_json(partial / FACTS, facts)
+        (partial / MODEL_CARD).write_text(card(settings, label, to, rows, row), encoding="utf-8")
+        check_private(settings, partial)
+        write_manifest(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except OSError as error:
+        raise UserError(f"cannot write {partial}: {error}; free some space and run the same command again") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    if not settings.model_license:
+        print("licence unknown: the card says so; MODEL_LICENSE=apache-2.0, say, states one (it is yours to choose, "
+              "within the licences of base model and data)")
+    return folder
+
+
+def card(settings, label, to, rows, row):
+    """The text of README.md: the model's own card down to its metrics, then what was measured, against what, and how
+    the model was made."""
+    source = settings.output_dir / label
+    made_of = (read_json(source / COMPILED_RECORD) or {}).get("made_of", {})  # a compiled model has no record of a training
+    of = made_of.get("use", {}).get("label", label)
+    record = read_json(settings.output_dir / of / TRAINED) or {}
+    made = {name: public(value) for name, value in (record.get("settings", {}) | record.get("recipe", {})).items()}
+    base, data = made.get("BASE_MODEL", "?"), settings.dataset
+    base = {"bundled": BUNDLED}.get(base, base)
+    base_on_hub, hub_data = split_revision(base)[0], MSMARCO if data == "msmarco" else None
+    if data not in DATA_NOTES and public(data) == data:
+        hub_data = split_revision(data.partition(":")[0])[0]
+    known = hub_data or (data if data in DATA_NOTES else "not published")
+    metrics = [EvalResult(task_type="information-retrieval", dataset_type=known, dataset_name=known,
+                          dataset_split="test", metric_type=name, metric_name=name, metric_value=round(value, 4))
+               for name, value in row["metrics"].items()]
+    head = ModelCardData(
+        language=settings.model_language.split() or None, license=settings.model_license or "unknown",
+        library_name="sentence-transformers", pipeline_tag="sentence-similarity",
+        tags=["sentence-transformers", "feature-extraction", "dense-retrieval"],
+        base_model=base_on_hub if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base_on_hub) else None,
+        datasets=[hub_data] if hub_data else None, model_name=to or label, eval_results=metrics)
+    own = (source / "README.md").read_text(encoding="utf-8").partition(METRICS_HEADING)[0]
+    own = re.sub(r"\A---\n.*?\n---\n+", "", own, flags=re.DOTALL)
+    own = re.sub(r"\bPATH\b", lambda _: repr(to or label), own)
+    note = DATA_NOTES.get(data) or (f"{hub_data}: its page says under which licence" if hub_data else DATA_NOTES[""])
+    return f"---\n{head.to_yaml()}\n---\n\n{own}" + SECTIONS.format(
+        queries=row["queries"], passages=row["corpus"], table=comparison_table(rows).to_markdown(disable_numparse=True),
+        pairs=pairs_table(rows, of=label).to_markdown(index=False, disable_numparse=True), base=base, data=note,
+        models="; ".join(f"{other['label']} is {other.get('about') or public(other['model'])}" for other in rows),
+        licence=settings.model_license or "unknown, as its owner has not stated one", facts=FACTS,
+        settings="\n".join(["| setting | value |", "| --- | --- |", *(f"| {name} | {made[name]} |" for name in made)]))
+
+
+def public(value):
+    """A setting's value, or `a local folder` where it is a path."""
+    text = str(value)
+    slashes = split_revision(text)[0].count("/")
+    local = text.startswith(("/", "~", ".")) or slashes > 1 or (slashes and path_of(text).exists())
+    return "a local folder" if local or Path(text).suffix and path_of(text).is_file() else text
+
+
+def check_private(settings, folder):
+    """Raise UserError when a file in `folder`, weights aside, names a folder or file of this machine."""
+    paths = {str(Path.home()), str(ROOT), *(str(value) for value in vars(settings).values())}
+    paths = [re.escape(path) for path in paths if path.startswith("/") and len(path) > 1]
+    names = re.compile(rf"({'|'.join(paths)})(?=[/\"'\s:,)]|$)".encode())
+    for path in sorted(folder.rglob("*")):
+        found = path.is_file() and path.suffix not in (".safetensors", ".bin") and names.search(path.read_bytes())
+        if found:
+            raise UserError(f"{path.relative_to(folder)} names {found[0].decode()}, which is this machine's: mend that "
+                            "file of the model, then run the same command again")
+
+
+def upload(folder, to):
+    """Send the folder to the repository `to`, made private if it is new; returns the address of the commit.
+
+    Raises UserError when the hub does not take it.
+    """
+    api = HfApi(endpoint=constants.ENDPOINT)
+    try:
+        api.create_repo(to, private=True, exist_ok=True)
+        return api.upload_folder(repo_id=to, folder_path=folder, commit_message="Model, card and results",
+                                 ignore_patterns=[MANIFEST]).commit_url
+    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
+        raise UserError(f"the hub at {constants.ENDPOINT} does not take {to} ({one_line(error)}); the folder {folder} "
+                        "is whole: the same command tries again") from None
+
+
+def main():
+    parser = CommandLine("publish", __doc__.split("\n")[0])
+    parser.add_argument("label")
+    parser.add_argument("--to", metavar="NAMESPACE/NAME", help="the repository that the card names")
+    parser.add_argument("--upload", action="store_true", help="send the folder there")
+    asked, settings = parser.parse_args(), Settings.load()
+    if asked.to and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", asked.to, re.ASCII):
+        raise UserError(f"--to {asked.to} is no name that the hub could have: give NAMESPACE/NAME")
+    if asked.upload and not (asked.to and settings.model_license and get_token()):
+        missing = {"--to NAMESPACE/NAME": asked.to, "MODEL_LICENSE (or MODEL_LICENSE=unknown)": settings.model_license,
+                   "HF_TOKEN": get_token()}
+        raise UserError(f"--upload needs {', '.join(name for name, value in missing.items() if not value)}")
+    folder = prepare(settings, asked.label, asked.to)
+    print(f"{display_value(folder)}: read {display_value(folder / 'README.md')} before others do")
+    if asked.upload:
+        print(f"uploaded: {upload(folder, asked.to)}")
+
+
+if __name__ == "__main__":
+    run_command_line(main)

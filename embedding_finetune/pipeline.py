@@ -1,0 +1,169 @@
+"""The whole experiment in one go: every notebook and script in the order in which a person would run them.
+
+    python -m embedding_finetune run                what `make run` calls
+    python -m embedding_finetune run --notebooks    what `make notebooks` calls: put the outputs of the last run into
+                                                    the notebooks
+
+Executed copies of the notebooks go to OUTPUT_DIR/notebooks; the notebooks themselves stay as they are.
+"""
+
+import hashlib
+import re
+import subprocess
+import tempfile
+import time
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from traitlets.config import Config
+
+from embedding_finetune.files import CommandLine, UserError, atomic_write, may_overwrite, run_command_line
+from embedding_finetune.models.encoder_config import pretrained
+from embedding_finetune.recipes import find_recipe, trained_labels
+from embedding_finetune.settings import ROOT, Settings, display_value
+from embedding_finetune.training.provenance import is_current, training_script
+
+# Other fine-tuned models take eval_train_hard.ipynb, other ready-made ones eval_bge_m3.ipynb.
+NOTEBOOK_OF = {"raw": "eval_raw_bert.ipynb", "neg10": "eval_train_neg10.ipynb", "neg50": "eval_train_neg50.ipynb",
+               "reference": "eval_bge_m3.ipynb", "late_reference": "rerank.ipynb"}
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def plan(settings):
+    """The steps as pairs: a notebook or script, and the label it runs for where that is not its own.
+
+    RECIPES adds fine-tunings, SEEDS repeats all fine-tunings, EXTRA_MODELS adds evaluations, RERANKERS second looks
+    at their hits; the comparison comes last, and after it the learning curve where a recipe takes a share of the
+    queries.
+    """
+    trained, others = trained_labels(settings), [label for label in pretrained(settings) if label not in NOTEBOOK_OF]
+    models = [label for label in trained if find_recipe(settings, label).kind == "bi_encoder"]
+    stages = settings.rerankers.split()
+    evaluated = ["raw", *models, *others, "reference"]
+    shares = any(find_recipe(settings, label).train_fraction < 1 for label in trained)
+    default = dict.fromkeys(trained, "eval_train_hard.ipynb") | dict.fromkeys(others, "eval_bge_m3.ipynb")
+    default |= dict.fromkeys(stages, "rerank.ipynb")
+    return [("build_train_dataset.ipynb", None), ("build_eval_dataset.ipynb", None),
+            *((training_script(label).split()[0], label) for label in trained),
+            *((NOTEBOOK_OF.get(label, default.get(label)), None if label in NOTEBOOK_OF else label)
+              for label in evaluated + stages),
+            ("compare.ipynb", None), *[("learning_curve.ipynb", None)] * shares]
+
+
+def run_pipeline(settings):
+    """Run the plan; a model that is already trained with these settings and files is kept. Raises UserError."""
+    steps, folder = plan(settings), settings.output_dir / "notebooks"
+    for number, (step, label) in enumerate(steps, start=1):
+        started = time.monotonic()
+        title = f"[{number}/{len(steps)}] {step}" + (f" for {label}" if label and f"_{label}." not in step else "")
+        _say(f"\n{title}")
+        if step.endswith(".ipynb"):
+            run_notebook(ROOT / step, folder, label)
+        else:
+            run_script(settings, step, label)
+        _say(f"{title}: done in {time.monotonic() - started:.0f} s")
+
+
+def run_script(settings, script, label):
+    """Run the fine-tuning script of a label unless its model is there already."""
+    if is_current(settings, find_recipe(settings, label)) and not may_overwrite():
+        _say(f"{display_value(settings.output_dir / label)} is trained with these settings and this file already: kept "
+             "(OVERWRITE=1 trains it anew)")
+    elif subprocess.run(["bash", ROOT / script, label], check=False).returncode:
+        raise UserError(f"{script} failed, its own messages are above")
+
+
+def run_notebook(path, folder, label=None):
+    """Execute a notebook top to bottom and keep the executed copy in `folder`; an evaluation may be run for another
+    `label`.
+
+    A heading of the notebook is printed when its cells begin to run. If a cell fails, the copy is kept as
+    NAME.failed.ipynb. The copy has no outputs but those of this run.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    headings, copy = _headings(notebook), folder / path.name
+    if label:
+        parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+        parameters.source += f'\nLABEL = "{label}"'
+        copy = folder / f"eval_{label}.ipynb"
+
+    def announce(cell, cell_index):
+        if cell_index in headings:
+            _say(f"    {headings[cell_index]}")
+
+    try:
+        with tempfile.TemporaryDirectory() as sockets:  # local sockets, which only this user can listen to
+            client = NotebookClient(notebook, timeout=None, kernel_name="python3", coalesce_streams=True,
+                                    resources={"metadata": {"path": str(ROOT)}}, on_cell_execute=announce,
+                                    config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}))
+            client.execute()
+    except CellExecutionError as error:
+        copy = copy.with_suffix(".failed.ipynb")
+        raise UserError(f"{path.name} stopped: {error.evalue} (executed so far: {copy})") from None
+    finally:
+        with atomic_write(copy) as file:
+            nbformat.write(notebook, file)
+
+
+def _headings(notebook):
+    """Index of a code cell -> the nearest heading above it, where that heading is new."""
+    headings, latest = {}, None
+    for index, cell in enumerate(notebook.cells):
+        found = re.search(r"^#+ (.*)", cell.source, flags=re.MULTILINE) if cell.cell_type == "markdown" else None
+        latest = found[1] if found else latest
+        if cell.cell_type == "code" and latest:
+            headings[index], latest = latest, None
+    return headings
+
+
+def _say(text):
+    print(text, flush=True)
+
+
+def keep_outputs(settings):
+    """Put the outputs of the executed copies in OUTPUT_DIR/notebooks into the notebooks themselves, without what
+    moves by itself.
+
+    A cell's metadata says of which source its outputs are, so that a test can tell outputs that are no longer true.
+    """
+    for path in sorted(ROOT.glob("*.ipynb")):
+        copy = settings.output_dir / "notebooks" / path.name
+        if not copy.exists():
+            _say(f"{path.name}: no executed copy in {display_value(copy.parent)}, left as it is")
+            continue
+        notebook, executed = nbformat.read(path, as_version=4), nbformat.read(copy, as_version=4)
+        done = {cell.source: cell for cell in executed.cells if cell.cell_type == "code"}
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        if any(cell.source not in done for cell in code):
+            raise UserError(f"{copy} was executed from other cells than {path.name} has now: run `make demo` again")
+        for number, cell in enumerate(code, start=1):
+            cell.outputs = [output for output in done[cell.source].outputs if output.get("name") != "stderr"
+                            and WIDGET not in output.get("data", {})]  # progress bars
+            cell.execution_count = number
+            for output in cell.outputs:
+                if "execution_count" in output:
+                    output["execution_count"] = number
+            cell.metadata["outputs_of"] = source_hash(cell.source)
+        with atomic_write(path) as file:
+            nbformat.write(notebook, file)
+        _say(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
+
+
+def source_hash(source):
+    """What tells a cell's source from another."""
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def main():
+    parser = CommandLine("run", __doc__)
+    parser.add_argument("--notebooks", action="store_true", help="put the outputs of the last run into the notebooks")
+    (keep_outputs if parser.parse_args().notebooks else run_pipeline)(Settings.load())
+
+
+if __name__ == "__main__":
+    run_command_line(main)

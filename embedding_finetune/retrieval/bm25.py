@@ -1,0 +1,58 @@
+"""BM25: lexical retrieval with bm25s."""
+
+
+import bm25s
+import numpy as np
+from tqdm.auto import tqdm
+
+from embedding_finetune.files import read_json, write_json
+from embedding_finetune.retrieval.analyzer import Analyzer
+from embedding_finetune.retrieval.base import FEW, Retriever, retriever
+
+
+@retriever("bm25")
+class BM25(Retriever):
+    """BM25: shared words, the rare ones weigh more (bm25s, Lucene's variant, k1 1.5, b 0.75).
+
+    What a word is, is decided by the corpus (see words.Words), and stands in `used`.
+    """
+
+    description = "BM25"
+
+    def build(self, texts):
+        self._cut_by(Analyzer.of(self.language, texts))
+        self.bm25 = bm25s.BM25(k1=1.5, b=0.75)  # that of a corpus before leaves before the words come
+        self.size, vocabulary = len(texts), {}  # word -> number by where it is met first: the same in each process
+        numbers = [[vocabulary.setdefault(word, len(vocabulary)) for word in words] for words in self.words(texts)]
+        self.empty = not vocabulary  # bm25s cannot index nothing
+        if not self.empty:
+            self.bm25.index((numbers, vocabulary), show_progress=False)
+
+    def _cut_by(self, words):
+        self.words, self.config = words, {"language": str(words), "k1": 1.5, "b": 0.75}
+
+    def save(self, folder):
+        super().save(folder)
+        write_json(folder / "words.json", self.words.languages)
+        if not self.empty:
+            self.bm25.save(folder / "bm25", show_progress=False)
+
+    def load(self, folder):
+        super().load(folder)
+        self._cut_by(Analyzer(read_json(folder / "words.json")))
+        self.size, self.empty = len(self.tie_rank), not (folder / "bm25").exists()
+        if not self.empty:
+            self.bm25 = bm25s.BM25.load(folder / "bm25", mmap=True, show_progress=False)
+        return self
+
+    def search_batch(self, texts, depth):
+        depth = min(depth, self.size)
+        scores = np.zeros((len(texts), depth), np.float32)
+        positions = np.full((len(texts), depth), -1, np.int32)
+        for row, words in enumerate(tqdm(self.words(texts), desc="BM25", unit="query", disable=len(texts) < FEW)):
+            found = np.zeros(self.size, np.float32) if self.empty or not words else self.bm25.get_scores(words)
+            last_wanted = max(np.partition(found, -depth)[-depth], np.nextafter(np.float32(0), np.float32(1)))
+            some = np.flatnonzero(found >= last_wanted)  # a score of 0 means that no word is shared
+            some = some[np.lexsort((self.tie_rank[some], -found[some]))][:depth]
+            positions[row, :len(some)], scores[row, :len(some)] = some, found[some]
+        return scores, positions

@@ -1,0 +1,61 @@
+"""Dense retrieval: nearest vectors by inner product."""
+
+import tempfile
+
+import numpy as np
+
+from embedding_finetune.files import UserError
+from embedding_finetune.retrieval.ann import FLAT, ExactIndex, make_index, recall_vs_exact
+from embedding_finetune.retrieval.base import Retriever
+
+PART = 1 << 20  # passages whose vectors are in memory together
+
+
+def encode_corpus(encoder, texts):
+    """Vectors of a list of passages; those of more than PART are encoded so many at a time, into a file beside the
+    cache that is mapped into memory and gone with the process."""
+    if len(texts) <= PART:
+        return encoder.encode_passages(texts)
+    try:
+        with tempfile.TemporaryFile(dir=encoder.cache) as file:
+            for start in range(0, len(texts), PART):
+                some = encoder.encode_passages(texts[start:start + PART])
+                file.write(some.data)
+            file.flush()
+            return np.memmap(file, np.float32, "r", shape=(len(texts), some.shape[1]))
+    except OSError as error:
+        raise UserError(f"cannot write the vectors of {len(texts):,} passages to {encoder.cache or 'a temporary file'} "
+                        f"({error.strerror}): free some space") from None
+
+
+class Dense(Retriever):
+    """Nearest vectors by inner product; `encoder` gives the vectors (see encoder.Encoder).
+
+    A corpus just indexed is searched exactly; what was saved and restored as `where` says (see vector_index).
+    """
+
+    def __init__(self, encoder, where=FLAT):
+        self.encoder, self.index_spec = encoder, where
+        self.description = encoder.config.title
+
+    def build(self, texts):
+        self.vectors = self.nearest = None  # those of a corpus before leave before the next ones come
+        self.vectors = encode_corpus(self.encoder, texts)
+        self.nearest = ExactIndex(self.vectors)
+
+    def save(self, folder):
+        super().save(folder)
+        np.save(folder / "vectors.npy", self.vectors)
+        make_index(self.index_spec).build(self.vectors, folder)
+
+    def load(self, folder):
+        self.vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+        self.nearest = make_index(self.index_spec).load(self.vectors, folder)
+        return super().load(folder)
+
+    def search_batch(self, texts, depth):
+        return self.nearest.search_batch(self.encoder.encode_queries(texts), depth, self.tie_rank)
+
+    def recall_vs_exact(self, texts):
+        """What a restored index loses and gains beside an exact search: see vector_index.beside_exact."""
+        return {"index": self.index_spec} | recall_vs_exact(self.nearest, self.encoder.encode_queries(texts), self.tie_rank)

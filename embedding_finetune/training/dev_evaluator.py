@@ -1,0 +1,106 @@
+"""The dev set: a look at recall@10 and MRR@10 while the training goes on, by which the best checkpoint is chosen."""
+
+import random
+
+import torch
+
+from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX, remove_query
+from embedding_finetune.evaluation.metrics import mean, per_query
+from embedding_finetune.models.batching import BATCH_OVERHEAD_TOKENS
+from embedding_finetune.models.multi_vector import expand_queries
+from embedding_finetune.training.batches import sub_batches
+
+DEPTH = 10  # passages of each query that the metrics look at
+TOGETHER = 1 << 26  # numbers in the padded embeddings of the queries that are scored together
+
+
+def dev_corpus(collection, size, seed):
+    """The passages of a dev search, id -> text: the dev positives, out of which pseudo-queries are taken, and a seeded
+    sample of `size` others of the corpus."""
+    judged, _ = collection.positive_pool()
+    others = sorted(set(collection.corpus) - set(judged))
+    others = random.Random(seed).sample(others, min(size, len(others)))
+    texts = {passage: collection.corpus[passage] for passage in judged + others}
+    for query in collection.queries:
+        for passage in collection.positives(query) if query.startswith(PSEUDO_QUERY_PREFIX) else ():
+            texts[passage] = remove_query(texts[passage], collection.queries[query])
+    return texts
+
+
+def dev_metrics(qrels, rankings):
+    """{"recall@10", "mrr@10"} of rankings (query id -> passage ids, best first), as evaluation.metrics defines them."""
+    run = {query: {passage: -float(rank) for rank, passage in enumerate(ranking)}
+           for query, ranking in rankings.items()}
+    found = mean(per_query(qrels, run))
+    return {name: found[name] for name in ("recall@10", "mrr@10")}
+
+
+class DevEvaluator:
+    """Dev queries over their positives, out of which pseudo-queries are taken, and a seeded sample of the corpus."""
+
+    def __init__(self, collection, size, tokenizer, config, seed, device, expansion=0):
+        """`collection` is the dev part; `size` passages beside the positives are sampled; `use` is a ModelUse;
+        `expansion` as in batches.Collator."""
+        self.qrels, self.query_ids, self.device = collection.qrels, list(collection.queries), device
+
+        def lay_out(prompt, texts, max_length, length=0):
+            tokens = tokenizer([prompt + text for text in texts], truncation=True, max_length=max_length)
+            token_ids = expand_queries(tokenizer, tokens["input_ids"], length)
+            return sub_batches(tokenizer, token_ids, BATCH_OVERHEAD_TOKENS[device.type], limit=64)
+
+        self.queries = lay_out(config.query_prompt, collection.queries.values(), config.query_max_len, expansion)
+        corpus = dev_corpus(collection, size, seed)
+        self.passage_ids = list(corpus)
+        self.corpus = lay_out(config.passage_prompt, corpus.values(), config.passage_max_len)
+
+    def _embed(self, model, sub):
+        return model([{name: tensor.to(self.device) for name, tensor in sub.items()}]).float()
+
+    def _embed_queries(self, model):
+        """Embeddings of the distinct queries, in main memory and without the zeros at the end of all of them: of token
+        vectors most are padding."""
+        found = []
+        for sub in self.queries[0]:
+            embedded = self._embed(model, sub)
+            used = int(embedded.any(dim=0).nonzero()[-1:].sum()) + 1
+            found.append(embedded[:, :used].to("cpu", copy=True))
+        width = max(embedded.shape[1] for embedded in found)
+        return torch.cat([_widened(embedded, width) for embedded in found])
+
+    @torch.no_grad()  # not inference_mode: what the model keeps for later must be able to take part in a backward pass
+    def evaluate(self, model):
+        """{"recall@10", "mrr@10"} of a loss.ContrastiveModel, means over queries; equal scores keep their order.
+
+        The passages are scored one sub-batch after the other, and of each query the best so far are kept: the token
+        vectors of a passage of 512 tokens take 1.6 MB.
+        """
+        model.eval()
+        texts, rows = self.corpus
+        queries, best, start = self._embed_queries(model), None, 0
+        for sub in texts:
+            passages = self._embed(model, sub)
+            some = queries.split(max(1, TOGETHER // passages.shape[1]))
+            scores = torch.cat([model.score(_widened(few.to(self.device), passages.shape[1]), passages).cpu()
+                                for few in some])
+            places = ((rows >= start) & (rows < start + len(passages))).nonzero()[:, 0]  # equal texts share a row
+            best = _best(best, scores[:, rows[places] - start], places)
+            start += len(passages)
+        rankings = best[1][self.queries[1]].tolist()
+        return dev_metrics(self.qrels, {query: [self.passage_ids[place] for place in places]
+                                        for query, places in zip(self.query_ids, rankings, strict=True)})
+
+
+def _widened(embedded, width):
+    """Embeddings (texts, numbers) with zeros behind them, up to `width` numbers."""
+    return torch.nn.functional.pad(embedded, (0, width - embedded.shape[1]))
+
+
+def _best(best, scores, places):
+    """Scores and places (queries, DEPTH or fewer) of the best passages: of `best`, which is such a pair or None, and
+    of those at `places` with `scores` (queries, places). Equal scores are in the order of their places."""
+    places = places.expand(len(scores), -1)
+    if best:
+        scores, places = torch.cat([best[0], scores], dim=1), torch.cat([best[1], places], dim=1)
+    order = places.argsort(dim=1)
+    order = order.gather(1, scores.gather(1, order).argsort(dim=1, descending=True, stable=True))[:, :DEPTH]
+    return scores.gather(1, order), places.gather(1, order)

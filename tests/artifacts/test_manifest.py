@@ -1,0 +1,98 @@
+"""Damage shows: in a record by its own hash, in a finished folder by those of its files."""
+
+import json
+import os
+
+import pytest
+
+from embedding_finetune.artifacts.manifest import (
+    MANIFEST,
+    MODEL_CARD,
+    fingerprints,
+    has_same_content,
+    has_same_stamps,
+    read_checksummed,
+    verify_manifest,
+    write_checksummed,
+    write_manifest,
+)
+from embedding_finetune.files import read_json
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "model"
+    (folder / "deeper").mkdir(parents=True)
+    for name in ("weights", "deeper/layer", "deeper/README.md", MODEL_CARD):
+        (folder / name).write_text(name)
+    return folder
+
+
+def test_a_record_comes_back_until_any_character_has_changed(tmp_path):
+    path, value = tmp_path / "record.json", {"b": [1, None, {"größer": 0.1}], "a": "x"}
+    write_checksummed(path, value | {"tuple": (1, 2), "keys": {2: 3, 10: 4}})
+    assert read_checksummed(path) == value | {"tuple": [1, 2], "keys": {"2": 3, "10": 4}}
+    text = path.read_text()
+    for before, after in (("0.1", "0.2"), ('"x"', '"y"'), ('"b"', '"c"'), ('"seal": "', '"seal": "0')):
+        path.write_text(text.replace(before, after))
+        assert path.read_text() != text and read_checksummed(path) is None
+    path.write_text(text[:-3])
+    assert read_checksummed(path) is None
+
+
+def test_a_record_of_an_earlier_version_has_no_seal(tmp_path):
+    (tmp_path / "record.json").write_text('{"a": 1}')
+    assert read_checksummed(tmp_path / "record.json", {}) == read_checksummed(tmp_path / "record.json", {"a": int}) == {"a": 1}
+    for having in (None, {"a": str}, {"b": int}):
+        assert read_checksummed(tmp_path / "record.json", having) is None
+    (tmp_path / "record.json").write_text("[1]")
+    assert read_checksummed(tmp_path / "record.json") is read_checksummed(tmp_path / "none.json", {}) is None
+
+
+def test_a_whole_record_of_another_kind_is_none(tmp_path):
+    write_checksummed(tmp_path / "record.json", {"a": 1})
+    assert read_checksummed(tmp_path / "record.json", {"a": int}) == {"a": 1}
+    for having in ({"a": str}, {"b": int}):
+        assert read_checksummed(tmp_path / "record.json", having) is None
+
+
+def test_a_marked_folder_names_its_first_damaged_file(folder):
+    assert verify_manifest(folder) is None
+    write_manifest(folder)
+    assert verify_manifest(folder) is None and read_json(folder / MANIFEST).keys() == {
+        "weights", "deeper/layer", "deeper/README.md", "seal"}
+    (folder / MODEL_CARD).write_text("with metrics")
+    (folder / "more").write_text("something beside it")
+    assert verify_manifest(folder) is None
+    (folder / "deeper" / "layer").write_text("deeper/lazer")
+    assert verify_manifest(folder) == "deeper/layer"
+    (folder / "deeper" / "layer").unlink()
+    assert verify_manifest(folder) == "deeper/layer"
+    (folder / MANIFEST).write_text("{}")
+    assert verify_manifest(folder) == MANIFEST
+
+
+def test_what_is_marked_is_on_the_disk_before_its_marker(folder, monkeypatch):
+    synced, real = [], os.fsync
+    monkeypatch.setattr("os.fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")) or real(fd))
+    write_manifest(folder)
+    names = [os.path.relpath(path, folder) for path in synced]
+    assert set(names[:-1]) == {"weights", "deeper/layer", "deeper/README.md", MODEL_CARD} and MANIFEST in names[-1]
+
+
+def test_files_are_read_again_only_where_they_were_touched(folder, monkeypatch):
+    known = json.loads(json.dumps(fingerprints(folder, {})))
+    assert has_same_stamps(folder, known) and has_same_content(folder, known) and known.keys() == {
+        "weights", "deeper/layer", "deeper/README.md", MODEL_CARD}
+    os.utime(folder / "weights", ns=(1, 1))
+    assert not has_same_stamps(folder, known) and has_same_content(folder, known)
+    again = fingerprints(folder, known)
+    assert again["weights"] == [[7, 1], known["weights"][1]] and again[MODEL_CARD] == known[MODEL_CARD]
+    (folder / "weights").write_text("WEIGHTS")
+    assert not has_same_content(folder, known)
+    (folder / "weights").unlink()
+    assert not has_same_stamps(folder, known) and not has_same_content(folder, known)
+    monkeypatch.setattr("embedding_finetune.artifacts.manifest.sha256", None)
+    (folder / "weights").write_text("weights")
+    os.utime(folder / "weights", ns=(1, 1))
+    assert fingerprints(folder, again) == again and has_same_content(folder, again)

@@ -1,0 +1,48 @@
+"""Sets of other domains: the one that comes with a package, and folders."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from embedding_finetune.data import out_of_domain
+from embedding_finetune.data.collection import Collection, write_collection
+from embedding_finetune.data.out_of_domain import general_knowledge, out_of_domain_sets
+from embedding_finetune.files import UserError
+
+
+def test_the_general_set_is_the_same_each_time_and_its_parts_share_no_query():
+    first, again = general_knowledge(), general_knowledge()
+    assert first == again and list(first.queries) == list(again.queries)
+    assert (len(first.queries), len(first.corpus)) == (343, 350)
+    assert Counter(first.splits.values()) == {"test": 228, "dev": 115} and first.splits.keys() == first.queries.keys()
+    assert all(first.positives(query) for query in first.queries)
+
+
+def test_questions_stand_with_their_answers():
+    found = general_knowledge()
+    answers = {found.queries[query]: [found.corpus[passage] for passage in found.positives(query)]
+               for query in found.queries}
+    assert answers["Who was the 37th President of the United States?"] == ["Richard Nixon"]
+    assert answers["What year was President John F. Kennedy assassinated?"] == ["1963"]  # a number would be one in YAML
+    assert max(len(text) for text in found.corpus.values()) < 500
+
+
+def test_folders_and_the_general_set_stand_side_by_side(settings, tmp_path):
+    far = Collection({"q": "falcon"}, {"p": "the falcon sleeps"}, {"q": {"p": 1}}, {"q": "test"})
+    write_collection(tmp_path / "far", far)
+    assert out_of_domain_sets(settings) == {}
+    found = out_of_domain_sets(replace(settings, out_of_domain_sets=f"{tmp_path / 'far'} general"))
+    assert list(found) == [str(tmp_path / "far"), "general"] and found["general"] == general_knowledge()
+    assert found[str(tmp_path / "far")] == far
+    with pytest.raises(UserError, match="nowhere/corpus.jsonl does not exist"):
+        out_of_domain_sets(replace(settings, out_of_domain_sets="general nowhere"))
+    (tmp_path / "far" / "qrels" / "test.tsv").rename(tmp_path / "far" / "qrels" / "train.tsv")
+    with pytest.raises(UserError, match="far has no qrels/test.tsv"):
+        out_of_domain_sets(replace(settings, out_of_domain_sets=str(tmp_path / "far")))
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr(out_of_domain, "PACKAGE", "no_such_package")
+    with pytest.raises(UserError, match="the package no_such_package is not installed, and OUT_OF_DOMAIN_SETS=general reads it"):
+        general_knowledge()

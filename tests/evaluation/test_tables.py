@@ -1,0 +1,244 @@
+"""Tables, plots and sentences: that they follow the numbers, whatever these are."""
+
+import json
+import warnings
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from embedding_finetune.data.collection import Collection
+from embedding_finetune.evaluation import tables
+from embedding_finetune.evaluation.results import finalists, planned_pairs
+from embedding_finetune.evaluation.significance import add_significance
+from embedding_finetune.files import write_jsonl
+
+METRICS = ["recall@1", "recall@10", "mrr@10"]
+
+
+@pytest.fixture(autouse=True)
+def no_figure_stays_open():
+    yield
+    plt.close("all")
+
+
+def pair(difference, p, half=0.02, planned=True, **more):
+    """What `against` says of two models, the interval reaching `half` to each side."""
+    return {"recall@1": {"difference": difference, "ci95": [difference - half, difference + half], "p_value": p,
+                         "planned": planned, "wins": 30, "ties": 950, "losses": 20, **more}}
+
+
+def row(label, recall, chosen=False, **against):
+    recipe = {"recipe": label} if label.startswith(("neg", "hard")) else {}
+    return {"label": label, "metrics": {"recall@1": recall}, "ci95": {"recall@1": [recall - 0.03, recall + 0.03]},
+            "chosen": chosen, "against": against, **recipe}
+
+
+def mirrored(rows):
+    """Rows with `against` filled in from the other side."""
+    for one in rows:
+        for other in rows:
+            if other["label"] in one["against"]:
+                seen = one["against"][other["label"]]["recall@1"]
+                other["against"][one["label"]] = {"recall@1": seen | {
+                    "difference": -seen["difference"], "ci95": [-end for end in seen["ci95"][::-1]],
+                    "wins": seen["losses"], "losses": seen["wins"]}}
+    return rows
+
+
+ROWS = mirrored([
+    row("raw", 0.40, bm25=pair(-0.3, 0.001, planned=False), neg10=pair(-0.31, 0.001), neg50=pair(-0.3, 0.001)),
+    row("bm25", 0.70, neg10=pair(-0.01, 0.2, queries_needed=12345), neg50=pair(0.0, 1.0, planned=False)),
+    row("neg10", 0.71, chosen=True, neg50=pair(0.01, 0.04, half=0.005, planned=False)), row("neg50", 0.70)])
+
+
+def test_the_best_model_comes_first_with_its_interval():
+    assert tables.comparison_table(ROWS, ["recall@1"])["recall@1"].to_dict() == {
+        "neg10": "0.710 [0.680, 0.740]", "bm25": "0.700 [0.670, 0.730]", "neg50": "0.700 [0.670, 0.730]",
+        "raw": "0.400 [0.370, 0.430]"}
+
+
+def test_only_planned_pairs_may_be_called_better():
+    pairs = tables.pairs_table(ROWS).set_index("pair")
+    assert pairs["verdict"].to_dict() == {
+        "bm25 - raw": "exploration: interval excludes 0", "neg10 - raw": "neg10 is better",
+        "neg50 - raw": "neg50 is better", "neg10 - bm25": "not distinguishable; about 12,000 queries would tell",
+        "bm25 - neg50": "exploration: interval includes 0", "neg10 - neg50": "exploration: interval excludes 0"}
+    assert pairs.loc["neg10 - bm25"].tolist()[:4] == ["+0.010", "[-0.010, +0.030]", "0.2000 (Holm)", "20 / 950 / 30"]
+    assert pairs.loc["neg10 - neg50", "p"] == "0.0400 (uncorrected)"
+
+
+def test_pairs_can_be_picked():
+    def picked(**how):
+        table = tables.pairs_table(ROWS, **how)
+        return list(table["pair"]) if len(table) else []
+
+    assert picked(of="raw") == ["bm25 - raw", "neg10 - raw", "neg50 - raw"]
+    assert picked(of="raw", against=["bm25", "neg10", "absent"]) == ["bm25 - raw", "neg10 - raw"]
+    assert picked(of="neg10", against=["bm25", "neg10"]) == ["neg10 - bm25"]  # not all pairs of neg10
+    assert picked(of="bm25", against=["bm25"]) == picked(of="absent") == []
+    assert picked(planned=False) == ["bm25 - raw", "bm25 - neg50", "neg10 - neg50"]
+    assert list(tables.planned_table(ROWS)["pair"]) == ["neg10 - raw", "neg50 - raw", "neg10 - bm25"]
+
+
+@pytest.mark.parametrize("seen, verdict", [
+    (pair(0.1, 0.049), "neg10 is better"),
+    (pair(0.1, 0.049, half=0.11), "neg10 is better, though the interval includes 0"),
+    (pair(0.1, 0.05),
+     "neg10 is better by its interval alone, not after correction; too small a difference to plan for"),
+    (pair(0.1, 0.05, queries_needed=1472),
+     "neg10 is better by its interval alone, not after correction; about 1,500 queries would tell"),
+    (pair(0.0, 1.0), "not distinguishable; too small a difference to plan for"),
+    (pair(0.0, 0.01), "not distinguishable; too small a difference to plan for"),
+    (pair(0.01, 0.3, queries_needed=96), "not distinguishable; about 96 queries would tell"),
+    (pair(-0.1, 0.001, planned=False), "exploration: interval excludes 0")])
+def test_verdicts(seen, verdict):
+    assert tables.verdict("neg10", seen["recall@1"]) == verdict
+
+
+def test_the_conclusion_follows_the_numbers():
+    best = row("neg50", 0.71, chosen=True, raw=pair(0.41, 0.001), bm25=pair(-0.09, 0.001),
+               reference=pair(0.01, 0.6, queries_needed=43210))
+    others = [row("bm25", 0.8), row("raw", 0.3), row("neg10", 0.72), row("reference", 0.7)]
+    assert tables.conclusion([*others, best]) == (
+        "Fine-tuning took recall@1 from 0.300 (raw) to 0.720 (neg10) and 0.710 (neg50): neg50, the best on dev "
+        "queries, is better than raw (0.300; difference +0.410, 95 % interval [+0.390, +0.430]). It is worse than bm25 "
+        "(0.800; difference -0.090, 95 % interval [-0.110, -0.070]) and not distinguishable from reference (0.700; "
+        "difference +0.010, 95 % interval [-0.010, +0.030]; about 43,000 test queries would tell).")
+    alike = row("neg50", 0.7, chosen=True, raw=pair(0.4, 0.001), bm25=pair(0.0, 0.01))
+    assert "It is not distinguishable from bm25 (0.800; difference +0.000" in tables.conclusion([*others[:2], alike])
+    assert "No rival is measured yet" in tables.conclusion([best, others[1]])
+    assert "have to be evaluated" in tables.conclusion(others[:2]) == tables.conclusion([best])
+
+
+def test_numbers_of_pseudo_queries_are_called_no_proof():
+    best = row("neg50", 0.71, chosen=True, raw=pair(0.41, 0.001))
+    for rows in ([best], [best, row("raw", 0.3)]):
+        said = tables.conclusion(rows)
+        assert "no proof" not in said
+        assert tables.conclusion([{**one, "pseudo_queries": 3} for one in rows]) == f"{said} {tables.NO_PROOF}"
+        assert tables.conclusion([{**one, "pseudo_queries": 0} for one in rows]) == said
+
+
+@pytest.mark.parametrize("difference", [0.01, -0.01])
+@pytest.mark.parametrize("p", [0.001, 0.3])
+@pytest.mark.parametrize("half", [0.005, 0.02])
+def test_no_sentence_contradicts_the_interval_beside_it(difference, p, half):
+    best = row("neg10", 0.5, chosen=True, raw=pair(difference, p, half), bm25=pair(difference, p, half))
+    for sentence in tables.conclusion([row("raw", 0.5), row("bm25", 0.5), best]).split(". It is "):
+        side = "better than" if difference > 0 else "worse than"
+        apart = half < 0.01
+        assert ("not distinguishable" in sentence) == (not apart and p > 0.05)
+        assert (side in sentence) == (apart or p < 0.05)
+        assert ("by its interval alone" in sentence) == (apart and p > 0.05)
+        assert ("though the interval includes 0" in sentence) == (not apart and p < 0.05)
+
+
+def many_rows(number=31):
+    """Rows as compare makes them, of bm25, raw, reference, fine-tuned models and their repetitions."""
+    rng, skill = np.random.default_rng(0), np.random.default_rng(1).random(60)
+    labels = ["bm25", "raw", "reference", *(f"neg{place}" for place in range(10, 10 + number - 3))]
+    frames = {label: pd.DataFrame({metric: (rng.random(60) < skill).astype(float) for metric in METRICS})
+              for label in labels}
+    rows = [{"label": label, "model": label, "metrics": frame.mean().to_dict(), "dev": {"mrr@10": place},
+             "chosen": False,
+             "by_corpus_size": [{"passages": size, "recall@1": place / size} for size in (100, 200)],
+             **({"recipe": label} if label.startswith("neg") else {})}
+            for place, (label, frame) in enumerate(frames.items())]
+    rows[-1]["chosen"] = True
+    return add_significance(rows, frames, planned_pairs(rows), resamples=200)
+
+
+def test_thirty_one_models_have_tables_and_pictures(settings):
+    rows = many_rows()
+    assert tables.comparison_table(rows).shape == (31, 3) and len(tables.pairs_table(rows)) == 31 * 30 // 2
+    assert len(tables.planned_table(rows)) == 3 + 27  # the chosen one against three rivals, the others against neg10
+    assert [row["label"] for row in finalists(rows)] == ["reference", "neg37"]  # which is one of the three
+    tables.write_comparison(settings, rows)
+    folder = settings.output_dir / "results"
+    assert json.loads((folder / "comparison.json").read_text()) == rows
+    text = (folder / "comparison.md").read_text()
+    planned, exploration = text.index("**Planned comparisons**"), text.index("**Exploration: all other pairs**")
+    assert text.index("| neg20 ") < planned < exploration < text.index(tables.conclusion(rows))
+    assert "(Holm)" not in text[exploration:] and "exploration" not in text[planned:exploration]
+    assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_two_models_have_the_same_line():
+    lines = tables.plot_by_corpus_size(many_rows()).axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 31
+
+
+def test_the_plot_marks_the_best_and_the_fine_tuned():
+    figure = tables.plot(many_rows(4), names=("recall@1", "mrr@10"))
+    axis = figure.axes[0]
+    values = {text.get_text(): text.get_fontweight() for text in axis.texts}
+    assert [text for text, weight in values.items() if weight == "bold"] == [f"{max(map(float, values)):.3f}"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["bm25", "raw", "reference", "neg10"]
+    assert [line.get_color() for line in axis.lines] == [tables.GREY] * 3 + [tables.ORANGE]
+
+
+def test_the_plot_by_corpus_size_has_a_line_for_each_model_measured_so():
+    rows = [{"label": "bm25", "by_corpus_size": [{"passages": 10, "recall@1": 0.9}, {"passages": 20, "recall@1": 0.8}]},
+            {"label": "hybrid"}]
+    lines = tables.plot_by_corpus_size(rows).axes[0].lines
+    assert [line.get_xydata().tolist() for line in lines] == [[[10, 0.9], [20, 0.8]]]
+
+
+def test_training_curves_are_drawn_for_the_models_that_have_one(settings):
+    for label, loss in (("neg10", 1.5), ("neg50", 2.5)):
+        write_jsonl(settings.output_dir / label / "training_log.jsonl",
+                    [{"step": 0, "mrr@10": 0.1, "recall@10": 0.2}, {"step": 5, "loss": loss, "learning_rate": 1e-5},
+                     {"step": 10, "loss": 1.0, "learning_rate": 0.0}])
+    losses, recall, mrr = tables.plot_training(settings, ["raw", "neg10", "neg50"]).axes
+    assert [line.get_xydata().tolist() for line in losses.lines] == [[[5, 1.5], [10, 1]], [[5, 2.5], [10, 1]]]
+    assert recall.lines[0].get_xydata().tolist() == [[0, 0.2]] and mrr.get_title() == "mrr@10 on dev"
+    assert [line.get_color() for line in losses.lines] == [line.get_color() for line in mrr.lines]
+    with warnings.catch_warnings(action="error"):
+        assert not tables.plot_training(settings, ["raw"]).axes[0].lines
+
+
+def test_cosines_of_queries_and_their_positives_beside_those_of_random_passages():
+    test = Collection({"q1": "", "q2": ""}, {"a": "", "b": ""}, {"q1": {"b": 1}, "q2": {"a": 1}})
+    passages = np.array([[1, 0], [0, 1]], np.float32)
+    axis = tables.plot_cosines(test, passages[::-1], passages, seed=0).axes[0]  # q1 is b, q2 is a
+    highest = [max(bars, key=lambda bar: bar.get_height()).get_x() for bars in axis.containers]
+    assert highest == pytest.approx([0.98, 0])
+    assert [text.get_text() for text in axis.get_legend().texts] == ["query and positive", "two random passages"]
+
+
+def test_examples_show_right_and_wrong_hits():
+    test = Collection({"q1": "first", "q2": "second", "q3": "third"}, {"a": "passage a", "b": "word " * 40},
+                      {"q1": {"a": 1}, "q2": {"a": 0, "b": 1}, "q3": {"b": 1}})
+    run = {"q1": {"a": 0.9, "b": 0.1}, "q2": {"a": 0.9, "b": 0.1}, "q3": {"a": 0.5}}
+    right, wrong = (tables.examples(test, run, right=right) for right in (True, False))
+    assert right["query"].to_list() == ["first"] and right["first hit"].to_list() == ["passage a"]
+    assert wrong.iloc[0].to_dict() == {"query": "second", "first hit": "passage a", "rank of positive": "2",
+                                       "positive": "word " * 28 + "…"}
+    assert wrong.iloc[1]["rank of positive"] == "beyond 1"
+
+
+def test_seeds_are_summed_up_beside_the_interval_of_one():
+    def repeated(label, value, recipe=None):
+        return {"label": label, "metrics": {"recall@1": value}, "ci95": {"recall@1": [value - 0.1, value + 0.1]},
+                **({"recipe": recipe} if recipe else {})}
+
+    rows = [repeated("raw", 0.3), repeated("neg10", 0.5, "neg10"), repeated("neg10_seed43", 0.6, "neg10"),
+            repeated("neg10_seed44", 0.7, "neg10"), repeated("neg50", 0.9, "neg50")]
+    table = tables.seeds_table(rows)
+    assert list(table.index) == ["neg10"] and table.loc["neg10", "seeds"] == 3
+    assert table.loc["neg10", "mean"] == pytest.approx(0.6) and table.loc["neg10", "spread"] == pytest.approx(0.1)
+    assert table.loc["neg10", "interval of one"] == "[0.400, 0.600]"
+    assert tables.seeds_table(rows[:2]).empty
+
+
+def test_other_test_sets_stand_beside_the_own_one_with_what_is_lost_there():
+    far = {"recall@1": 0.4, "against": {"raw": {"recall@1": {"difference": -0.1, "ci95": [-0.15, -0.05]}}}}
+    rows = [{"label": "bm25", "metrics": {"recall@1": 0.5}, "eval_sets": {"far": far}},
+            {"label": "raw", "metrics": {"recall@1": 0.4}, "eval_sets": {"far": {"recall@1": 0.5}}},
+            {"label": "hybrid", "metrics": {"recall@1": 0.6}, "eval_sets": {}}]
+    assert tables.out_of_domain_table(rows).to_dict("index") == {
+        "bm25": {"own": "0.500", "far": "0.400", "far, beside raw": "-0.100 [-0.150, -0.050]"},
+        "raw": {"own": "0.400", "far": "0.500", "far, beside raw": ""}}
+    assert tables.out_of_domain_table(rows[2:]).empty

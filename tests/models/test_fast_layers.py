@@ -1,0 +1,113 @@
+"""The quick ways lead to the same place: products and gradients as PyTorch's, masks as dropout must draw them."""
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from embedding_finetune.models.fast_layers import (
+    FEW_ROWS,
+    FastDropout,
+    FastLinear,
+    attention_with_fast_dropout,
+    use_fast_dropout,
+    use_fast_linear,
+)
+
+
+@pytest.mark.parametrize("shape, bias", [((3, 5, 8), True), ((7, 8), True), ((2, 3, 8), False)])
+def test_linear_layers_give_the_same_values_and_gradients(shape, bias):
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(8, 6, bias=bias)
+    fast = torch.nn.Linear(8, 6, bias=bias)
+    fast.load_state_dict(plain.state_dict())
+    use_fast_linear(fast)
+    assert type(fast) is FastLinear
+    inputs, gradient = torch.randn(shape), torch.randn(*shape[:-1], 6)
+    seen = []
+    for layer in (plain, fast):
+        given = inputs.clone().requires_grad_()
+        outputs = layer(given)
+        outputs.backward(gradient)
+        seen.append([outputs.detach(), given.grad, *(parameter.grad for parameter in layer.parameters())])
+    for theirs, ours in zip(*seen, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, FEW_ROWS - 1, FEW_ROWS, 200])
+def test_few_rows_without_a_gradient_give_the_same_values(rows):
+    layer = torch.nn.Linear(8, 6)
+    inputs = torch.randn(rows, 8)
+    with torch.inference_mode():
+        expected = layer(inputs)
+        use_fast_linear(layer)
+        torch.testing.assert_close(layer(inputs), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_frozen_weights_get_no_gradient():
+    layer = torch.nn.Linear(4, 4)
+    layer.weight.requires_grad = False
+    use_fast_linear(layer)
+    layer(torch.randn(2, 4)).sum().backward()
+    assert layer.weight.grad is None and layer.bias.grad.tolist() == [2, 2, 2, 2]
+
+
+def test_rate_and_scale():
+    torch.manual_seed(0)
+    dropped = FastDropout(0.1)(torch.ones(1000, 1001))
+    kept = dropped != 0
+    assert kept.double().mean().item() == pytest.approx(0.9, abs=0.0015)  # five standard deviations
+    assert dropped[kept].unique().item() == pytest.approx(1 / 0.9, rel=1e-4)
+    for lag in (1, 2, 4):  # neighbours that share a 64-bit draw are independent
+        assert (kept[:, lag:] & kept[:, :-lag]).double().mean().item() == pytest.approx(0.81, abs=0.003)
+
+
+def test_gradient_passes_where_the_value_passed():
+    inputs = torch.full((64, 65), 3.0, requires_grad=True)
+    outputs = FastDropout(0.3)(inputs)
+    outputs.sum().backward()
+    torch.testing.assert_close(outputs.detach(), 3 * inputs.grad)
+
+
+def test_masks_follow_torchs_seed():
+    layer, ones = FastDropout(0.5), torch.ones(50)
+    torch.manual_seed(1)
+    first, second = layer(ones), layer(ones)
+    torch.manual_seed(1)
+    assert torch.equal(layer(ones), first) and not torch.equal(first, second)
+
+
+def test_attention_equals_the_fused_kernel_when_next_to_nothing_is_dropped():
+    query, key, value = torch.randn(3, 2, 4, 9, 8)
+    mask = torch.zeros(2, 1, 9, 9)
+    mask[1, :, :, 6:] = torch.finfo(torch.float32).min
+    fused, _ = attention_with_fast_dropout(None, query, key, value, mask, scaling=0.3, is_causal=False)
+    ours, _ = attention_with_fast_dropout(None, query, key, value, mask, dropout=1e-9, scaling=0.3)
+    torch.testing.assert_close(ours, fused, atol=1e-5, rtol=1e-5)
+
+
+def test_attention_with_fewer_keys_than_queries_equals_the_fused_kernel():
+    """As in Qwen: two heads of the queries look at one of the keys."""
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2
+    query, key, value = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8)
+    mask = torch.full((9, 9), torch.finfo(torch.float32).min).triu(1).expand(2, 1, 9, 9)
+    fused, _ = attention_with_fast_dropout(module, query, key, value, mask, scaling=0.3)
+    ours, _ = attention_with_fast_dropout(module, query, key, value, mask, dropout=1e-9, scaling=0.3)
+    torch.testing.assert_close(ours, fused, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_keeps_its_vectors_and_gets_noise_in_training(tiny):
+    inputs = {"input_ids": torch.tensor([[2, 9, 8, 3], [2, 7, 3, 0]]),
+              "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])}
+    real = inputs["attention_mask"].bool()
+    plain, fast = (AutoModel.from_pretrained(tiny / "bert_dropout").eval() for _ in range(2))
+    use_fast_dropout(fast)
+    expected = plain(**inputs).last_hidden_state
+    torch.testing.assert_close(fast(**inputs).last_hidden_state[real], expected[real])
+    fast.train()
+    torch.manual_seed(0)
+    samples = torch.stack([fast(**inputs).last_hidden_state[0, 0] for _ in range(200)])
+    plain.train()
+    others = torch.stack([plain(**inputs).last_hidden_state[0, 0] for _ in range(200)])
+    assert samples.std(0).mean().item() == pytest.approx(others.std(0).mean().item(), rel=0.1)
+    torch.testing.assert_close(samples.mean(0), others.mean(0), atol=0.15, rtol=0)

@@ -1,0 +1,16 @@
+"""The threshold, by hand."""
+
+from embedding_finetune.serving.abstention import choose_threshold, threshold_line
+
+
+def test_threshold_by_hand():
+    best = [[0.9, True], [0.8, True], [0.7, False], [0.6, True], [0.6, True], [0.5, False], [0.4, False]]
+    assert choose_threshold(best, 0.8) == {"threshold": 0.6, "answered": 5, "right": 4, "queries": 7, "precision": 0.8}
+    assert choose_threshold(best, 0.81)["threshold"] == 0.8
+    assert choose_threshold(best, 0.5)["threshold"] == 0.4 and choose_threshold(best, 0.5)["right"] == 4
+    assert choose_threshold([[0.9, False], [0.5, True]], 0.9)["threshold"] is None
+    assert choose_threshold([], 0.9)["queries"] == 0
+    line = threshold_line(choose_threshold(best, 0.8))
+    assert line == ("an answer is likely from a score of 0.6 on: of 7 dev queries 5 reach it, and the first hit is "
+                    "right for 4 of them (wanted: 80%)")
+    assert threshold_line(choose_threshold([], 0.8)).startswith("no threshold")

@@ -1,0 +1,62 @@
+"""The command line of search: what it prints, for people and as JSON, and its errors in one line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from embedding_finetune.data.collection import read_data
+from embedding_finetune.files import UserError
+from embedding_finetune.serving import search
+from embedding_finetune.serving.index import open_index
+from embedding_finetune.settings import ROOT
+
+
+def searched(monkeypatch, capsys, *words):
+    """Standard output and error of a search."""
+    monkeypatch.setattr(sys, "argv", ["search", *words])
+    monkeypatch.setattr(sys.stdout, "reconfigure", lambda errors: None, raising=False)
+    search.main()
+    return capsys.readouterr()
+
+
+def test_as_json_for_a_program_and_as_text_for_people(built, monkeypatch, capsys):
+    dev = read_data(built).split("dev")
+    query, right = next(iter(dev.queries.values())), dev.positives(next(iter(dev.queries)))
+    found = searched(monkeypatch, capsys, query, "--model", "bm25", "-k", "3", "--json")
+    hits = json.loads(found.out)
+    assert [hit["rank"] for hit in hits] == [1, 2, 3] and hits[0]["id"] in right
+    assert {"rank", "score", "id", "text"} <= hits[0].keys() and hits[0]["text"] == dev.corpus[hits[0]["id"]]
+    assert search.NOT_LIKELY not in found.err
+    shown = searched(monkeypatch, capsys, query, "--model", "bm25", "-k", "1").out
+    assert hits[0]["id"] in shown and hits[0]["text"][:50] in shown and "dev queries" in shown
+    nothing = searched(monkeypatch, capsys, "zzzz", "--model", "bm25", "--json")
+    assert json.loads(nothing.out) == [] and search.NOT_LIKELY in nothing.err
+    assert search.NOT_LIKELY in searched(monkeypatch, capsys, "zzzz", "--model", "bm25").out
+
+
+def test_passages_cannot_speak_to_the_terminal(capsys):
+    class Index:
+        manifest = {"label": "bm25", "passages": 1, "abstention": {"threshold": None, "precision": 0.8, "queries": 0}}
+
+    hit = {"rank": 1, "score": 1.0, "id": "p", "text": "red \x1b[31m \r\n text " + "x" * 1000, "source": "page 3"}
+    search._show(Index, [hit], "")
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and "\r" not in shown and "page 3" in shown and len(shown) < 700
+
+
+@pytest.mark.parametrize("words, message", [
+    (("  ",), "give a query that is not empty"), (("x", "-k", "0"), "-k must be 1 or more"),
+    (("x", "--model", "nope"), "there is no model 'nope' to search with"), (("x",), "no fine-tuned model is measured")])
+def test_what_cannot_be_searched_for(built, monkeypatch, capsys, words, message):
+    with pytest.raises(UserError, match=message):
+        searched(monkeypatch, capsys, *words)
+
+
+def test_a_full_disk_is_one_line(built):
+    open_index(built, "bm25")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "embedding_finetune", "search", "otter", "--model", "bm25", "--json"],
+                              cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode and done.stderr.splitlines()[-1] == "error: cannot write the answer: No space left on device"

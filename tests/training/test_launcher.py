@@ -1,0 +1,101 @@
+"""The processes of a training: how torchrun is told, what ends them and what starts them again, and several nodes."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from embedding_finetune.files import UserError
+from embedding_finetune.training import launcher as launching
+
+FOLDER = Path(__file__).parent.parent
+
+
+def free_port():
+    with socket.socket() as own:
+        own.bind(("localhost", 0))
+        return own.getsockname()[1]
+
+
+@pytest.mark.parametrize("ignored", [[], [signal.SIGHUP], [signal.SIGHUP, signal.SIGINT]])
+def test_the_training_ends_with_its_terminal_unless_nohup_has_it_ignore_that(built, monkeypatch, ignored):
+    words = []
+    monkeypatch.setattr(launching, "torchrun", words.extend)
+    every = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)  # the tests may run under nohup themselves
+    wanted = {number: signal.SIG_IGN if number in ignored else signal.SIG_DFL for number in every}
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+    try:
+        launching.launch(built, "neg10", "module", ["--flag"])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    handled = words[words.index("--signals-to-handle") + 1].split(",")
+    assert set(handled) == {"SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP"} - {number.name for number in ignored}
+    assert words[-3:] == ["-m", "module", "--flag"] and words[words.index("--nproc_per_node") + 1] == "1"
+
+
+@pytest.mark.parametrize("exit_code, trainer, said", [
+    (-signal.SIGKILL, "embedding_finetune", "training process 1 was killed by signal 9 (perhaps for want of memory: "
+                                            "GRAD_CACHE_CHUNK); the same command continues it"),
+    (-signal.SIGSEGV, "flagembedding", "training process 1 was killed by signal 11; the same command begins it anew"),
+    (1, "embedding_finetune", None),  # the process has said what is wrong
+    (75, "embedding_finetune", "training process 1 has failed, or lost the others; the same command continues it"),
+    ("SIGINT", "embedding_finetune", "stopped by SIGINT; the same command continues it"),
+])
+def test_what_ended_the_training_is_said_in_one_line(built, monkeypatch, exit_code, trainer, said):
+    def torchrun(words):
+        if isinstance(exit_code, str):
+            raise SignalException("got a signal", signal.Signals[exit_code])
+        raise ChildFailedError("module", {1: ProcessFailure(0, 1234, exit_code, "")})
+
+    monkeypatch.setattr(launching, "torchrun", torchrun)
+    with pytest.raises(UserError if said else SystemExit) as stopped:
+        launching.launch(dataclasses.replace(built, trainer=trainer), "neg10", "module", [])
+    assert str(stopped.value) == (said or "1")
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"gpus": 3}, "GPUS=3 is more than the GPUs of this machine: give up to 2"),
+    ({"nnodes": 2}, "NNODES=2 needs RDZV_ENDPOINT=HOST:PORT"), ({"gpus": 2}, None),
+    ({"nnodes": 2, "rdzv_endpoint": "node1:29400"}, None),
+])
+def test_what_a_machine_cannot_start_is_refused(built, monkeypatch, changes, message):
+    monkeypatch.setattr(launching.torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
+        launching.check_processes(dataclasses.replace(built, **changes))
+
+
+@pytest.mark.long
+def test_who_starts_again_and_who_waits(tmp_path):
+    """Two restarts are allowed: not for one that has said what is wrong, nor for nodes that have lost each other."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    port = free_port()
+    run = subprocess.run([sys.executable, FOLDER / "launches.py", tmp_path, str(port)], env=environment,
+                         capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0 and "Traceback" not in run.stderr, run.stderr[-2000:]
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert {how: (ended["starts"], ended["line"]) for how, ended in found.items()} == {
+        "0": (1, None), "1": (1, 1),
+        "75": (3, "training process 0 has failed, or lost the others; the same command continues it"),
+        "killed": (3, "training process 0 was killed by signal 9 (perhaps for want of memory: GRAD_CACHE_CHUNK); the "
+                      "same command continues it"),
+        "alone": (0, f"2 nodes have not met at RDZV_ENDPOINT=localhost:{port} within 3 s: start the same "
+                     "command on each"),
+        **{how: (0, found[how]["line"]) for how in ("silent", "unknown")},
+        "given up": (2, "another node has ended, and its messages say why; the same command on all nodes continues it")}
+    assert found["silent"]["line"].startswith("nobody answers at RDZV_ENDPOINT=192.0.2.1:29400 within 3 s (")
+    assert found["unknown"]["line"].startswith("RDZV_ENDPOINT=no.machine.invalid:1: no machine no.machine.invalid is ")
+    assert found["given up"]["seconds"] < 30  # its process would sleep for a minute
+    lines = run.stderr.splitlines()
+    assert [line for line in lines if "killed" in line] == [
+        f"training process 0 was killed by signal 9: all start again from the last checkpoint ({left} of MAX_RESTARTS "
+        "left)" for left in (2, 1)]
