@@ -34,7 +34,7 @@ from embedding_finetune.retrieval.dense import Dense
 from embedding_finetune.retrieval.rerank import candidate_union, parse_reranker_label
 from embedding_finetune.retrieval.rerankers import is_reranker, make_reranker
 from embedding_finetune.settings import Settings
-from embedding_finetune.training import train
+from embedding_finetune.training import train as training
 from embedding_finetune.training.log import read_log
 
 OUTPUT, SEED = ladder.ROOT / "output" / "second_ladder", ladder.SEED
@@ -103,7 +103,7 @@ def train(settings, name, label):
         run_system(name, found.teacher)
     if not (output / label).exists():
         started = time.monotonic()
-        train.finetune(settings, label)
+        training.finetune(settings, label)
         minutes = read_json(output / "minutes.json") or {}  # read late: another system may be trained meanwhile
         write_json(output / "minutes.json", minutes | {label: (time.monotonic() - started) / 60})
     if found.kind == "bi_encoder":

@@ -1,93 +1,104 @@
-"""From a raw BERT to an embedding model, and an honest measure of what that bought.
+"""Fine-tune a BERT into an embedding model, and measure honestly what that gains.
 
-One module is one stage of the data's way; each imports only from modules above it in this list:
+The modules in data-flow order; each imports only from modules above it:
 
-    files        reading and writing without half-written files; the one error type
-    labels       what a model may be called, and which names are reserved
-    seals        whether a file is still what was written
-    shown        what a notebook shows of the settings
-    settings     every setting, in one table
-    recipes      the fine-tunings that there are, from profiles/recipes.toml
-    hub          one question to the model hub before anything is loaded from it, and the one door for loading
+    files                    reading and writing without half-written files; the error type for users
+    deprecation              old names of settings, recipe keys and commands
+    version                  the version of the package
+    labels                   which labels a model may have
+    profiles                 values of settings from the environment and from profiles/
+    settings_view            the settings as a notebook shows them
+    settings                 every setting: type, default, check, purpose
+    recipes                  the fine-tunings in profiles/recipes.toml
+    artifacts/manifest       checksums of records and folders
+    artifacts/staging        temporary folders, commits by rename, locks
+    hub                      the Hugging Face Hub: availability, revisions, loading
 
-    data/texts         when two texts are the same, or nearly
-    data/collection    queries, corpus, judgements and parts, in memory and on disk
-    data/readers         what a reader of pairs yields, and the register of readers
-    data/tables          rows of CSV, JSON, Parquet and of data sets of the hub
-    data/docstrings      pairs from the docstrings of installed packages
-    data/document_files  what stands in a file of text, Markdown, HTML or PDF
-    data/documents       passages of a folder of documents, and pseudo-queries for them
-    data/sources         pairs in any form, cleaned in one way
-    data/elsewhere       test sets of other domains
-    data/split         leak-free train / dev / test split
-    data/negatives     random negatives, and the filter of mined ones
+    data/normalize           when two texts count as the same
+    data/near_duplicates     near-duplicate texts by word shingles
+    data/collection          queries, corpus, judgments and splits, in memory and on disk
+    data/readers             the row that every reader yields, and the register of readers
+    data/readers/tables      CSV, TSV, JSON, Parquet and datasets of the Hub
+    data/readers/docstrings  docstrings of installed packages
+    data/documents/files     text, Markdown, HTML and PDF files
+    data/documents/chunker   documents split into passages, and pseudo-queries for them
+    data/cleaning            pairs of any format, cleaned alike
+    data/out_of_domain       test sets of other domains
+    data/splits              leak-free train / dev / test split
+    data/negatives           random negatives, and the filter of mined ones
+    data/row_store           training rows by id over one memory-mapped store of passages
+    data/leakage             check that nothing of dev or test is in a training file
 
-    retrieval/cpu          linear layers and dropout by quicker ways on a CPU
-    retrieval/layout       texts in batches of like length
-    retrieval/vectors      vectors on disk, found by what they were made of
-    retrieval/compiled     ONNX and OpenVINO in the place of PyTorch
-    retrieval/model_use    how a model is used, read from the model
-    retrieval/loading      a model's encoder and the layers after it, whole or not at all
-    retrieval/tokens       vectors of tokens, and MaxSim
-    retrieval/encoder      a model turned into vectors
-    retrieval/runs         runs and judgements in TREC's formats
-    retrieval/words        a text cut into words, by script and language
-    retrieval/onnx_queries   queries turned into vectors without PyTorch
-    retrieval/nearest        nearest vectors by comparing all, shard after shard
-    retrieval/vector_index   where nearest vectors are looked for: exactly, by faiss, in Milvus
-    retrieval/retrievers   dense, BM25 and fused: from queries to a run
-    retrieval/blocks         what very many queries find, block by block on disk
-    retrieval/second_stage   a second look at what a first stage has found
-    retrieval/late             by the vectors of tokens
-    retrieval/token_search     the same over all passages, as a first stage
-    retrieval/m3               by all three scores of BGE-M3
-    retrieval/cross_encoder    by reading query and passage together
-    retrieval/stages           the second stages that there are
+    models/fast_layers       faster linear layers and dropout on a CPU
+    models/batching          length-sorted batches
+    models/embedding_cache   embeddings on disk, found by what they were made of
+    models/compiled_model    ONNX and OpenVINO in place of PyTorch
+    models/encoder_config    pooling, prompts and lengths, read from the model
+    models/modeling          loading an encoder and the layers after it
+    models/multi_vector      token embeddings and MaxSim
+    models/encoder           texts to embeddings
 
-    training/store         training rows by id, over one store of passages that is mapped from disk
-    training/audit         nothing of the test part is in a training file
-    training/rows          training files, made anew only when something changed
-    training/mining        hard negatives and a teacher's scores
-    training/batches       what a training step draws, and how its texts are laid out
-    training/loss          the loss over a batch, and GradCache
-    training/dev           the look at the dev set while the training goes on
-    training/checkpoints   checkpoints that are whole or absent
-    training/log           the log of a training
-    training/processes     what the processes of a training agree on
-    training/flags         what a training is told
-    training/trainer       the training loop
-    training/reranker      what a reranker's training has of its own
-    training/export_late   the part of a finished folder that compares by tokens
-    training/model_card    the card of a finished model, which says how it is used
-    training/export        a finished model folder that three libraries read alike
-    training/merge         a fine-tuned model averaged with its base
-    training/train         one training, as told by flags
-    training/launch        the processes of a training, on one machine or several
-    training/records       what a finished model was trained from
+    retrieval/trec           run and judgment files in TREC formats
+    retrieval/analyzer       BM25 tokenization by script and language
+    retrieval/exact_search   exact nearest neighbours
+    retrieval/ann            approximate nearest neighbours: faiss, Milvus
+    retrieval/base           the retriever interface, ties, top k
+    retrieval/dense          dense retrieval
+    retrieval/bm25           BM25
+    retrieval/fusion         fusion of BM25 and a dense retriever
+    retrieval/resumable_search     searches of very many queries, resumed after an interruption
+    retrieval/rerank         the reranker interface, candidates, score interpolation
+    retrieval/late_interaction     reranking by token embeddings
+    retrieval/multi_vector_search  retrieval by token embeddings
+    retrieval/cross_encoder  reranking by a cross-encoder
+    contrib/bge_m3           reranking by the three scores of BGE-M3
+    retrieval/rerankers      the kinds of rerankers by label
 
-    evaluation/metrics        recall, MRR, nDCG from a run and judgements
-    evaluation/significance   which differences between models are real
-    evaluation/data_report    what the data are like, before any training
-    evaluation/results        what was measured, and the planned comparison of it
-    evaluation/second_stage   how deep a second stage looks, and what it weighs, by dev queries
-    evaluation/recommend      what to take, by the numbers
-    evaluation/figures        tables, plots and sentences for the reader
-    evaluation/curve          the learning curve, and what twice as many pairs would bring
-    evaluation/page           a page to look at every query under every model
+    training/training_data   training files, written again only when something changed
+    training/provenance      what a model was trained from
+    training/mining          hard negatives and teacher scores
+    training/batches         what a step draws, and its batches
+    training/loss            the contrastive loss, GradCache
+    evaluation/metrics       recall, MRR and nDCG from runs and judgments
+    training/dev_evaluator   dev metrics during a training
+    training/log             the training log
+    training/distributed     agreement among the processes of a training
+    training/arguments       arguments of the training process
+    training/trainer         the training loop
+    training/reranker        training a cross-encoder
+    training/export_multi_vector   export of the multi-vector part of a model
+    training/model_card      the card of a finished model
+    training/export          a folder that three libraries load alike
+    training/merging         a fine-tuned model averaged with its base
+    training/worker          one training process
+    training/launcher        the processes of a training on one or several machines
+    training/train           from a recipe to a finished model
 
-    cluster      a function over shares, by the machines of a Ray cluster
-    encode       vectors by several processes, before they are needed
-    threshold    from which score on an answer is likely
-    index        an index that is saved, found again quickly, and asked
-    search       questions at the command line
-    choose_index  which index for this corpus: what each costs and finds, foretold
-    live         indexes that stay open, and queries answered together
-    serve        questions over HTTP, and a page for them
+    evaluation/significance  confidence intervals and paired tests
+    evaluation/data_report   what the data are like before any training
+    evaluation/results       saved results, and the planned comparison of them
+    evaluation/tuning        depth and weights of reranking, tuned on dev queries
+    evaluation/conclusion    the recommendation
+    evaluation/plots         plots
+    evaluation/tables        tables and sentences
+    evaluation/learning_curve      results by number of training queries
+    evaluation/report_page   the HTML report
 
-    finetune     one fine-tuning from its recipe to the finished model
-    run          all of it, in order
-    smaller      a model compiled to ONNX or OpenVINO, in int8 too, and what that costs and buys
-    publish      a model's folder for the hub, with what was measured
+    serving/abstention       the score from which a hit is likely to answer
+    serving/query_encoder    query embeddings without PyTorch
+    serving/available        what can be searched
+    serving/index            saved indexes
+    serving/search           search at the command line
+    serving/registry         open indexes and batched queries
+    serving/server           HTTP server and search page
+
+    contrib/ray_encode       functions over shards on a Ray cluster
+    models/parallel_encode   encoding by several processes
+    contrib/index_advisor    a comparison of index types
+    contrib/onnx_openvino    export to ONNX and OpenVINO
+    contrib/publish          a model's folder for the Hub
+    pipeline                 the whole experiment in order
+    cli                      the command line
 """
 
 import importlib.util

@@ -26,10 +26,10 @@ class UserError(Exception):
 
 
 class CommandLine(argparse.ArgumentParser):
-    """The arguments of `python -m embedding_finetune.MODULE`; a wrong one is a UserError, not argparse's two lines."""
+    """The arguments of `python -m embedding_finetune COMMAND`; a wrong one is a UserError, not argparse's two lines."""
 
-    def __init__(self, module, description):
-        super().__init__(prog=f"python -m embedding_finetune.{module}", description=description,
+    def __init__(self, command, description):
+        super().__init__(prog=f"python -m embedding_finetune {command}", description=description,
                          formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message):

@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from traitlets.config import Config
 
-from embedding_finetune.files import CommandLine, UserError, atomic_write, may_overwrite, run_command_line
+from embedding_finetune.files import CommandLine, UserError, atomic_write, may_overwrite
 from embedding_finetune.models.encoder_config import pretrained
 from embedding_finetune.recipes import find_recipe, trained_labels
 from embedding_finetune.settings import ROOT, Settings, display_value
@@ -163,7 +163,3 @@ def main():
     parser = CommandLine("run", __doc__)
     parser.add_argument("--notebooks", action="store_true", help="put the outputs of the last run into the notebooks")
     (keep_outputs if parser.parse_args().notebooks else run_pipeline)(Settings.load())
-
-
-if __name__ == "__main__":
-    run_command_line(main)

@@ -9,6 +9,7 @@ import re
 import tomllib
 from dataclasses import dataclass, field
 
+from embedding_finetune.deprecation import rename_recipe
 from embedding_finetune.files import UserError
 from embedding_finetune.labels import LABEL_RULE, is_valid_label, repeated_label
 
@@ -119,7 +120,7 @@ def _recipe(path, entries, label, seen=()):
             raise UserError(f"{path}, recipe {label!r}: {reason}")
 
     demand(isinstance(entries[label], dict), "must be a table")
-    entry = dict(entries[label])
+    entry = rename_recipe(entries[label], f"{path.name}, recipe {label!r}")
     extends = entry.pop("extends", None)
     demand(is_valid_label(label), LABEL_RULE)
     demand(extends is None or isinstance(extends, str) and extends in entries and extends not in (label, *seen),

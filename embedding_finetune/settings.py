@@ -13,15 +13,15 @@ import dataclasses
 import math
 import os
 import re
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedding_finetune.files import CommandLine, UserError, one_letter_off, read_lines, run_command_line
+from embedding_finetune.deprecation import run_renamed
+from embedding_finetune.files import CommandLine, UserError, run_command_line
 from embedding_finetune.labels import LABEL_RULE, is_valid_label
+from embedding_finetune.profiles import ROOT, from_environment, from_profile
 from embedding_finetune.settings_view import SettingsView, versions
 
-ROOT = Path(__file__).resolve().parent.parent
 DATA, TRAINING, EVALUATION, NOTHING = "data", "training", "evaluation", "nothing"  # what a change invalidates
 POOLINGS = ("cls", "mean", "last_token")
 SELECTION_METRIC = "mrr@10"  # on dev queries: checkpoints, fusion weights, the fine-tuned model that meets its rivals
@@ -183,17 +183,8 @@ class Settings:
 
         Raises UserError naming the first setting that is unknown, misspelt (in the environment), missing or impossible.
         """
-        for name in os.environ:
-            if meant := one_letter_off(name, [*TABLE, "PROFILE", "OVERWRITE"]):
-                raise UserError(f"{name} is no setting: did you mean {meant}? Unset {name} if another program needs it")
         profile = profile or os.environ.get("PROFILE") or "msmarco"
-        given = _read_profile(profile)
-        unknown = [name for name in given if name not in TABLE]
-        if unknown:
-            meant = one_letter_off(unknown[0], TABLE)
-            raise UserError(f"profiles/{profile}.env: unknown setting {unknown[0]}; "
-                            + (f"did you mean {meant}?" if meant else f"known are {', '.join(TABLE)}"))
-        own = {name: os.environ[name] for name in TABLE if name in os.environ}
+        given, own = from_profile(profile, TABLE), from_environment(TABLE)
         others, given = _meant_for_others(given, own), given | own
         for name, row in TABLE.items():
             if name not in given and row.default is dataclasses.MISSING:
@@ -256,24 +247,6 @@ def _meant_for_others(said, instead):
                  for name in sorted({*MODEL_SETTINGS[model].values()}) if name in said and name not in instead)
 
 
-def _read_profile(profile):
-    path = ROOT / "profiles" / f"{profile}.env"
-    if not path.is_file():
-        known = sorted(file.stem for file in path.parent.glob("*.env"))
-        raise UserError(f"there is no profile {profile!r}: PROFILE must be one of {', '.join(known)}")
-    values = {}
-    for number, line in read_lines(path, "whoever made this profile"):
-        try:
-            words = shlex.split(line, comments=True)
-        except ValueError:
-            words = ["", ""]
-        name, equals, value = words[0].partition("=") if words else ("", "", "")
-        if words and (len(words) > 1 or not equals or name in values):
-            raise UserError(f"profiles/{profile}.env, line {number}: expected one new NAME=value (quote spaces)")
-        values |= {name: value} if words else {}
-    return values
-
-
 def _parse(name, text):
     """The value of a setting; raises UserError when it is none, or fails its check."""
     row = TABLE[name]
@@ -296,7 +269,7 @@ def _yes_or_no(text):
     return {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}[text.lower()]
 
 
-def _main():
+def main():
     CommandLine("settings", __doc__).parse_args()
     settings = Settings.load()
     print(f"profile {settings.profile}\n")
@@ -306,4 +279,4 @@ def _main():
 
 
 if __name__ == "__main__":
-    run_command_line(_main)
+    run_command_line(lambda: run_renamed("settings", "settings"))

@@ -22,16 +22,12 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
          "--disable-component-update", "--disable-sync"]
 
 # The files that take longest, which begin first, so that no process waits for another's last file.
-LONGEST = ("test_run.py", "test_docs_notebooks.py", "test_train.py", "test_hub.py", "test_inputs.py",
-           "test_finetune.py", "test_serve.py", "test_page.py", "test_faults.py", "test_bench.py", "test_export.py",
-           "test_vector_index.py", "test_encoders.py")
+LONGEST = ("test_pipeline.py", "test_docs_notebooks.py", "test_worker.py", "test_hub.py", "test_inputs.py",
+           "test_train.py", "test_server.py", "test_report_page.py", "test_faults.py", "test_bench.py",
+           "test_export.py", "test_ann.py", "test_architectures.py")
 
 for name in ("PROFILE", "OVERWRITE", *TABLE):  # what is set outside is no setting of a test
     os.environ.pop(name, None)
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "long: several machines and long waits; make test-long")
 
 
 def pytest_collection_modifyitems(items):

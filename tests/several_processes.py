@@ -1,7 +1,7 @@
 """Run by test_loss.py and test_processes.py in a process of its own: so many processes that share their negatives.
 
 `together` does one of two things: "gradients", the loss and the gradients of each of CASES, plain and cached;
-"agreement", what check_alike and check_shared say.
+"agreement", what check_same_arguments and check_shared say.
 """
 
 import multiprocessing

@@ -38,11 +38,11 @@ def test_no_line_is_too_long(path):
 
 
 def test_every_module_is_on_the_map_and_imports_only_from_above_it():
-    listed = re.findall(r"^    (\w+(?:/\w+)?)  ", (ROOT / "embedding_finetune/__init__.py").read_text(), re.MULTILINE)
+    listed = re.findall(r"^    (\w+(?:/\w+)*)  ", (ROOT / "embedding_finetune/__init__.py").read_text(), re.MULTILINE)
     place = {name.replace("/", "."): number for number, name in enumerate(listed)}
     for path in MODULES:
         name = ".".join(path.relative_to(ROOT / "embedding_finetune").with_suffix("").parts)
-        if path.name == "__init__.py":
+        if path.name in ("__init__.py", "__main__.py") or path.read_text().startswith('"""Old name of '):
             continue
         assert name in place, f"{name} is not on the map"
         for other in re.findall(r"^\s*from embedding_finetune\.([\w.]+) import", path.read_text(), flags=re.MULTILINE):

@@ -7,8 +7,7 @@ import pytest
 import torch
 from batches_for_tests import batch_of, gradients, load
 from safetensors.torch import load_file, save_file
-from tiny_training import passages
-from training.test_train import curve, dev, flags, parameters
+from tiny_training import curve, dev, flags, parameters, passages
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from embedding_finetune.files import read_json, write_json

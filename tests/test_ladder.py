@@ -181,7 +181,7 @@ def test_finished_rows_are_collected(tmp_path, monkeypatch):
 def test_a_row_takes_as_many_steps_as_all_others(label, batch, monkeypatch):
     settings, _ = write_collection_of("msmarco")
     asked = []
-    monkeypatch.setattr(recipe.run, "run_notebook", lambda path, folder, label=None: asked.append((path.stem, label)))
+    monkeypatch.setattr(recipe.pipeline, "run_notebook", lambda path, folder, label=None: asked.append((path.stem, label)))
 
     def train(settings, label):
         entry = find_recipe(settings, label)
@@ -189,7 +189,7 @@ def test_a_row_takes_as_many_steps_as_all_others(label, batch, monkeypatch):
         (settings.output_dir / label).mkdir()
         asked.append((label, tuned.seed, tuned.batch_size, math.ceil(tuned.epochs * (300 // tuned.batch_size))))
 
-    monkeypatch.setattr(recipe.finetune, "finetune", train)
+    monkeypatch.setattr(recipe.training, "finetune", train)
     recipe.run_row("msmarco", label, 43)
     seed = f"{label}_seed43"
     before = [(notebook, None) for notebook in recipe.BEFORE]

@@ -86,7 +86,7 @@ def test_outputs_are_fit_to_be_read_by_others(name):
     ([{"label": "bm25", "metrics": {"recall@1": 0.5}, "eval_sets": {}}], ["one test set, one seed: nothing to show"]),
     ([{"label": "bm25", "metrics": {"recall@1": 0.5}, "eval_sets": {"far": {"recall@1": 0.25}}}], ["far"])])
 def test_no_empty_table_is_shown(rows, shown, capsys):
-    cell, = (cell for cell in code_of("compare.ipynb") if "eval_sets_table(rows)" in cell.source)
+    cell, = (cell for cell in code_of("compare.ipynb") if "out_of_domain_table(rows)" in cell.source)
     exec(cell.source, {"rows": rows})
     printed = capsys.readouterr().out
     assert all(text in printed for text in shown) and "Empty DataFrame" not in printed

@@ -1,7 +1,6 @@
 """The whole experiment, small: every notebook and script, run as `make run` does, with a tiny random BERT."""
 
 import dataclasses
-import importlib
 import json
 import os
 import re
@@ -19,7 +18,7 @@ from forked import command, run_forked
 from offline import ASK, SAID, offline, way
 from tiny import tiny_pairs
 
-from embedding_finetune import pipeline
+from embedding_finetune import cli, pipeline
 from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
 from embedding_finetune.data.collection import Collection, write_collection
 from embedding_finetune.files import UserError, run_command_line, sha256
@@ -257,7 +256,7 @@ def test_a_training_survives_its_terminal_and_gives_the_same_weights(finished, t
 
 
 def test_flagembeddings_own_trainer_gives_a_model_that_is_used_alike(finished, tmp_path):
-    status, said = run_forked(command, "embedding_finetune.training.train", "neg10", log=tmp_path / "log",
+    status, said = run_forked(command, "embedding_finetune", "train", "neg10", log=tmp_path / "log",
                               TRAINER="flagembedding", OUTPUT_DIR=str(tmp_path))
     assert status == 0, said
     theirs, ours = (load_encoder_config(dataclasses.replace(finished[0], output_dir=folder), "neg10")
@@ -266,7 +265,7 @@ def test_flagembeddings_own_trainer_gives_a_model_that_is_used_alike(finished, t
 
 
 def test_a_finished_model_is_refused_and_stays(finished, tmp_path):
-    status, said = run_forked(command, "embedding_finetune.training.train", "neg10", log=tmp_path / "log")
+    status, said = run_forked(command, "embedding_finetune", "train", "neg10", log=tmp_path / "log")
     assert status == 1 and "neg10 holds a finished model; OVERWRITE=1" in said
     assert (finished[0].output_dir / "neg10" / "model.safetensors").exists()
 
@@ -309,32 +308,24 @@ def test_a_damaged_training_file_stops_before_any_model(finished, tmp_path, name
     assert not (tmp_path / "out").exists()
 
 
-PROGRAMS = sorted(".".join(path.relative_to(ROOT).with_suffix("").parts)
-                  for path in (ROOT / "embedding_finetune").rglob("*.py") if '"__main__":' in path.read_text())
-
-
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_help_shows_the_usage_and_an_unknown_argument_is_one_line(program, monkeypatch, capsys):
-    """Neither starts anything: no program gets as far as reading the settings."""
-    module = importlib.import_module(program)
-    main = getattr(module, "main", None) or module._main
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_shows_the_usage_and_an_unknown_argument_is_one_line(command, monkeypatch, capsys):
+    """Neither starts anything: no command gets as far as reading the settings."""
     monkeypatch.setattr(Settings, "load", lambda: pytest.fail("it was started"))
-    monkeypatch.setattr(sys, "argv", [program, "--help"])
     with pytest.raises(SystemExit) as stopped:
-        run_command_line(main)
+        run_command_line(lambda: cli.run([command, "--help"]))
     assert not stopped.value.code and capsys.readouterr().out.startswith("usage: ")
     for words in (["--colour"], ["neg10", "--colour"]):
-        monkeypatch.setattr(sys, "argv", [program, *words])
         with pytest.raises(SystemExit) as stopped:
-            run_command_line(main)
+            run_command_line(lambda words=words: cli.run([command, *words]))
         assert str(stopped.value.code).startswith("error: ") and "\n" not in stopped.value.code
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("words, called", [([], "run"), (["--notebooks"], "keep_outputs")])
+@pytest.mark.parametrize("words, called", [([], "run_pipeline"), (["--notebooks"], "keep_outputs")])
 def test_the_command_line_of_the_run(settings, monkeypatch, words, called):
     calls = []
-    for name in ("run", "keep_outputs"):
+    for name in ("run_pipeline", "keep_outputs"):
         monkeypatch.setattr(pipeline, name, lambda settings, name=name: calls.append((name, settings)))
     monkeypatch.setattr(sys, "argv", ["run", *words])
     pipeline.main()

@@ -24,10 +24,10 @@ def test_the_recipes_that_come_with_the_repository():
     curve = ["neg10_eighth", "neg10_quarter", "neg10_half", "neg10_half_long"]
     assert list(recipes) == ["neg10", "neg50", *curve, "neg10_merged", "hard", "tokens", "both",
                              "matryoshka", "hard_kd", "hard_round2", "hard_kd_round2", "reranker"]
-    assert recipes["neg10"].data == {"negatives": "random", "number": 10}
-    assert recipes["neg50"].data["number"] == 50 and recipes["neg10"].file == "training_neg_10.json"
-    mined = {"negatives": "mined", "number": 10, "candidates": ["model"], "miner": "reference", "filter": "relative_margin 0.95",
-             "depth": 100}
+    assert recipes["neg10"].data == {"negatives": "random", "num_negatives": 10}
+    assert recipes["neg50"].data["num_negatives"] == 50 and recipes["neg10"].file == "training_neg_10.json"
+    mined = {"negatives": "mined", "num_negatives": 10, "candidates": ["model"], "miner": "reference", "filter": "relative_margin 0.95",
+             "mining_top_k": 100}
     assert recipes["hard"].data == mined and recipes["hard"].file == "training_hard.json"
     taught = {"teacher": "reference", "teacher_temperature": 0.02}
     assert recipes["hard_kd"].data == mined | taught
@@ -35,8 +35,8 @@ def test_the_recipes_that_come_with_the_repository():
     assert len({recipe.description for recipe in recipes.values()}) == 15
     assert len({recipe.file for recipe in recipes.values()}) == 12  # tokens and both take the rows of hard
     shares = [0.125, 0.25, 0.5, 0.5]
-    assert [recipes[label].data for label in curve] == [recipes["neg10"].data | {"share": share} for share in shares]
-    assert recipes["neg10_merged"].data == {"merge": "neg10", "merge_share": 0}
+    assert [recipes[label].data for label in curve] == [recipes["neg10"].data | {"train_fraction": share} for share in shares]
+    assert recipes["neg10_merged"].data == {"merge": "neg10", "merge_weight": 0}
 
 
 def test_a_new_entry_is_found_and_run_without_an_edit_elsewhere(tmp_path):
@@ -44,7 +44,7 @@ def test_a_new_entry_is_found_and_run_without_an_edit_elsewhere(tmp_path):
         [neg10]
         [neg50]
         [mine]
-        about = "my own"
+        description = "my own"
         negatives = "mined"
         candidates = ["bm25", "model"]
         filter = "rank_range 10 60"
@@ -63,14 +63,14 @@ def test_a_new_entry_is_found_and_run_without_an_edit_elsewhere(tmp_path):
 def test_a_new_head_has_settings_of_its_own(tmp_path):
     text = """
         [reranker]
-        kind = "reranker"
+        kind = "cross_encoder"
         settings = { LEARNING_RATE = 2e-5, SEED = 3 }
         new_head = { LEARNING_RATE = 1e-4, EPOCHS = 4 }
         [other]
-        like = "reranker"
+        extends = "reranker"
         new_head = { EPOCHS = 2 }
         """
-    new, given = with_recipes(tmp_path, text), with_recipes(tmp_path, text, reranker="BAAI/bge-reranker-v2-m3")
+    new, given = with_recipes(tmp_path, text), with_recipes(tmp_path, text, reranker_model="BAAI/bge-reranker-v2-m3")
     assert find_recipe(new, "reranker").settings == {"LEARNING_RATE": 1e-4, "SEED": 3, "EPOCHS": 4}
     assert find_recipe(new, "other").settings == {"LEARNING_RATE": 1e-4, "SEED": 3, "EPOCHS": 2}
     assert find_recipe(given, "other").settings == {"LEARNING_RATE": 2e-5, "SEED": 3}
@@ -81,18 +81,18 @@ def test_a_new_head_has_settings_of_its_own(tmp_path):
 def test_like_takes_over_all_but_the_training_file(tmp_path):
     settings = with_recipes(tmp_path, """
         [first]
-        about = "first"
+        description = "first"
         negatives = "mined"
-        depth = 7
+        mining_top_k = 7
         file = "training_one.json"
         settings = { EPOCHS = 2, BATCH_SIZE = 8 }
         [second]
-        like = "first"
-        about = "second"
+        extends = "first"
+        description = "second"
         settings = { EPOCHS = 3 }
         [third]
-        like = "second"
-        depth = 9
+        extends = "second"
+        mining_top_k = 9
         """)
     second, third = find_recipe(settings, "second"), find_recipe(settings, "third")
     assert (second.description, second.file, second.mining_top_k) == ("second", "training_second.json", 7)
@@ -118,10 +118,10 @@ def test_a_share_in_the_same_steps_is_passed_through_more_often(tmp_path):
         [neg10]
         settings = { EPOCHS = 3 }
         [part]
-        like = "neg10"
-        share = 0.25
+        extends = "neg10"
+        train_fraction = 0.25
         [long]
-        like = "part"
+        extends = "part"
         same_steps = true
         [whole]
         same_steps = true
@@ -135,7 +135,7 @@ def test_a_share_in_the_same_steps_is_passed_through_more_often(tmp_path):
 
 def test_the_repetition_of_a_merged_model_is_of_the_repetition_of_its_source(tmp_path):
     recipes = all_recipes(with_recipes(tmp_path, "[neg10]\n[both]\nmerge = 'neg10'\nmerge_share = 0.5", seeds=2))
-    assert recipes["both_seed43"].data == {"merge": "neg10_seed43", "merge_share": 0.5}
+    assert recipes["both_seed43"].data == {"merge": "neg10_seed43", "merge_weight": 0.5}
 
 
 def test_an_unknown_label_is_refused_with_the_known_ones(tmp_path):
@@ -147,28 +147,28 @@ def test_an_unknown_label_is_refused_with_the_known_ones(tmp_path):
 
 
 @pytest.mark.parametrize("text, message", [
-    ("[a]\ncolour = 1", "recipe 'a': unknown key 'colour'; known are like, about, "),
+    ("[a]\ncolour = 1", "recipe 'a': unknown key 'colour'; known are extends, description, "),
     ("[a]\nlabel = 'b'", "recipe 'a': unknown key 'label'"),
-    ("[a]\nnumber = '10'", "recipe 'a': number = '10' has the wrong type"),
-    ("[a]\nnumber = true", "recipe 'a': number = True has the wrong type"),
+    ("[a]\nnum_negatives = '10'", "recipe 'a': num_negatives = '10' has the wrong type"),
+    ("[a]\nnum_negatives = true", "recipe 'a': num_negatives = True has the wrong type"),
     ("[a]\ncandidates = 'bm25'", "recipe 'a': candidates = 'bm25' has the wrong type"),
-    ("[a]\nshare = 0", "recipe 'a': share and merge_share must lie between 0 and 1"),
-    ("[a]\nshare = 1.5", "recipe 'a': share and merge_share must lie between 0 and 1"),
-    ("[a]\nshare = true", "recipe 'a': share = True has the wrong type"),
+    ("[a]\ntrain_fraction = 0", "recipe 'a': train_fraction and merge_weight must lie between 0 and 1"),
+    ("[a]\ntrain_fraction = 1.5", "recipe 'a': train_fraction and merge_weight must lie between 0 and 1"),
+    ("[a]\ntrain_fraction = true", "recipe 'a': train_fraction = True has the wrong type"),
     ("[a]\nsame_steps = 1", "recipe 'a': same_steps = 1 has the wrong type"),
-    ("[a]\n[b]\nmerge = 'a'\nmerge_share = 1.1", "recipe 'b': share and merge_share must lie between"),
+    ("[a]\n[b]\nmerge = 'a'\nmerge_share = 1.1", "recipe 'b': train_fraction and merge_weight must lie between"),
     ("[b]\nmerge = 'a'", "recipe 'b': merge must be the label of a recipe that is trained"),
     ("[b]\nmerge = 'b'", "recipe 'b': merge must be the label of a recipe that is trained"),
     ("[a]\n[b]\nmerge = 'a'\n[c]\nmerge = 'b'", "recipe 'c': merge must be the label of a recipe that is trained"),
-    ("[a]\n[b]\nmerge = 'a'\nnumber = 3", "recipe 'b': a merged model is not trained: it takes about, merge and"),
-    ("[a]\n[b]\nlike = 'a'\nmerge = 'a'", "recipe 'b': a merged model is not trained"),
+    ("[a]\n[b]\nmerge = 'a'\nnum_negatives = 3", "recipe 'b': a merged model is not trained: it takes description, merge and"),
+    ("[a]\n[b]\nextends = 'a'\nmerge = 'a'", "recipe 'b': a merged model is not trained"),
     ("[a]\nsettings = 3", "recipe 'a': settings = 3 has the wrong type"),
     ("a = 3", "recipe 'a': must be a table"),
-    ("[a]\nlike = 'a'", "recipe 'a': like 'a': not there, or like itself"),
-    ("[a]\nlike = 'b'", "recipe 'a': like 'b': not there"),
-    ("[a]\nlike = ['b']", "recipe 'a': like .'b'.: not there"),
-    ("[a]\nlike = 'b'\n[b]\nlike = 'c'\n[c]\nlike = 'a'", "recipe 'c': like 'a': not there, or like itself"),
-    ("[a]\nlike = 'b'\n[b]\nnumber = 0", "recipe 'b': number and depth must be 1 or more"),
+    ("[a]\nextends = 'a'", "recipe 'a': extends 'a': there is no such recipe, or it extends itself"),
+    ("[a]\nextends = 'b'", "recipe 'a': extends 'b': there is no such recipe"),
+    ("[a]\nextends = ['b']", "recipe 'a': extends .'b'.: there is no such recipe"),
+    ("[a]\nextends = 'b'\n[b]\nextends = 'c'\n[c]\nextends = 'a'", "recipe 'c': extends 'a': there is no such recipe, or it extends itself"),
+    ("[a]\nextends = 'b'\n[b]\nnum_negatives = 0", "recipe 'b': num_negatives and mining_top_k must be 1 or more"),
     ("[reference]", "recipe 'reference': a label has letters"),
     ("['a b']", "recipe 'a b': a label has letters"),
     ("['../a']", "recipe '../a': a label has letters"),
@@ -184,9 +184,10 @@ def test_an_unknown_label_is_refused_with_the_known_ones(tmp_path):
     ("[a]\nteacher_temperature = 0", "recipe 'a': teacher_temperature must be more than 0"),
     ("[a]\nfile = '../a.json'", "recipe 'a': file must be a name like training_LABEL.json"),
     ("[a]\nfile = 'dataset.json'", "recipe 'a': file must be a name like training_LABEL.json"),
-    *((f"[a]\nfilter = '{text}'", "recipe 'a': filter must be like `share 0.95`") for text in (
-        "", "share", "share 1.5", "share 0", "margin x", "ranks 3", "rank_range 9 3", "rank_range 0 3", "none 1", "top 3")),
-    ("[a]\n[b]\nnumber = 5\nfile = 'training_a.json'",
+    *((f"[a]\nfilter = '{text}'", "recipe 'a': filter must be like `relative_margin 0.95`") for text in (
+        "", "relative_margin", "relative_margin 1.5", "relative_margin 0", "absolute_margin x", "rank_range 3",
+        "rank_range 9 3", "rank_range 0 3", "none 1", "top 3")),
+    ("[a]\n[b]\nnum_negatives = 5\nfile = 'training_a.json'",
      "recipe 'b': another recipe writes other rows to training_a.json"),
     ("[a]\nsettings = { MAX_QUERIES = 10 }", "recipe 'a': a recipe cannot change MAX_QUERIES, only "),
     ("[a]\nsettings = { OUTPUT_DIR = 'x' }", "recipe 'a': a recipe cannot change OUTPUT_DIR"),
@@ -219,7 +220,8 @@ def test_a_missing_file_of_recipes_is_named(tmp_path):
         all_recipes(dataclasses.replace(Settings.load("demo"), recipe_file=tmp_path / "none.toml"))
 
 
-@pytest.mark.parametrize("text", ["none", "relative_margin 0.95", "share 1", "absolute_margin 0.05", "rank_range 1 1", "rank_range 10 60"])
+@pytest.mark.parametrize("text", ["none", "relative_margin 0.95", "relative_margin 1", "absolute_margin 0.05", "rank_range 1 1",
+                                  "rank_range 10 60"])
 def test_each_kind_of_filter_is_taken(tmp_path, text):
     assert find_recipe(with_recipes(tmp_path, f"[a]\nfilter = '{text}'"), "a").filter == text
 

@@ -156,8 +156,8 @@ def test_a_system_is_made_of_what_it_needs_once(monkeypatch):
         asked.append(("train", label))
         (output / label).mkdir(parents=True)
 
-    monkeypatch.setattr(ladder.run, "run_notebook", run_notebook)
-    monkeypatch.setattr(ladder.finetune, "finetune", train)
+    monkeypatch.setattr(ladder.pipeline, "run_notebook", run_notebook)
+    monkeypatch.setattr(ladder.training, "finetune", train)
     ladder.run_system("msmarco", "late_taught_by_tokens_seed43_on_dense")
     assert [step for step in asked if step[1]] == [
         ("train", "tokens"), ("eval_train_hard", "tokens"), ("eval_bge_m3", "reference"),

@@ -7,7 +7,7 @@ import venv
 
 import pytest
 
-from embedding_finetune import settings as module
+from embedding_finetune import profiles, settings
 from embedding_finetune.files import UserError
 from embedding_finetune.recipes import find_recipe
 from embedding_finetune.settings import DATA, EVALUATION, NOTHING, ROOT, TABLE, TRAINING, Settings, split_revision
@@ -100,7 +100,7 @@ def test_other_names_in_the_environment_are_ignored(monkeypatch, name):
 def test_a_broken_profile_is_named_by_file_and_line(tmp_path, monkeypatch, line, message):
     (tmp_path / "profiles").mkdir()
     (tmp_path / "profiles" / "own.env").write_text(f"SEED=42  # comment\n{line}\n")
-    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(profiles, "ROOT", tmp_path)
     with pytest.raises(UserError, match=message):
         Settings.load("own")
 
@@ -108,7 +108,7 @@ def test_a_broken_profile_is_named_by_file_and_line(tmp_path, monkeypatch, line,
 def test_a_profile_that_is_no_text_is_named(tmp_path, monkeypatch):
     (tmp_path / "profiles").mkdir()
     (tmp_path / "profiles" / "own.env").write_bytes(b"SEED=42\n\xff")
-    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(profiles, "ROOT", tmp_path)
     with pytest.raises(UserError, match="own.env is not UTF-8 text"):
         Settings.load("own")
 
@@ -118,7 +118,7 @@ def test_each_row_of_the_table_says_what_it_is_for_and_what_a_change_invalidates
         assert row.metadata["why"] and "\n" not in row.metadata["why"], name
         assert row.metadata["changes"] in (DATA, TRAINING, EVALUATION, NOTHING), name
         if row.default is not dataclasses.MISSING:
-            module._parse(name, str(row.default))  # a default that its own check refuses could never be taken
+            settings._parse(name, str(row.default))  # a default that its own check refuses could never be taken
     assert set(TABLE) == set(Settings.load("demo").as_dict())
     levels = [Settings.load("demo").as_dict(level) for level in (DATA, TRAINING, EVALUATION, NOTHING)]
     assert sum(map(len, levels)) == len(TABLE) and "QUERY_PROMPT" in levels[1] and "SEED" in levels[0]
@@ -165,7 +165,7 @@ def test_a_revision_follows_the_name_of_the_hub_and_of_nothing_else(tmp_path, mo
     for root, other in ((tmp_path / "here", tmp_path / "there"), (tmp_path / "there", tmp_path / "here")):
         (tmp_path / "here" / "my" / "model@v1").mkdir(parents=True, exist_ok=True)
         other.mkdir(exist_ok=True)
-        monkeypatch.setattr(module, "ROOT", root)
+        monkeypatch.setattr(settings, "ROOT", root)
         monkeypatch.chdir(other)
         assert split_revision("my/model@v1") == ("my/model@v1", "") and split_revision("my/model@v2")[1] == "v2"
 

@@ -21,7 +21,7 @@ QUERY, PASSAGE = "how do I join two tables", "Merge DataFrame objects with a dat
 
 
 @pytest.fixture(scope="module")
-def use(tmp_path_factory):
+def config(tmp_path_factory):
     """A finished model that is used as the page says of output/demo/neg10."""
     folder = tmp_path_factory.mktemp("use")
     prompt = re.search(r'query_instruction_for_retrieval="(.*)"', PAGE)[1]

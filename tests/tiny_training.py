@@ -3,12 +3,14 @@
 import json
 import random
 
+from safetensors.torch import load_file
 from tiny import tiny_bert
 
 from embedding_finetune.data.collection import Collection, write_collection
 from embedding_finetune.data.row_store import PASSAGES, read_rows, write_passages
 from embedding_finetune.data.row_store import write_rows as write_rows_by_id
 from embedding_finetune.models.encoder_config import EncoderConfig
+from embedding_finetune.training.log import read_log
 
 TOPICS = "river moon copper violin harbour glacier pepper engine orchard lantern falcon marble".split()
 VERBS = "feeds cools carries mirrors shelters breaks colours follows".split()
@@ -85,3 +87,28 @@ def use(**changes):
 
 def rows_of(tiny, scores=False):
     return read_rows([tiny / ("train_scores.json" if scores else "train.json")], teacher=scores)
+
+
+def flags(tiny, output, **changes):
+    """Flags of a training of 30 steps over two epochs; None takes one out."""
+    values = {
+        "model_name_or_path": tiny / "bert", "train_data": tiny / "train.json", "cache_path": tiny / "cache",
+        "output_dir": output, "train_group_size": 4, "query_max_len": 16, "passage_max_len": 48,
+        "query_instruction_for_retrieval": "find: ", "query_instruction_format": "{}{}", "temperature": 0.05,
+        "per_device_train_batch_size": 4, "learning_rate": 1e-4, "warmup_steps": 0.1, "num_train_epochs": 2,
+        "seed": 3, "logging_steps": 5, "use_cpu": True, "save_steps": 10} | changes
+    return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
+
+
+def dev(tiny):
+    return {"dev_data": tiny / "data", "dev_corpus_size": 60, "dev_steps": 7}
+
+
+def parameters(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def curve(folder):
+    """What the log says of the training itself: step, loss and learning rate."""
+    return [value for row in read_log(folder) if "loss" in row
+            for value in (row["step"], row["loss"], row["learning_rate"])]

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from embedding_finetune.data.collection import read_data
-from embedding_finetune.files import CommandLine, UserError, run_command_line
+from embedding_finetune.files import CommandLine, UserError
 from embedding_finetune.models.encoder import make_encoder
 from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.retrieval.ann import FLAT, REACH, make_index, num_ivf_lists, recall_vs_exact
@@ -95,7 +95,7 @@ def choose(vectors, queries, count, sample=SAMPLE, seed=0):
 
 
 def main():
-    parser = CommandLine("choose_index", "Choose an index.")
+    parser = CommandLine("choose-index", "Choose an index.")
     parser.add_argument("label", nargs="?", default="reference")
     parser.add_argument("--passages", type=int, default=0, help="foretold for so many; the corpus's by default")
     parser.add_argument("--memory", type=float, default=4, help="GB that an index may take")
@@ -113,7 +113,3 @@ def main():
     best = recommended(table, options.memory)
     print(f"take INDEX=\"{table.loc[best, 'INDEX']}\" ({best})" if best else
           f"none finds {TARGET_RECALL:.0%} of the exact first ten within {options.memory} GB: allow more (--memory)")
-
-
-if __name__ == "__main__":
-    run_command_line(main)

@@ -38,7 +38,6 @@ from embedding_finetune.files import (
     may_overwrite,
     one_line,
     read_json,
-    run_command_line,
     sha256,
     write_json,
 )
@@ -273,14 +272,10 @@ def export_compiled(settings, label, forms=()):
 
 
 def main():
-    parser = CommandLine("smaller", __doc__)
+    parser = CommandLine("export", __doc__)
     parser.add_argument("label", nargs="?", metavar="LABEL")
     parser.add_argument("forms", nargs="*", metavar="FORM")
     options = parser.parse_args()
     if not options.label:
         raise UserError("give a label and perhaps forms, e.g. `python -m embedding_finetune export neg10 onnx-int8`")
     print(export_compiled(Settings.load(), options.label, options.forms).to_markdown(index=False, disable_numparse=True))
-
-
-if __name__ == "__main__":
-    run_command_line(main)

@@ -27,7 +27,6 @@ from embedding_finetune.files import (
     may_overwrite,
     one_line,
     read_json,
-    run_command_line,
     write_json,
 )
 from embedding_finetune.settings import ROOT, Settings, display_value, path_of, split_revision
@@ -208,7 +207,3 @@ def main():
     print(f"{display_value(folder)}: read {display_value(folder / 'README.md')} before others do")
     if asked.upload:
         print(f"uploaded: {upload(folder, asked.to)}")
-
-
-if __name__ == "__main__":
-    run_command_line(main)

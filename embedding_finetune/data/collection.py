@@ -18,6 +18,7 @@ import numpy as np
 
 from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
 from embedding_finetune.data.normalize import clean_text, passage_id
+from embedding_finetune.deprecation import rename_settings
 from embedding_finetune.files import (
     UserError,
     atomic_write,
@@ -196,7 +197,8 @@ def data_identity(settings):
 
 def _record(settings):
     """What dataset.json says, None where it is missing or damaged; an early version's has the settings alone."""
-    return read_checksummed(settings.data_dir / "dataset.json", having={})
+    record = read_checksummed(settings.data_dir / "dataset.json", having={})
+    return record and record | {"made_with": rename_settings(record.get("made_with", {}))}
 
 
 def _hashes(folder):

@@ -35,7 +35,7 @@ def learning_curve(settings, collection, label="neg10", metric=METRIC):
     results, rng, points = load_results(settings)[0], np.random.default_rng(settings.seed), []
     for recipe in all_recipes(settings).values():
         runs = [result["label"] for result in results if result.get("recipe") == recipe.label]
-        one, other = (made.data | made.settings | {"share": 1} | ({"EPOCHS": 0} if recipe.same_steps else {})
+        one, other = (made.data | made.settings | {"train_fraction": 1} | ({"EPOCHS": 0} if recipe.same_steps else {})
                       for made in (recipe, whole))
         if not runs or one != other:
             continue
@@ -49,7 +49,7 @@ def learning_curve(settings, collection, label="neg10", metric=METRIC):
                        "high": high, "samples": np.append(values.mean(), means)})
     if len({point["queries"] for point in points if not point["same_steps"]}) < 2:
         raise UserError(f"the learning curve of {label} needs results of two shares of its queries or more: "
-                        "`make curve` makes them, or recipes that differ from it in `share` alone")
+                        "`make curve` makes them, or recipes that differ from it in `train_fraction` alone")
     return pd.DataFrame(points).set_index("label").sort_values("queries", kind="stable")
 
 

@@ -48,23 +48,23 @@ class ReportData:
     def positives(self):
         """For each query the numbers of its positives."""
         found = [[] for _ in self.queries]
-        for query, passage in self.judged_passages.tolist():
+        for query, passage in self.judged.tolist():
             found[query].append(passage)
         return found
 
     def judged_ranks(self, label):
         """Rank of each judged passage in a run, DEPTH + 1 when it is not among the first DEPTH."""
-        hits = self.rankings[label][self.judged_passages[:, 0]] == self.judged_passages[:, 1:]
+        hits = self.rankings[label][self.judged[:, 0]] == self.judged[:, 1:]
         return np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, DEPTH + 1)
 
     def first_ranks(self):
         """Frame (queries x labels) with the rank of the first positive, DEPTH + 1 when it is deeper or absent."""
         ranks = pd.DataFrame({label: self.judged_ranks(label) for label in self.labels})
-        return ranks.groupby(self.judged_passages[:, 0]).min()
+        return ranks.groupby(self.judged[:, 0]).min()
 
     def recall_curve(self, label):
         """Recall@k for k = 1 .. DEPTH: the found share of each query's positives, averaged over queries."""
-        share = 1 / np.bincount(self.judged_passages[:, 0])[self.judged_passages[:, 0]]
+        share = 1 / np.bincount(self.judged[:, 0])[self.judged[:, 0]]
         found = np.bincount(self.judged_ranks(label), weights=share, minlength=DEPTH + 2)[1:DEPTH + 1]
         return found.cumsum() / len(self.queries)
 

@@ -119,6 +119,8 @@ def load_results(settings):
 def _stale_reason(settings, result, contents):
     """Why a result no longer fits, or None; `contents` keeps the contents of models that were looked up before."""
     label = result.get("hybrid_of", result["label"])
+    if "second_weight" in result:
+        return "it was measured by an earlier version"
     if result.get("data") != data_identity(settings):
         return "it was measured on other data"
     if result["metrics"].keys() != MEASURES.keys():

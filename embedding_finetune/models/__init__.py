@@ -1,0 +1,1 @@
+"""Encoders: how a model is used, and texts turned into embeddings."""

@@ -28,7 +28,8 @@ POOLING_FILES = {"cls": "cls", "cls_token": "cls", "mean": "mean", "mean_tokens"
                  "last_token": "last_token"}  # as sentence-transformers writes them -> ours
 KEYS = {"pooling": str, "query_prompt": str, "passage_prompt": str, "query_max_len": int, "passage_max_len": int,
         "normalize": bool}  # of an entry of MODEL_FILE
-NOT_IDENTITY = ("label", "title", "name", "seen", "differs", "note")  # of a ModelUse: its names, and what is said of it
+# Names of an EncoderConfig, and notes about it; the last two were written by earlier versions.
+NOT_IDENTITY = ("label", "title", "name", "training_data_note", "overrides", "note", "seen", "differs")
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 
 from embedding_finetune.files import UserError, read_json
 from embedding_finetune.models.modeling import DenseLayers
-from embedding_finetune.retrieval.rerank import FEW
 
+FEW = 20  # texts that need no progress bar
 INT8 = 127  # what 1 is in int8; a component of a vector of length 1 is no larger
 INT8_CHUNK = 1 << 18  # vectors that are turned into int8 together
 

@@ -20,7 +20,7 @@ import torch
 
 from embedding_finetune.contrib.ray_encode import for_each_shard
 from embedding_finetune.data.collection import read_data
-from embedding_finetune.files import CommandLine, UserError, run_command_line
+from embedding_finetune.files import CommandLine, UserError
 from embedding_finetune.models.encoder import make_encoder
 from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.settings import Settings
@@ -89,7 +89,3 @@ def main():
         encode_shard(settings, options.labels, 0, 1)
     else:
         encode_in_processes(options.labels, options.processes)
-
-
-if __name__ == "__main__":
-    run_command_line(main)

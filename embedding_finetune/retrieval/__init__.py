@@ -1,1 +1,3 @@
-"""How a model is used, texts turned into vectors, and retrievers that turn queries into a run."""
+"""Retrievers, which turn queries into a run, and rerankers, which reorder it."""
+
+from embedding_finetune.retrieval import bm25  # noqa: F401 - so that RETRIEVERS has it

@@ -1,0 +1,1 @@
+"""Saved indexes, search and the HTTP server."""

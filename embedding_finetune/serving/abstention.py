@@ -25,9 +25,9 @@ def choose_threshold(best, precision):
     return chosen
 
 
-def threshold_line(no_answer):
+def threshold_line(abstention):
     """What `choose_threshold` found, in a sentence."""
-    said = no_answer | {"percent": f"{no_answer['precision']:.0%}"}
+    said = abstention | {"percent": f"{abstention['precision']:.0%}"}
     if said["threshold"] is None:
         return ("no threshold: from no score on is the first hit right for {percent} of the {queries} dev queries"
                 .format(**said))

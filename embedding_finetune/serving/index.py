@@ -33,10 +33,11 @@ from embedding_finetune.artifacts.manifest import (
 )
 from embedding_finetune.files import UserError, atomic_write, content_hash, is_disk_error, is_memory_error, one_line
 from embedding_finetune.serving.abstention import choose_threshold
+from embedding_finetune.serving.available import check_label
 from embedding_finetune.settings import display_value
 
 FUSION = "hybrid_of", "weight", "rerank_weight", "depth"  # of a result, what its index needs to know
-FORMAT = 1  # of an index: another number makes all of them anew
+FORMAT = 2  # of an index: another number makes all of them anew
 CHANGING = "data or model of {} changed while its index was opened: ask again"
 
 
@@ -184,10 +185,10 @@ def _renewed(settings, label, home, read_all=False):
         for other in () if damaged else home.iterdir():  # of earlier models or data; who has one open keeps it
             if other.is_dir() and other != folder:
                 shutil.rmtree(other, ignore_errors=True)
-    no_answer = choose_threshold(manifest["dev"], settings.abstention_precision)
+    abstention = choose_threshold(manifest["dev"], settings.abstention_precision)
     own = fingerprints(folder, manifest.get("own", {}))
     own.pop("manifest.json", None)
-    manifest |= {"settings": settings.as_dict(), "files": files, "own": own, "abstention": no_answer}
+    manifest |= {"settings": settings.as_dict(), "files": files, "own": own, "abstention": abstention}
     write_checksummed(folder / "manifest.json", manifest)
     index = _opened_if_whole(settings, folder, manifest)
     if index is None and read_all:
@@ -209,6 +210,8 @@ def _source(settings, label):
     result = read_checksummed(path, having={"label": str}) or {}
     if path.exists() and not result:
         raise UserError(f"{display_value(path)} is damaged: evaluate {label} again")
+    if "second_weight" in result:
+        raise UserError(f"{label} was measured by an earlier version: evaluate it again")
     if "hybrid_of" in result:
         bm25, dense = (open_index(settings, part) for part in ("bm25", result["hybrid_of"]))
         if (result["data"], result["content"]) != (facts["data"], dense.manifest["facts"]["content"]):
@@ -237,7 +240,8 @@ def _identity(facts):
 def _make(settings, label, folder, facts, collection):
     """Write an index to an empty folder; returns its manifest, without the part that follows from today's settings."""
     from embedding_finetune.models.compiled_model import compiled_format
-    from embedding_finetune.retrieval.base import FLAT, RETRIEVERS, make_retriever
+    from embedding_finetune.retrieval.ann import FLAT
+    from embedding_finetune.retrieval.base import RETRIEVERS, make_retriever
     from embedding_finetune.retrieval.dense import Dense
     from embedding_finetune.serving.query_encoder import save_query_encoder
     manifest = {"label": label, "passages": len(collection.corpus), "facts": facts, "abstention": {"threshold": None}}
@@ -269,43 +273,3 @@ def _make(settings, label, folder, facts, collection):
             for query, hits in zip(dev.queries, index.answer(list(dev.queries.values()), 2) if dev.queries else ())}
     scored = [(query, hits[0]) for query, hits in best.items() if hits]
     return manifest | {"dev": [[hit["score"], hit["id"] in dev.positives(query)] for query, hit in scored]}
-
-
-def labels(settings):
-    """What can be searched with: retrievers, ready-made models, fine-tuned and compiled ones, fusions that were
-    measured."""
-    from embedding_finetune.models.encoder_config import compiled_labels, pretrained
-    from embedding_finetune.recipes import all_recipes
-    from embedding_finetune.retrieval.base import RETRIEVERS
-    tuned = [label for label, recipe in all_recipes(settings).items()
-             if recipe.kind == "bi_encoder" and (settings.output_dir / label / "config.json").is_file()]
-    fused = [path.stem for path in sorted((settings.output_dir / "results").glob("hybrid_*.json"))]
-    return list(dict.fromkeys([*RETRIEVERS, *pretrained(settings), *tuned, *compiled_labels(settings), *fused]))
-
-
-def check_label(settings, label):
-    """Raise UserError unless it can be searched with."""
-    if label not in labels(settings):
-        raise UserError(f"there is no model {label[:100]!r} to search with; there are {', '.join(labels(settings))}")
-
-
-def default_label(settings):
-    """The fine-tuned model that dev chose among those that are measured (see evaluation.results).
-
-    Raises UserError when there is none.
-    """
-    memo = settings.output_dir / "index" / "default.json"
-    files = [*(settings.output_dir / "results").glob("*.json"), *settings.output_dir.glob("*/model.safetensors")]
-    today = {"files": file_stamps(sorted(files)), "settings": settings.as_dict()}
-    found = read_checksummed(memo)
-    if isinstance(found, dict) and {name: found.get(name) for name in today} == today:
-        return found["label"]
-    from embedding_finetune.evaluation.results import best_fine_tuned, load_results
-    results, left_out = load_results(settings)
-    best = best_fine_tuned(results)
-    if best is None:
-        raise UserError("no fine-tuned model is measured that fits today's data and models "
-                        f"({'; '.join(left_out) or 'there is no result of any'}): evaluate one, or say which model: "
-                        f"--model {', '.join(labels(settings))}")
-    write_checksummed(memo, today | {"label": best["label"]})
-    return best["label"]

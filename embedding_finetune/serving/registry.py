@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from embedding_finetune.artifacts.manifest import file_stamps
 from embedding_finetune.files import UserError, one_line
-from embedding_finetune.serving.index import check_label, is_current, labels, open_index
+from embedding_finetune.serving.available import check_label, labels
+from embedding_finetune.serving.index import is_current, open_index
 
 WAITING = 256  # queries that may wait; more are sent away
 MAX_BATCH = 32  # queries that are answered together

@@ -9,9 +9,10 @@ is said, with --json on standard error.
 import json
 import sys
 
-from embedding_finetune.files import CommandLine, UserError, run_command_line
+from embedding_finetune.files import CommandLine, UserError
 from embedding_finetune.serving.abstention import is_answerable, threshold_line
-from embedding_finetune.serving.index import default_label, exactness_line, open_index
+from embedding_finetune.serving.available import default_label
+from embedding_finetune.serving.index import exactness_line, open_index
 from embedding_finetune.settings import Settings
 
 SHOWN = 400  # characters of a passage on a terminal
@@ -20,7 +21,7 @@ NOT_LIKELY = "no passage is likely to answer this"
 
 def _show(index, hits, note):
     about = (f"{index.manifest['label']}, {index.manifest['passages']:,} passages; "
-             f"{threshold_line(index.manifest['no_answer'])}")
+             f"{threshold_line(index.manifest['abstention'])}")
     print(*filter(None, [about, exactness_line(index.manifest), note and f"\n{note}"]), "", sep="\n")
     for hit in hits:
         text = "".join(letter if letter.isprintable() else " " for letter in hit["text"])  # no escape sequences
@@ -55,7 +56,3 @@ def main():
         sys.stdout.flush()
     except OSError as error:
         raise UserError(f"cannot write the answer: {error.strerror}") from None
-
-
-if __name__ == "__main__":
-    run_command_line(main)

@@ -27,9 +27,9 @@ from pydantic import BaseModel, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from embedding_finetune.files import CommandLine, UserError, one_line, read_jsonl, run_command_line, write_jsonl
+from embedding_finetune.files import CommandLine, UserError, one_line, read_jsonl, write_jsonl
 from embedding_finetune.serving.abstention import is_answerable, threshold_line
-from embedding_finetune.serving.index import default_label
+from embedding_finetune.serving.available import default_label
 from embedding_finetune.serving.registry import IndexRegistry, Overloaded, QueryBatcher
 from embedding_finetune.settings import Settings
 
@@ -253,7 +253,3 @@ def main():
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK, www_redirect=False)
     uvicorn.run(Guarded(app), host=options.host, port=options.port, http=Impatient, ws="none", access_log=False,
                 limit_concurrency=CONNECTIONS, h11_max_incomplete_event_size=LARGEST)
-
-
-if __name__ == "__main__":
-    run_command_line(main)

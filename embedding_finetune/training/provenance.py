@@ -7,6 +7,7 @@ from pathlib import Path
 from embedding_finetune.artifacts.manifest import COMPILED_RECORD, read_checksummed
 from embedding_finetune.data.collection import data_identity
 from embedding_finetune.data.row_store import read_rows, rows_identity
+from embedding_finetune.deprecation import rename_recipe, rename_settings
 from embedding_finetune.files import UserError, read_json
 from embedding_finetune.hub import model_content, model_path
 from embedding_finetune.models.encoder_config import (
@@ -61,7 +62,8 @@ def read_record(folder):
     record = read_checksummed(folder / RECORD, having={})
     default = {name: row.default for name, row in TABLE.items() if row.metadata["changes"] == TRAINING
                and row.default is not MISSING}
-    return record and record | {"settings": default | record.get("settings", {})}
+    return record and record | {"settings": default | rename_settings(record.get("settings", {})),
+                                "recipe": rename_recipe(record.get("recipe", {}))}
 
 
 def same_training(record, today):

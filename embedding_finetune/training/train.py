@@ -25,7 +25,7 @@ from embedding_finetune.artifacts.manifest import write_checksummed, write_manif
 from embedding_finetune.artifacts.staging import lock, remove_checkpoint
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.data.row_store import read_rows, write_for_flagembedding
-from embedding_finetune.files import CommandLine, UserError, may_overwrite, run_command_line
+from embedding_finetune.files import CommandLine, UserError, may_overwrite
 from embedding_finetune.hub import check_hub, check_lengths, load, pinned, snapshot
 from embedding_finetune.models.encoder_config import base_encoder_config, embedding_dim
 from embedding_finetune.models.fast_layers import cpu_has
@@ -241,14 +241,10 @@ def _finished(unfinished, finished):
 
 
 def main():
-    parser = CommandLine("finetune", __doc__)
+    parser = CommandLine("train", __doc__)
     parser.add_argument("labels", nargs="*", metavar="LABEL")
     parser.add_argument("--one-process", action="store_true", help="without torchrun, for a debugger")
     options = parser.parse_args()
     if len(options.labels) != 1:
         raise UserError("give one label of a recipe, e.g. `python -m embedding_finetune train neg10`")
     print(f"finished: {display_value(finetune(Settings.load(), options.labels[0], options.one_process))}")
-
-
-if __name__ == "__main__":
-    run_command_line(main)

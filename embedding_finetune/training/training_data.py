@@ -14,6 +14,7 @@ from embedding_finetune.data.collection import data_identity
 from embedding_finetune.data.leakage import check_leakage
 from embedding_finetune.data.negatives import add_predefined, negative_candidates, sample_random
 from embedding_finetune.data.row_store import PASSAGES, read_rows, write_for_flagembedding, write_passages, write_rows
+from embedding_finetune.deprecation import rename_recipe
 from embedding_finetune.files import sha256
 from embedding_finetune.models.encoder_config import base_encoder_config, identity_of
 
@@ -61,6 +62,8 @@ def make_training_file(settings, recipe, collection, miner=None):
 def _identity(made_of):
     """What a file was made of, without what is only said of the models (see mining.Miner.content), which earlier
     versions recorded, too."""
+    if "recipe" in made_of:
+        made_of = made_of | {"recipe": rename_recipe(made_of["recipe"])}
     if "models" not in made_of:
         return made_of
     how, *contents = made_of["models"]

@@ -100,7 +100,7 @@ def test_a_finished_model_carries_the_hashes_of_its_files(tmp_path):
 def test_only_one_process_at_a_time_is_in_a_folder(tmp_path):
     code = ("import sys, pathlib\n"
             "from embedding_finetune.artifacts.staging import try_lock\n"
-            "with alone_in(pathlib.Path(sys.argv[1])):\n"
+            "with try_lock(pathlib.Path(sys.argv[1])):\n"
             "    print('in', flush=True)\n"
             "    sys.stdin.read()")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -19,7 +19,8 @@ from embedding_finetune.hub import model_content
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.retrieval.dense import Dense
-from embedding_finetune.serving.index import labels, open_index
+from embedding_finetune.serving.available import labels
+from embedding_finetune.serving.index import open_index
 from embedding_finetune.serving.registry import IndexRegistry, Overloaded
 from embedding_finetune.settings import Settings
 
@@ -52,7 +53,7 @@ def vectors(settings, label):
 
 def test_each_form_gives_the_models_vectors_and_is_measured(whole):
     settings, table = whole
-    forms = [*filter(onnx_openvino.runs_here, onnx_openvino.FORMS)]
+    forms = [*filter(onnx_openvino.runs_here, onnx_openvino.COMPILED_FORMATS)]
     assert list(table.index) == ["neg10", *(f"neg10-{form}" for form in forms)] and len(forms) >= 4
     expected, results = vectors(settings, "neg10"), {result["label"]: result for result in load_results(settings)[0]}
     for form in forms:
@@ -146,7 +147,7 @@ def test_what_is_there_is_kept_and_what_is_of_other_weights_is_in_the_way(compil
 def test_what_is_only_said_of_a_model_is_no_reason_to_make_its_forms_anew(compiled, monkeypatch, capsys):
     record = compiled.output_dir / "neg10-onnx" / "compiled.json"
     monkeypatch.setattr(onnx_openvino, "measure", lambda *args: pd.DataFrame([{"model": "measured"}]))
-    monkeypatch.setattr(onnx_openvino, "use_of", lambda settings, label: replace(
+    monkeypatch.setattr(onnx_openvino, "load_encoder_config", lambda settings, label: replace(
         load_encoder_config(settings, label), title="another", training_data_note="said otherwise", overrides="pooling", note="of a file"))
     before = read_json(record)
     assert not {"title", "name", "note"} & before["made_of"]["use"].keys()  # where it is, the hub need not know
@@ -155,7 +156,7 @@ def test_what_is_only_said_of_a_model_is_no_reason_to_make_its_forms_anew(compil
     write_json(record, before)
     onnx_openvino.export_compiled(compiled, "neg10", ["onnx"])
     assert capsys.readouterr().out.count("neg10-onnx is of these weights already: kept") == 2
-    monkeypatch.setattr(onnx_openvino, "use_of", lambda settings, label: replace(load_encoder_config(settings, label), pooling="mean"))
+    monkeypatch.setattr(onnx_openvino, "load_encoder_config", lambda settings, label: replace(load_encoder_config(settings, label), pooling="mean"))
     with pytest.raises(UserError, match="neg10-onnx is of other weights, or of another use; OVERWRITE=1 replaces it"):
         onnx_openvino.export_compiled(compiled, "neg10", ["onnx"])
 

@@ -114,7 +114,7 @@ def test_what_a_worker_says_is_one_line(clustered):
 
 
 def test_a_machine_must_see_the_same(built, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_encode, "LAG", 0)
+    monkeypatch.setattr(ray_encode, "FILE_VISIBILITY_LAG", 0)
     here = machine(built)
     check_machine(built, tmp_path, here)
     with pytest.raises(UserError, match="OUTPUT_DIR must be on a disk that all machines share"):

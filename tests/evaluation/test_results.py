@@ -70,7 +70,7 @@ def save(settings, label, dev=1, test=1):
 def save_hybrid(settings, label, dev=1, test=1):
     of = Model(settings, label)
     return results.save_result(settings, DATA, f"hybrid_{label}", {"dev": run("dev", dev), "test": run("test", test)},
-                               model="BM25 + it", hybrid_of=label, used=asdict(of.config), content=of.content)
+                               model="BM25 + it", hybrid_of=label, used=asdict(of.config), content=of.revision)
 
 
 def test_a_result_has_metrics_of_both_parts_and_runs_for_every_tool(measured):

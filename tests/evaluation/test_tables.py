@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from embedding_finetune.data.collection import Collection
-from embedding_finetune.evaluation import tables
+from embedding_finetune.evaluation import plots, tables
 from embedding_finetune.evaluation.results import finalists, planned_pairs
 from embedding_finetune.evaluation.significance import add_significance
 from embedding_finetune.files import write_jsonl
@@ -117,7 +117,7 @@ def test_numbers_of_pseudo_queries_are_called_no_proof():
     for rows in ([best], [best, row("raw", 0.3)]):
         said = tables.conclusion(rows)
         assert "no proof" not in said
-        assert tables.conclusion([{**one, "pseudo_queries": 3} for one in rows]) == f"{said} {tables.NO_PROOF}"
+        assert tables.conclusion([{**one, "pseudo_queries": 3} for one in rows]) == f"{said} {tables.PSEUDO_QUERY_CAVEAT}"
         assert tables.conclusion([{**one, "pseudo_queries": 0} for one in rows]) == said
 
 
@@ -166,12 +166,12 @@ def test_thirty_one_models_have_tables_and_pictures(settings):
 
 
 def test_no_two_models_have_the_same_line():
-    lines = tables.plot_by_corpus_size(many_rows()).axes[0].lines
+    lines = plots.plot_by_corpus_size(many_rows()).axes[0].lines
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 31
 
 
 def test_the_plot_marks_the_best_and_the_fine_tuned():
-    figure = tables.plot(many_rows(4), names=("recall@1", "mrr@10"))
+    figure = plots.plot(many_rows(4), names=("recall@1", "mrr@10"))
     axis = figure.axes[0]
     values = {text.get_text(): text.get_fontweight() for text in axis.texts}
     assert [text for text, weight in values.items() if weight == "bold"] == [f"{max(map(float, values)):.3f}"]
@@ -182,7 +182,7 @@ def test_the_plot_marks_the_best_and_the_fine_tuned():
 def test_the_plot_by_corpus_size_has_a_line_for_each_model_measured_so():
     rows = [{"label": "bm25", "by_corpus_size": [{"passages": 10, "recall@1": 0.9}, {"passages": 20, "recall@1": 0.8}]},
             {"label": "hybrid"}]
-    lines = tables.plot_by_corpus_size(rows).axes[0].lines
+    lines = plots.plot_by_corpus_size(rows).axes[0].lines
     assert [line.get_xydata().tolist() for line in lines] == [[[10, 0.9], [20, 0.8]]]
 
 
@@ -191,18 +191,18 @@ def test_training_curves_are_drawn_for_the_models_that_have_one(settings):
         write_jsonl(settings.output_dir / label / "training_log.jsonl",
                     [{"step": 0, "mrr@10": 0.1, "recall@10": 0.2}, {"step": 5, "loss": loss, "learning_rate": 1e-5},
                      {"step": 10, "loss": 1.0, "learning_rate": 0.0}])
-    losses, recall, mrr = tables.plot_training(settings, ["raw", "neg10", "neg50"]).axes
+    losses, recall, mrr = plots.plot_training(settings, ["raw", "neg10", "neg50"]).axes
     assert [line.get_xydata().tolist() for line in losses.lines] == [[[5, 1.5], [10, 1]], [[5, 2.5], [10, 1]]]
     assert recall.lines[0].get_xydata().tolist() == [[0, 0.2]] and mrr.get_title() == "mrr@10 on dev"
     assert [line.get_color() for line in losses.lines] == [line.get_color() for line in mrr.lines]
     with warnings.catch_warnings(action="error"):
-        assert not tables.plot_training(settings, ["raw"]).axes[0].lines
+        assert not plots.plot_training(settings, ["raw"]).axes[0].lines
 
 
 def test_cosines_of_queries_and_their_positives_beside_those_of_random_passages():
     test = Collection({"q1": "", "q2": ""}, {"a": "", "b": ""}, {"q1": {"b": 1}, "q2": {"a": 1}})
     passages = np.array([[1, 0], [0, 1]], np.float32)
-    axis = tables.plot_cosines(test, passages[::-1], passages, seed=0).axes[0]  # q1 is b, q2 is a
+    axis = plots.plot_cosines(test, passages[::-1], passages, seed=0).axes[0]  # q1 is b, q2 is a
     highest = [max(bars, key=lambda bar: bar.get_height()).get_x() for bars in axis.containers]
     assert highest == pytest.approx([0.98, 0])
     assert [text.get_text() for text in axis.get_legend().texts] == ["query and positive", "two random passages"]

@@ -17,7 +17,8 @@ from embedding_finetune.files import UserError, read_json
 from embedding_finetune.models.embedding_cache import EmbeddingCache, TokenEmbeddingStore
 from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.retrieval.trec import read_qrels, read_run
-from embedding_finetune.serving.index import default_label, open_index
+from embedding_finetune.serving.available import default_label
+from embedding_finetune.serving.index import open_index
 from embedding_finetune.serving.registry import IndexRegistry
 from embedding_finetune.serving.server import Guarded, application
 from embedding_finetune.settings import Settings

@@ -41,7 +41,7 @@ def texts(rows):
 
 
 @pytest.fixture
-def use(tiny_settings, tmp_path):
+def encoder_config(tiny_settings, tmp_path):
     """A model in a folder that the test may spoil."""
     folder = shutil.copytree(tiny_settings["BASE_MODEL"], tmp_path / "model")
     return EncoderConfig("raw", "tiny", str(folder), pooling="cls", query_prompt=INSTRUCTION, passage_prompt="",
@@ -67,22 +67,22 @@ def loadings(monkeypatch):
     return seen
 
 
-def base_embedder(config):
+def base_embedder(encoder_config):
     return BaseEmbedder(
-        config.name, pooling_method=config.pooling, use_fp16=False, devices="cpu", query_max_length=config.query_max_len,
-        query_instruction_for_retrieval=config.query_prompt or None, passage_max_length=config.passage_max_len,
-        normalize_embeddings=config.normalize)
+        encoder_config.name, pooling_method=encoder_config.pooling, use_fp16=False, devices="cpu", query_max_length=encoder_config.query_max_len,
+        query_instruction_for_retrieval=encoder_config.query_prompt or None, passage_max_length=encoder_config.passage_max_len,
+        normalize_embeddings=encoder_config.normalize)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("architecture", ["bert", "xlmr"])
 @pytest.mark.parametrize("batch_size", [0, 3])
-def test_vectors_are_those_of_base_embedder(config, rows, texts, tmp_path, monkeypatch, pooling, architecture, batch_size):
+def test_vectors_are_those_of_base_embedder(encoder_config, rows, texts, tmp_path, monkeypatch, pooling, architecture, batch_size):
     """In the texts' order, prompt and truncation included, whatever the batches."""
     monkeypatch.setitem(BATCH_TOKENS, "cpu", 100)
-    name = config.name if architecture == "bert" else str(tiny_xlmr(tmp_path / "xlmr", tiny_texts(rows)))
-    config = dataclasses.replace(config, name=name, pooling=pooling)
-    ours, theirs = Encoder(config, batch_size), base_embedder(config)
+    name = encoder_config.name if architecture == "bert" else str(tiny_xlmr(tmp_path / "xlmr", tiny_texts(rows)))
+    encoder_config = dataclasses.replace(encoder_config, name=name, pooling=pooling)
+    ours, theirs = Encoder(encoder_config, batch_size), base_embedder(encoder_config)
     for mine, expected in ((ours.encode_queries(texts), theirs.encode_queries(texts)),
                            (ours.encode_passages(texts), theirs.encode_corpus(texts))):
         assert mine.dtype == np.float32 and mine.shape == (len(texts), 64)
@@ -90,30 +90,30 @@ def test_vectors_are_those_of_base_embedder(config, rows, texts, tmp_path, monke
     assert abs(ours.encode_queries(texts) - ours.encode_passages(texts)).max() > 1e-3
 
 
-def test_vectors_keep_their_length_where_the_use_says_so(config, texts):
-    config = dataclasses.replace(config, normalize=False)
-    vectors = Encoder(config).encode_passages(texts)
-    np.testing.assert_allclose(vectors, base_embedder(config).encode_corpus(texts), atol=1e-5)
+def test_vectors_keep_their_length_where_the_use_says_so(encoder_config, texts):
+    encoder_config = dataclasses.replace(encoder_config, normalize=False)
+    vectors = Encoder(encoder_config).encode_passages(texts)
+    np.testing.assert_allclose(vectors, base_embedder(encoder_config).encode_corpus(texts), atol=1e-5)
     assert abs(np.linalg.norm(vectors, axis=1) - 1).max() > 0.5
 
 
 @pytest.mark.parametrize("pooling, theirs", [("cls", "cls"), ("mean", "mean"), ("last_token", "lasttoken")])
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_poolings_and_prompts_are_those_of_sentence_transformers(config, rows, texts, tmp_path, pooling, theirs, side):
+def test_poolings_and_prompts_are_those_of_sentence_transformers(encoder_config, rows, texts, tmp_path, pooling, theirs, side):
     """At the left only for a model that counts positions without the padding: any other is not itself there."""
     folder = tmp_path / "model" if side == "right" else tiny_xlmr(tmp_path / "xlmr", tiny_texts(rows))
     edit_json(folder / "tokenizer_config.json", padding_side=side)
-    config = dataclasses.replace(config, name=str(folder), pooling=pooling, passage_prompt="Passage: ", query_max_len=48)
-    transformer = Transformer(config.name, max_seq_length=48)
+    encoder_config = dataclasses.replace(encoder_config, name=str(folder), pooling=pooling, passage_prompt="Passage: ", query_max_len=48)
+    transformer = Transformer(encoder_config.name, max_seq_length=48)
     model = SentenceTransformer(modules=[transformer, Pooling(64, theirs), Normalize()], device="cpu")
-    ours = Encoder(config, batch_size=7)
-    assert ours.encode_queries(texts) == pytest.approx(model.encode(texts, prompt=config.query_prompt), abs=1e-5)
-    assert ours.encode_passages(texts) == pytest.approx(model.encode(texts, prompt=config.passage_prompt), abs=1e-5)
+    ours = Encoder(encoder_config, batch_size=7)
+    assert ours.encode_queries(texts) == pytest.approx(model.encode(texts, prompt=encoder_config.query_prompt), abs=1e-5)
+    assert ours.encode_passages(texts) == pytest.approx(model.encode(texts, prompt=encoder_config.passage_prompt), abs=1e-5)
 
 
-def test_vectors_do_not_depend_on_the_batch_where_a_tokenizer_pads_at_the_left(config, texts, tmp_path):
+def test_vectors_do_not_depend_on_the_batch_where_a_tokenizer_pads_at_the_left(encoder_config, texts, tmp_path):
     edit_json(tmp_path / "model" / "tokenizer_config.json", padding_side="left")
-    together, alone = (Encoder(config, batch_size).encode_passages(texts) for batch_size in (50, 1))
+    together, alone = (Encoder(encoder_config, batch_size).encode_passages(texts) for batch_size in (50, 1))
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
@@ -132,48 +132,48 @@ def test_the_mean_in_half_precision_does_not_overflow():
     assert pool(hidden, torch.ones(1, 512, dtype=torch.long), "mean").tolist() == [[200.0] * 4]
 
 
-def test_what_is_in_the_cache_needs_no_model(config, texts, tmp_path, loadings):
-    first = Encoder(config, cache=tmp_path / "cache")
+def test_what_is_in_the_cache_needs_no_model(encoder_config, texts, tmp_path, loadings):
+    first = Encoder(encoder_config, cache=tmp_path / "cache")
     vectors = first.encode_queries(texts), first.encode_passages(texts)
     assert loadings["models"] == 1
-    again = Encoder(config, cache=tmp_path / "cache")
+    again = Encoder(encoder_config, cache=tmp_path / "cache")
     assert np.array_equal(again.encode_queries(texts), vectors[0])
     assert np.array_equal(again.encode_passages(texts[::-1]), vectors[1][::-1])
     assert loadings["models"] == 1
 
 
-def test_only_new_texts_are_encoded_and_equal_ones_once(config, tmp_path, loadings):
-    Encoder(config, cache=tmp_path / "cache").encode_passages(["an otter", "a heron", "an otter"])
-    grown = Encoder(config, cache=tmp_path / "cache").encode_passages(["a lynx", "a heron", "an otter."])
+def test_only_new_texts_are_encoded_and_equal_ones_once(encoder_config, tmp_path, loadings):
+    Encoder(encoder_config, cache=tmp_path / "cache").encode_passages(["an otter", "a heron", "an otter"])
+    grown = Encoder(encoder_config, cache=tmp_path / "cache").encode_passages(["a lynx", "a heron", "an otter."])
     assert loadings["texts"] == ["an otter", "a heron", "a lynx", "an otter."]
-    np.testing.assert_allclose(grown, Encoder(config).encode_passages(["a lynx", "a heron", "an otter."]), atol=1e-5)
+    np.testing.assert_allclose(grown, Encoder(encoder_config).encode_passages(["a lynx", "a heron", "an otter."]), atol=1e-5)
 
 
-def test_an_interrupted_encoding_resumes(config, texts, tmp_path, monkeypatch, loadings):
+def test_an_interrupted_encoding_resumes(encoder_config, texts, tmp_path, monkeypatch, loadings):
     monkeypatch.setattr(module, "CHUNK", 10)
-    write = module.VectorCache.write
+    write = module.EmbeddingCache.write
 
     def write_once(cache, *args):
         write(cache, *args)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as interruption, pytest.raises(KeyboardInterrupt):
-        interruption.setattr(module.VectorCache, "write", write_once)
-        Encoder(config, cache=tmp_path / "cache").encode_passages(texts)
+        interruption.setattr(module.EmbeddingCache, "write", write_once)
+        Encoder(encoder_config, cache=tmp_path / "cache").encode_passages(texts)
     loadings["texts"].clear()
-    Encoder(config, cache=tmp_path / "cache").encode_passages(texts)
+    Encoder(encoder_config, cache=tmp_path / "cache").encode_passages(texts)
     assert len(loadings["texts"]) == len(set(texts)) - 10
 
 
-def test_texts_in_parts_read_each_file_of_the_cache_once(config, texts, tmp_path, monkeypatch):
+def test_texts_in_parts_read_each_file_of_the_cache_once(encoder_config, texts, tmp_path, monkeypatch):
     """Of a corpus or of many queries that are encoded part by part, a part reads only files that hold texts of it."""
     read, load = [], np.load
     monkeypatch.setattr(np, "load", lambda *given, **more: read.append(given) or load(*given, **more))
-    texts, encoder = list(dict.fromkeys(texts))[:12], Encoder(config, cache=tmp_path / "cache")
+    texts, encoder = list(dict.fromkeys(texts))[:12], Encoder(encoder_config, cache=tmp_path / "cache")
     parts = [texts[start:start + 3] for start in range(0, len(texts), 3)]
     vectors = [encoder.encode_passages(part) for part in parts]
     assert read == []
-    again = Encoder(config, cache=tmp_path / "cache")
+    again = Encoder(encoder_config, cache=tmp_path / "cache")
     for part, expected in zip(parts, vectors, strict=True):
         assert np.array_equal(again.encode_passages(part), expected)
     assert len(read) == len(parts) + len(parts) - 1  # all of them once, to learn what they hold, and each later one
@@ -212,11 +212,11 @@ def test_a_changed_model_or_use_is_encoded_anew(encoder_config, texts, tmp_path,
     assert change in ("code", "package") or abs(after - before).max() > 1e-3
 
 
-def test_a_comment_in_the_code_keeps_the_cache(config, texts, tmp_path, monkeypatch, loadings):
-    Encoder(config, cache=tmp_path / "cache").encode_passages(texts)
+def test_a_comment_in_the_code_keeps_the_cache(encoder_config, texts, tmp_path, monkeypatch, loadings):
+    Encoder(encoder_config, cache=tmp_path / "cache").encode_passages(texts)
     (tmp_path / "encoder.py").write_text("# a comment\n")
     monkeypatch.setattr(module, "__file__", str(tmp_path / "encoder.py"))
-    Encoder(config, cache=tmp_path / "cache").encode_passages(texts)
+    Encoder(encoder_config, cache=tmp_path / "cache").encode_passages(texts)
     assert loadings["models"] == 1
 
 
@@ -258,11 +258,11 @@ def test_vectors_move_only_with_the_version(computed):
     np.testing.assert_allclose(computed["tokens"], expected["tokens"], atol=1e-3, rtol=0)  # float16
 
 
-def test_the_cache_is_that_of_an_identity(config, texts, tmp_path):
+def test_the_cache_is_that_of_an_identity(encoder_config, texts, tmp_path):
     """Names and notes are no part of it; that the model's own program code was run is."""
-    for changes in ({}, {"label": "b", "title": "another", "seen": "texts", "differs": "pooling", "note": "of a file"},
+    for changes in ({}, {"label": "b", "title": "another", "training_data_note": "texts", "overrides": "pooling", "note": "of a file"},
                     {"trusted": True}):
-        Encoder(dataclasses.replace(config, **changes), cache=tmp_path / "cache").encode_queries(texts)
+        Encoder(dataclasses.replace(encoder_config, **changes), cache=tmp_path / "cache").encode_queries(texts)
         assert len(list((tmp_path / "cache").iterdir())) == 1 + ("trusted" in changes)
 
 
@@ -282,17 +282,17 @@ def test_a_model_exchanged_behind_our_back_is_noticed(encoder_config, texts, tmp
     assert not (tmp_path / "cache").exists()
 
 
-def test_progress_counts_texts(config, texts, capfd):
-    Encoder(config).encode_passages(texts)
+def test_progress_counts_texts(encoder_config, texts, capfd):
+    Encoder(encoder_config).encode_passages(texts)
     assert f"{len(set(texts))}/{len(set(texts))}" in capfd.readouterr().err
 
 
-def test_broken_weights_are_named_and_not_stored(config, texts, tmp_path):
-    path = f"{config.name}/model.safetensors"
+def test_broken_weights_are_named_and_not_stored(encoder_config, texts, tmp_path):
+    path = f"{encoder_config.name}/model.safetensors"
     broken = {name: torch.full_like(weight, torch.nan) for name, weight in load_file(path).items()}
     save_file(broken, path, metadata={"format": "pt"})
     with pytest.raises(UserError, match="not finite: its weights are broken"):
-        Encoder(config, cache=tmp_path / "cache").encode_passages(texts)
+        Encoder(encoder_config, cache=tmp_path / "cache").encode_passages(texts)
     assert not (tmp_path / "cache").exists()
 
 
@@ -313,11 +313,11 @@ def test_a_gpu_encodes_in_half_precision_that_the_model_can_take(tmp_path, monke
     assert encoding_dtype(str(tmp_path), device) == expected
 
 
-def test_vectors_of_each_precision_are_float32_and_have_a_cache_of_their_own(config, texts, tmp_path, monkeypatch):
-    exact = Encoder(config, cache=tmp_path / "cache").encode_passages(texts)
+def test_vectors_of_each_precision_are_float32_and_have_a_cache_of_their_own(encoder_config, texts, tmp_path, monkeypatch):
+    exact = Encoder(encoder_config, cache=tmp_path / "cache").encode_passages(texts)
     for number, dtype in enumerate((torch.bfloat16, torch.float16), start=2):
         monkeypatch.setattr(module, "encoding_dtype", lambda name, device, dtype=dtype: dtype)
-        encoder = Encoder(config, cache=tmp_path / "cache")
+        encoder = Encoder(encoder_config, cache=tmp_path / "cache")
         vectors, (tokens, _) = encoder.encode_passages(texts), encoder.encode_passage_tokens(texts[:3])
         assert next(encoder._model.parameters()).dtype == dtype
         assert vectors.dtype == np.float32 and tokens.dtype == np.float16
@@ -338,10 +338,10 @@ def test_values_beyond_float16_are_no_broken_weights(encoder_config, texts, monk
     assert (Encoder(encoder_config).encode_passages(texts) * exact).sum(axis=1).min() > 0.99
 
 
-def test_a_full_gpu_says_what_to_set(config, texts, monkeypatch):
+def test_a_full_gpu_says_what_to_set(encoder_config, texts, monkeypatch):
     def fail(*arguments, **options):
         raise torch.cuda.OutOfMemoryError
 
     monkeypatch.setattr(module, "pool", fail)
     with pytest.raises(UserError, match="set ENCODE_BATCH_SIZE"):
-        Encoder(config).encode_passages(texts)
+        Encoder(encoder_config).encode_passages(texts)

@@ -31,7 +31,7 @@ def all_are_there(settings, monkeypatch):
 
 @pytest.mark.long
 def test_two_processes_give_what_one_gives(built, monkeypatch, tmp_path):
-    status, said = run_forked(command, "embedding_finetune.models.parallel_encode", "reference", "--processes", "2",
+    status, said = run_forked(command, "embedding_finetune", "encode", "reference", "--processes", "2",
                               log=tmp_path / "log")
     assert status == 0, said
     assert "share 1 of 2" in said and "share 2 of 2" in said
@@ -63,7 +63,7 @@ def test_a_process_that_fails_is_one_line(built, monkeypatch, capfd):
 
 def test_a_cluster_is_asked_where_there_is_one(built, monkeypatch):
     asked = []
-    monkeypatch.setattr(parallel_encode, "for_each_share", lambda settings, work, shares: asked.append(shares) or work(0))
+    monkeypatch.setattr(parallel_encode, "for_each_shard", lambda settings, work, shares: asked.append(shares) or work(0))
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     monkeypatch.setattr(sys, "argv", ["encode", "reference", "--processes", "3"])
     monkeypatch.setattr(parallel_encode, "encode_shard", lambda settings, labels, part, parts: asked.append((part, parts)))

@@ -131,7 +131,7 @@ def test_an_embedded_milvus_that_another_process_has_open_is_one_line(vectors, t
     script = ("import sys, numpy as np, pathlib; from embedding_finetune.files import run_command_line;"
               "from embedding_finetune.retrieval.ann import make_index;"
               "where, folder = sys.argv[1:];"
-              "run_command_line(lambda: vector_index(where).restore(np.zeros((300, 16)), pathlib.Path(folder)))")
+              "run_command_line(lambda: make_index(where).load(np.zeros((300, 16)), pathlib.Path(folder)))")
     done = subprocess.run([sys.executable, "-c", script, f"milvus:{tmp_path}/milvus.db", str(tmp_path)],
                           capture_output=True, text=True)
     assert done.returncode == 1 and "another process may have it open" in done.stderr, done.stderr

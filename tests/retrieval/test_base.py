@@ -7,6 +7,7 @@ import pytest
 from embedding_finetune.evaluation.metrics import per_query
 from embedding_finetune.files import UserError
 from embedding_finetune.retrieval import base as module
+from embedding_finetune.retrieval import dense as dense_module
 from embedding_finetune.retrieval.base import Retriever, break_ties, make_retriever, retriever
 from embedding_finetune.retrieval.bm25 import BM25
 from embedding_finetune.retrieval.dense import Dense
@@ -17,7 +18,7 @@ from embedding_finetune.retrieval.trec import pad_run
 class Given:
     """In place of an encoder: a text is the name of its vector."""
 
-    use = SimpleNamespace(title="given")
+    config = SimpleNamespace(title="given")
 
     def __init__(self, **vectors):
         self.vectors = {name: np.array(vector, np.float32) for name, vector in vectors.items()}
@@ -50,7 +51,7 @@ def test_vectors_of_many_passages_are_mapped_from_a_file(monkeypatch, tmp_path):
     encoder = Given(q=passages[2], **dict(zip(texts.values(), passages)))
     encoder.cache = tmp_path
     in_memory = Dense(encoder).index(texts)
-    monkeypatch.setattr(module, "PART", 3)
+    monkeypatch.setattr(dense_module, "PART", 3)
     mapped = Dense(encoder).index(texts)
     assert isinstance(mapped.vectors, np.memmap) and (mapped.vectors == passages).all()
     assert mapped.search({"q": "q"}) == in_memory.search({"q": "q"}) and not list(tmp_path.iterdir())

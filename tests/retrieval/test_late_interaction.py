@@ -22,7 +22,7 @@ QUERIES = {"q1": "the otter of the north", "q2": "where does it sleep"}
 
 
 @pytest.fixture
-def use(tiny_settings, tmp_path):
+def encoder_config(tiny_settings, tmp_path):
     folder = shutil.copytree(tiny_settings["BASE_MODEL"], tmp_path / "model")
     return EncoderConfig("raw", "tiny", str(folder), pooling="cls", query_prompt="ask: ", passage_prompt="",
                     query_max_len=16, passage_max_len=24)
@@ -47,28 +47,28 @@ def test_max_sim_is_that_of_a_plain_loop_and_of_sentence_transformers():
     assert maxsim_candidates(query, vectors, starts, [1]).tolist() == [-1] and not len(maxsim_candidates(query, vectors, starts, []))
 
 
-def test_scores_are_those_of_sentence_transformers_multi_vector_encoder(config, corpus):
+def test_scores_are_those_of_sentence_transformers_multi_vector_encoder(encoder_config, corpus):
     """Special tokens left out, prompts in, cut at each side's length."""
-    stage = LateInteraction(Encoder(config)).index(corpus)
+    stage = LateInteraction(Encoder(encoder_config)).index(corpus)
     run = stage.score(QUERIES, {query: list(corpus) for query in QUERIES})
-    encoder = Transformer(config.name, max_seq_length=config.passage_max_len)
+    encoder = Transformer(encoder_config.name, max_seq_length=encoder_config.passage_max_len)
     special = encoder.tokenizer.all_special_tokens
     model = MultiVectorEncoder(modules=[
         encoder, MultiVectorMask(special, skiplist_tasks=["query", "document"]),
         Normalize(module_input_name="token_embeddings")], similarity_fn_name="meanmaxsim")
-    queries = model.encode_query([config.query_prompt + text for text in QUERIES.values()])
+    queries = model.encode_query([encoder_config.query_prompt + text for text in QUERIES.values()])
     scores = model.similarity(queries, model.encode_document(list(corpus.values()))).numpy()
     for row, query in zip(scores, QUERIES):
         assert [run[query][passage] for passage in corpus] == pytest.approx(row.tolist(), abs=1e-3)  # float16
 
 
-def test_token_vectors_are_kept_and_damage_is_seen(config, corpus, tmp_path, capsys, monkeypatch):
-    encoder = Encoder(config, cache=tmp_path / "cache")
+def test_token_vectors_are_kept_and_damage_is_seen(encoder_config, corpus, tmp_path, capsys, monkeypatch):
+    encoder = Encoder(encoder_config, cache=tmp_path / "cache")
     vectors, starts = encoder.encode_passage_tokens(corpus.values())
     assert vectors.dtype == np.float16 and len(starts) == len(corpus) + 1 and starts[-1] == len(vectors)
     assert np.linalg.norm(vectors.astype(np.float32), axis=1) == pytest.approx(1, abs=2e-3)
     monkeypatch.setattr(Encoder, "_load", lambda self: pytest.fail("it is encoded again"))
-    again = Encoder(config, cache=tmp_path / "cache").encode_passage_tokens(corpus.values())
+    again = Encoder(encoder_config, cache=tmp_path / "cache").encode_passage_tokens(corpus.values())
     assert np.array_equal(again[0], vectors) and isinstance(again[0], np.memmap)
     monkeypatch.undo()
     vectors = np.array(vectors)  # no longer the file
@@ -76,24 +76,24 @@ def test_token_vectors_are_kept_and_damage_is_seen(config, corpus, tmp_path, cap
     content = bytearray(path.read_bytes())
     content[5] ^= 1
     path.write_bytes(content)
-    repaired = Encoder(config, cache=tmp_path / "cache").encode_passage_tokens(corpus.values())
+    repaired = Encoder(encoder_config, cache=tmp_path / "cache").encode_passage_tokens(corpus.values())
     assert np.array_equal(repaired[0], vectors) and "is damaged" in capsys.readouterr().err
 
 
-def test_a_text_alone_has_the_vectors_it_has_beside_others(config, corpus):
-    vectors, starts = Encoder(config).encode_passage_tokens(corpus.values())
-    alone, _ = Encoder(config).encode_passage_tokens([corpus["p3"]])
+def test_a_text_alone_has_the_vectors_it_has_beside_others(encoder_config, corpus):
+    vectors, starts = Encoder(encoder_config).encode_passage_tokens(corpus.values())
+    alone, _ = Encoder(encoder_config).encode_passage_tokens([corpus["p3"]])
     assert alone.astype(np.float32) == pytest.approx(vectors[starts[3]:starts[4]].astype(np.float32), abs=2e-3)
 
 
-def test_a_query_without_a_token_is_refused_by_name(config, corpus):
-    stage = LateInteraction(Encoder(EncoderConfig(**vars(config) | {"query_prompt": ""}))).index(corpus)
+def test_a_query_without_a_token_is_refused_by_name(encoder_config, corpus):
+    stage = LateInteraction(Encoder(EncoderConfig(**vars(encoder_config) | {"query_prompt": ""}))).index(corpus)
     with pytest.raises(UserError, match="the query '\\\\x00' has no token"):
         stage.score({"q": "\0"}, {"q": ["p1"]})
 
 
-def test_broken_weights_are_said(config, corpus):
-    encoder = Encoder(config)
+def test_broken_weights_are_said(encoder_config, corpus):
+    encoder = Encoder(encoder_config)
     encoder._load()
     next(encoder._model.parameters()).data[:] = float("nan")
     for encode in (encoder.encode_passage_tokens, encoder.encode_query_tokens):
@@ -101,10 +101,10 @@ def test_broken_weights_are_said(config, corpus):
             encode(corpus.values())
 
 
-def test_a_smaller_store_has_nearly_the_same_scores(config, corpus):
+def test_a_smaller_store_has_nearly_the_same_scores(encoder_config, corpus):
     """int8 errs by less than a hundredth; half of the vectors are half of the bytes; one vector is the mean of all."""
     every = {query: list(corpus) for query in QUERIES}
-    stages = {name: LateInteraction(Encoder(config), *how).index(corpus) for name, how in {
+    stages = {name: LateInteraction(Encoder(encoder_config), *how).index(corpus) for name, how in {
         "plain": (), "int8": ("int8",), "half": ("float16", 2), "one": ("float16", 1000)}.items()}
     plain, int8 = (stages[name].score(QUERIES, every) for name in ("plain", "int8"))
     for query in QUERIES:
@@ -118,9 +118,9 @@ def test_a_smaller_store_has_nearly_the_same_scores(config, corpus):
     assert stages["one"].vectors[0].astype(np.float32) == pytest.approx(mean / np.linalg.norm(mean), abs=2e-3)
 
 
-def test_too_little_space_is_said_before_it_is_used_up(config, corpus, tmp_path, monkeypatch):
+def test_too_little_space_is_said_before_it_is_used_up(encoder_config, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("embedding_finetune.models.encoder.TOKEN_CHUNK", 4)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=5000))
     with pytest.raises(UserError, match="the token vectors of 12 passages take .*RERANKERS"):
-        Encoder(config, cache=tmp_path / "cache").encode_passage_tokens(corpus.values())
+        Encoder(encoder_config, cache=tmp_path / "cache").encode_passage_tokens(corpus.values())
     assert not [path for path in (tmp_path / "cache").rglob("*") if "vectors.raw" in path.name]

@@ -23,7 +23,8 @@ from embedding_finetune.retrieval.dense import Dense
 from embedding_finetune.retrieval.fusion import weighted_sum_fusion
 from embedding_finetune.serving import index
 from embedding_finetune.serving.abstention import choose_threshold, is_answerable
-from embedding_finetune.serving.index import default_label, exactness_line, open_index
+from embedding_finetune.serving.available import default_label
+from embedding_finetune.serving.index import exactness_line, open_index
 from embedding_finetune.settings import ROOT
 
 QUERIES = ["when does the otter of Bafo sleep", "twigs of willow", "月亮", "x"]
@@ -120,7 +121,7 @@ def test_data_that_change_while_an_index_is_made_or_opened_are_not_mixed(built, 
 
 def test_a_cold_search_loads_neither_pytorch_nor_transformers(built):
     open_index(built, "reference")
-    script = ("import sys; from embedding_finetune.index import *; from embedding_finetune.settings import Settings;"
+    script = ("import sys; from embedding_finetune.serving.index import *; from embedding_finetune.settings import Settings;"
               "print(len(open_index(Settings.load(), 'reference').answer(['otter'], 3)[0]), "
               "{'torch', 'transformers', 'huggingface_hub', 'pandas'} & set(sys.modules))")
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -21,13 +21,14 @@ from tiny import build
 from embedding_finetune.data.cleaning import read_pairs
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.files import UserError, read_jsonl, write_json
-from embedding_finetune.serving import registry, server
+from embedding_finetune.serving import registry
+from embedding_finetune.serving import server as module
 from embedding_finetune.serving.index import open_index
 from embedding_finetune.settings import ROOT, Settings
 
 PATIENT = 1.0  # seconds, in place of PATIENCE; and the files are looked at more often
 START = ("import sys; from embedding_finetune.serving import server, registry; server.PATIENCE, server.LOOK = 1.0, 0.2; "
-         "live.WAITING = 8; serve.main()")
+         "registry.WAITING = 8; server.main()")
 NASTY = '<img src=x onerror="window.hacked=1"></div><script>window.hacked = 1</script> &amp; \u202e'
 
 
@@ -250,7 +251,7 @@ class Files:
         self.begun, self.may = threading.Event(), threading.Event()
         self.may.set()
         monkeypatch.setattr(registry, "labels", self.labels)
-        monkeypatch.setattr(registry, "stamps", lambda _: self.now)
+        monkeypatch.setattr(registry, "file_stamps", lambda _: self.now)
         monkeypatch.setattr(registry, "is_current", lambda _, manifest: manifest["files"] == self.now)
         monkeypatch.setattr(registry, "open_index", self.opened)
 
@@ -325,13 +326,13 @@ def test_what_cannot_be_opened_is_tried_again_when_it_changes_and_later(monkeypa
 
 def test_marks_are_rows_that_dataset_reads(tmp_path, settings):
     path = tmp_path / "marks.jsonl"
-    server.save_feedback(path, "a query", "right answer", True)
-    server.save_feedback(path, "a query", "wrong answer", False)
-    server.save_feedback(path, "another", "wrong answer", False)
-    row = server.save_feedback(path, "a query", "doubtful", True)
+    module.save_feedback(path, "a query", "right answer", True)
+    module.save_feedback(path, "a query", "wrong answer", False)
+    module.save_feedback(path, "another", "wrong answer", False)
+    row = module.save_feedback(path, "a query", "doubtful", True)
     assert row == {"query": "a query", "pos": ["right answer", "doubtful"], "neg": ["wrong answer"]}
-    assert server.save_feedback(path, "a query", "doubtful", False)["neg"] == ["wrong answer", "doubtful"]
-    assert server.save_feedback(path, "a query", "doubtful", None) == {"query": "a query", "pos": ["right answer"],
+    assert module.save_feedback(path, "a query", "doubtful", False)["neg"] == ["wrong answer", "doubtful"]
+    assert module.save_feedback(path, "a query", "doubtful", None) == {"query": "a query", "pos": ["right answer"],
                                                              "neg": ["wrong answer"]}
     collection, _ = read_pairs(settings.__class__(**(vars(settings) | {"dataset": str(path)})))
     assert set(collection.corpus.values()) == {"right answer", "wrong answer"}
@@ -339,7 +340,7 @@ def test_marks_are_rows_that_dataset_reads(tmp_path, settings):
     assert sorted(*(judged.values() for judged in collection.qrels.values())) == [0, 1]
     path.write_text('{"query": "a')
     with pytest.raises(UserError, match="marks.jsonl, line 1: not valid JSON"):
-        server.save_feedback(path, "a query", "right answer", True)
+        module.save_feedback(path, "a query", "right answer", True)
     assert path.read_text() == '{"query": "a'  # what the user had stays
 
 

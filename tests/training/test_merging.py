@@ -31,7 +31,7 @@ RECIPES = """
 file = "training_neg_10.json"
 [third]
 merge = "neg10"
-merge_share = 0.3
+merge_weight = 0.3
 [chosen]
 merge = "neg10"
 """

@@ -30,7 +30,7 @@ from embedding_finetune.training.training_data import make_training_file, traini
 
 
 def recipe_of(settings, label="hard", **changes):
-    ours = {"candidates": ["bm25", "model"], "filter": "none", "number": 4, "depth": 20, "teacher_temperature": 0.5}
+    ours = {"candidates": ["bm25", "model"], "filter": "none", "num_negatives": 4, "mining_top_k": 20, "teacher_temperature": 0.5}
     return dataclasses.replace(find_recipe(settings, label), **ours | changes)
 
 
@@ -106,7 +106,7 @@ def test_bm25_mines_in_the_language_of_the_setting(built, capsys):
     recipe, german = recipe_of(built), dataclasses.replace(built, bm25_language="de")
     Miner(german, recipe).mine(negative_candidates(read_data(built)))
     assert "BM25 takes the words as de (All scripts)" in capsys.readouterr().out
-    assert Miner(german, recipe).content() != Miner(built, recipe).content()
+    assert Miner(german, recipe).revision() != Miner(built, recipe).revision()
     alone = recipe_of(built, candidates=["model"])
     assert Miner(german, alone).revision() == Miner(built, alone).revision()
 
@@ -251,7 +251,7 @@ def test_a_late_teacher_is_told_by_how_it_reads_and_not_by_how_its_tokens_are_st
 
     stored = miner(token_dtype="int8", token_pool_factor=4)
     assert (stored.stage.dtype, stored.stage.merged) == ("float16", 1)
-    assert stored.content() == miner().revision()
+    assert stored.revision() == miner().revision()
     assert miner(reference_prompt="look up: ").revision() != miner().revision()
 
 

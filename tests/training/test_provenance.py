@@ -85,7 +85,7 @@ def test_what_an_earlier_version_did_not_record_counts_as_equal(trained):
 def test_a_model_of_another_recipe_training_file_or_data_is_not_todays(trained):
     assert not current(trained, "neg50")
     recipe = find_recipe(trained, "neg10")
-    assert not is_current(trained, dataclasses.replace(recipe, number=11))
+    assert not is_current(trained, dataclasses.replace(recipe, num_negatives=11))
     assert not is_current(trained, dataclasses.replace(recipe, settings={"EPOCHS": 2}))
     before = (trained.data_dir / NEG10).read_bytes()
     changed_rows(trained.data_dir / NEG10, lambda rows: [{**rows[0], "id": "another"}, *rows[1:]])
@@ -129,7 +129,7 @@ def test_a_changed_recipe_is_said_too(trained, tmp_path, capsys):
                                            '[neg50]\n[other]\nnegatives = "mined"\n')
     changed = dataclasses.replace(trained, recipe_file=tmp_path / "recipes.toml")
     check_trained(changed, "neg10")
-    assert capsys.readouterr().out == "neg10 was trained with number=10 (now 20): it is used as it was trained\n"
+    assert capsys.readouterr().out == "neg10 was trained with num_negatives=10 (now 20): it is used as it was trained\n"
 
 
 def test_a_model_of_another_split_is_refused(trained):

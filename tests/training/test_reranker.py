@@ -9,8 +9,7 @@ import torch
 from FlagEmbedding.finetune.reranker.encoder_only.base.modeling import CrossEncoderModel
 from safetensors.torch import load_file
 from scipy.special import expit
-from test_train import dev, flags
-from tiny_training import rows_of, use
+from tiny_training import dev, flags, rows_of, use
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from embedding_finetune.data.collection import Collection, read_collection, write_collection

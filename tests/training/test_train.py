@@ -27,6 +27,7 @@ from embedding_finetune.hub import model_content
 from embedding_finetune.models.encoder_config import base_encoder_config, load_encoder_config
 from embedding_finetune.recipes import find_recipe
 from embedding_finetune.settings import ROOT, TABLE, Settings
+from embedding_finetune.training import provenance
 from embedding_finetune.training import train as finetuning
 from embedding_finetune.training.log import read_log
 from embedding_finetune.training.provenance import RECORD, is_current, read_record, training_record
@@ -267,7 +268,7 @@ def test_the_estimate_by_hand(built, monkeypatch):
 
 
 def reranker_recipe(built, **changes):
-    return dataclasses.replace(find_recipe(built, "neg10"), label="pairs", kind="reranker", **changes)
+    return dataclasses.replace(find_recipe(built, "neg10"), label="pairs", kind="cross_encoder", **changes)
 
 
 def test_the_estimate_of_a_reranker_is_of_the_model_that_is_trained_on_pairs(built, tmp_path, monkeypatch):
@@ -295,8 +296,8 @@ def test_a_reranker_begins_with_its_own_model_and_only_that_ones_code_is_trusted
         return words[words.index("--model_name_or_path") + 1], "--trust_remote_code" in words
 
     pairs, based = reranker_recipe(built), reranker_recipe(built, settings={"BASE_MODEL": other})
-    assert begins(pairs, reranker=given, trust_remote_code=built.base_model) == (given, False)
-    assert begins(pairs, reranker=given, trust_remote_code=given) == (given, True)
+    assert begins(pairs, reranker_model=given, trust_remote_code=built.base_model) == (given, False)
+    assert begins(pairs, reranker_model=given, trust_remote_code=given) == (given, True)
     assert begins(pairs, trust_remote_code=built.base_model) == (built.base_model, True)
     assert begins(based, trust_remote_code=built.base_model) == (other, False)
     records = [training_record(built, recipe)["begins_with"] for recipe in (pairs, based)]
@@ -306,7 +307,8 @@ def test_a_reranker_begins_with_its_own_model_and_only_that_ones_code_is_trusted
 def test_flagembeddings_trainer_is_given_the_folder_of_a_pinned_model(built, monkeypatch):
     """It cannot be told a revision."""
     config = dataclasses.replace(base_encoder_config(built), name="some/model@v1")
-    monkeypatch.setattr(finetuning, "base_use", lambda settings: config)
+    for module in (finetuning, provenance):
+        monkeypatch.setattr(module, "base_encoder_config", lambda settings: config)
     monkeypatch.setattr(finetuning, "snapshot", lambda name: f"the folder of {name}")
     assert flags(built)["model_name_or_path"] == "some/model@v1"
     theirs = flags(dataclasses.replace(built, trainer="flagembedding"))
@@ -399,7 +401,7 @@ def test_a_killed_training_is_one_line_and_can_be_continued(built, tmp_path, one
     monkeypatch.setenv("EPOCHS", "2")
     settings, unfinished = Settings.load(), built.output_dir / "neg10.partial"
     log, errors = tmp_path / "log", tmp_path / "errors"
-    with forked(command, "embedding_finetune.training.train", "neg10", log=log, errors=errors) as process:
+    with forked(command, "embedding_finetune", "train", "neg10", log=log, errors=errors) as process:
         while not log.exists() or "step 10/36" not in log.read_text():
             assert process.is_alive(), errors.read_text()
             time.sleep(0.01)
@@ -443,7 +445,7 @@ def test_two_nodes_of_two_processes_train_as_one_on_the_joined_batch_through_a_k
     together = {"NNODES": "2", "GPUS": "2", "BATCH_SIZE": "1", "MAX_RESTARTS": "1", "RDZV_ENDPOINT": endpoint}
     logs = [tmp_path / "node0.log", tmp_path / "node1.log"]
     with contextlib.ExitStack() as stack:
-        nodes = [stack.enter_context(forked(command, "embedding_finetune.training.train", "neg10", log=log, **together))
+        nodes = [stack.enter_context(forked(command, "embedding_finetune", "train", "neg10", log=log, **together))
                  for log in logs]
         deadline = time.monotonic() + 240
         while not any(log.exists() and "step 12/54" in log.read_text() for log in logs):

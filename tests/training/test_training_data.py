@@ -108,7 +108,7 @@ def test_a_file_is_taken_as_it_is_until_something_has_changed(built, monkeypatch
     made_again(".arrow", ".json")
 
     recipe = find_recipe(built, "neg10")
-    make_training_file(built, dataclasses.replace(recipe, number=12), read_data(built))
+    make_training_file(built, dataclasses.replace(recipe, num_negatives=12), read_data(built))
     assert {len(row["neg"]) for row in read_rows([path_of(built)])} == {12}
     assert {len(row["neg"]) for row in read_jsonl(export_of(built))} == {12}
     make(built)
@@ -174,7 +174,7 @@ def test_a_leak_is_noticed_and_no_record_vouches_for_the_file(built, monkeypatch
 
 
 def test_too_few_passages_are_refused(built):
-    recipe = dataclasses.replace(find_recipe(built, "neg10"), number=500)
+    recipe = dataclasses.replace(find_recipe(built, "neg10"), num_negatives=500)
     before = path_of(built).read_bytes()
     with pytest.raises(UserError, match="500 negatives a query were asked for"):
         make_training_file(built, recipe, read_data(built))

@@ -22,10 +22,10 @@ from forked import command, forked, run_forked
 from safetensors.torch import load_file
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
-from tiny_training import training_rows, write_rows
+from tiny_training import curve, dev, flags, parameters, training_rows, write_rows
 from transformers import AutoModel, AutoTokenizer
 
-from embedding_finetune.artifacts.staging import MARKER, complete_checkpoints
+from embedding_finetune.artifacts.staging import MANIFEST, complete_checkpoints
 from embedding_finetune.data.collection import Collection, write_collection
 from embedding_finetune.files import UserError, read_json
 from embedding_finetune.models.encoder import Encoder
@@ -36,32 +36,7 @@ from embedding_finetune.training.log import read_log
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 
-def flags(tiny, output, **changes):
-    """Flags of a training of 30 steps over two epochs; None takes one out."""
-    values = {
-        "model_name_or_path": tiny / "bert", "train_data": tiny / "train.json", "cache_path": tiny / "cache",
-        "output_dir": output, "train_group_size": 4, "query_max_len": 16, "passage_max_len": 48,
-        "query_instruction_for_retrieval": "find: ", "query_instruction_format": "{}{}", "temperature": 0.05,
-        "per_device_train_batch_size": 4, "learning_rate": 1e-4, "warmup_steps": 0.1, "num_train_epochs": 2,
-        "seed": 3, "logging_steps": 5, "use_cpu": True, "save_steps": 10} | changes
-    return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
-
-
 OF_8 = {"per_device_train_batch_size": 8, "save_steps": 5}  # 16 steps, the second epoch from step 9 on
-
-
-def dev(tiny):
-    return {"dev_data": tiny / "data", "dev_corpus_size": 60, "dev_steps": 7}
-
-
-def parameters(folder):
-    return load_file(folder / "model.safetensors")
-
-
-def curve(folder):
-    """What the log says of the training itself: step, loss and learning rate."""
-    return [value for row in read_log(folder) if "loss" in row
-            for value in (row["step"], row["loss"], row["learning_rate"])]
 
 
 @pytest.fixture
@@ -168,7 +143,7 @@ def test_the_best_checkpoint_by_dev_metric_is_the_model(tiny, tmp_path, monkeypa
         if self.state.global_step == 14:
             kept["best"] = parameters(tmp_path / "model" / "checkpoint-14")
 
-    monkeypatch.setattr(training.DevSet, "evaluate",
+    monkeypatch.setattr(training.DevEvaluator, "evaluate",
                         lambda self, model: {"recall@10": 0.0, "mrr@10": values[present.get("step", 0)]})
     monkeypatch.setattr(training.Trainer, "_checked", checked)
     monkeypatch.setattr(training.Trainer, "_save_checkpoint", save)
@@ -298,7 +273,7 @@ def test_a_killed_training_continues_to_the_same_parameters(uninterrupted, tiny,
         process.kill()
     assert not (output / "model.safetensors").exists()
     for step, damage in ((25, lambda folder: (folder / "optimizer.pt").write_bytes(b"")),
-                         (26, lambda folder: (folder / MARKER).unlink())):
+                         (26, lambda folder: (folder / MANIFEST).unlink())):
         shutil.copytree(output / "checkpoint-20", output / f"checkpoint-{step}")
         damage(output / f"checkpoint-{step}")
     assert complete_checkpoints(output)[0].name == "checkpoint-20"

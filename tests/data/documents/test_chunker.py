@@ -209,7 +209,7 @@ def test_written_queries_are_the_test_part_and_nothing_of_their_answers_is_in_tr
                          {"query": "what is part three", "text": "in part 3.1  the"},
                          {"query": "second section", "heading": second})
     settings = dataclasses.replace(settings, dataset=str(tmp_path / "docs"), base_model="bundled",
-                                   max_queries=60, chunk_tokens=48, queries=written)
+                                   max_queries=60, chunk_tokens=48, document_queries=written)
     collection = build(settings, labels=["neg10"])
     test = collection.split("test")
     assert list(test.queries.values()) == ["making tea", "what is part three", "second section"] and "7" in test.queries
@@ -237,24 +237,24 @@ def test_written_queries_are_the_test_part_and_nothing_of_their_answers_is_in_tr
 def test_a_written_query_without_an_answer_is_named(tmp_path, row, message):
     folder_of(tmp_path / "docs", abcd_md=manual(2), a_md=manual(2))
     with pytest.raises(UserError, match=message):
-        read_pairs(settings_of(tmp_path / "docs", queries=queries_of(tmp_path / "q.jsonl", row)))
+        read_pairs(settings_of(tmp_path / "docs", document_queries=queries_of(tmp_path / "q.jsonl", row)))
 
 
 def test_written_queries_may_be_a_table(tmp_path):
     folder_of(tmp_path / "docs", a_md="# 指南\n\n升级之前请停止服务，然后备份数据。\n\n# Other\n\nsome text of eight words or more")
     table = "query,text,heading,note\n升级之前要做什么,停止服务,,x\nwhat else,,other,y\n"
     (tmp_path / "q.csv").write_text(table, encoding="utf-8-sig")
-    collection, _ = read_pairs(settings_of(tmp_path / "docs", queries=str(tmp_path / "q.csv")))
+    collection, _ = read_pairs(settings_of(tmp_path / "docs", document_queries=str(tmp_path / "q.csv")))
     written = {text: collection.positives(query) for query, text in collection.queries.items() if query[0] == "q"}
     assert {text: len(answers) for text, answers in written.items()} == {"升级之前要做什么": 1, "what else": 1}
     assert collection.source[written["升级之前要做什么"][0]] == "a.md, line 3, 指南"
     with pytest.raises(UserError, match="DOCUMENT_QUERIES=no.csv does not exist or is no file"):
-        read_pairs(settings_of(tmp_path / "docs", queries="no.csv"))
+        read_pairs(settings_of(tmp_path / "docs", document_queries="no.csv"))
 
 
 def test_queries_for_no_documents_are_refused():
     with pytest.raises(UserError, match="DOCUMENT_QUERIES=q.jsonl goes with a folder of documents; DATASET=docstrings is none"):
-        read_pairs(dataclasses.replace(Settings.load("demo"), queries="q.jsonl"))
+        read_pairs(dataclasses.replace(Settings.load("demo"), document_queries="q.jsonl"))
 
 
 def test_a_folder_of_chinese_documents_from_text_to_a_measured_model(settings, tmp_path):

@@ -1,0 +1,73 @@
+"""Old names of settings, recipe keys and commands, which work until 2.0 and print one line that states the new name.
+
+Records that an earlier version wrote (dataset.json, training.json, ..) are read with the new names, without a notice.
+"""
+
+import functools
+import importlib
+import sys
+
+from embedding_finetune.files import UserError
+
+REMOVED_IN = "2.0"
+SETTINGS = {
+    "EVAL_SETS": "OUT_OF_DOMAIN_SETS", "INTERACTION": "ARCHITECTURE", "MAX_PAIRS": "MAX_QUERIES",
+    "NEAR_DUPLICATES_TOGETHER": "GROUP_NEAR_DUPLICATES", "NO_ANSWER_PRECISION": "ABSTENTION_PRECISION",
+    "PASSAGE_INSTRUCTION": "PASSAGE_PROMPT", "QUERIES": "DOCUMENT_QUERIES", "QUERY_INSTRUCTION": "QUERY_PROMPT",
+    "REFERENCE_INSTRUCTION": "REFERENCE_PROMPT", "RERANKER": "RERANKER_MODEL", "SECOND_STAGES": "RERANKERS",
+    "TEACHER_LOSS": "DISTILLATION_LOSS", "TOKEN_MERGE": "TOKEN_POOL_FACTOR", "TOKEN_STORE": "TOKEN_DTYPE"}
+SETTING_VALUES = {("ARCHITECTURE", "dense"): "single_vector", ("ARCHITECTURE", "late"): "multi_vector"}
+RECIPE_KEYS = {"about": "description", "depth": "mining_top_k", "like": "extends", "merge_share": "merge_weight",
+               "number": "num_negatives", "share": "train_fraction"}
+RECIPE_VALUES = {("kind", "model"): "bi_encoder", ("kind", "reranker"): "cross_encoder"}
+FILTERS = {"share": "relative_margin", "margin": "absolute_margin", "ranks": "rank_range"}
+
+
+def rename_settings(given, source=""):
+    """NAME -> value with today's names and values. `source` says in a notice where the old ones are; records have none.
+
+    Raises UserError when both names of one setting are given.
+    """
+    renamed = {}
+    for name, value in given.items():
+        new = SETTINGS.get(name, name)
+        if new in renamed or (new != name and new in given):
+            raise UserError(f"{source or 'a record'} gives {new} and {name}, its old name: remove {name}")
+        renamed[new] = SETTING_VALUES.get((new, value), value)
+        _notice(source, name, new)
+        _notice(source, f"{new}={value}", f"{new}={renamed[new]}")
+    return renamed
+
+
+def rename_recipe(entry, source=""):
+    """The keys and values of a recipe with today's names; `source` as in rename_settings."""
+    renamed = {}
+    for name, value in entry.items():
+        new = RECIPE_KEYS.get(name, name)
+        if new in renamed or (new != name and new in entry):
+            raise UserError(f"{source or 'a record'} gives {new} and {name}, its old name: remove {name}")
+        changed = value
+        if isinstance(value, str):
+            changed = RECIPE_VALUES.get((new, value), value)
+        if new == "filter" and isinstance(value, str) and value:
+            kind, *values = value.split()
+            changed = " ".join([FILTERS.get(kind, kind), *values])
+        if new in ("settings", "new_head") and isinstance(value, dict):
+            changed = rename_settings(value, source)
+        renamed[new] = changed
+        _notice(source, name, new)
+        if isinstance(value, str):
+            _notice(source, f"{new} = {value!r}", f"{new} = {changed!r}")
+    return renamed
+
+
+def run_renamed(old, command):
+    """Run a command of the command line that was started under its old module name."""
+    _notice("command", f"python -m embedding_finetune.{old}", f"python -m embedding_finetune {command}")
+    importlib.import_module("embedding_finetune.cli").run([command, *sys.argv[1:]])
+
+
+@functools.cache  # one line for each name, however often the settings are loaded
+def _notice(source, old, new):
+    if source and old != new:
+        print(f"note: {source}: {old} is now {new}; the old name works until {REMOVED_IN}", file=sys.stderr)

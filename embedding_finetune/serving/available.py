@@ -1,0 +1,44 @@
+"""Which labels can be searched, and which one is searched by default."""
+
+from embedding_finetune.artifacts.manifest import file_stamps, read_checksummed, write_checksummed
+from embedding_finetune.files import UserError
+
+
+def labels(settings):
+    """What can be searched with: retrievers, ready-made models, fine-tuned and compiled ones, fusions that were
+    measured."""
+    from embedding_finetune.models.encoder_config import compiled_labels, pretrained
+    from embedding_finetune.recipes import all_recipes
+    from embedding_finetune.retrieval.base import RETRIEVERS
+    tuned = [label for label, recipe in all_recipes(settings).items()
+             if recipe.kind == "bi_encoder" and (settings.output_dir / label / "config.json").is_file()]
+    fused = [path.stem for path in sorted((settings.output_dir / "results").glob("hybrid_*.json"))]
+    return list(dict.fromkeys([*RETRIEVERS, *pretrained(settings), *tuned, *compiled_labels(settings), *fused]))
+
+
+def check_label(settings, label):
+    """Raise UserError unless it can be searched with."""
+    if label not in labels(settings):
+        raise UserError(f"there is no model {label[:100]!r} to search with; there are {', '.join(labels(settings))}")
+
+
+def default_label(settings):
+    """The fine-tuned model that dev chose among those that are measured (see evaluation.results).
+
+    Raises UserError when there is none.
+    """
+    memo = settings.output_dir / "index" / "default.json"
+    files = [*(settings.output_dir / "results").glob("*.json"), *settings.output_dir.glob("*/model.safetensors")]
+    today = {"files": file_stamps(sorted(files)), "settings": settings.as_dict()}
+    found = read_checksummed(memo)
+    if isinstance(found, dict) and {name: found.get(name) for name in today} == today:
+        return found["label"]
+    from embedding_finetune.evaluation.results import best_fine_tuned, load_results
+    results, left_out = load_results(settings)
+    best = best_fine_tuned(results)
+    if best is None:
+        raise UserError("no fine-tuned model is measured that fits today's data and models "
+                        f"({'; '.join(left_out) or 'there is no result of any'}): evaluate one, or say which model: "
+                        f"--model {', '.join(labels(settings))}")
+    write_checksummed(memo, today | {"label": best["label"]})
+    return best["label"]
