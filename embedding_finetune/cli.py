@@ -12,10 +12,10 @@ from embedding_finetune.files import UserError, run_command_line
 COMMANDS = {  # name -> (module with a main(), what it does)
     "settings": ("settings", "show every setting and its value"),
     "train": ("training.train", "fine-tune by a recipe: train LABEL"),
-    "encode": ("models.parallel_encode", "encode corpus and queries by several processes or machines"),
+    "encode": ("models.parallel_encode", "encode corpus and queries with several processes or machines"),
     "run": ("pipeline", "run all notebooks and scripts in order"),
     "search": ("serving.search", "search the corpus: search QUERY"),
-    "serve": ("serving.server", "search over HTTP, with a page"),
+    "serve": ("serving.server", "serve search over HTTP, with a web page"),
     "export": ("contrib.onnx_openvino", "export a model to ONNX and OpenVINO, also in int8: export LABEL"),
     "publish": ("contrib.publish", "prepare a model's folder for the Hugging Face Hub: publish LABEL --to NAME/MODEL"),
     "choose-index": ("contrib.index_advisor", "compare index types on a sample of the corpus"),
@@ -23,7 +23,7 @@ COMMANDS = {  # name -> (module with a main(), what it does)
 
 
 def run(arguments):
-    """Run a command with its arguments (a list of str). Raises UserError when there is no such command."""
+    """Run a command with its arguments (a list of str); raises UserError when there is no such command."""
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
         print("usage: python -m embedding_finetune COMMAND ...\n")

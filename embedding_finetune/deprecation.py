@@ -1,6 +1,6 @@
-"""Old names of settings, recipe keys and commands, which work until 2.0 and print one line that states the new name.
+"""Old names of settings, recipe keys and commands: they work until 2.0 and print one line with the new name.
 
-Records that an earlier version wrote (dataset.json, training.json, ..) are read with the new names, without a notice.
+Records of earlier versions (dataset.json, training.json, ..) are translated without a notice.
 """
 
 import functools
@@ -24,9 +24,10 @@ FILTERS = {"share": "relative_margin", "margin": "absolute_margin", "ranks": "ra
 
 
 def rename_settings(given, source=""):
-    """NAME -> value with today's names and values. `source` says in a notice where the old ones are; records have none.
+    """Settings (NAME -> value) under their current names and values.
 
-    Raises UserError when both names of one setting are given.
+    `source` is where they were given, for the notice; it is empty for records, which give none. Raises UserError when
+    both names of a setting are given.
     """
     renamed = {}
     for name, value in given.items():
@@ -40,7 +41,7 @@ def rename_settings(given, source=""):
 
 
 def rename_recipe(entry, source=""):
-    """The keys and values of a recipe with today's names; `source` as in rename_settings."""
+    """A recipe's keys and values under their current names; `source` and errors as in rename_settings."""
     renamed = {}
     for name, value in entry.items():
         new = RECIPE_KEYS.get(name, name)
@@ -62,12 +63,12 @@ def rename_recipe(entry, source=""):
 
 
 def run_renamed(old, command):
-    """Run a command of the command line that was started under its old module name."""
+    """Run a command that was started under its old module name."""
     _notice("command", f"python -m embedding_finetune.{old}", f"python -m embedding_finetune {command}")
     importlib.import_module("embedding_finetune.cli").run([command, *sys.argv[1:]])
 
 
-@functools.cache  # one line for each name, however often the settings are loaded
+@functools.cache  # one line per name, however often the settings are loaded
 def _notice(source, old, new):
     if source and old != new:
         print(f"note: {source}: {old} is now {new}; the old name works until {REMOVED_IN}", file=sys.stderr)

@@ -1,6 +1,6 @@
-"""Where settings get their values from: the environment, and a profile, `profiles/PROFILE.env`.
+"""Sources of the settings' values: the environment, and a profile, `profiles/PROFILE.env`.
 
-Both may use the old name of a setting (see deprecation).
+Both accept the old name of a setting (see deprecation).
 """
 
 import os
@@ -11,22 +11,23 @@ from embedding_finetune.deprecation import SETTINGS, rename_settings
 from embedding_finetune.files import UserError, one_letter_off, read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
-OTHERS = ("PROFILE", "OVERWRITE")  # variables that are read apart from the settings
+OTHERS = ("PROFILE", "OVERWRITE")  # variables that are not in the table of settings
 
 
 def from_environment(known):
-    """NAME -> text of the settings (`known`, their names) that the environment has. Raises UserError for a variable
-    whose name is one letter away from that of a setting: it is misspelled."""
+    """NAME -> text of the settings in the environment; `known` are the names of all settings.
+
+    Raises UserError for a variable whose name is one letter away from that of a setting.
+    """
     for name in os.environ:
         if name not in SETTINGS and (meant := one_letter_off(name, [*known, *OTHERS])):
-            raise UserError(f"{name} is no setting: did you mean {meant}? Unset {name} if another program needs it")
+            raise UserError(f"{name} is not a setting: did you mean {meant}? Unset {name} if another program needs it")
     given = {name: value for name, value in os.environ.items() if name in known or name in SETTINGS}
     return rename_settings(given, "environment")
 
 
 def from_profile(profile, known):
-    """NAME -> text of the settings in a profile. Raises UserError when there is no such profile, or when a line or a
-    name in it is wrong."""
+    """NAME -> text of the settings in a profile; raises UserError when it is missing, or a line or a name is wrong."""
     place, path = f"profiles/{profile}.env", ROOT / "profiles" / f"{profile}.env"
     if not path.is_file():
         profiles = sorted(file.stem for file in path.parent.glob("*.env"))
@@ -39,7 +40,7 @@ def from_profile(profile, known):
             words = ["", ""]
         name, equals, value = words[0].partition("=") if words else ("", "", "")
         if words and (len(words) > 1 or not equals or name in values):
-            raise UserError(f"{place}, line {number}: expected one new NAME=value (quote spaces)")
+            raise UserError(f"{place}, line {number}: expected one NAME=value, each name once (quote spaces)")
         values |= {name: value} if words else {}
     values = rename_settings(values, place)
     for name in values:

@@ -1,7 +1,7 @@
-"""Recipes: the fine-tunings that there are, each an entry of RECIPE_FILE (profiles/recipes.toml).
+"""Recipes: the fine-tuning runs, each an entry of RECIPE_FILE (profiles/recipes.toml).
 
-An entry says what a model is trained on, and in which settings it differs; its name is the label of the model, of its
-training file and of its results. A new entry is all that a new fine-tuning needs.
+An entry gives the training data and the settings that differ from the profile. Its name is the label of the model, of
+its training file and of its results. A new fine-tuning run needs a new entry and nothing else.
 """
 
 import dataclasses
@@ -16,73 +16,78 @@ from embedding_finetune.labels import LABEL_RULE, is_valid_label, repeated_label
 
 @dataclass(frozen=True)
 class Recipe:
-    """One entry. `extends` (in the file) takes over all of another entry but its training file."""
+    """A recipe. In the file, `extends` inherits all keys of another entry except its training file."""
 
     label: str
     description: str = ""
-    file: str = ""  # the training file's name for FlagEmbedding (see training.rows); by default training_LABEL.json
-    negatives: str = "random"  # random ones, or mined ones
-    num_negatives: int = 10  # of negatives a query
-    train_fraction: float = 1.0  # of the training queries, seeded; a larger share has all of a smaller one's
-    same_steps: bool = False  # as many steps as with all queries: the share is passed through more often
-    candidates: list = field(default_factory=lambda: ["model"])  # of mined ones: "model", "bm25", or both in turns
-    miner: str = "reference"  # the model that searches and filters: a label of a model or of another recipe
-    filter: str = "relative_margin 0.95"  # which candidates are kept, see data.negatives.Filter
-    mining_top_k: int = 100  # candidates a query of each source
-    teacher: str = ""  # whose scores are learnt, too: a label, a second stage's, or the name of a reranker
-    teacher_temperature: float = 0.02  # its scores are divided by it: about 0.02 for cosines, 1 for a reranker's logits
-    merge: str = ""  # the label whose weights are averaged with its base's, in the place of a training
-    merge_weight: float = 0.0  # of that model in the average; 0 chooses it on dev queries, see training.merge
-    kind: str = "bi_encoder"  # an embedding model; or a cross_encoder, a reranker
-    settings: dict = field(default_factory=dict)  # NAME = value of the settings in which this fine-tuning differs
-    new_head: dict = field(default_factory=dict)  # and of those of a reranker that begins without RERANKER
-    repeats: str = ""  # the label of the recipe that this one repeats with another seed
+    file: str = ""  # name of the training file for FlagEmbedding; by default training_LABEL.json
+    negatives: str = "random"  # "random" or "mined"
+    num_negatives: int = 10  # negatives per query
+    train_fraction: float = 1.0  # of the training queries; seeded, and a larger sample contains every smaller one
+    same_steps: bool = False  # as many steps as with all queries, hence more epochs over the sample
+    candidates: list = field(default_factory=lambda: ["model"])  # of mined negatives: "model", "bm25", or both
+    miner: str = "reference"  # label of the model, or of another recipe, that searches and filters
+    filter: str = "relative_margin 0.95"  # which candidates are kept (see data.negatives.Filter)
+    mining_top_k: int = 100  # candidates per query from each source
+    teacher: str = ""  # for distillation: label of a model or reranker, or the name of a cross-encoder
+    teacher_temperature: float = 0.02  # divisor of the teacher's scores: about 0.02 for cosines, 1 for logits
+    merge: str = ""  # label whose weights are averaged with its base model's; nothing is trained
+    merge_weight: float = 0.0  # weight of that model in the average; 0: selected on dev queries (see training.merging)
+    kind: str = "bi_encoder"  # "bi_encoder" (embedding model) or "cross_encoder" (reranker)
+    settings: dict = field(default_factory=dict)  # NAME = value of the settings that differ from the profile
+    new_head: dict = field(default_factory=dict)  # further settings of a cross-encoder trained without RERANKER_MODEL
+    repeats: str = ""  # label of the recipe that this one repeats with another seed
 
     @property
     def data(self):
-        """What the training file depends on, beside the collection and the models: a dict. Without one: the merge."""
+        """What the training file depends on besides the collection and the models: a dict.
+
+        A merged model has no training file; the dict describes the merge.
+        """
         if self.merge:
             return {"merge": self.merge, "merge_weight": self.merge_weight}
-        parts = ["negatives", "num_negatives", *["train_fraction"] * (self.train_fraction < 1),
-                 *["candidates", "miner", "filter", "mining_top_k"] * (self.negatives == "mined"),
-                 *["teacher", "teacher_temperature"] * bool(self.teacher)]
-        return {name: getattr(self, name) for name in parts}
+        names = ["negatives", "num_negatives"]
+        names += ["train_fraction"] if self.train_fraction < 1 else []
+        names += ["candidates", "miner", "filter", "mining_top_k"] if self.negatives == "mined" else []
+        names += ["teacher", "teacher_temperature"] if self.teacher else []
+        return {name: getattr(self, name) for name in names}
 
 
 KEYS = {spec.name: spec.type for spec in dataclasses.fields(Recipe) if spec.name not in ("label", "repeats")}
 
 
 def all_recipes(settings):
-    """Label -> Recipe, in the order of the file; with SEEDS above 1 each is followed by its repetitions.
+    """Label -> Recipe in the order of the file; with SEEDS above 1 each is followed by its repetitions.
 
-    Raises UserError naming the entry that cannot be used.
+    Raises UserError naming the first invalid entry.
     """
     path = settings.recipe_file
     try:
         entries = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the recipes in {path} ({error}); see profiles/recipes.toml") from None
-    others = dict.fromkeys(settings.retrievers.split(), "RETRIEVERS") | {
+    taken = dict.fromkeys(settings.retrievers.split(), "RETRIEVERS") | {
         model.partition("=")[0]: "EXTRA_MODELS" for model in settings.extra_models.split()}
-    for label in (*entries, *others):
+    for label in (*entries, *taken):
         if repeated := repeated_label(label, entries):
-            raise UserError(f"{path}, recipe {repeated!r}: with another seed it is called {label!r}, which "
-                            f"{others.get(label, 'another recipe')} has as a label of its own: rename one of them")
+            raise UserError(f"{path}, recipe {repeated!r}: with another seed its label is {label!r}, which "
+                            f"{taken.get(label, 'another recipe')} uses as well: rename one of them")
     recipes = {}
     for label in entries:
         recipe = recipes[label] = _recipe(path, entries, label)
         if recipe.new_head and not settings.reranker_model:
             recipe = recipes[label] = dataclasses.replace(recipe, settings=recipe.settings | recipe.new_head)
         for seed in range(settings.seed + 1, settings.seed + settings.seeds):
-            again, other = f"{label}_seed{seed}", recipe.settings | {"SEED": seed}
+            new_label, changed = f"{label}_seed{seed}", recipe.settings | {"SEED": seed}
             merge = recipe.merge and f"{recipe.merge}_seed{seed}"
-            recipes[again] = dataclasses.replace(recipe, label=again, repeats=label, settings=other, merge=merge)
+            recipes[new_label] = dataclasses.replace(recipe, label=new_label, repeats=label, settings=changed,
+                                                     merge=merge)
     files = {}
     for label, recipe in recipes.items():
-        if label in others:
-            raise UserError(f"{path}, recipe {label!r}: {others[label]} has this label, too")
+        if label in taken:
+            raise UserError(f"{path}, recipe {label!r}: {taken[label]} uses this label as well: rename one of them")
         if not recipe.merge and files.setdefault(recipe.file, recipe.data) != recipe.data:
-            raise UserError(f"{path}, recipe {label!r}: another recipe writes other rows to {recipe.file}")
+            raise UserError(f"{path}, recipe {label!r}: another recipe writes different rows to {recipe.file}")
         if recipe.merge and (recipe.merge not in recipes or recipes[recipe.merge].merge
                              or recipes[recipe.merge].kind != "bi_encoder"):
             raise UserError(f"{path}, recipe {label!r}: merge must be the label of a recipe that is trained")
@@ -91,12 +96,13 @@ def all_recipes(settings):
         except UserError as error:
             raise UserError(f"{path}, recipe {label!r}: {error}") from None
         if recipe.same_steps:
-            recipes[label] = dataclasses.replace(recipe, settings=recipe.settings | {"EPOCHS": epochs / recipe.train_fraction})
+            changed = recipe.settings | {"EPOCHS": epochs / recipe.train_fraction}
+            recipes[label] = dataclasses.replace(recipe, settings=changed)
     return recipes
 
 
 def find_recipe(settings, label):
-    """The recipe of a label. Raises UserError listing the known ones when there is none."""
+    """The recipe of a label; raises UserError listing the known labels when there is none."""
     recipes = all_recipes(settings)
     if label not in recipes:
         raise UserError(f"there is no recipe {label!r} in {settings.recipe_file}: it has {', '.join(recipes)}; SEEDS=2 "
@@ -105,7 +111,7 @@ def find_recipe(settings, label):
 
 
 def trained_labels(settings):
-    """The labels that `make run` trains, in order: neg10, neg50 and RECIPES, each with its repetitions."""
+    """The labels that `make run` trains, in order: neg10, neg50 and RECIPES, with their repetitions."""
     wanted = dict.fromkeys(["neg10", "neg50", *settings.recipes.split()])
     recipes = all_recipes(settings)
     return [label for name in wanted if find_recipe(settings, name)
@@ -113,7 +119,7 @@ def trained_labels(settings):
 
 
 def _recipe(path, entries, label, seen=()):
-    """The entry with what it takes over from others, checked."""
+    """The entry of a label with the keys it inherits, checked; `seen` are the labels that led to it by `extends`."""
 
     def demand(holds, reason):
         if not holds:
@@ -144,8 +150,10 @@ def _recipe(path, entries, label, seen=()):
     demand(recipe.num_negatives >= 1 and recipe.mining_top_k >= 1, "num_negatives and mining_top_k must be 1 or more")
     demand(recipe.candidates in (["model"], ["bm25"], ["model", "bm25"], ["bm25", "model"]),
            "candidates must list model, bm25 or both")
-    demand(_is_filter(recipe.filter), "filter must be like `relative_margin 0.95`, `absolute_margin 0.05`, `rank_range 10 60`, or none")
-    demand(0 < recipe.train_fraction <= 1 and 0 <= recipe.merge_weight <= 1, "train_fraction and merge_weight must lie between 0 and 1")
+    demand(_is_filter(recipe.filter),
+           "filter must be like `relative_margin 0.95`, `absolute_margin 0.05`, `rank_range 10 60`, or none")
+    demand(0 < recipe.train_fraction <= 1 and 0 <= recipe.merge_weight <= 1,
+           "train_fraction and merge_weight must lie between 0 and 1")
     demand(recipe.teacher_temperature > 0, "teacher_temperature must be more than 0")
     demand(re.fullmatch(r"training_[\w-]+\.json", recipe.file), "file must be a name like training_LABEL.json")
     return recipe

@@ -1,12 +1,10 @@
-"""Every setting of an experiment, in one table: type, default, check, what it is for, and what a change of it
-invalidates.
+"""The settings of an experiment: type, default, check, description, and what a change invalidates.
 
-    python -m embedding_finetune settings    shows the settings in force, and what each is for
+    python -m embedding_finetune settings    shows all settings and their values
 
-A profile, `profiles/PROFILE.env`, gives values where there is no default, or another one; a variable of the
-environment wins over the profile, and what a recipe changes (see recipes) wins over both. The flags of the training,
-the records that say whether a file or a model is still today's, and what the notebooks show, all follow from this
-table.
+The profile `profiles/PROFILE.env` sets values without a default and overrides others. Environment variables take
+precedence over the profile, and a recipe's settings (see recipes) over both. The flags of the training, the records
+that say whether an output is current, and the tables in the notebooks are derived from this table.
 """
 
 import dataclasses
@@ -24,11 +22,14 @@ from embedding_finetune.settings_view import SettingsView, versions
 
 DATA, TRAINING, EVALUATION, NOTHING = "data", "training", "evaluation", "nothing"  # what a change invalidates
 POOLINGS = ("cls", "mean", "last_token")
-SELECTION_METRIC = "mrr@10"  # on dev queries: checkpoints, fusion weights, the fine-tuned model that meets its rivals
+SELECTION_METRIC = "mrr@10"  # on dev queries: selects checkpoints, fusion weights and models
 
 
 def setting(why, changes, default=dataclasses.MISSING, check=None, flag=None):
-    """A row of the table. `check` is (predicate, demand); `flag` is the flag of the training that it becomes."""
+    """A row of the table: `why` describes it, `changes` is what a change invalidates, `check` is (predicate, demand).
+
+    `flag` is the training flag that the setting becomes.
+    """
     return dataclasses.field(default=default, metadata={"why": why, "changes": changes, "check": check, "flag": flag})
 
 
@@ -47,145 +48,156 @@ def one_of(*values):
 LANGUAGE = lambda code: re.fullmatch(r"[a-z]{2,4}", code), "must be auto, none or a code such as en or zh"
 POSITIVE = lambda value: value > 0, "must be more than 0"
 EXTRA_MODEL_LIST = (lambda text: all(re.fullmatch(r"[^,]+(,(cls|mean|last_token))?", model.partition("=")[2])
-                          and is_valid_label(model.partition("=")[0]) for model in text.split()),
-         f"must list label=model or label=model,pooling, with new labels: {LABEL_RULE}")
+                                  and is_valid_label(model.partition("=")[0]) for model in text.split()),
+                    f"must list label=model or label=model,pooling, with unused labels: {LABEL_RULE}")
 RETRIEVERS = (lambda text: "bm25" in text.split() and all(map(is_valid_label, {*text.split()} - {"bm25"})),
-              f"must list bm25, and perhaps others with labels of their own: {LABEL_RULE}")
+              f"must list bm25 and optionally other retrievers, with unused labels: {LABEL_RULE}")
 RERANKER_LABELS = (lambda text: re.fullmatch(r"\s*([a-z0-9]+_[\w-]+\s*)*", text, re.ASCII),
-          "must list second stages such as late_reference or late_reference_on_neg10")
-DIMENSION_LIST = (lambda text: all(re.fullmatch(r"[1-9]\d*", dim) for dim in text.split()), "must list whole numbers above 0")
-MODEL_SETTINGS = {  # how a model is used (argument of ModelUse -> setting): said of one model, it is not meant for another
-    "BASE_MODEL": {"pooling": "BASE_POOLING", "query_prompt": "QUERY_PROMPT",
-                   "passage_prompt": "PASSAGE_PROMPT"},
+                   "must list rerankers such as late_reference or late_reference_on_neg10")
+DIMENSION_LIST = (lambda text: all(re.fullmatch(r"[1-9]\d*", dim) for dim in text.split()),
+                  "must list whole numbers above 0")
+MODEL_SETTINGS = {  # argument of EncoderConfig -> setting, which holds for the model it was given with and no other
+    "BASE_MODEL": {"pooling": "BASE_POOLING", "query_prompt": "QUERY_PROMPT", "passage_prompt": "PASSAGE_PROMPT"},
     "REFERENCE_MODEL": {"pooling": "REFERENCE_POOLING", "query_prompt": "REFERENCE_PROMPT",
                         "query_max_len": "REFERENCE_MAX_LEN", "passage_max_len": "REFERENCE_MAX_LEN"}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings of `profiles/PROFILE.env`, each overridable by the environment variable of its name in capitals."""
+    """The settings of `profiles/PROFILE.env`; the environment variable NAME overrides the setting NAME."""
 
     profile: str
-    of_others: tuple = ()  # (NAME, value): said by the profile of a model in whose place another one has come
+    of_others: tuple = ()  # (NAME, value): the profile's settings for a model that was replaced by another
 
-    dataset: str = setting("the pairs: msmarco, docstrings, a file, a folder, or a hub name", DATA)
-    query_column: str = setting("of the pairs; auto: guessed where there is no doubt", DATA, "auto")
-    positive_column: str = setting("passages that answer, one or a list; auto as above", DATA, "auto")
-    negative_column: str = setting("passages that do not; auto as above, none: do not read", DATA, "auto")
-    id_column: str = setting("the queries' ids; auto and none as above", DATA, "auto")
-    split: str = setting("of a hub name that has several", DATA, "")
-    max_bad_rows: float = setting("share of broken rows above which the build stops", NOTHING, 0.05,
+    dataset: str = setting("the pairs: msmarco, docstrings, a file, a folder, or a Hugging Face dataset", DATA)
+    query_column: str = setting("query column of DATASET; auto: guessed if unambiguous", DATA, "auto")
+    positive_column: str = setting("column of relevant passages, one or a list; auto as above", DATA, "auto")
+    negative_column: str = setting("column of irrelevant passages; auto as above, none: not read", DATA, "auto")
+    id_column: str = setting("column of query ids; auto and none as above", DATA, "auto")
+    split: str = setting("split of a Hub dataset that has several", DATA, "")
+    max_bad_rows: float = setting("fraction of broken rows above which the build stops", NOTHING, 0.05,
                                   (lambda share: 0 <= share <= 1, "must lie between 0 and 1"))
-    corpus: str = setting("more passages, without queries: a file, a folder, or a hub name", DATA, "")
-    corpus_text_column: str = setting("of CORPUS; auto: guessed where there is no doubt", DATA, "auto")
-    corpus_title_column: str = setting("put before the text; auto as above, none: do not read", DATA, "auto")
-    corpus_id_column: str = setting("the passages' ids; auto and none as above", DATA, "auto")
-    corpus_split: str = setting("of a hub name that has several", DATA, "")
-    chunk_tokens: int = setting("the longest passage of a folder's documents; 0: PASSAGE_MAX_LEN", DATA, 0,
+    corpus: str = setting("more passages, without queries: a file, a folder, or a Hub dataset", DATA, "")
+    corpus_text_column: str = setting("text column of CORPUS; auto: guessed if unambiguous", DATA, "auto")
+    corpus_title_column: str = setting("title column, put before the text; auto as above, none: not read", DATA, "auto")
+    corpus_id_column: str = setting("column of passage ids; auto and none as above", DATA, "auto")
+    corpus_split: str = setting("split of a Hub dataset that has several", DATA, "")
+    chunk_tokens: int = setting("maximum tokens per passage of a document; 0: PASSAGE_MAX_LEN", DATA, 0,
                                 (lambda tokens: tokens == 0 or tokens >= 16, "must be 0, or 16 or more"))
-    chunk_overlap: int = setting("tokens that passages of a section share with the next", DATA, 0, at_least(0))
-    document_queries: str = setting("queries for a folder's documents that people wrote, with where the answer is", DATA, "")
-    data_dir: Path = setting("where the data files are", NOTHING)
-    output_dir: Path = setting("where models, runs and results are", NOTHING)
-    max_queries: int = setting("a seeded sample of so many queries; 0 takes all", DATA, 0, at_least(0))
-    test_fraction: float = setting("of the queries", DATA, 0.2, within(0, 1))
-    dev_fraction: float = setting("of the queries that are left for training", DATA, 0.05, within(0, 1))
-    group_near_duplicates: bool = setting("passages that say nearly the same are kept in one part", DATA, True)
-    training_export: bool = setting("write training files for FlagEmbedding, too: the text of each negative", NOTHING,
-                                    True)
-    seed: int = setting("of everything that is drawn", DATA, 42, (range(2**32).__contains__, "must be 0 to 2**32 - 1"))
+    chunk_overlap: int = setting("tokens shared by consecutive passages of a section", DATA, 0, at_least(0))
+    document_queries: str = setting("file of human-written queries, with answers, for a folder of documents", DATA, "")
+    data_dir: Path = setting("folder of the data files", NOTHING)
+    output_dir: Path = setting("folder of models, runs and results", NOTHING)
+    max_queries: int = setting("size of a seeded sample of the queries; 0: all", DATA, 0, at_least(0))
+    test_fraction: float = setting("fraction of the queries in the test split", DATA, 0.2, within(0, 1))
+    dev_fraction: float = setting("fraction of the other queries in the dev split", DATA, 0.05, within(0, 1))
+    group_near_duplicates: bool = setting("keep near-duplicate passages in the same split", DATA, True)
+    training_export: bool = setting("also write training files for FlagEmbedding, with the text of each negative",
+                                    NOTHING, True)
+    seed: int = setting("seed of all random draws", DATA, 42, (range(2**32).__contains__, "must be 0 to 2**32 - 1"))
 
-    base_model: str = setting("what is fine-tuned: a hub name, a folder, or `bundled` (all-MiniLM-L6-v2)", TRAINING)
-    base_pooling: str = setting("auto: as the model's own files say", TRAINING, "auto", one_of("auto", *POOLINGS))
-    query_prompt: str = setting("put before each query; auto: as the model's files say", TRAINING, "auto")
-    passage_prompt: str = setting("put before each passage; auto as above", TRAINING, "auto")
-    reranker_model: str = setting("what a recipe of kind reranker begins with: a hub name, a folder; empty: BASE_MODEL",
-                            NOTHING, "")
-    reference_model: str = setting("the ready-made model that fine-tuning has to beat", EVALUATION)
-    reference_pooling: str = setting("as BASE_POOLING", EVALUATION, "auto", one_of("auto", *POOLINGS))
-    reference_prompt: str = setting("put before its queries; auto as above", EVALUATION, "auto")
-    reference_max_len: int = setting("tokens of a text; 0: as the model's files say", EVALUATION, 0, at_least(0))
-    extra_models: str = setting("more models to measure: label=model or label=model,pooling ..", EVALUATION, "", EXTRA_MODEL_LIST)
+    base_model: str = setting("model to fine-tune: a Hub model, a folder, or `bundled` (all-MiniLM-L6-v2)", TRAINING)
+    base_pooling: str = setting("pooling of BASE_MODEL; auto: from the model's files", TRAINING, "auto",
+                                one_of("auto", *POOLINGS))
+    query_prompt: str = setting("prefix of each query; auto: from the model's files", TRAINING, "auto")
+    passage_prompt: str = setting("prefix of each passage; auto as above", TRAINING, "auto")
+    reranker_model: str = setting("where cross_encoder recipes start: a Hub model or a folder; empty: BASE_MODEL",
+                                  NOTHING, "")
+    reference_model: str = setting("off-the-shelf model that fine-tuned models are compared with", EVALUATION)
+    reference_pooling: str = setting("pooling of REFERENCE_MODEL, as BASE_POOLING", EVALUATION, "auto",
+                                     one_of("auto", *POOLINGS))
+    reference_prompt: str = setting("prefix of its queries; auto as above", EVALUATION, "auto")
+    reference_max_len: int = setting("maximum tokens per text; 0: from the model's files", EVALUATION, 0, at_least(0))
+    extra_models: str = setting("more models to evaluate: label=model or label=model,pooling ..", EVALUATION, "",
+                                EXTRA_MODEL_LIST)
 
-    model_file: Path = setting("how models are used whose own files do not say it", NOTHING, "profiles/models.toml")
-    trust_remote_code: str = setting("models whose own program code is run, separated by spaces", NOTHING, "")
+    model_file: Path = setting("pooling and prompts of models whose own files do not give them", NOTHING,
+                               "profiles/models.toml")
+    trust_remote_code: str = setting("models whose own code may be run, separated by spaces", NOTHING, "")
 
-    recipe_file: Path = setting("the fine-tunings that there are", NOTHING, "profiles/recipes.toml")
+    recipe_file: Path = setting("file of the recipes", NOTHING, "profiles/recipes.toml")
     recipes: str = setting("recipes that `make run` adds to neg10 and neg50, separated by spaces", NOTHING, "")
-    seeds: int = setting("fine-tunings with so many seeds, SEED and the next ones", NOTHING, 1, at_least(1))
-    retrievers: str = setting("retrievers without a model that are measured, separated by spaces", EVALUATION, "bm25",
+    seeds: int = setting("trainings per recipe, with SEED and the seeds that follow it", NOTHING, 1, at_least(1))
+    retrievers: str = setting("retrievers without a model to evaluate, separated by spaces", EVALUATION, "bm25",
                               RETRIEVERS)
-    bm25_language: str = setting("whose stemmer and stop words: a code, none, or auto: the corpus's", EVALUATION,
-                                 "auto", LANGUAGE)  # LANGUAGE itself is gettext's, and set on many desktops
-    token_dtype: str = setting("what token vectors are kept as", EVALUATION, "float16", one_of("float16", "int8"))
-    token_pool_factor: int = setting("token vectors of a passage that become one, on average", EVALUATION, 1, at_least(1))
-    reranker_precision: str = setting("of a reranker's scores; bf16 is quick where a GPU, or a processor with AMX, "
-                                      "computes in it", EVALUATION, "fp32", one_of("fp32", "bf16"))
-    rerankers: str = setting("second looks that `make run` measures: KIND_MODEL or KIND_MODEL_on_FIRST ..",
-                                 NOTHING, "late_reference", RERANKER_LABELS)
-    out_of_domain_sets: str = setting("more test sets: folders in BEIR's layout, or general (of a package)", EVALUATION, "")
-    index: str = setting("where search in use looks for vectors: flat, words of faiss, or milvus:URI", NOTHING, "flat")
-    abstention_precision: float = setting("share of right first hits, on dev, from the score on that says \"an answer\"",
-                                         NOTHING, 0.8, within(0, 1))
+    bm25_language: str = setting("language of stemmer and stop words: a code, none, or auto (from the corpus)",
+                                 EVALUATION, "auto", LANGUAGE)  # LANGUAGE is gettext's variable, set on many desktops
+    token_dtype: str = setting("data type of stored token vectors", EVALUATION, "float16", one_of("float16", "int8"))
+    token_pool_factor: int = setting("token pooling: token vectors of a passage merged into one, on average",
+                                     EVALUATION, 1, at_least(1))
+    reranker_precision: str = setting("precision of cross-encoders; bf16 is faster on a GPU or a CPU with AMX",
+                                      EVALUATION, "fp32", one_of("fp32", "bf16"))
+    rerankers: str = setting("rerankers that `make run` evaluates: KIND_MODEL or KIND_MODEL_on_FIRST ..", NOTHING,
+                             "late_reference", RERANKER_LABELS)
+    out_of_domain_sets: str = setting("out-of-domain test sets: folders in BEIR's layout, or general (a package)",
+                                      EVALUATION, "")
+    index: str = setting("vector index of the search: flat, a faiss factory string, or milvus:URI", NOTHING, "flat")
+    abstention_precision: float = setting("precision of the first hit on dev that sets the score threshold of answers",
+                                          NOTHING, 0.8, within(0, 1))
 
-    trainer: str = setting("flagembedding takes FlagEmbedding's own, which cannot be continued", TRAINING,
+    trainer: str = setting("embedding_finetune, or flagembedding: FlagEmbedding's own, which cannot resume", TRAINING,
                            "embedding_finetune", one_of("embedding_finetune", "flagembedding"))
-    gpus: int = setting("training processes a node, one a GPU; a query meets the passages of all", TRAINING, 1,
+    gpus: int = setting("training processes per node, one per GPU; they share their in-batch negatives", TRAINING, 1,
                         at_least(1))
-    nnodes: int = setting("machines that train together; each starts the same command", TRAINING, 1, at_least(1))
+    nnodes: int = setting("machines that train together; run the same command on each", TRAINING, 1, at_least(1))
     rdzv_endpoint: str = setting("HOST:PORT of one of them, where they meet", NOTHING, "",
                                  (lambda text: re.fullmatch(r"([^\s:]+:\d{1,5})?", text), "must be HOST:PORT"))
-    ray_address: str = setting("of the Ray cluster that encodes: local, auto, HOST:PORT, ray://HOST:PORT; empty: none",
+    ray_address: str = setting("Ray cluster for encoding: local, auto, HOST:PORT, ray://HOST:PORT; empty: none",
                                NOTHING, "")
-    max_restarts: int = setting("times that all processes start again after one was killed", NOTHING, 0, at_least(0))
-    train_group_size: int = setting("1 positive and the rest negatives, sampled anew at each step", TRAINING,
-                                    check=at_least(2), flag="train_group_size")
-    batch_size: int = setting("queries a step and process", TRAINING, check=at_least(1),
+    max_restarts: int = setting("restarts of all processes after one was killed", NOTHING, 0, at_least(0))
+    train_group_size: int = setting("passages per query: 1 positive, the rest negatives, sampled at each step",
+                                    TRAINING, check=at_least(2), flag="train_group_size")
+    batch_size: int = setting("queries per step and process", TRAINING, check=at_least(1),
                               flag="per_device_train_batch_size")
-    learning_rate: float = setting("the highest, after the warm-up", TRAINING, check=within(0, 1), flag="learning_rate")
-    epochs: float = setting("passes through the training queries", TRAINING, check=POSITIVE, flag="num_train_epochs")
-    warmup_ratio: float = setting("share of the steps in which the learning rate rises", TRAINING, 0.1,
+    learning_rate: float = setting("peak learning rate, after the warm-up", TRAINING, check=within(0, 1),
+                                   flag="learning_rate")
+    epochs: float = setting("passes over the training queries", TRAINING, check=POSITIVE, flag="num_train_epochs")
+    warmup_ratio: float = setting("fraction of the steps in which the learning rate rises", TRAINING, 0.1,
                                   (lambda share: 0 <= share < 1, "must be at least 0 and below 1"), "warmup_steps")
-    temperature: float = setting("cosines are divided by it in the loss", TRAINING, 0.02, POSITIVE, "temperature")
-    distillation_loss: str = setting("what a teacher teaches: probabilities (kl), or distances to the positive (margin)",
-                                TRAINING, "kl", one_of("kl", "margin"))
-    precision: str = setting("of the training; auto: fp32 on a CPU; on a GPU bf16, or fp16 where it has no bf16",
+    temperature: float = setting("divisor of the cosines in the loss", TRAINING, 0.02, POSITIVE, "temperature")
+    distillation_loss: str = setting("kl: the teacher's probabilities; margin: its score differences to the positive",
+                                     TRAINING, "kl", one_of("kl", "margin"))
+    precision: str = setting("precision of the training; auto: fp32 on a CPU, bf16 on a GPU, or fp16 without bf16",
                              TRAINING, "auto", one_of("auto", "fp32", "bf16", "fp16"))
-    query_max_len: int = setting("tokens of a query with its prompt", TRAINING, check=at_least(8), flag="query_max_len")
-    passage_max_len: int = setting("tokens of a passage", TRAINING, check=at_least(8), flag="passage_max_len")
-    architecture: str = setting("what is trained to tell passages apart: one vector (dense), all tokens' (late), both",
-                               TRAINING, "single_vector", one_of("single_vector", "multi_vector", "both"), "architecture")
-    token_dim: int = setting("of a token's vector; 0: the model's own", TRAINING, 0, at_least(0), "token_dim")
-    query_expansion: int = setting("late interaction: a query is filled up to so many tokens with [MASK]; 0: not",
-                                   TRAINING, 0, at_least(0), "query_expansion")
-    matryoshka_dims: str = setting("first numbers of a vector that are trained as vectors, too, such as 192 96 48",
-                                   TRAINING, "", DIMENSION_LIST)
-    lora_rank: int = setting("LoRA: so many dimensions a weight matrix are trained; 0 trains all weights", TRAINING,
-                             0, (range(1025).__contains__, "must be 0 to 1024"), "lora_rank")
-    lora_alpha: float = setting("LoRA: its part counts LORA_ALPHA / LORA_RANK", TRAINING, 32.0, POSITIVE, "lora_alpha")
-    grad_cache_chunk: int = setting("GradCache: train in the memory of so many texts; 0 is off", NOTHING,
-                                    0, at_least(0), "grad_cache_chunk")
-    dev_steps: float = setting("steps between dev evaluations; below 1: a share", TRAINING, 0.1, POSITIVE, "dev_steps")
-    patience: int = setting("dev evaluations without a better one after which a training ends; 0: it never does",
-                            TRAINING, 0, at_least(0), "patience")
-    dev_corpus_size: int = setting("passages of the dev search beside the dev positives", TRAINING, 2000, at_least(0),
+    query_max_len: int = setting("maximum tokens per query, with its prompt", TRAINING, check=at_least(8),
+                                 flag="query_max_len")
+    passage_max_len: int = setting("maximum tokens per passage", TRAINING, check=at_least(8), flag="passage_max_len")
+    architecture: str = setting("what is trained: single_vector (dense), multi_vector (late interaction) or both",
+                                TRAINING, "single_vector", one_of("single_vector", "multi_vector", "both"),
+                                "architecture")
+    token_dim: int = setting("dimensions of a token vector; 0: the model's", TRAINING, 0, at_least(0), "token_dim")
+    query_expansion: int = setting("late interaction: pad queries with [MASK] to this many tokens; 0: off", TRAINING, 0,
+                                   at_least(0), "query_expansion")
+    matryoshka_dims: str = setting("Matryoshka dimensions that are also trained, such as 192 96 48", TRAINING, "",
+                                   DIMENSION_LIST)
+    lora_rank: int = setting("LoRA: rank of the update of each weight matrix; 0: train all weights", TRAINING, 0,
+                             (range(1025).__contains__, "must be 0 to 1024"), "lora_rank")
+    lora_alpha: float = setting("LoRA: the update is scaled by LORA_ALPHA / LORA_RANK", TRAINING, 32.0, POSITIVE,
+                                "lora_alpha")
+    grad_cache_chunk: int = setting("GradCache: texts per chunk, which bounds the memory; 0: off", NOTHING, 0,
+                                    at_least(0), "grad_cache_chunk")
+    dev_steps: float = setting("steps between dev evaluations; below 1: a fraction of all steps", TRAINING, 0.1,
+                               POSITIVE, "dev_steps")
+    patience: int = setting("dev evaluations without improvement before the training stops; 0: no limit", TRAINING, 0,
+                            at_least(0), "patience")
+    dev_corpus_size: int = setting("passages in the dev search besides the dev positives", TRAINING, 2000, at_least(0),
                                    "dev_corpus_size")
-    logging_steps: int = setting("steps between two lines of the log", NOTHING, 10, at_least(1), "logging_steps")
-    encode_batch_size: int = setting("texts a batch in encoding; 0 chooses by device", NOTHING, 0, at_least(0))
+    logging_steps: int = setting("steps between log lines", NOTHING, 10, at_least(1), "logging_steps")
+    encode_batch_size: int = setting("texts per batch in encoding; 0: by device", NOTHING, 0, at_least(0))
 
-    model_license: str = setting("of a published model, as the hub writes it (apache-2.0); unknown is one", NOTHING, "",
-                                  (lambda text: re.fullmatch(r"[\w.-]*", text), "must be an identifier of the hub"))
-    model_language: str = setting("of a published model: codes such as en, separated by spaces", NOTHING, "")
+    model_license: str = setting("license of a published model, a Hub identifier (apache-2.0) or unknown", NOTHING, "",
+                                 (lambda text: re.fullmatch(r"[\w.-]*", text), "must be a Hub license identifier"))
+    model_language: str = setting("languages of a published model: codes such as en, separated by spaces", NOTHING, "")
 
     @classmethod
     def load(cls, profile=None):
         """Read the settings; `profile=None` means the environment's PROFILE, or `msmarco`.
 
-        Raises UserError naming the first setting that is unknown, misspelt (in the environment), missing or impossible.
+        Raises UserError naming the first setting that is unknown, misspelled (in the environment), missing or invalid.
         """
         profile = profile or os.environ.get("PROFILE") or "msmarco"
-        given, own = from_profile(profile, TABLE), from_environment(TABLE)
-        others, given = _meant_for_others(given, own), given | own
+        given, environment = from_profile(profile, TABLE), from_environment(TABLE)
+        others, given = _meant_for_others(given, environment), given | environment
         for name, row in TABLE.items():
             if name not in given and row.default is dataclasses.MISSING:
                 raise UserError(f"profiles/{profile}.env lacks {name}: {row.metadata['why']}")
@@ -194,7 +206,7 @@ class Settings:
                    **{name.lower(): _parse(name, text) for name, text in values.items()})
 
     def with_overrides(self, changes):
-        """These settings with a recipe's in their place, NAME -> value; raises as `load` does."""
+        """These settings with a recipe's values (NAME -> value); raises UserError as `load` does."""
         allowed = [name for name, row in TABLE.items()
                    if row.metadata["changes"] == TRAINING or row.metadata["flag"] or name == "SEED"]
         for name in changes:
@@ -205,18 +217,19 @@ class Settings:
                                                               for name, value in changes.items()})
 
     def as_dict(self, *levels):
-        """NAME -> value; only of settings whose change invalidates one of `levels`, if any are named."""
+        """NAME -> value of all settings, or of those whose change invalidates one of `levels`."""
         return {name: display_value(getattr(self, name.lower())) for name, row in TABLE.items()
                 if not levels or row.metadata["changes"] in levels}
 
     def trusts(self, *names):
-        """Whether TRUST_REMOTE_CODE lists a model by one of its `names`, with its revision or without; folders may be
-        written in any way."""
+        """Whether TRUST_REMOTE_CODE lists a model by one of its `names`, with or without a revision; folders match as
+        paths.
+        """
         known = {*names, *(split_revision(name)[0] for name in names)}
         return not {*map(path_of, known)}.isdisjoint(map(path_of, self.trust_remote_code.split()))
 
     def show(self, *names):
-        """For a notebook: the settings of these names, with all others, the device and the versions folded away."""
+        """View for a notebook: the named settings, with all others, the device and the versions collapsed."""
         return SettingsView(self, names)
 
 
@@ -224,31 +237,33 @@ TABLE = {row.name.upper(): row for row in dataclasses.fields(Settings) if row.me
 
 
 def path_of(text):
-    """The path that a setting names: below the repository, unless it says otherwise."""
+    """The path that a setting names; relative paths are relative to the repository."""
     return ROOT / Path(text).expanduser()
 
 
 def display_value(value):
-    """A setting's value as it can be written down: folders below the repository without the way to it."""
+    """A setting's value for records and messages; paths in the repository are relative to it."""
     return str(value.relative_to(ROOT) if value.is_relative_to(ROOT) else value) if isinstance(value, Path) else value
 
 
 def split_revision(name):
-    """(NAME, REVISION) of NAME@REVISION, a model or data set of the hub; (name, "") of all else, such as a folder."""
+    """(NAME, REVISION) of NAME@REVISION on the Hugging Face Hub; (name, "") for anything else, such as a folder."""
     found = re.fullmatch(r"([\w-][\w.-]*(?:/[\w.-]+)?)@([\w./-]+)", name)
     return (name, "") if not found or Path(name).exists() or path_of(name).exists() else found.groups()
 
 
-def _meant_for_others(said, instead):
-    """Pairs (NAME, value): what `said` has of the use of a model that `instead` (also NAME -> value) replaces."""
-    replaced = [model for model in MODEL_SETTINGS if model in instead
-                and split_revision(str(instead[model]))[0] != split_revision(str(said.get(model)))[0]]
-    return tuple((name, _parse(name, str(said[name]))) for model in replaced
-                 for name in sorted({*MODEL_SETTINGS[model].values()}) if name in said and name not in instead)
+def _meant_for_others(given, overrides):
+    """(NAME, value) of the settings in `given` that describe a model which `overrides` replaces; both are NAME ->
+    value.
+    """
+    replaced_models = [model for model in MODEL_SETTINGS if model in overrides
+                and split_revision(str(overrides[model]))[0] != split_revision(str(given.get(model)))[0]]
+    return tuple((name, _parse(name, str(given[name]))) for model in replaced_models
+                 for name in sorted({*MODEL_SETTINGS[model].values()}) if name in given and name not in overrides)
 
 
 def _parse(name, text):
-    """The value of a setting; raises UserError when it is none, or fails its check."""
+    """The value of a setting; raises UserError when it has the wrong type or fails its check."""
     row = TABLE[name]
     parse, wanted = {Path: (path_of, "a path"), str: (str, "a text"),
                      int: (int, "a whole number"), float: (float, "a number"),

@@ -1,4 +1,4 @@
-"""What a notebook shows of the settings in force, with the machine and the versions that a figure depends on."""
+"""Display of the settings in a notebook, with the machine and the versions that results depend on."""
 
 import html
 import importlib.metadata
@@ -7,7 +7,7 @@ PACKAGES = ("FlagEmbedding", "torch", "transformers", "datasets", "faiss-cpu", "
 
 
 class SettingsView:
-    """Settings as a cell of a notebook shows them: those of `names`, and all others folded away."""
+    """Settings as shown in a notebook cell: those of `names`, with all others collapsed."""
 
     def __init__(self, settings, names):
         everything = {"PROFILE": settings.profile} | settings.as_dict()
@@ -25,7 +25,7 @@ class SettingsView:
 
 
 def versions():
-    """The device, and the version of each package that decides a number: name -> text."""
+    """Name -> text: the device, and the versions of the packages that affect results."""
     import torch  # takes seconds to import, and only this needs it
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return {"device": device, **{package: importlib.metadata.version(package) for package in PACKAGES}}

@@ -31,7 +31,7 @@ def test_rows_come_back_as_written(tmp_path):
 
 @pytest.mark.parametrize("content, message", [
     ('{"query": "a"}\n\n{"query": \n', "rows.jsonl, line 3: not valid JSON"),
-    ('{"query": "a"}\n{"pos": []}\n', "rows.jsonl, line 2: no 'query'"),
+    ('{"query": "a"}\n{"pos": []}\n', "rows.jsonl, line 2: missing 'query'"),
     ('["query"]\n', "line 1: expected a JSON object, found list"),
     ("\n\n", "rows.jsonl is empty"),
 ])
@@ -83,7 +83,7 @@ def test_a_json_file_that_is_none_reads_as_nothing(tmp_path):
 
 def test_a_row_that_is_nested_too_deeply_is_named(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
-    with pytest.raises(UserError, match="line 1: not valid JSON .too deep.; mend or remove it"):
+    with pytest.raises(UserError, match="line 1: not valid JSON .too deep.; fix or remove the line"):
         read_jsonl(tmp_path / "rows.jsonl")
 
 
@@ -97,12 +97,12 @@ def test_an_error_of_the_user_is_one_line_and_nothing_else_is_caught(capsys):
     def fail(error):
         raise error
 
-    with pytest.raises(SystemExit, match="^error: mend this$"):
-        run_command_line(lambda: fail(UserError("mend this")))
+    with pytest.raises(SystemExit, match="^error: fix this$"):
+        run_command_line(lambda: fail(UserError("fix this")))
     with pytest.raises(KeyError):
         run_command_line(lambda: fail(KeyError("a bug")))
     assert one_line(ValueError("two\n  lines")) == "two lines" and one_line(OSError()) == "OSError"
-    assert UserError("mend this")._render_traceback_() == ["error: mend this"]
+    assert UserError("fix this")._render_traceback_() == ["error: fix this"]
 
 
 @pytest.mark.parametrize("error, of_disk", [
@@ -122,7 +122,8 @@ def test_a_failing_disk_is_one_line_and_other_errors_of_the_system_are_not_caugh
     def fail(number):
         raise OSError(number, "it says", "some/file")
 
-    with pytest.raises(SystemExit, match="^error: .*it says: 'some/file': mend that .* run the same command again$"):
+    message = "^error: .*it says: 'some/file': fix the cause .* run the same command again$"
+    with pytest.raises(SystemExit, match=message):
         run_command_line(lambda: fail(28))
     with pytest.raises(FileNotFoundError):
         run_command_line(lambda: fail(2))
@@ -142,7 +143,7 @@ def test_sha256_of_a_known_text(tmp_path):
 
 
 def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="is a folder, where a file must be"):
+    with pytest.raises(UserError, match="is a folder, but a file is expected there"):
         sha256(tmp_path)
 
 
@@ -165,4 +166,5 @@ def test_too_little_memory_is_told_from_what_a_library_says():
     error = UserError("it cannot be written as a graph")
     assert not is_memory_error(error)
     error.__cause__ = MemoryError()
-    assert is_memory_error(error) and not is_memory_error(None) and not is_memory_error(ValueError("its vectors are others"))
+    assert is_memory_error(error) and not is_memory_error(None)
+    assert not is_memory_error(ValueError("its vectors are others"))

@@ -220,7 +220,8 @@ def test_a_file_that_a_model_does_not_have_is_empty(repositories, refused, tmp_p
     assert offline.stdout == "{} bert {}\n", offline.stderr
     started = time.time()
     failed = run(hub_environment(refused, tmp_path / "empty"))
-    assert failed.returncode == 1 and failed.stderr.splitlines()[-1].startswith(f"error: the hub at {refused} does not")
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1].startswith(f"error: the Hugging Face Hub at {refused} does not")
     assert time.time() - started < 30
     assert read_model_file(str(repositories["models"][BASE]), "modules.json") == {}
 
@@ -247,7 +248,7 @@ def test_a_hub_that_goes_away_while_a_model_is_loaded_is_one_line(monkeypatch, e
 
 def test_a_broken_file_of_a_model_is_named(tmp_path):
     (tmp_path / "modules.json").write_text("[")
-    with pytest.raises(UserError, match="has a modules.json that is not JSON: mend or remove it"):
+    with pytest.raises(UserError, match="has a modules.json that is not JSON: fix or remove it"):
         read_model_file(str(tmp_path), "modules.json")
 
 
@@ -260,7 +261,7 @@ def test_a_hub_model_is_known_by_its_commit(monkeypatch, tmp_path):
     monkeypatch.setattr("embedding_finetune.hub.try_to_load_from_cache", lambda name, file: str(snapshot))
     assert model_content("some/model") == "3" * 40
     monkeypatch.setattr("embedding_finetune.hub.try_to_load_from_cache", lambda name, file: None)
-    with pytest.raises(UserError, match="offline, and this model was not downloaded"):
+    with pytest.raises(UserError, match="offline mode, and this model was not downloaded"):
         model_content("some/model")
 
 
@@ -301,8 +302,9 @@ def main():
     from embedding_finetune.models.encoder import Encoder  # takes seconds to import
     from embedding_finetune.models.encoder_config import load_encoder_config
     for label in ("raw", "reference", "raw_mean"):
-        use = load_encoder_config(settings, label)
-        print(label, use.name, use.pooling, Encoder(use).encode_queries(list(collection.queries.values())[:1]).shape)
+        config = load_encoder_config(settings, label)
+        vectors = Encoder(config).encode_queries(list(collection.queries.values())[:1])
+        print(label, config.name, config.pooling, vectors.shape)
 
 run_command_line(main)
 """
@@ -317,7 +319,7 @@ def test_the_tutorials_experiment_loads_from_the_hub(repositories, pairs, tmp_pa
     distinct = len({pair["query"] for pair in pairs})
     assert done.stdout.splitlines() == [
         f"queries {distinct} 30",
-        "namespace-Pt/msmarco-corpus: guessed from the names of the columns: CORPUS_TEXT_COLUMN=content",
+        "namespace-Pt/msmarco-corpus: guessed from the column names: CORPUS_TEXT_COLUMN=content",
         "of the corpus 0 True", "raw bert-base-uncased cls (1, 64)", "reference BAAI/bge-m3 cls (1, 64)",
         "raw_mean bert-base-uncased mean (1, 64)"]
 

@@ -26,16 +26,17 @@ def test_the_recipes_that_come_with_the_repository():
                              "matryoshka", "hard_kd", "hard_round2", "hard_kd_round2", "reranker"]
     assert recipes["neg10"].data == {"negatives": "random", "num_negatives": 10}
     assert recipes["neg50"].data["num_negatives"] == 50 and recipes["neg10"].file == "training_neg_10.json"
-    mined = {"negatives": "mined", "num_negatives": 10, "candidates": ["model"], "miner": "reference", "filter": "relative_margin 0.95",
-             "mining_top_k": 100}
+    mined = {"negatives": "mined", "num_negatives": 10, "candidates": ["model"], "miner": "reference",
+             "filter": "relative_margin 0.95", "mining_top_k": 100}
     assert recipes["hard"].data == mined and recipes["hard"].file == "training_hard.json"
-    taught = {"teacher": "reference", "teacher_temperature": 0.02}
-    assert recipes["hard_kd"].data == mined | taught
-    assert recipes["hard_kd_round2"].data == mined | taught | {"miner": "hard_kd"}
+    distilled = {"teacher": "reference", "teacher_temperature": 0.02}
+    assert recipes["hard_kd"].data == mined | distilled
+    assert recipes["hard_kd_round2"].data == mined | distilled | {"miner": "hard_kd"}
     assert len({recipe.description for recipe in recipes.values()}) == 15
     assert len({recipe.file for recipe in recipes.values()}) == 12  # tokens and both take the rows of hard
-    shares = [0.125, 0.25, 0.5, 0.5]
-    assert [recipes[label].data for label in curve] == [recipes["neg10"].data | {"train_fraction": share} for share in shares]
+    fractions = [0.125, 0.25, 0.5, 0.5]
+    assert [recipes[label].data for label in curve] == [
+        recipes["neg10"].data | {"train_fraction": fraction} for fraction in fractions]
     assert recipes["neg10_merged"].data == {"merge": "neg10", "merge_weight": 0}
 
 
@@ -78,7 +79,7 @@ def test_a_new_head_has_settings_of_its_own(tmp_path):
         find_recipe(with_recipes(tmp_path, "[model]\nnew_head = { EPOCHS = 4 }"), "model")
 
 
-def test_like_takes_over_all_but_the_training_file(tmp_path):
+def test_extends_takes_over_all_but_the_training_file(tmp_path):
     settings = with_recipes(tmp_path, """
         [first]
         description = "first"
@@ -113,7 +114,7 @@ def test_seeds_add_repetitions_that_share_the_training_file(tmp_path):
     assert trained_labels(dataclasses.replace(settings, recipes="more", seeds=1)) == ["neg10", "neg50", "more"]
 
 
-def test_a_share_in_the_same_steps_is_passed_through_more_often(tmp_path):
+def test_a_train_fraction_in_the_same_steps_takes_more_epochs(tmp_path):
     settings = with_recipes(tmp_path, """
         [neg10]
         settings = { EPOCHS = 3 }
@@ -134,7 +135,7 @@ def test_a_share_in_the_same_steps_is_passed_through_more_often(tmp_path):
 
 
 def test_the_repetition_of_a_merged_model_is_of_the_repetition_of_its_source(tmp_path):
-    recipes = all_recipes(with_recipes(tmp_path, "[neg10]\n[both]\nmerge = 'neg10'\nmerge_share = 0.5", seeds=2))
+    recipes = all_recipes(with_recipes(tmp_path, "[neg10]\n[both]\nmerge = 'neg10'\nmerge_weight = 0.5", seeds=2))
     assert recipes["both_seed43"].data == {"merge": "neg10_seed43", "merge_weight": 0.5}
 
 
@@ -156,18 +157,20 @@ def test_an_unknown_label_is_refused_with_the_known_ones(tmp_path):
     ("[a]\ntrain_fraction = 1.5", "recipe 'a': train_fraction and merge_weight must lie between 0 and 1"),
     ("[a]\ntrain_fraction = true", "recipe 'a': train_fraction = True has the wrong type"),
     ("[a]\nsame_steps = 1", "recipe 'a': same_steps = 1 has the wrong type"),
-    ("[a]\n[b]\nmerge = 'a'\nmerge_share = 1.1", "recipe 'b': train_fraction and merge_weight must lie between"),
+    ("[a]\n[b]\nmerge = 'a'\nmerge_weight = 1.1", "recipe 'b': train_fraction and merge_weight must lie between"),
     ("[b]\nmerge = 'a'", "recipe 'b': merge must be the label of a recipe that is trained"),
     ("[b]\nmerge = 'b'", "recipe 'b': merge must be the label of a recipe that is trained"),
     ("[a]\n[b]\nmerge = 'a'\n[c]\nmerge = 'b'", "recipe 'c': merge must be the label of a recipe that is trained"),
-    ("[a]\n[b]\nmerge = 'a'\nnum_negatives = 3", "recipe 'b': a merged model is not trained: it takes description, merge and"),
+    ("[a]\n[b]\nmerge = 'a'\nnum_negatives = 3",
+     "recipe 'b': a merged model is not trained: it takes description, merge and"),
     ("[a]\n[b]\nextends = 'a'\nmerge = 'a'", "recipe 'b': a merged model is not trained"),
     ("[a]\nsettings = 3", "recipe 'a': settings = 3 has the wrong type"),
     ("a = 3", "recipe 'a': must be a table"),
     ("[a]\nextends = 'a'", "recipe 'a': extends 'a': there is no such recipe, or it extends itself"),
     ("[a]\nextends = 'b'", "recipe 'a': extends 'b': there is no such recipe"),
     ("[a]\nextends = ['b']", "recipe 'a': extends .'b'.: there is no such recipe"),
-    ("[a]\nextends = 'b'\n[b]\nextends = 'c'\n[c]\nextends = 'a'", "recipe 'c': extends 'a': there is no such recipe, or it extends itself"),
+    ("[a]\nextends = 'b'\n[b]\nextends = 'c'\n[c]\nextends = 'a'",
+     "recipe 'c': extends 'a': there is no such recipe, or it extends itself"),
     ("[a]\nextends = 'b'\n[b]\nnum_negatives = 0", "recipe 'b': num_negatives and mining_top_k must be 1 or more"),
     ("[reference]", "recipe 'reference': a label has letters"),
     ("['a b']", "recipe 'a b': a label has letters"),
@@ -175,10 +178,10 @@ def test_an_unknown_label_is_refused_with_the_known_ones(tmp_path):
     *((f"[{label}]", f"recipe '{label}': a label has letters") for label in (
         "cache", "data", "index", "notebooks", "publish", "report", "results", "runs", "comparison", "bge_m3", "Cache",
         "hybrid_neg10", "late_neg10", "m3_neg10", "rerank_neg10", "neg10-onnx", "neg10-openvino-int8")),
-    ("[a]\n[a_seed2]", "recipe 'a': with another seed it is called 'a_seed2', which another recipe has as a label"),
-    ("[other]", "recipe 'other': with another seed it is called 'other_seed2', which EXTRA_MODELS has as a label"),
-    ("[overlap]", "recipe 'overlap': RETRIEVERS has this label, too"),
-    ("[extra]", "recipe 'extra': EXTRA_MODELS has this label, too"),
+    ("[a]\n[a_seed2]", "recipe 'a': with another seed its label is 'a_seed2', which another recipe uses as well"),
+    ("[other]", "recipe 'other': with another seed its label is 'other_seed2', which EXTRA_MODELS uses as well"),
+    ("[overlap]", "recipe 'overlap': RETRIEVERS uses this label as well"),
+    ("[extra]", "recipe 'extra': EXTRA_MODELS uses this label as well"),
     ("[a]\nnegatives = 'hard'", "recipe 'a': negatives must be random or mined"),
     ("[a]\ncandidates = ['dense']", "recipe 'a': candidates must list model, bm25 or both"),
     ("[a]\nteacher_temperature = 0", "recipe 'a': teacher_temperature must be more than 0"),
@@ -188,7 +191,7 @@ def test_an_unknown_label_is_refused_with_the_known_ones(tmp_path):
         "", "relative_margin", "relative_margin 1.5", "relative_margin 0", "absolute_margin x", "rank_range 3",
         "rank_range 9 3", "rank_range 0 3", "none 1", "top 3")),
     ("[a]\n[b]\nnum_negatives = 5\nfile = 'training_a.json'",
-     "recipe 'b': another recipe writes other rows to training_a.json"),
+     "recipe 'b': another recipe writes different rows to training_a.json"),
     ("[a]\nsettings = { MAX_QUERIES = 10 }", "recipe 'a': a recipe cannot change MAX_QUERIES, only "),
     ("[a]\nsettings = { OUTPUT_DIR = 'x' }", "recipe 'a': a recipe cannot change OUTPUT_DIR"),
     ("[a]\nsettings = { EPOCHS = 'many' }", "recipe 'a': EPOCHS='many' is not a number"),
@@ -220,12 +223,12 @@ def test_a_missing_file_of_recipes_is_named(tmp_path):
         all_recipes(dataclasses.replace(Settings.load("demo"), recipe_file=tmp_path / "none.toml"))
 
 
-@pytest.mark.parametrize("text", ["none", "relative_margin 0.95", "relative_margin 1", "absolute_margin 0.05", "rank_range 1 1",
-                                  "rank_range 10 60"])
+@pytest.mark.parametrize("text", ["none", "relative_margin 0.95", "relative_margin 1", "absolute_margin 0.05",
+                                  "rank_range 1 1", "rank_range 10 60"])
 def test_each_kind_of_filter_is_taken(tmp_path, text):
     assert find_recipe(with_recipes(tmp_path, f"[a]\nfilter = '{text}'"), "a").filter == text
 
 
-def test_labels_do_not_clash_with_those_of_ready_made_models():
+def test_labels_do_not_clash_with_those_of_pretrained_models():
     settings = Settings.load("msmarco")
     assert not set(all_recipes(settings)) & set(pretrained(settings))

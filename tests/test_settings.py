@@ -54,12 +54,12 @@ def test_the_argument_wins_over_the_environment(monkeypatch):
     ("BASE_POOLING", "max", "BASE_POOLING=max is impossible: it must be one of auto, cls, mean, last_token"),
     ("EXTRA_MODELS", "mean=bundled,max", "EXTRA_MODELS=.* is impossible: it must list label=model"),
     ("EXTRA_MODELS", "bundled", "EXTRA_MODELS=bundled is impossible"),
-    ("EXTRA_MODELS", "raw=bundled", "EXTRA_MODELS=.* is impossible: .* with new labels"),
-    *(("EXTRA_MODELS", f"{label}=bundled", "EXTRA_MODELS=.* is impossible: .* with new labels: a label has letters")
+    ("EXTRA_MODELS", "raw=bundled", "EXTRA_MODELS=.* is impossible: .* with unused labels"),
+    *(("EXTRA_MODELS", f"{label}=bundled", "EXTRA_MODELS=.* is impossible: .* with unused labels: a label has letters")
       for label in ("cache", "comparison", "hybrid_neg10", "late_raw", "neg10-onnx", "bge_m3", "模型", "a/b", "")),
     ("EXTRA_MODELS", "mean=", "EXTRA_MODELS=mean= is impossible"),
     ("EXTRA_MODELS", "mean=a,b,mean", "EXTRA_MODELS=mean=a,b,mean is impossible"),
-    ("RETRIEVERS", "bm25 results", "RETRIEVERS=bm25 results is impossible: .* labels of their own"),
+    ("RETRIEVERS", "bm25 results", "RETRIEVERS=bm25 results is impossible: .* with unused labels"),
     ("RETRIEVERS", "overlap", "RETRIEVERS=overlap is impossible: it must list bm25"),
     ("PROFILE", "tutorial", "there is no profile 'tutorial': PROFILE must be one of demo, msmarco"),
 ])
@@ -72,10 +72,10 @@ def test_impossible_values_are_refused_by_name(monkeypatch, name, value, message
 @pytest.mark.parametrize("name, meant", [
     ("EPOCH", "EPOCHS"), ("EPOCHSS", "EPOCHS"), ("EPOKHS", "EPOCHS"), ("POCHS", "EPOCHS"), ("BATCHSIZE", "BATCH_SIZE"),
     ("DATASETS", "DATASET"), ("SPLITT", "SPLIT"), ("PROFIL", "PROFILE"), ("OVERWRIT", "OVERWRITE")])
-def test_a_misspelt_setting_in_the_environment_is_an_error(monkeypatch, name, meant):
+def test_a_misspelled_setting_in_the_environment_is_an_error(monkeypatch, name, meant):
     """It had no effect, and nothing said so."""
     monkeypatch.setenv(name, "1")
-    message = f"{name} is no setting: did you mean {meant}? Unset {name} if another program needs it"
+    message = f"{name} is not a setting: did you mean {meant}? Unset {name} if another program needs it"
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         Settings.load("demo")
 
@@ -92,9 +92,9 @@ def test_other_names_in_the_environment_are_ignored(monkeypatch, name):
 @pytest.mark.parametrize("line, message", [
     ("COLOUR=red", "own.env: unknown setting COLOUR; known are DATASET, "),
     ("EPOCH=3", "own.env: unknown setting EPOCH; did you mean EPOCHS.$"),
-    ("SEED=1", "own.env, line 2: expected one new NAME=value"),
-    ("MAX PAIRS=3", "own.env, line 2: expected one new NAME=value"),
-    ('DATASET="open', "own.env, line 2: expected one new NAME=value"),
+    ("SEED=1", "own.env, line 2: expected one NAME=value, each name once"),
+    ("MAX QUERIES=3", "own.env, line 2: expected one NAME=value, each name once"),
+    ('DATASET="open', "own.env, line 2: expected one NAME=value, each name once"),
     ("", "own.env lacks DATASET: the pairs"),
 ])
 def test_a_broken_profile_is_named_by_file_and_line(tmp_path, monkeypatch, line, message):
@@ -175,7 +175,8 @@ def test_a_pinned_model_is_no_other_model(monkeypatch):
     monkeypatch.setenv("BASE_MODEL", "bert-base-uncased@v1")
     settings = Settings.load("msmarco")
     assert settings.of_others == () and settings.with_overrides({"BASE_MODEL": "bert-base-uncased@v2"}).of_others == ()
-    assert {name for name, _ in settings.with_overrides({"BASE_MODEL": "roberta-base@v1"}).of_others} >= {"QUERY_PROMPT"}
+    replaced = settings.with_overrides({"BASE_MODEL": "roberta-base@v1"})
+    assert {name for name, _ in replaced.of_others} >= {"QUERY_PROMPT"}
 
 
 def test_a_notebook_shows_what_it_asks_for_and_folds_the_rest():

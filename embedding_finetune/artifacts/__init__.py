@@ -1,1 +1,1 @@
-"""Whether a file or folder is complete and current: checksums, staging folders and locks."""
+"""Completeness and freshness of outputs: checksums, manifests, staging folders and locks."""

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and the lock of the folder they are in."""
+"""Atomic checkpoints and model folders, and the locks of the folders they are in."""
 
 import contextlib
 import fcntl
@@ -12,7 +12,7 @@ from embedding_finetune.files import UserError, is_disk_error, one_line
 
 
 def is_complete(folder):
-    """Whether the folder carries its marker and every file that the marker lists, as it was written."""
+    """Whether the folder has a manifest and all of its files match it."""
     try:
         return (folder / MANIFEST).exists() and verify_manifest(folder) is None
     except OSError:
@@ -20,31 +20,32 @@ def is_complete(folder):
 
 
 def complete_checkpoints(output):
-    """The complete checkpoints in a folder, the one with the most steps first; others are passed over."""
+    """The complete checkpoints in a folder, most steps first; prints the incomplete ones, which are skipped."""
     folders = sorted(Path(output).glob("checkpoint-[0-9]*"), key=lambda folder: -int(folder.name.rpartition("-")[2]))
     complete = [folder for folder in folders if is_complete(folder)]
     for folder in folders:
         if folder not in complete:
-            print(f"passing over {folder}: it was not written to its end", file=sys.stderr)
+            print(f"skipping {folder}: the checkpoint is incomplete", file=sys.stderr)
     return complete
 
 
 def commit(written, folder):
-    """Give a checkpoint that was written beside its name, once its files are on the disk and its marker lists them."""
+    """Write the manifest of the staged checkpoint `written` and rename it to `folder`."""
     write_manifest(written)
     written.rename(folder)
 
 
 def remove_checkpoint(folder):
-    """Remove a checkpoint; its marker first, so that no half of it passes for the whole."""
+    """Remove a checkpoint, its manifest first, so that a partly removed one does not count as complete."""
     (folder / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def staged_dir(folder, what="model"):
-    """A path to write a finished model to: what is there when the block ends moves into `folder`, the weights last, so
-    that a folder without them was never finished. Raises UserError when the disk has no room.
+    """Context manager: yields a staging path whose content moves into `folder` at the end of the block.
+
+    The weights move last, so a folder without weights is unfinished. Raises UserError when the disk is full.
     """
     partial = folder / ".export.partial"
     try:
@@ -66,7 +67,7 @@ def staged_dir(folder, what="model"):
 
 @contextlib.contextmanager
 def try_lock(folder):
-    """Hold the folder's lock; raises UserError when another training does. The lock ends with the process."""
+    """Hold the folder's lock; raises UserError if another training holds it. The lock ends with the process."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+", encoding="utf-8") as file:
         try:
@@ -83,7 +84,7 @@ def try_lock(folder):
 
 @contextlib.contextmanager
 def lock(folder):
-    """Wait until no other process, of this machine or of one that shares the disk, is in such a block of the folder."""
+    """Hold the folder's lock, waiting for other processes on this machine or on a shared disk to release it."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".turn", "a", encoding="utf-8") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)

@@ -22,7 +22,7 @@ from embedding_finetune.files import UserError
 from embedding_finetune.hub import model_content
 
 
-def published(output, step):
+def committed(output, step):
     written = output / ".checkpoint.partial" / f"checkpoint-{step}"
     (written / "deeper").mkdir(parents=True)
     (written / "weights").write_bytes(b"1234")
@@ -31,8 +31,8 @@ def published(output, step):
     return output / f"checkpoint-{step}"
 
 
-def test_what_is_published_is_complete_and_bears_its_name(tmp_path):
-    folder = published(tmp_path, 5)
+def test_what_is_committed_is_complete_and_bears_its_name(tmp_path):
+    folder = committed(tmp_path, 5)
     assert is_complete(folder) and sorted(path.name for path in folder.iterdir()) == [MANIFEST, "deeper", "weights"]
     assert not (tmp_path / ".checkpoint.partial" / "checkpoint-5").exists()
 
@@ -48,16 +48,16 @@ def test_what_is_published_is_complete_and_bears_its_name(tmp_path):
     lambda folder: (folder / "deeper" / "state").unlink(),
 ])
 def test_what_is_damaged_is_passed_over(tmp_path, capsys, damage):
-    folders = [published(tmp_path, step) for step in (5, 10, 9)]
+    folders = [committed(tmp_path, step) for step in (5, 10, 9)]
     assert complete_checkpoints(tmp_path) == [folders[1], folders[2], folders[0]]  # by number, not by letters
     damage(folders[1])
     assert complete_checkpoints(tmp_path) == [folders[2], folders[0]]
-    assert capsys.readouterr().err == f"passing over {folders[1]}: it was not written to its end\n"
+    assert capsys.readouterr().err == f"skipping {folders[1]}: the checkpoint is incomplete\n"
 
 
-def test_what_is_removed_goes_with_its_marker_first(tmp_path, monkeypatch):
+def test_what_is_removed_goes_with_its_manifest_first(tmp_path, monkeypatch):
     """A process killed in between leaves nothing that passes for a checkpoint."""
-    folder = published(tmp_path, 5)
+    folder = committed(tmp_path, 5)
     monkeypatch.setattr("shutil.rmtree", lambda *args, **kwargs: None)
     remove_checkpoint(folder)
     assert (folder / "weights").exists() and not is_complete(folder)
@@ -93,7 +93,7 @@ def test_a_finished_model_carries_the_hashes_of_its_files(tmp_path):
     assert verify_manifest(tmp_path / "model") is None and (tmp_path / "model" / MANIFEST).exists()
     (tmp_path / "model" / "model.safetensors").write_bytes(b"1235")
     assert verify_manifest(tmp_path / "model") == "model.safetensors"
-    with pytest.raises(UserError, match="model.safetensors is not as it was written: bring it back or make the model"):
+    with pytest.raises(UserError, match="model.safetensors has changed since it was written: restore it or build the"):
         model_content(str(tmp_path / "model"))
 
 

@@ -340,7 +340,7 @@ def test_extra_models_have_their_own_use(monkeypatch, tmp_path):
 
 def test_a_folder_without_a_model_is_refused(settings, tmp_path):
     for name in (str(tmp_path), "./no/such/folder", "output/no/such", "~/no-such-model"):
-        with pytest.raises(UserError, match="is no model folder"):
+        with pytest.raises(UserError, match="is not a model folder"):
             base_encoder_config(dataclasses.replace(settings, base_model=name))
     assert model_path("BAAI/bge-m3") == "BAAI/bge-m3"
     assert model_path("bundled") != "bundled" and (ROOT / model_path("bundled") / "config.json").is_file()

@@ -283,7 +283,7 @@ def test_an_index_that_the_disk_does_not_give_is_not_thrown_away(built, monkeypa
     before = sorted(path.name for path in folder.iterdir())
     monkeypatch.setattr(index.np, "load", lambda path, **more: loaded("/proc/self/mem" if path.name == "offsets.npy"
                                                                       else path, **more))
-    with pytest.raises(UserError, match=r"cannot read .*index.bm25.*Input/output error; mend that"):
+    with pytest.raises(UserError, match=r"cannot read .*index.bm25.*Input/output error; fix the cause"):
         open_index(built, "bm25")
     assert sorted(path.name for path in folder.iterdir()) == before
 

@@ -151,7 +151,7 @@ def test_what_cannot_be_trained_is_refused_before_the_old_model_moves(built, unt
         prepare(dataclasses.replace(built, passage_max_len=600))
     with pytest.raises(UserError, match="was made with other settings"):
         prepare(dataclasses.replace(built, seed=7))
-    with pytest.raises(UserError, match="is no model folder"):
+    with pytest.raises(UserError, match="is not a model folder"):
         prepare(dataclasses.replace(built, base_model="/no/model"))
     for changes in ({"query_expansion": 9}, {"query_expansion": 9, "architecture": "both"},
                     {"query_expansion": built.query_max_len + 1, "architecture": "multi_vector"}):
