@@ -111,7 +111,9 @@ def test_from_the_data_to_an_answer(name, settings, tmp_path, monkeypatch):
     for label, found in (("bm25", make_retriever("bm25", settings.bm25_language)), ("neg10", Dense(encoder))):
         found.index(collection.corpus)
         runs = {part: found.search(collection.split(part).queries) for part in ("test", "dev")}
-        more = model_metadata(settings, encoder) if label == "neg10" else {"model": found.description, "used": found.config}
+        more = {"model": found.description, "used": found.config}
+        if label == "neg10":
+            more = model_metadata(settings, encoder)
         save_result(settings, collection, label, runs, **more)
     rows, left_out = compare(settings, collection)
     assert [row["label"] for row in rows] == ["bm25", "neg10"] and not left_out

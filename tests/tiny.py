@@ -126,7 +126,7 @@ def tiny_xlmr(folder, texts, seed=2):
     """Save an XLMRobertaModel of random weights with a Unigram tokenizer: the architecture of `BAAI/bge-m3`.
 
     Tokens 0 to 3 are <s>, <pad>, </s>, <unk>; positions count from 2, hence 514 of them for texts of 512 tokens.
-    Like that model on the hub the folder has its weights as `pytorch_model.bin` and not as safetensors.
+    Like that model on the Hugging Face Hub the folder has its weights as `pytorch_model.bin` and not as safetensors.
     """
     words, characters = _count_words(texts)
     total = sum(words.values())
@@ -197,7 +197,7 @@ def build(settings, labels=("neg10", "neg50")):
     """What the build notebooks write: the collection, the test files, the training files; returns the collection."""
     pairs, _ = read_pairs(settings)
     collection = assign_splits(pairs, test_fraction=settings.test_fraction, dev_fraction=settings.dev_fraction,
-                       seed=settings.seed, together=settings.group_near_duplicates)
+                               seed=settings.seed, together=settings.group_near_duplicates)
     write_data(settings, collection, source_of(settings))
     write_test_files(settings, collection, base_encoder_config(settings).query_prompt)
     for label in labels:

@@ -82,7 +82,7 @@ def training_folder(folder):
 def use(**changes):
     """How the tiny models are used: as the flags of the tests say."""
     return EncoderConfig(**{"label": "", "title": "", "name": "", "pooling": "cls", "query_prompt": "find: ",
-                       "passage_prompt": "", "query_max_len": 16, "passage_max_len": 48} | changes)
+                            "passage_prompt": "", "query_max_len": 16, "passage_max_len": 48} | changes)
 
 
 def rows_of(tiny, scores=False):

@@ -1,1 +1,1 @@
-"""From pairs in any form to a collection without a leak, and negatives out of it."""
+"""Reading, cleaning and splitting pairs without leakage, and selecting negatives."""

@@ -1,7 +1,7 @@
-"""Pairs, whatever their form: one reader each (see readers), and all of them cleaned in the same way.
+"""Reading and cleaning pairs in any supported form; each form has a reader (see readers).
 
-DATASET is a name that a reader is registered for, a file, a folder in BEIR's layout or of documents, or a data set of
-the model hub. CORPUS, in any of these forms, adds passages that answer nothing.
+DATASET is a name with a registered reader, a file, a folder (BEIR layout or documents), or a dataset of the Hugging
+Face Hub. CORPUS, in any of these forms, adds passages that are not judged for any query.
 """
 
 import dataclasses
@@ -21,22 +21,22 @@ from embedding_finetune.files import UserError, content_hash, sha256
 from embedding_finetune.hub import revision_read
 from embedding_finetune.settings import path_of
 
-# Pinned in requirements.txt, so that everybody reads the same docstrings.
+# Pinned in requirements.txt, so that all installations read the same docstrings.
 DOCSTRING_PACKAGES = "numpy scipy scikit-learn pandas networkx sympy matplotlib torch datasets".split()
-MSMARCO = "namespace-Pt/msmarco"  # its name on the model hub
+MSMARCO = "namespace-Pt/msmarco"  # its name on the Hugging Face Hub
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?(:[\w.-]+)?")
-SHOWN = 5  # broken rows that are named
+SHOWN = 5  # broken rows that the message lists
 
 
 def read_pairs(settings):
-    """The cleaned pairs of DATASET and the passages of CORPUS as a Collection, and what cleaning did (a Counter).
+    """The cleaned pairs of DATASET and the passages of CORPUS: a Collection, and a Counter of the cleaning steps.
 
-    Only a set in BEIR's layout has parts; its judgements, ids and texts stay as they are. Prints how many rows are
-    broken; raises UserError when they are too many, or when a source cannot be read.
+    Only datasets in BEIR layout come with splits; their judgements, ids and texts are kept as they are. Prints the
+    number of broken rows. Raises UserError when there are too many, or when a source cannot be read.
     """
     if settings.document_queries and (_find(settings.dataset)[1] != "folder" or is_beir(settings.dataset)):
-        raise UserError(f"DOCUMENT_QUERIES={settings.document_queries} goes with a folder of documents; DATASET={settings.dataset} is "
-                        "none")
+        raise UserError(f"DOCUMENT_QUERIES={settings.document_queries} needs a folder of documents, but "
+                        f"DATASET={settings.dataset} is not one")
     more = clean(_passages(settings))[0] if settings.corpus else Collection({}, {}, {})
     if is_beir(settings.dataset):
         collection, counts = _read_beir(settings, more)
@@ -46,24 +46,24 @@ def read_pairs(settings):
         counts["queries left out by MAX_QUERIES"] = len(collection.queries) - len(sample.queries)
         collection = sample
     if not collection.queries:
-        raise UserError(f"DATASET={settings.dataset} has no query with a passage that answers it")
+        raise UserError(f"DATASET={settings.dataset} has no query with a relevant passage")
     counts |= {"queries kept": len(collection.queries), "passages kept": len(collection.corpus)}
     corpus = {passage: collection.corpus[passage] for passage in sorted(collection.corpus)}
     return dataclasses.replace(collection, corpus=corpus), +counts
 
 
 def is_beir(name):
-    """Whether this is a folder in BEIR's layout."""
+    """Whether this is a folder in BEIR layout."""
     path, kind = _find(name)
     return kind == "folder" and all((path / file).is_file() for file in BEIR_FILES)
 
 
 def _find(name):
-    """The path that a setting names, and what is there: "file", "folder" or ""."""
+    """The path that a setting names, and its kind: "file", "folder" or ""."""
     try:
         path = path_of(name)
         return path, "folder" if name and path.is_dir() else "file" if path.is_file() else ""
-    except (OSError, ValueError, RuntimeError):  # no path can be called so
+    except (OSError, ValueError, RuntimeError):  # not a valid path
         return Path(), ""
 
 
@@ -79,13 +79,13 @@ def _reader(name, setting="DATASET"):
     if _hub_name(name):
         return read_table
     forms = ", ".join(form if form.startswith(".") else f"`{form}`" for form in READERS)
-    raise UserError(f"{setting}={name} cannot be read: it must be one of {forms}, the dotted ones being the endings of "
-                    f"a file that exists; a folder in BEIR's layout ({', '.join(BEIR_FILES)}, qrels/); or "
-                    "NAMESPACE/NAME, NAMESPACE/NAME@REVISION or either with :CONFIG on the model hub")
+    raise UserError(f"{setting}={name} cannot be read: it must be one of {forms} (a dot marks the extension of an "
+                    f"existing file); a folder in BEIR's layout ({', '.join(BEIR_FILES)}, qrels/); or "
+                    "NAMESPACE/NAME, NAMESPACE/NAME@REVISION or either with :CONFIG on the Hugging Face Hub")
 
 
 def _hub_name(name):
-    """The name on the hub of the data set that a setting names, or None."""
+    """The dataset of the Hugging Face Hub that a setting names, or None."""
     path, kind = _find(name)
     on_hub = not kind and HUB_NAME.fullmatch(name) and path.suffix.lower() not in READERS
     return MSMARCO if name == "msmarco" else name if on_hub else None
@@ -96,8 +96,10 @@ def _reads_documents(settings):
 
 
 def source_of(settings):
-    """What the data depend on beside the settings: the hashes of the files, the versions of the packages, the commits
-    of the hub's data sets. Raises UserError when the hub has to be asked for one and does not answer."""
+    """What the data depend on besides the settings: hashes of files, versions of packages, commits of Hub datasets.
+
+    Raises UserError when a commit has to be asked for and the Hub does not answer.
+    """
     packages = DOCSTRING_PACKAGES if "docstrings" in (settings.dataset, settings.corpus) else ()
     hashes = {"sha256": _hash(settings.dataset), "corpus_sha256": _hash(settings.corpus),
               "queries_sha256": _hash(settings.document_queries)}
@@ -113,12 +115,12 @@ def _hash(name):
     path, kind = _find(name)
     if kind != "folder":
         return sha256(path) if kind else None
-    files = sorted(Path(folder) / file for folder, _, names in os.walk(path) for file in names)  # follows no links
+    files = sorted(Path(folder) / file for folder, _, names in os.walk(path) for file in names)  # no links to folders
     return content_hash({str(file.relative_to(path)): sha256(file) for file in files if file.is_file()})
 
 
 def _sound(settings, name, rows):
-    """The rows that are not broken; says how many are, and raises UserError when they are more than MAX_BAD_ROWS."""
+    """Yield the rows that are not broken; prints how many are, and raises UserError above MAX_BAD_ROWS."""
     broken, number, shown = 0, 0, []
     for number, row in enumerate(rows, start=1):
         if row.problem:
@@ -127,15 +129,16 @@ def _sound(settings, name, rows):
         else:
             yield row
     if broken:
-        said = f"{name}: {broken} of {number} rows are broken ({'; '.join(shown)}{'; ...' if broken > SHOWN else ''})"
+        more = "; ..." if broken > SHOWN else ""
+        message = f"{name}: {broken} of {number} rows are broken ({'; '.join(shown)}{more})"
         if broken > settings.max_bad_rows * number:
-            raise UserError(f"{said}, and MAX_BAD_ROWS allows a share of {settings.max_bad_rows}: mend them or raise "
-                            "it")
-        print(f"{said}: left out")
+            raise UserError(f"{message}, and MAX_BAD_ROWS allows a fraction of {settings.max_bad_rows}: fix them or "
+                            "raise it")
+        print(f"{message}: left out")
 
 
 def _passages(settings):
-    """Rows without queries of CORPUS. Of a form that is no table the passages are taken and the queries left."""
+    """Rows without queries from CORPUS; of a form with queries only the passages are taken."""
     name = f"{settings.corpus}/{BEIR_FILES[0]}" if is_beir(settings.corpus) else settings.corpus
     found = _reader(name, "CORPUS")
     if found is read_table:
@@ -147,18 +150,17 @@ def _passages(settings):
 
 
 def clean(rows, more=None):
-    """Merge and drop until each query and each passage is there once; returns a Collection and a Counter of what
-    happened.
+    """Deduplicate rows into a Collection; also returns a Counter of the cleaning steps.
 
-    Empty texts are dropped, and a passage that is nothing but its query; rows of the same query are merged, and all
-    their positives kept; of equal passages the first spelling stays, and the first id. Negatives are judged 0, unless
-    the query has them as positives, too. `more` is a Collection whose passages come first.
+    Empty texts, and passages equal to their query, are dropped. Rows with the same query are merged and keep all their
+    positives. Of equal passages the first spelling and the first id are kept. Negatives get grade 0 unless they are
+    also positives of the query. The passages of the Collection `more` come first.
     """
     more = more or Collection({}, {}, {})
     queries, qrels, corpus, source, counts = {}, {}, dict(more.corpus), dict(more.source), Counter()
-    named = {passage_id(text): identity for identity, text in corpus.items()}  # those whose id is not their hash
+    named = {passage_id(text): identity for identity, text in corpus.items()}  # passages whose id is not their hash
     named = {key: identity for key, identity in named.items() if key != identity}
-    ids = {}  # of queries, the same
+    ids = {}  # queries whose id is not their hash
 
     def add(text, row):
         key = passage_id(text)
@@ -203,7 +205,7 @@ def clean(rows, more=None):
         judged = qrels[identity]
         for text in positives.values():
             judged[add(text, row)] = 1
-        row.source = None  # which is that of the positives
+        row.source = None  # the source of a row is that of its positives
         for text in negatives.values():
             judged.setdefault(add(text, row), 0)
     counts["queries with several positives"] = sum(sum(judged.values()) > 1 for judged in qrels.values())
@@ -215,43 +217,43 @@ def _one_word(row, counts):
     identity = clean_text(row.id if isinstance(row.id, str) else str(row.id))
     if len(identity.split()) != 1:
         raise UserError(f"{row.where or 'row {}'.format(counts['rows read'])}: the id {identity!r} must be one word, "
-                        "as TREC files want it")
+                        "as TREC files require")
     return identity
 
 
 def _read_beir(settings, more):
-    """The Collection of a folder in BEIR's layout with the parts that it has, and what is to be known about it."""
+    """The Collection of a folder in BEIR layout with its splits, and a Counter of what was read and left out."""
     folder = path_of(settings.dataset)
     whole = read_collection(folder, made_by="you")
-    given = sorted(set(whole.splits.values()))
-    if "train" not in given:
-        raise UserError(f"{folder} has no qrels/train.tsv, so nothing to train on; OUT_OF_DOMAIN_SETS={settings.dataset} "
-                        "measures on it")
-    wrong = [identity for identity in (*whole.queries, *whole.corpus) if len(identity.split()) != 1]
-    if wrong:
-        raise UserError(f"{folder}: the id {wrong[0]!r} must be one word, as TREC files want it")
+    splits = sorted(set(whole.splits.values()))
+    if "train" not in splits:
+        raise UserError(f"{folder} has no qrels/train.tsv, so there is nothing to train on; "
+                        f"OUT_OF_DOMAIN_SETS={settings.dataset} evaluates on it")
+    invalid = [identity for identity in (*whole.queries, *whole.corpus) if len(identity.split()) != 1]
+    if invalid:
+        raise UserError(f"{folder}: the id {invalid[0]!r} must be one word, as TREC files require")
     kept = [query for query in whole.splits if whole.positives(query)]
     counts = Counter({"queries read": len(whole.queries), "queries without a positive dropped":
                       len(whole.queries) - len(kept)})
-    others = [query for query in kept if whole.splits[query] != "train"]
+    held_out_ids = [query for query in kept if whole.splits[query] != "train"]
     train = whole.select_queries([query for query in kept if whole.splits[query] == "train"])
     sample = train.sample(settings.max_queries, settings.seed)
     counts["train queries left out by MAX_QUERIES"] = len(train.queries) - len(sample.queries)
     texts = {normalize(text) for text in sample.queries.values()}
-    held_out, positives = whole.select_queries(others), set(sample.positive_pool()[0])
-    counts["dev and test queries that are train queries, too"] = sum(
+    held_out, positives = whole.select_queries(held_out_ids), set(sample.positive_pool()[0])
+    counts["dev and test queries that are also train queries"] = sum(
         normalize(text) in texts for text in held_out.queries.values())
-    counts["dev and test positives that are train positives, too"] = len(positives & set(held_out.positive_pool()[0]))
-    print(f"{settings.dataset}: " + ", ".join(f"{number} {what}" for what, number in counts.items() if "too" in what))
+    counts["dev and test positives that are also train positives"] = len(positives & set(held_out.positive_pool()[0]))
+    print(f"{settings.dataset}: " + ", ".join(f"{number} {what}" for what, number in counts.items() if "also" in what))
     known = set(map(passage_id, whole.corpus.values())) if more.corpus else ()
     extra = {identity: text for identity, text in more.corpus.items() if passage_id(text) not in known}
-    twice = sorted(extra.keys() & whole.corpus.keys())
-    if twice:
-        raise UserError(f"the id {twice[0]!r} names two passages, one of DATASET and one of CORPUS: make the ids "
+    duplicates = sorted(extra.keys() & whole.corpus.keys())
+    if duplicates:
+        raise UserError(f"the id {duplicates[0]!r} names two passages, one of DATASET and one of CORPUS: make the ids "
                         "distinct or leave them out (CORPUS_ID_COLUMN=none)")
-    collection = whole.select_queries([*sample.queries, *others])
+    collection = whole.select_queries([*sample.queries, *held_out_ids])
     return dataclasses.replace(collection, corpus=whole.corpus | extra, source=more.source | whole.source,
-                               predefined=tuple(given)), counts
+                               predefined=tuple(splits)), counts
 
 
 @reader("docstrings")
@@ -261,6 +263,6 @@ def _read_docstrings(settings):
 
 @reader("msmarco")
 def _read_msmarco(settings):
-    """The MS MARCO pairs on the model hub."""
+    """The MS MARCO pairs of the Hugging Face Hub."""
     return read_table(dataclasses.replace(settings, dataset=MSMARCO, split="dev", query_column="query",
                                           positive_column="positive", negative_column="none", id_column="none"))

@@ -1,14 +1,14 @@
-"""The collection: queries, corpus, judgements and parts, in memory and on disk in BEIR's layout.
+"""The collection: queries, corpus, judgements and splits, in memory and on disk in BEIR layout.
 
 In a folder:
 
-    corpus.jsonl       passages: `_id` (and `id`, the same), `title` (empty), `text`, `source` where it is known
+    corpus.jsonl       passages: `_id` (and `id`, the same), `title` (empty), `text`, `source` if known
     queries.jsonl      queries: `_id`, `text`
-    qrels/PART.tsv     judgements of a part's queries: query-id, corpus-id, score; PART is train, dev or test
+    qrels/SPLIT.tsv    judgements of a split's queries: query-id, corpus-id, score; SPLIT is train, dev or test
     dataset.json       (of an experiment) the settings and sources that made the files, and a hash of each
 
-Beside them, for tools that read other formats: `eval_dataset.json` and `qrels.trec`, the test part.
-(Layout: Thakur et al., "BEIR", NeurIPS 2021 Datasets and Benchmarks.)
+For tools that read other formats, `eval_dataset.json` and `qrels.trec` hold the test split. (Layout: Thakur et al.,
+"BEIR", NeurIPS 2021 Datasets and Benchmarks.)
 """
 
 from dataclasses import MISSING, dataclass, field, replace
@@ -32,52 +32,53 @@ from embedding_finetune.files import (
 from embedding_finetune.settings import DATA, TABLE
 
 SPLITS = ("train", "dev", "test")
-REVISIONS = ("revision", "corpus_revision")  # of data sets of the hub; the records of earlier versions have none
-BEIR_FILES = ("corpus.jsonl", "queries.jsonl")  # a folder with these files is a set in BEIR's layout
+REVISIONS = ("revision", "corpus_revision")  # of Hub datasets; records of earlier versions have none
+BEIR_FILES = ("corpus.jsonl", "queries.jsonl")  # a folder with these files is in BEIR layout
 MADE_BY = "build_train_dataset.ipynb"
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Queries and corpus by id, in their order, and what answers what.
+    """Queries and corpus by id, in order, with relevance judgements.
 
-    A passage judged above 0 is a positive of the query, the grade says how good; one judged 0 is known to answer
-    nothing.
+    A passage with a grade above 0 is a positive of the query; grade 0 marks a known negative.
     """
 
     queries: dict  # id -> text
     corpus: dict  # id -> text
     qrels: dict  # query id -> passage id -> grade
     splits: dict = field(default_factory=dict)  # query id -> train, dev or test
-    source: dict = field(default_factory=dict)  # passage id -> where it comes from, for whoever reads a hit
-    predefined: tuple = ()  # the parts that came with the data, kept as they are even where they share something
+    source: dict = field(default_factory=dict)  # passage id -> where it comes from, shown with a hit
+    predefined: tuple = ()  # splits that came with the data; kept even if they overlap
 
     def split(self, name):
-        """The queries of one part with their judgements, and the whole corpus."""
+        """The queries of one split with their judgements, and the whole corpus."""
         return self.select_queries([query for query, part in self.splits.items() if part == name])
 
     def select_queries(self, queries):
-        """The queries of these ids with their judgements, and the whole corpus."""
+        """The queries with these ids and their judgements, and the whole corpus."""
         return replace(self, queries={query: self.queries[query] for query in queries},
                        qrels={query: self.qrels[query] for query in queries if query in self.qrels},
                        splits={query: self.splits[query] for query in queries if query in self.splits})
 
     def positives(self, query):
-        """The ids of the passages that answer a query."""
+        """The ids of the positives of a query."""
         return [passage for passage, grade in self.qrels.get(query, {}).items() if grade > 0]
 
     def positive_pool(self):
-        """The ids of all positives in order, each once, and for each query the positions of its own among them."""
+        """The ids of all positives, deduplicated in order, and for each query the positions of its positives in them.
+        """
         positives = [self.positives(query) for query in self.queries]
         position = {passage: index for index, passage in enumerate(dict.fromkeys(chain.from_iterable(positives)))}
-        return list(position), [[position[passage] for passage in own] for own in positives]
+        return list(position), [[position[passage] for passage in passages] for passages in positives]
 
     def judged_passages(self):
-        """The ids of all passages that are judged for some query: a set."""
+        """The ids of all judged passages: a set."""
         return {passage for passages in self.qrels.values() for passage in passages}
 
     def growing_corpora(self, steps=5):
-        """Corpora of growing size with the same queries: from the judged passages to the whole, in `steps` equal steps.
+        """Yield Collections with the same queries and growing corpora: from the judged passages to all, in `steps`
+        equal steps.
 
         Passages are added in the order of their texts' hashes: a random order that is the same for every model.
         """
@@ -88,8 +89,9 @@ class Collection:
             yield replace(self, corpus={passage: text for passage, text in self.corpus.items() if passage in kept})
 
     def sample(self, number, seed):
-        """A seeded sample of the queries in their order, without the passages judged only for the others; all of them
-        for 0.
+        """A seeded sample of the queries, in order, without passages judged only for other queries.
+
+        All queries if `number` is 0.
         """
         if not number or len(self.queries) <= number:
             return self
@@ -103,17 +105,17 @@ class Collection:
 
 
 def read_collection(folder, made_by="whoever made this set"):
-    """The Collection of a folder in BEIR's layout; the parts are those that have a file in qrels/.
+    """The Collection of a folder in BEIR layout; its splits are those with a file in qrels/.
 
-    A passage's title stands before its text. Raises UserError naming file and line when something is missing or
-    broken, or when the files do not belong together.
+    A passage's title is put before its text. Raises UserError naming file and line when something is missing, malformed
+    or inconsistent.
     """
     texts, source = {"corpus": {}, "queries": {}}, {}
     for name, found in texts.items():
         for row in iter_jsonl(folder / f"{name}.jsonl", required=("_id", "text"), made_by=made_by):
             identity = str(row["_id"])
             if identity in found:
-                raise UserError(f"{folder / name}.jsonl has the `_id` {identity!r} twice: make the ids distinct")
+                raise UserError(f"{folder / name}.jsonl has the `_id` {identity!r} twice: make the ids unique")
             found[identity] = clean_text(f"{row.get('title') or ''} {row['text'] or ''}")
             if name == "corpus" and row.get("source"):
                 source[identity] = clean_text(str(row["source"]))
@@ -121,9 +123,9 @@ def read_collection(folder, made_by="whoever made this set"):
     for path in [folder / "qrels" / f"{part}.tsv" for part in SPLITS]:
         for number, query, passage, grade in _judgements(path, made_by) if path.is_file() else ():
             if query not in texts["queries"] or passage not in texts["corpus"]:
-                raise UserError(f"{path}, line {number}: judges a query or passage that {folder} does not have")
+                raise UserError(f"{path}, line {number}: judges a query or passage that is not in {folder}")
             if parts.setdefault(query, path.stem) != path.stem:
-                raise UserError(f"{path}, line {number}: query {query} is in {parts[query]}.tsv, too")
+                raise UserError(f"{path}, line {number}: query {query} is also in {parts[query]}.tsv")
             qrels.setdefault(query, {})[passage] = grade
     if not qrels:
         raise UserError(f"{folder / 'qrels'} has no judgements: it must hold test.tsv (or train.tsv, dev.tsv)")
@@ -131,7 +133,7 @@ def read_collection(folder, made_by="whoever made this set"):
 
 
 def _judgements(path, made_by):
-    """Yield (line number, query, passage, grade); a first line whose third field is no number is a header."""
+    """Yield (line number, query, passage, grade); a first line whose third field is not a number is a header."""
     for number, line in read_lines(path, made_by):
         fields = line.rstrip("\r\n").split("\t")
         try:
@@ -144,7 +146,7 @@ def _judgements(path, made_by):
 
 
 def write_collection(folder, collection):
-    """Write corpus, queries and the judgements of each part in BEIR's layout."""
+    """Write corpus, queries and the judgements of each split in BEIR layout."""
     source = {identity: {"source": text} for identity, text in collection.source.items()}
     write_jsonl(folder / "corpus.jsonl", ({"_id": identity, "id": identity, "title": "", "text": text}
                                           | source.get(identity, {}) for identity, text in collection.corpus.items()))
@@ -153,30 +155,30 @@ def write_collection(folder, collection):
     for part in SPLITS:
         with atomic_write(folder / "qrels" / f"{part}.tsv") as file:
             file.write("query-id\tcorpus-id\tscore\n")
-            for query in (query for query, its in collection.splits.items() if its == part):
+            for query in (query for query, split in collection.splits.items() if split == part):
                 file.writelines(f"{query}\t{passage}\t{grade}\n"
                                 for passage, grade in collection.qrels.get(query, {}).items())
 
 
 def write_data(settings, collection, source):
-    """Write the experiment's collection and dataset.json; `source` says what it was read from (versions, hashes).
+    """Write the experiment's collection and dataset.json; `source` records what it was read from (versions, hashes).
 
-    Raises UserError when DATA_DIR holds the data of other settings or of another source, unless OVERWRITE=1
-    allows it: models trained on them could not be evaluated any more.
+    Raises UserError when DATA_DIR holds data of other settings or sources, since models trained on them could no longer
+    be evaluated; OVERWRITE=1 replaces the data.
     """
-    folder, today = settings.data_dir, settings.as_dict(DATA) | source
+    folder, current = settings.data_dir, settings.as_dict(DATA) | source
     made_with = _record(settings)
-    difference = _difference(made_with, today) if made_with else ""
+    difference = _difference(made_with, current) if made_with else ""
     if difference and not may_overwrite():
         raise UserError(f"{folder} holds the data of other settings ({difference}); choose another DATA_DIR, or set "
                         "OVERWRITE=1 to replace them")
     write_collection(folder, collection)
-    write_checksummed(folder / "dataset.json", {"made_with": today, "files": _hashes(folder),
-                                           "parts_given": list(collection.predefined)})
+    write_checksummed(folder / "dataset.json", {"made_with": current, "files": _hashes(folder),
+                                                "parts_given": list(collection.predefined)})
 
 
 def read_data(settings):
-    """The experiment's collection. Raises UserError when it is missing, was made with other settings, or changed."""
+    """The experiment's collection; raises UserError when it is missing, was made with other settings, or changed."""
     folder, recorded = settings.data_dir, _record(settings)
     if recorded is None:
         what = "is damaged" if (folder / "dataset.json").exists() else "does not exist"
@@ -191,12 +193,15 @@ def read_data(settings):
 
 
 def data_identity(settings):
-    """What tells one data set from another: a hash of the collection's files, as they were written."""
+    """A hash of the collection's files as they were written, which identifies the data."""
     return content_hash((_record(settings) or {}).get("files"))
 
 
 def _record(settings):
-    """What dataset.json says, None where it is missing or damaged; an early version's has the settings alone."""
+    """The content of dataset.json, None if it is missing or damaged.
+
+    Names of settings of earlier versions are translated; the first version recorded the settings only.
+    """
     record = read_checksummed(settings.data_dir / "dataset.json", having={})
     return record and record | {"made_with": rename_settings(record.get("made_with", {}))}
 
@@ -206,15 +211,16 @@ def _hashes(folder):
     return {name: sha256(folder / name) for name in names if (folder / name).is_file()}
 
 
-def _difference(recorded, today):
-    newer = {name: row.default for name, row in TABLE.items() if row.default is not MISSING}  # than the record, perhaps
-    made_with = newer | recorded.get("made_with", {})  # which the first versions of this package did not write
-    return ", ".join(f"{name}={made_with.get(name)}, now {value}" for name, value in today.items()
+def _difference(recorded, current):
+    # The record may be older than some settings; the first version wrote no made_with at all.
+    defaults = {name: row.default for name, row in TABLE.items() if row.default is not MISSING}
+    made_with = defaults | recorded.get("made_with", {})
+    return ", ".join(f"{name}={made_with.get(name)}, now {value}" for name, value in current.items()
                      if made_with.get(name) != value and (name in made_with or name not in REVISIONS))
 
 
 def write_test_files(settings, collection, query_prompt):
-    """Write eval_dataset.json (query, pos, id, prompt) and qrels.trec of the test part."""
+    """Write eval_dataset.json (query, pos, id, prompt) and qrels.trec of the test split."""
     test = collection.split("test")
     write_jsonl(settings.data_dir / "eval_dataset.json", (
         {"query": text, "pos": [test.corpus[passage] for passage in test.positives(query)], "id": query,

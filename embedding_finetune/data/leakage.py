@@ -1,4 +1,4 @@
-"""The audit: nothing of the dev and test part is in a training file, as the files are on disk."""
+"""Leakage check: no dev or test item may occur in a training file, as the files are on disk."""
 
 import json
 from itertools import chain
@@ -12,16 +12,16 @@ from embedding_finetune.data.normalize import passage_id
 from embedding_finetune.data.row_store import read_rows
 from embedding_finetune.files import UserError
 
-POSITIVE, NEGATIVE = 1, 2  # bits: on which side of a training row a text was seen
+POSITIVE, NEGATIVE = 1, 2  # bit mask: the side of a training row on which a text occurs
 
 
 def check_leakage(settings, collection, files):
-    """Look for dev and test items in these training files of DATA_DIR; returns a table of how many were found.
+    """Search training files of DATA_DIR for dev and test items; returns a table of counts per file and split.
 
-    Texts are compared as they count as the same (texts.normalise). `near-duplicates` counts the held-out positives to
-    which a passage of the training file is nearly the same; that is a leak, too, unless GROUP_NEAR_DUPLICATES is
-    off. A part that came with the data may share queries and positives with the training part, but no negative may be
-    one of its positives, or nearly. Raises UserError when anything leaked.
+    Texts are compared in normalized form (normalize.normalize). `near-duplicates` counts the held-out positives with a
+    near-duplicate in the training file, which is a leak unless GROUP_NEAR_DUPLICATES is off. A predefined split may
+    share queries and positives with the training split, but no negative may be one of its positives or a near-duplicate
+    of one. Raises UserError when anything leaked.
     """
     tables, rows = [], {name: read_rows([settings.data_dir / name]) for name in files}
     texts = _Texts(rows.values(), collection)
@@ -38,13 +38,15 @@ def check_leakage(settings, collection, files):
 
 
 def check_leakage_on_disk(settings, files):
-    """The audit of what is on disk, collection and training files."""
+    """check_leakage with the collection read from disk."""
     return check_leakage(settings, read_data(settings), files)
 
 
 class _Texts:
-    """The different passages of all rows, numbered, each looked at once: what is `normal` of them, numbers that agree
-    where they count as the `same`, and `near`, pairs of a text and a held-out positive.
+    """The distinct passages of all rows, numbered, each processed once.
+
+    `normal` holds a hash of each normalized text, `same` a number that is equal for texts with equal hashes, and `near`
+    pairs of a text and a held-out positive that are near-duplicates.
     """
 
     def __init__(self, rows, collection):
@@ -65,53 +67,54 @@ class _Texts:
         self.near = near_duplicates_between(texts, chain.from_iterable(self.held_out.values()))
 
     def numbers(self, keys):
-        """The texts' numbers by their keys; that of a text that no row has is any."""
+        """The numbers of the texts with these keys; arbitrary for a key that no row uses."""
         return self.order[np.minimum(np.searchsorted(self.keys, keys, sorter=self.order), len(self.order) - 1)]
 
 
 def _found(name, rows, texts, collection):
-    number, sides, own, repeated = texts.numbers(rows.keys), np.zeros(len(texts.keys), np.uint8), 0, 0
+    number, sides, contradictions, repeated = texts.numbers(rows.keys), np.zeros(len(texts.keys), np.uint8), 0, 0
     for (pos_rows, pos), (neg_rows, neg) in zip(_lists(rows, "pos"), _lists(rows, "neg")):
         pos, neg = number[pos], number[neg]
         sides[pos] |= POSITIVE
         sides[neg] |= NEGATIVE
         pos, neg = pos_rows * len(sides) + texts.same[pos], neg_rows * len(sides) + texts.same[neg]
-        own += _common(pos, neg)
+        contradictions += _common(pos, neg)
         repeated += len(neg) - len(_different(neg))
-    queries, begin = _normal(rows.table["query"].to_pylist()), 0
+    queries, first = _normal(rows.table["query"].to_pylist()), 0
     for part, held_out in texts.held_out.items():
-        counted = texts.near[(texts.near[:, 1] >= begin) & (texts.near[:, 1] < begin + len(held_out))]
-        begin += len(held_out)
-        # What the positives of a part that came with the data are near to, its givers have to answer for.
-        counted = counted[sides[counted[:, 0]] & (NEGATIVE if part in collection.predefined else POSITIVE | NEGATIVE) > 0]
+        counted = texts.near[(texts.near[:, 1] >= first) & (texts.near[:, 1] < first + len(held_out))]
+        first += len(held_out)
+        # Near-duplicates between positives of a predefined split and training positives came with the data.
+        checked = NEGATIVE if part in collection.predefined else POSITIVE | NEGATIVE
+        counted = counted[sides[counted[:, 0]] & checked > 0]
         asked, same = _normal(collection.split(part).queries.values()), _normal(held_out)
         yield {"file": name, "against": part,
                "queries": _common(asked, queries),
                "positives": _common(same, texts.normal[sides & POSITIVE > 0]),
                "negatives": _common(same, texts.normal[sides & NEGATIVE > 0]),
                "near-duplicates": len(np.unique(counted[:, 1])),
-               "own positives as negatives": own, "repeated negatives": repeated}
+               "own positives as negatives": contradictions, "repeated negatives": repeated}
 
 
 def _different(numbers):
-    """Each number once, sorted; np.unique and what uses it hash them, which for millions takes ten times as long."""
+    """The distinct numbers, sorted. np.unique hashes them, which takes ten times as long for millions."""
     numbers = np.sort(numbers)
     return numbers[np.append(True, numbers[1:] != numbers[:-1])[:len(numbers)]]
 
 
-def _common(some, others):
-    """How many different numbers are among both."""
-    both = np.sort(np.concatenate([_different(some), _different(others)]))
+def _common(one, other):
+    """The number of distinct values that occur in both arrays."""
+    both = np.sort(np.concatenate([_different(one), _different(other)]))
     return int((both[1:] == both[:-1]).sum())
 
 
 def _lists(rows, side):
-    """Yield, for some rows at a time, the row and the position of each of their passages: two int64 arrays."""
+    """Yield, per chunk of rows, the row and the passage position of each list entry: two int64 arrays."""
     for chunk in rows.table[side].chunks:
         lengths = np.diff(chunk.offsets.to_numpy())
         yield np.repeat(np.arange(len(lengths)), lengths), chunk.flatten().to_numpy().astype(np.int64)
 
 
 def _normal(texts):
-    """64 bits a text, in which texts agree that count as the same: a uint64 array."""
+    """64-bit hashes of the normalized texts: a uint64 array."""
     return np.fromiter((int(passage_id(text)[1:], 16) for text in texts), dtype=np.uint64)

@@ -10,27 +10,26 @@ from scipy.sparse import csr_array
 from embedding_finetune.data.normalize import word_tokens
 
 SHINGLE_WORDS = 5  # words
-TEXTS, BLOCK = 50_000, 5_000_000  # texts whose runs, and pairs of texts that are looked at together
-NEAR_DUPLICATE = 0.8  # share of the shorter text's runs of words that the longer one must have
+TEXTS, BLOCK = 50_000, 5_000_000  # texts, and candidate pairs, that are processed at once
+NEAR_DUPLICATE = 0.8  # fraction of the shorter text's shingles that the longer one must contain
 
 
 def near_duplicates(texts):
-    """Pairs of texts that say nearly the same in the same words: int array (pairs, 2) of positions, the lower one
-    first.
+    """All pairs of near-duplicate texts: int array (pairs, 2) of positions, the lower one first.
 
-    Two texts do so when the longer one contains at least NEAR_DUPLICATE of the runs of GRAM words of the shorter one
-    (containment, Broder 1997); a text of fewer words is one run. The result is exact: a pair that qualifies shares
-    one of the rarest runs of its shorter text, as many as it may miss and one more (prefix filter, Chaudhuri et al.
-    2006), so that only texts with such a run in common are counted. Memory: 4 bytes a word, the different words, and
-    the runs of texts that may have a near-duplicate; it grows with the pairs found, which are the square of the texts
-    where all say the same.
+    Two texts are near-duplicates if the longer one contains at least NEAR_DUPLICATE of the shingles (SHINGLE_WORDS
+    consecutive words) of the shorter one (containment, Broder 1997). A text with fewer words is one shingle. The result
+    is exact: if the shorter text may miss m shingles, a qualifying pair shares at least one of its m + 1 rarest ones
+    (prefix filter, Chaudhuri et al. 2006), so only texts that share such a shingle are compared. Memory: 4 bytes per
+    word, the vocabulary, and the shingles of texts that may have a near-duplicate. It grows with the pairs found, which
+    are quadratic in the number of texts when all are alike.
     """
     number = defaultdict(count().__next__)
     flat, bounds = _word_ids(texts, lambda found: map(number.__getitem__, found))
     del number
     if not len(flat):
         return np.empty((0, 2), dtype=np.int64)
-    met = np.zeros(1 << min(27, int(len(flat)).bit_length() + 1), dtype=np.uint8)  # of runs by hash: 0, 1, or more
+    met = np.zeros(1 << min(27, int(len(flat)).bit_length() + 1), dtype=np.uint8)  # shingles by hash: 0, 1, or more
     for _, _, hashes in _shingles(flat, bounds):
         cells, times = np.unique(hashes & np.uint64(len(met) - 1), return_counts=True)
         met[cells] = np.minimum(met[cells] + times, 2)
@@ -56,30 +55,34 @@ def near_duplicates(texts):
 
 
 def near_duplicates_between(texts, others):
-    """Those pairs of near_duplicates that are one of `texts` and one of `others`, as positions in the two: int array
-    (pairs, 2). Only texts that share a run of words with any of `others` are compared at all (or whose hash does).
+    """The pairs of near_duplicates with one text of `texts` and one of `others`: int array (pairs, 2) of positions in
+    the two.
+
+    Only texts that share the hash of a shingle with `others` are compared.
     """
     texts, others, number = list(texts), list(others), defaultdict(count(1).__next__)
     flat, bounds = _word_ids(others, lambda found: map(number.__getitem__, found))
-    met = np.zeros(1 << min(27, int(len(flat)).bit_length() + 8), dtype=bool)  # runs of the others by hash
+    met = np.zeros(1 << min(27, int(len(flat)).bit_length() + 8), dtype=bool)  # shingles of `others` by hash
     for _, _, hashes in _all_shingles(flat, bounds):
         met[hashes & np.uint64(len(met) - 1)] = True
-    flat, bounds = _word_ids(texts, lambda found: map(number.get, found, repeat(0)))  # 0: a word of no other
+    flat, bounds = _word_ids(texts, lambda found: map(number.get, found, repeat(0)))  # 0: not in `others`
     sharing = np.zeros(len(texts), dtype=bool)
     for _, rows, hashes in _all_shingles(flat, bounds):
         sharing[rows[met[hashes & np.uint64(len(met) - 1)]]] = True
-    some = np.flatnonzero(sharing)
-    near = near_duplicates([*(texts[number] for number in some), *others])
-    near = near[(near[:, 0] < len(some)) & (near[:, 1] >= len(some))]
-    return np.stack([some[near[:, 0]], near[:, 1] - len(some)], axis=1)
+    candidates = np.flatnonzero(sharing)
+    near = near_duplicates([*(texts[number] for number in candidates), *others])
+    near = near[(near[:, 0] < len(candidates)) & (near[:, 1] >= len(candidates))]
+    return np.stack([candidates[near[:, 0]], near[:, 1] - len(candidates)], axis=1)
 
 
 def _contained(grams, sizes):
-    """The pairs of near_duplicates: `grams` says which run is in which text (those in one text only may be left out),
-    `sizes` how many runs a text has.
+    """The pairs of near_duplicates, from the shingles of each text.
+
+    `grams` is the (texts, shingles) incidence matrix, which may leave out shingles of a single text; `sizes` is the
+    number of shingles per text.
     """
-    alone = sizes - np.diff(grams.indptr)  # runs of the text that no other has: the rarest
-    spare = sizes - np.ceil(NEAR_DUPLICATE * sizes - 1e-9)  # runs that the shorter text of a pair may have for itself
+    alone = sizes - np.diff(grams.indptr)  # shingles that occur in this text only: the rarest
+    spare = sizes - np.ceil(NEAR_DUPLICATE * sizes - 1e-9)  # shingles that the shorter text of a pair may miss
     texts = np.flatnonzero(alone <= spare)
     some = grams[texts]
     rows, columns = np.repeat(np.arange(len(texts)), np.diff(some.indptr)), some.indices
@@ -105,8 +108,10 @@ def _contained(grams, sizes):
 
 
 def _word_ids(texts, numbers):
-    """The words of all texts as numbers, one array, and where each text begins in it and the last one ends; `numbers`
-    has those of some words."""
+    """The words of all texts as ids in one array, and the offsets of the texts in it, with the end.
+
+    `numbers` maps a list of words to ids.
+    """
     flat, bounds = array("I"), array("q", [0])
     for text in texts:
         flat.extend(numbers(word_tokens(text)))
@@ -115,7 +120,7 @@ def _word_ids(texts, numbers):
 
 
 def _shingles(flat, bounds):
-    """The same as _all_runs, but a run counts once a text."""
+    """As _all_shingles, but each shingle counts once per text."""
     for block, rows, hashes in _all_shingles(flat, bounds):
         order = np.lexsort((hashes, rows))
         hashes, rows = hashes[order], rows[order]
@@ -125,20 +130,21 @@ def _shingles(flat, bounds):
 
 
 def _all_shingles(flat, bounds):
-    """Which run of GRAM words occurs in which text, in blocks of texts: yields (slice of the texts, the text of each
-    run, its hash).
+    """Yield, per block of texts, (slice of the texts, the text of each shingle, the hash of each shingle).
+
+    All shingles have SHINGLE_WORDS words, except those of shorter texts.
     """
     for first in range(0, len(bounds) - 1, TEXTS):
         block = slice(first, min(first + TEXTS, len(bounds) - 1))
         starts, lengths = bounds[block], np.diff(bounds[first:block.stop + 1])
         hashes, rows = [], []
-        for size in range(1, SHINGLE_WORDS + 1):  # a text shorter than GRAM is one run of its own size
+        for size in range(1, SHINGLE_WORDS + 1):  # a shorter text is one shingle of its own size
             of_size = np.flatnonzero(lengths == size if size < SHINGLE_WORDS else lengths >= SHINGLE_WORDS)
             runs = lengths[of_size] - size + 1
             ends = np.cumsum(runs)
             at = np.repeat(starts[of_size] - ends + runs, runs) + np.arange(runs.sum())
             value = np.full(len(at), size, dtype=np.uint64)
-            for offset in range(size):  # a polynomial in 64 bits; two runs collide once in some 10 ** 19
+            for offset in range(size):  # polynomial hash in 64 bits; two shingles collide with probability 1e-19
                 value = (value ^ (value >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
                 value += flat[at + offset] + np.uint64(1)
             hashes.append(value)

@@ -1,7 +1,7 @@
-"""Sets of other domains, OUT_OF_DOMAIN_SETS: what a model gains on its own domain it may lose there.
+"""Out-of-domain test sets (OUT_OF_DOMAIN_SETS), to measure what fine-tuning costs on other domains.
 
-Each is a folder in BEIR's layout, or `general`: questions of general knowledge, which a package ships, with their
-answers. Its dev queries are for choosing (see training.merge), its test queries report.
+Each is a folder in BEIR layout, or `general`: general-knowledge questions with answers, shipped in a package. Dev
+queries are used for model selection (see training.merging), test queries for reporting.
 """
 
 import importlib.util
@@ -16,13 +16,16 @@ from embedding_finetune.files import UserError
 from embedding_finetune.settings import path_of
 
 GENERAL = "general"
-PACKAGE = "chatterbot_corpus"  # BSD licence; pinned in requirements.txt, so that everybody reads the same questions
-TOPICS = "trivia science literature history sports".split()  # what is asked there has an answer
-DEV_SHARE = 3  # every third query is for choosing
+PACKAGE = "chatterbot_corpus"  # BSD licence; pinned in requirements.txt, so that the questions are always the same
+TOPICS = "trivia science literature history sports".split()  # topics whose questions have factual answers
+DEV_SHARE = 3  # every third query is a dev query
 
 
 def out_of_domain_sets(settings):
-    """Name -> Collection of OUT_OF_DOMAIN_SETS, in order. Raises UserError when one cannot be read or has no test queries."""
+    """Name -> Collection of OUT_OF_DOMAIN_SETS, in order.
+
+    Raises UserError when a set cannot be read or has no test queries.
+    """
     found = {}
     for name in settings.out_of_domain_sets.split():
         found[name] = general_knowledge() if name == GENERAL else read_collection(path_of(name))
@@ -32,7 +35,7 @@ def out_of_domain_sets(settings):
 
 
 def general_knowledge():
-    """343 questions of general knowledge and their 350 short answers, as a Collection of dev and test."""
+    """343 general-knowledge questions and their 350 short answers, as a Collection with dev and test splits."""
     try:
         folder = Path(importlib.util.find_spec(PACKAGE).submodule_search_locations[0]) / "data" / "english"
     except AttributeError:
@@ -41,6 +44,6 @@ def general_knowledge():
     conversations = (conversation for topic in TOPICS for conversation in
                      yaml.safe_load((folder / f"{topic}.yml").read_text(encoding="utf-8"))["conversations"])
     found, _ = clean(Row(str(question), [str(answer)]) for question, answer, *_ in conversations)
-    ids = sorted(found.queries)  # hashes: an order that means nothing
+    ids = sorted(found.queries)  # ids are hashes, so the order is arbitrary but fixed
     return Collection(found.queries, found.corpus, found.qrels,
                       {query: "test" if place % DEV_SHARE else "dev" for place, query in enumerate(ids)})

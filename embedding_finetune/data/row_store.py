@@ -1,13 +1,13 @@
-"""Training rows by id: what is trained on as positions in one store of passages, mapped from disk.
+"""Store of training rows: passages by position in one memory-mapped file, so each text is stored once.
 
 In DATA_DIR, as Arrow IPC files (https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format):
 
-    passages.arrow           text and key (text_key) of each training passage: each text once, for all recipes
+    passages.arrow           text and key (text_hash) of each training passage: each text once, for all recipes
     training_LABEL.arrow     id, query, query_key, pos and neg of each training query, the last two as positions in
-                             passages.arrow, whose identity it names; with a teacher pos_scores and neg_scores
+                             passages.arrow, whose identity it records; with a teacher pos_scores and neg_scores
 
-FlagEmbedding's own format, JSON lines with the text of each passage wherever it is used, can be written from these and
-read in their place.
+Files in FlagEmbedding's format, JSON Lines with the text of each passage, can be written from these and read in their
+place.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from embedding_finetune.files import UserError, atomic_write, iter_jsonl, one_line, write_jsonl
 
 PASSAGES = "passages.arrow"
-BATCH = 10_000  # rows of a file that are in memory at once while it is written
+BATCH = 10_000  # rows in memory at once while a file is written
 STORE = pa.schema({"text": pa.large_string(), "key": pa.int64()})
 ROWS = pa.schema({"id": pa.string(), "query": pa.string(), "query_key": pa.int64(), "pos": pa.list_(pa.int32()),
                   "neg": pa.list_(pa.int32())})
@@ -31,17 +31,17 @@ MADE_BY = "build_train_dataset.ipynb or finetune_hard.sh"
 
 
 def text_hash(text):
-    """A text's identity as a signed 64-bit number, so that it can travel between processes in a tensor."""
+    """A signed 64-bit hash of a text, which processes can exchange in a tensor."""
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
 
 
 class Rows:
-    """Training rows in their order, a sequence: row i is a dict of query, pos, neg and id, with a teacher pos_scores
-    and neg_scores too, its texts looked up when it is asked for.
+    """A sequence of training rows: row i is a dict of query, pos, neg and id, with a teacher also pos_scores and
+    neg_scores.
 
-    `table` has the rows, `passages` the store (both Arrow tables), `keys` the passages' keys, an int64 array. Pickled
-    it is the paths of its files: another process maps them anew.
+    Texts are looked up on access. `table` has the rows and `passages` the store (Arrow tables), `keys` the passages'
+    keys (int64 array). Pickling stores the paths only; another process maps the files again.
     """
 
     def __init__(self, paths, teacher, passages, table):
@@ -61,33 +61,33 @@ class Rows:
         return row | {side: list(map(self.text, row[side])) for side in ("pos", "neg")}
 
     def value(self, name, number):
-        """What a column has for a row; passages by their positions."""
+        """The value of a column in a row; passages are given as positions."""
         return self._columns[name][number].as_py()
 
     def text(self, position):
-        """The text of a passage. Raises UserError when it is damaged."""
+        """The text of a passage; raises UserError when it is damaged."""
         try:
             return self._texts[position].as_py()
         except UnicodeDecodeError:
-            raise _damaged(", ".join(map(str, self.paths)), f"passage {position} is no text") from None
+            raise _damaged(", ".join(map(str, self.paths)), f"passage {position} is not valid text") from None
 
 
 def read_rows(paths, teacher=False):
-    """The Rows of training files: .arrow ones, or others in FlagEmbedding's format; with a teacher's scores or without.
+    """The Rows of training files (.arrow or FlagEmbedding's format), with a teacher's scores or without.
 
-    Raises UserError, naming file and row, when one is missing, damaged or cannot be trained on.
+    Raises UserError naming file and row when a file is missing, damaged or not trainable.
     """
-    passages, tables, before = [], [], 0
+    passages, tables, offset = [], [], 0
     for path in map(Path, paths):
         store, table = (_stored if path.suffix == ".arrow" else _converted)(path, teacher)
-        tables.append(_moved(table, before))
+        tables.append(_moved(table, offset))
         passages.append(store)
-        before += len(store)
+        offset += len(store)
     return Rows(paths, teacher, pa.concat_tables(passages), pa.concat_tables(tables))
 
 
 def _moved(table, by):
-    """Rows whose passages stand `by` places later."""
+    """Rows with the positions of their passages increased by `by`."""
     for name in ("pos", "neg") if by else ():
         lists = [pa.ListArray.from_arrays(chunk.offsets, pc.add(chunk.values, pa.scalar(by, pa.int32())))
                  for chunk in table[name].chunks]
@@ -96,14 +96,14 @@ def _moved(table, by):
 
 
 def _stored(path, teacher):
-    """(store, rows) of a file that write_rows has written, checked as far as that needs no look at the texts."""
+    """(store, rows) of a file written by write_rows, validated without reading the texts."""
     table, store = _mapped(path, ROWS, ROWS_WITH_SCORES), path.with_name(PASSAGES)
     passages = _mapped(store, STORE)
     if teacher and not table.schema.equals(ROWS_WITH_SCORES):
-        raise UserError(f"{path} has no scores of a teacher: it is made by {MADE_BY}")
+        raise UserError(f"{path} has no teacher scores: it is made by {MADE_BY}")
     named = (table.schema.metadata or {}).get(b"passages")
     if store_identity(passages["key"].to_numpy()).encode() != named:
-        raise UserError(f"{path} belongs to other passages than those of {store}: {MADE_BY} makes both anew")
+        raise UserError(f"{path} does not belong to the passages of {store}: run {MADE_BY} again to build both")
     try:
         table.validate(full=True)
     except pa.ArrowInvalid as error:
@@ -115,12 +115,12 @@ def _stored(path, teacher):
     for side in ("pos", "neg"):
         bounds = pc.min_max(pc.list_flatten(table[side])).as_py()
         if not len(table) or bounds["min"] is None or bounds["min"] < 0 or bounds["max"] >= len(passages):
-            raise _damaged(path, f"{side!r} names passages that are not there")
+            raise _damaged(path, f"{side!r} refers to passages that do not exist")
     return passages, table.select((ROWS_WITH_SCORES if teacher else ROWS).names).replace_schema_metadata()
 
 
 def _mapped(path, *schemas):
-    """The Arrow table of a file, of one of these schemas; its columns stay on disk until they are looked at."""
+    """The memory-mapped Arrow table of a file that has one of these schemas."""
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         table.validate()
@@ -129,12 +129,12 @@ def _mapped(path, *schemas):
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, one_line(error)) from None
     if not any(map(table.schema.equals, schemas)):
-        raise _damaged(path, "it has other columns")
+        raise _damaged(path, "it has unexpected columns")
     return table
 
 
 def _damaged(path, why):
-    return UserError(f"{path} is damaged ({why}): {MADE_BY} makes it anew")
+    return UserError(f"{path} is damaged ({why}): run {MADE_BY} again")
 
 
 def _converted(path, teacher):
@@ -152,7 +152,7 @@ def _converted(path, teacher):
                                     "build the file again")
                 if teacher and not (isinstance(scores, list) and len(scores) == len(texts)
                                     and all(isinstance(score, int | float) for score in scores)):
-                    raise UserError(f"{path}, row {number}: a teacher needs '{side}_scores', one number a text of "
+                    raise UserError(f"{path}, row {number}: a teacher needs '{side}_scores', one number per text of "
                                     f"{side!r}")
                 row[side] = [position.setdefault(text, len(position)) for text in texts]
             yield row | {"id": str(row["id"]) if "id" in row else None}
@@ -162,19 +162,21 @@ def _converted(path, teacher):
         table = pa.Table.from_batches(_batches(_with_key(rows()), schema), schema)
         return pa.Table.from_batches(_batches(_passages(position), STORE), STORE), table
     except UnicodeEncodeError as error:
-        raise UserError(f"{path}: a text has half a surrogate pair ({error.object[error.start]!r}), which is no "
-                        "character; take it out") from None
+        raise UserError(f"{path}: a text has an unpaired surrogate ({error.object[error.start]!r}), which is not "
+                        "a valid character; remove it") from None
 
 
 def write_passages(path, texts):
-    """Write the store of these texts; returns its identity, which rows name."""
+    """Write the store of these texts; returns its identity, which files of rows record."""
     _write(path, STORE, _batches(_passages(texts), STORE))
     return store_identity(_mapped(path, STORE)["key"].to_numpy())
 
 
 def write_rows(path, rows, store, teacher=False):
-    """Write training rows (dicts of id, query, pos and neg, with a teacher pos_scores and neg_scores; passages by
-    position) that belong to the store of this identity."""
+    """Write training rows for the store with this identity.
+
+    Rows are dicts of id, query, pos and neg (positions), with a teacher also pos_scores and neg_scores.
+    """
     schema = ROWS_WITH_SCORES if teacher else ROWS
     _write(path, schema.with_metadata({"passages": store}), _batches(_with_key(rows), schema))
 
@@ -187,8 +189,8 @@ def _write(path, schema, batches):
 
 def _batches(rows, schema):
     rows = iter(rows)
-    while some := list(islice(rows, BATCH)):
-        yield pa.RecordBatch.from_pydict({name: [row[name] for row in some] for name in schema.names}, schema)
+    while batch := list(islice(rows, BATCH)):
+        yield pa.RecordBatch.from_pydict({name: [row[name] for row in batch] for name in schema.names}, schema)
 
 
 def _passages(texts):
@@ -200,20 +202,25 @@ def _with_key(rows):
 
 
 def write_for_flagembedding(path, rows, prompt):
-    """Write Rows as FlagEmbedding's trainer reads them, JSON lines of query, pos, neg, id and prompt (which it prefers
-    to its flag), with a teacher pos_scores and neg_scores."""
+    """Write Rows in the format of FlagEmbedding's trainer: JSON Lines of query, pos, neg, id and prompt, with a teacher
+    also pos_scores and neg_scores.
+
+    FlagEmbedding prefers a row's prompt to the prompt in its flags.
+    """
     order = dict.fromkeys(("query", "pos", "neg", "id", "prompt"))
     write_jsonl(path, (order | row | {"prompt": prompt} for row in rows))
 
 
 def store_identity(keys):
-    """What tells one store from another: a hash of its passages' keys in their order."""
+    """The identity of a store: a hash of its passages' keys in order."""
     return hashlib.sha256(keys.tobytes()).hexdigest()
 
 
 def rows_identity(rows):
-    """What tells one training's Rows from another's: a hash of all that is trained on, so of all but ids, wherever the
-    passages stand in their store."""
+    """The identity of Rows: a hash of everything that is trained on, so of all columns but ids.
+
+    It does not depend on the positions of the passages in their store.
+    """
     digest = hashlib.sha256(rows.table["query_key"].to_numpy().tobytes())
     for name in ("pos", "neg", *SCORES):
         if name in rows.table.column_names:

@@ -55,7 +55,8 @@ def test_parts_ids_and_grades_stay_and_what_crosses_is_said(settings, tmp_path, 
     assert collection.corpus == whole.corpus and collection.predefined == ("dev", "test", "train")
     assert read_data(settings) == collection
     said = capsys.readouterr().out
-    assert "beir: 1 dev and test queries that are train queries, too, 1 dev and test positives that are train" in said
+    assert ("beir: 1 dev and test queries that are also train queries, 1 dev and test positives that are also train "
+            "positives") in said
     assert "2 negatives that came with training queries are left out" in said
     assert check_leakage(settings, collection, ["training_neg_10.json"])["positives"].tolist() == [0, 1]
 
@@ -77,10 +78,11 @@ def test_no_negative_is_a_test_positive_or_nearly_one(settings, tmp_path):
     pool = negative_candidates(collection)
     texts = pool.texts()
     given = {whole.corpus[f"train/{number}/0"] for number in range(40)}
-    assert len(texts) == len(set(texts)) and set(texts[pool.num_eligible:]) - given == {whole.corpus["train/0/2"],
-                                                                                 whole.corpus["train/1/2"]}
+    assert len(texts) == len(set(texts))
+    assert set(texts[pool.num_eligible:]) - given == {whole.corpus["train/0/2"], whole.corpus["train/1/2"]}
     exact = negative_candidates(collection, near=False)
-    assert exact.num_eligible == pool.num_eligible + 1 and whole.corpus["train/1/2"] in exact.texts()[:exact.num_eligible]
+    assert exact.num_eligible == pool.num_eligible + 1
+    assert whole.corpus["train/1/2"] in exact.texts()[:exact.num_eligible]
 
 
 def test_the_audit_finds_a_negative_that_is_nearly_a_test_positive(settings, tmp_path):
@@ -107,13 +109,14 @@ def test_a_part_that_is_missing_is_cut_from_train(settings, tmp_path, missing, k
     assert set(again.values()) == {"train", *missing} and len(again) == 40
 
 
-def test_a_set_without_training_judgements_is_for_eval_sets(settings, tmp_path):
+def test_a_set_without_training_judgements_is_for_out_of_domain_sets(settings, tmp_path):
     graded(tmp_path / "beir", without=["train"])
-    with pytest.raises(UserError, match="no qrels/train.tsv, so nothing to train on; OUT_OF_DOMAIN_SETS=.*beir measures on it"):
+    message = "no qrels/train.tsv, so there is nothing to train on; OUT_OF_DOMAIN_SETS=.*beir evaluates on it"
+    with pytest.raises(UserError, match=message):
         read_pairs(at(settings, tmp_path / "beir"))
 
 
-def test_max_pairs_is_for_the_training_part_and_corpus_adds_to_the_corpus(settings, tmp_path):
+def test_max_queries_is_for_the_training_part_and_corpus_adds_to_the_corpus(settings, tmp_path):
     whole = graded(tmp_path / "beir")
     (tmp_path / "more.csv").write_text("id,text\nnew,a new one\nother,ANSWERS nothing\n")
     collection, counts = read_pairs(at(settings, tmp_path / "beir", max_queries=10, corpus=str(tmp_path / "more.csv")))

@@ -44,7 +44,7 @@ def test_one_id_for_two_queries_is_refused():
 
 @pytest.mark.parametrize("identity", ["1 2", "", " ", "a\tb", "a\nb"])
 def test_an_id_that_a_run_file_cannot_hold_is_refused_whatever_the_reader(identity):
-    with pytest.raises(UserError, match="row 2: the id .* must be one word, as TREC files want it"):
+    with pytest.raises(UserError, match="row 2: the id .* must be one word, as TREC files require"):
         clean([Row("a", ["x"]), Row("b", ["y"], identity)])
 
 
@@ -55,7 +55,7 @@ def local(tmp_path, *rows, **settings):
 
 
 @pytest.mark.parametrize("row, message", [
-    ({"query": "a"}, "line 2: no passage that answers"),
+    ({"query": "a"}, "line 2: no relevant passage"),
     ({"query": "a", "pos": [1]}, "line 2: 'pos' must be a text or a list of texts"),
     ({"query": 3, "pos": ["x"]}, "line 2: 'query' must be a text or a list of texts"),
     ({"query": None, "pos": ["x"]}, "line 2: no query"),
@@ -159,7 +159,7 @@ def test_half_surrogate_pairs_break_neither_reading_nor_writing(settings, tmp_pa
     assert "more ?" in collection.corpus.values()
 
 
-def test_max_pairs_takes_a_seeded_sample_in_the_files_order(tmp_path):
+def test_max_queries_takes_a_seeded_sample_in_the_files_order(tmp_path):
     rows = [{"query": f"query {number}", "pos": [f"passage {number}"], "id": number} for number in range(100)]
     first, counts = read_pairs(local(tmp_path, *rows, max_queries=10, seed=1))
     again, _ = read_pairs(local(tmp_path, *rows, max_queries=10, seed=1))

@@ -56,7 +56,8 @@ def test_a_sample_keeps_the_order_and_the_judged_passages():
     assert sample == whole.sample(10, seed=1) != whole.sample(10, seed=2)
     assert list(sample.queries) == [query for query in queries if query in sample.queries] and len(sample.queries) == 10
     assert {query.replace("q", "p") for query in sample.queries} == sample.judged_passages()
-    assert set(sample.corpus) == sample.judged_passages() | {f"p{number}" for number in range(50, 60)}  # judged for no query
+    not_judged = {f"p{number}" for number in range(50, 60)}
+    assert set(sample.corpus) == sample.judged_passages() | not_judged
     assert whole.sample(0, seed=1) is whole.sample(50, seed=1) is whole
 
 
@@ -108,8 +109,8 @@ def test_no_judgement_is_lost_with_a_header_or_without(tmp_path, header):
     ("a\tb\tc\n1 b 1\n", "test.tsv, line 2: expected query-id, corpus-id and score"),
     ("a\tb\tc\n1\tb\t0.5\n", "test.tsv, line 2: expected .*a whole number"),
     ("a\tb\tc\n1\tb\t1\nx\ty\tz\n", "test.tsv, line 3: expected"),
-    ("a\tb\tc\n1\tz\t1\n", "test.tsv, line 2: judges a query or passage that .* does not have"),
-    ("a\tb\tc\n9\tb\t1\n", "test.tsv, line 2: judges a query or passage that .* does not have"),
+    ("a\tb\tc\n1\tz\t1\n", "test.tsv, line 2: judges a query or passage that is not in "),
+    ("a\tb\tc\n9\tb\t1\n", "test.tsv, line 2: judges a query or passage that is not in "),
     ("a\tb\tc\n", "qrels has no judgements"),
 ])
 def test_broken_judgements_are_named(tmp_path, qrels, message):
@@ -120,7 +121,7 @@ def test_broken_judgements_are_named(tmp_path, qrels, message):
 def test_ids_that_are_there_twice_and_parts_that_overlap_are_named(tmp_path):
     beir(tmp_path)
     (tmp_path / "qrels" / "dev.tsv").write_text("1\ta\t1\n")
-    with pytest.raises(UserError, match="test.tsv, line 2: query 1 is in dev.tsv, too"):
+    with pytest.raises(UserError, match="test.tsv, line 2: query 1 is also in dev.tsv"):
         read_collection(tmp_path)
     write_jsonl(tmp_path / "queries.jsonl", [{"_id": "1", "text": "a"}, {"_id": 1, "text": "b"}])
     with pytest.raises(UserError, match="queries.jsonl has the `_id` '1' twice"):

@@ -44,7 +44,8 @@ def test_the_seed_decides():
 
 
 def test_too_few_passages_are_refused():
-    with pytest.raises(UserError, match="50 negatives a query were asked for, but a query has only 49 other passages"):
+    message = "50 negatives per query were asked for, but a query has only 49 other passages"
+    with pytest.raises(UserError, match=message):
         sample_random([[0], [1]], 50, 50, seed=1)
 
 
@@ -61,7 +62,7 @@ def unit(rows):
 
 def test_the_filters_by_hand():
     scores, positive = np.array([[0.9, 0.77, 0.759, 0.7, 0.1]]), [0.8]
-    for text, expected in (("relative_margin 0.95", [False, False, True, True, True]),    # below 0.76
+    for text, expected in (("relative_margin 0.95", [False, False, True, True, True]),  # below 0.76
                            ("absolute_margin 0.05", [False, False, False, True, True]),  # below 0.75
                            ("rank_range 2 3", [False, True, True, False, False]), ("none", [True] * 5)):
         assert Filter.parse(text).keeps(scores, positive).tolist() == [expected]
@@ -108,15 +109,17 @@ def test_planted_false_negatives_are_rejected_and_hard_negatives_stay():
 def test_of_several_positives_the_lowest_counts():
     queries, passages = unit([[1, 0]]), unit([[1, 0], [1, 1], [1, 0.5], [1, 2]])
     candidates = np.array([[2, 3]])
-    assert filter_candidates(candidates, [[0]], queries, passages, Filter.parse("relative_margin 0.95")).tolist() == [[2, 3]]
-    assert filter_candidates(candidates, [[0, 1]], queries, passages, Filter.parse("relative_margin 0.95")).tolist() == [[-1, 3]]
+    rule = Filter.parse("relative_margin 0.95")
+    assert filter_candidates(candidates, [[0]], queries, passages, rule).tolist() == [[2, 3]]
+    assert filter_candidates(candidates, [[0, 1]], queries, passages, rule).tolist() == [[-1, 3]]
 
 
 def test_candidates_that_are_none_stay_none_whatever_the_filter():
     """The last passage, at position -1, is the best there is: nothing may come of it."""
     queries, passages = unit([[1, 0]]), unit([[1, 0.2], [0, 1], [1, 0.3], [1, 0]])
     for text in ("none", "relative_margin 0.95", "absolute_margin 0.05", "rank_range 1 3"):
-        assert filter_candidates(np.array([[1, -1, -1]]), [[0]], queries, passages, Filter.parse(text)).tolist() == [[1, -1, -1]]
+        kept = filter_candidates(np.array([[1, -1, -1]]), [[0]], queries, passages, Filter.parse(text))
+        assert kept.tolist() == [[1, -1, -1]]
     assert filter_candidates(np.empty((0, 3), int), [], queries[:0], passages, Filter.parse("none")).shape == (0, 3)
 
 
@@ -152,9 +155,9 @@ def test_random_passages_fill_up_what_the_filter_left_empty():
 
 
 def test_a_pool_that_is_too_small_is_refused():
-    with pytest.raises(UserError, match="5 negatives a query were asked for, but a query finds only 4 in the"):
+    with pytest.raises(UserError, match="5 negatives per query were asked for, but a query has only 4 passages in the"):
         select_negatives(np.array([[1]]), [[0]], NO_PAIRS, 5, 5, seed=1)
-    with pytest.raises(UserError, match="a query finds only 3 in the training part that are no near-duplicates"):
+    with pytest.raises(UserError, match="a query has only 3 passages in the training split that are not near-dup"):
         select_negatives(np.array([[1]]), [[0]], np.array([[0, 4]]), 5, 4, seed=1)
 
 
@@ -168,7 +171,8 @@ queries, passages = (rng.standard_normal((rows, 16), dtype=np.float32) for rows 
 positives = [[number] for number in range(6_000)]
 exact_search(queries[:10], passages[:10], 2)  # what the libraries need for themselves
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-filter_candidates(exact_search(queries, passages, 50)[1], positives, queries, passages, Filter.parse("relative_margin 0.95"))
+rule = Filter.parse("relative_margin 0.95")
+filter_candidates(exact_search(queries, passages, 50)[1], positives, queries, passages, rule)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 

@@ -44,5 +44,6 @@ def test_folders_and_the_general_set_stand_side_by_side(settings, tmp_path):
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(out_of_domain, "PACKAGE", "no_such_package")
-    with pytest.raises(UserError, match="the package no_such_package is not installed, and OUT_OF_DOMAIN_SETS=general reads it"):
+    message = "the package no_such_package is not installed, and OUT_OF_DOMAIN_SETS=general reads it"
+    with pytest.raises(UserError, match=message):
         general_knowledge()

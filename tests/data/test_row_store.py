@@ -109,10 +109,10 @@ def test_the_identity_is_that_of_all_that_is_trained_on(tmp_path):
     ({"pos": "text"}, "row 2: 'pos' must be a list"),
     ({"neg": ["a", None]}, "row 2: 'neg' must be"),
     ({"query": None}, "row 2: 'query' must be a text"),
-    ({"neg_scores": [1]}, "row 2: a teacher needs 'neg_scores', one number a text of 'neg'"),
+    ({"neg_scores": [1]}, "row 2: a teacher needs 'neg_scores', one number per text of 'neg'"),
     ({"pos_scores": ["high"]}, "row 2: a teacher needs 'pos_scores'"),
-    ({"query": "\ud800"}, "a text has half a surrogate pair"),
-    ({"neg": ["\udc00", "z"]}, "a text has half a surrogate pair"),
+    ({"query": "\ud800"}, "a text has an unpaired surrogate"),
+    ({"neg": ["\udc00", "z"]}, "a text has an unpaired surrogate"),
 ])
 def test_a_row_that_cannot_be_trained_on_is_named(tmp_path, change, message):
     row = {"query": "a", "pos": ["x"], "neg": ["y", "z"], "pos_scores": [1], "neg_scores": [0.5, 0]}
@@ -129,7 +129,7 @@ def test_scores_are_asked_for_only_where_a_teacher_is(path, tmp_path):
     with pytest.raises(UserError, match="row 1: a teacher needs 'pos_scores'"):
         read_rows([json_rows], teacher=True)
     write_rows(path, ROWS, store_identity(read_rows([path]).keys))
-    with pytest.raises(UserError, match="rows.arrow has no scores of a teacher: it is made by build_train"):
+    with pytest.raises(UserError, match="rows.arrow has no teacher scores: it is made by build_train"):
         read_rows([path], teacher=True)
 
 
@@ -143,8 +143,8 @@ def cut(share):
 def test_a_damaged_file_is_one_line(path, name, damage):
     file = path.with_name(name)
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(UserError, match=f"{name} is damaged .*: build_train_dataset.ipynb or finetune_hard.sh makes it "
-                                        "anew") as error:
+    with pytest.raises(UserError, match=f"{name} is damaged .*: run build_train_dataset.ipynb or "
+                                        "finetune_hard.sh again") as error:
         read_rows([path])
     assert "\n" not in str(error.value)
 
@@ -174,14 +174,14 @@ def test_a_file_that_is_missing_names_what_makes_it(path):
 def test_rows_of_other_passages_are_refused(path):
     """The same texts in another order would train on wrong ones without a word."""
     write_passages(path.with_name(PASSAGES), TEXTS[::-1])
-    with pytest.raises(UserError, match="rows.arrow belongs to other passages than those of .*passages.arrow"):
+    with pytest.raises(UserError, match="rows.arrow does not belong to the passages of .*passages.arrow"):
         read_rows([path])
 
 
 @pytest.mark.parametrize("change", [{"neg": [4]}, {"pos": [-1]}])
 def test_positions_beyond_the_store_are_refused(path, change):
     write_rows(path, [{**ROWS[0], **change}], store_identity(read_rows([path]).keys))
-    with pytest.raises(UserError, match=f"rows.arrow is damaged .'{next(iter(change))}' names passages that are not"):
+    with pytest.raises(UserError, match=f"rows.arrow is damaged .'{next(iter(change))}' refers to passages that do"):
         read_rows([path])
 
 

@@ -102,9 +102,9 @@ def test_the_seed_decides():
 
 def test_pairs_that_cannot_be_split_are_refused():
     options = {"test_fraction": 0.2, "dev_fraction": 0.1, "seed": 1}
-    with pytest.raises(UserError, match="5 queries are too few, or too entangled by shared passages, for a dev part"):
+    with pytest.raises(UserError, match="5 queries are too few, or share too many passages, for a dev split"):
         assign_splits(collection_of(*([f"passage {number}"] for number in range(5))), **options)
-    with pytest.raises(UserError, match="for a dev part|for a test part"):
+    with pytest.raises(UserError, match="for a dev split|for a test split"):
         assign_splits(collection_of(*([["the one passage"]] * 50)), **options)
     with pytest.raises(UserError, match="0 queries are too few"):
         assign_splits(collection_of(), **options)
@@ -118,7 +118,8 @@ def test_what_people_wrote_is_the_test_part_and_pseudo_queries_that_share_with_i
     for seed in range(5):
         parts = assign_splits(collection, test_fraction=0.2, dev_fraction=0.2, seed=seed).splits
         assert [query for query, part in parts.items() if part == "test"] == ["q1", "q2"]
-        left_out = {f"{PSEUDO_QUERY_PREFIX}span-{number}" for number in (0, 1, 2, 3, 20)}  # 0 to 3 hang together by their passages
+        connected = (0, 1, 2, 3, 20)  # 0 to 3 share passages
+        left_out = {f"{PSEUDO_QUERY_PREFIX}span-{number}" for number in connected}
         assert set(parts) == set(collection.queries) - left_out
         assert Counter(parts.values())["dev"] == 5  # of the 25 left
     pseudo = collection.select_queries([query for query in collection.queries if query.startswith(PSEUDO_QUERY_PREFIX)])

@@ -163,7 +163,7 @@ def test_a_query_is_taken_out_where_it_stands_word_for_word(text, query, left):
 
 
 def test_long_texts_that_share_runs_by_the_hundred_are_found():
-    """A count of them in eight bits would begin anew at 256, and 0 is no candidate."""
+    """A count of them in eight bits would wrap around at 256, and 0 is no candidate."""
     words_of = [f"w{number}" for number in range(2600)]
     for size in (1000, 1275, 1279, 1283, 2560, 2600):
         assert pairs_of([" ".join(words_of[:size]), " ".join(["more", *words_of[:size]])]) == [(0, 1)]

@@ -176,6 +176,6 @@ def test_a_leak_is_noticed_and_no_record_vouches_for_the_file(built, monkeypatch
 def test_too_few_passages_are_refused(built):
     recipe = dataclasses.replace(find_recipe(built, "neg10"), num_negatives=500)
     before = path_of(built).read_bytes()
-    with pytest.raises(UserError, match="500 negatives a query were asked for"):
+    with pytest.raises(UserError, match="500 negatives per query were asked for"):
         make_training_file(built, recipe, read_data(built))
     assert path_of(built).read_bytes() == before

@@ -1,14 +1,14 @@
-"""Documents without queries: a folder of text, Markdown, HTML and PDF files, as passages and pseudo-queries for them.
+"""Documents without queries: folders of text, Markdown, HTML and PDF files as passages with pseudo-queries.
 
-A section is what stands under one heading. Its text is cut into passages of at most CHUNK_TOKENS tokens of the base
-model by `semantic-text-splitter`: at paragraphs, else at lines, sentences (Unicode's, of any language), words. A
-passage begins with the titles above it. For each there is a pseudo-query:
+A section is the text under one heading. `semantic-text-splitter` splits it into passages of at most CHUNK_TOKENS tokens
+of the base model, preferably at paragraphs, then lines, sentences (Unicode rules), words. A passage starts with the
+titles above it. Pseudo-queries of a passage:
 
-    title   the titles above a section ask for its passages (AugTriever, Meng et al. 2023, arXiv 2212.08841)
-    span    a run of words of a passage asks for it (cropping: Contriever, Izacard et al. 2022, arXiv 2112.09118)
+    title   the titles above its section (AugTriever, Meng et al. 2023, arXiv 2212.08841)
+    span    a sequence of its words (cropping: Contriever, Izacard et al. 2022, arXiv 2112.09118)
 
-Both stand in their passage word for word, so the training takes them out of it nine times in ten (batches.HIDDEN).
-QUERIES are queries that people wrote. Where there are any they are the test part, and the only proof.
+Both occur verbatim in the passage, so the training removes them from it nine times in ten (batches.QUERY_REMOVAL_RATE).
+DOCUMENT_QUERIES are human-written queries; if there are any, they form the test split.
 """
 
 import functools
@@ -30,15 +30,15 @@ from embedding_finetune.files import UserError
 from embedding_finetune.hub import load, model_path
 from embedding_finetune.settings import path_of
 
-SPAN_WORDS = 4, 32  # of a passage that has at least twice the lower number; a Chinese character counts as a word
-TITLED = 8  # passages: what a longer section is called asks for none of them
-WINDOW = 20_000  # characters that are split at once: beyond, the splitter's time grows with the square
-NAMED = 5  # files that are named of those left out
+SPAN_WORDS = 4, 32  # length of a span, in passages of at least twice the minimum; a Chinese character is a word
+TITLED = 8  # maximum passages of a section whose title is a pseudo-query
+WINDOW = 20_000  # characters split at once: the splitter's time is quadratic beyond
+NAMED = 5  # files that a message lists
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A stretch of a section: `titles` are those above it, `body` is its text without them."""
+    """A chunk of a section: `titles` are the headings above it, `body` is its text without them."""
 
     file: str
     section: int
@@ -53,29 +53,30 @@ class Passage:
 
 @reader("documents")
 def read_documents(settings):
-    """Rows of the folder DATASET: QUERIES, all passages, then pseudo-queries, of which MAX_QUERIES is a seeded sample.
+    """Rows of the folder DATASET: DOCUMENT_QUERIES, all passages, then pseudo-queries, sampled with a seed to
+    MAX_QUERIES.
 
-    Prints what was read and what was left out. Raises UserError when there is no text, or when a query of QUERIES has
-    no answer.
+    Prints what was read and what was left out. Raises UserError when there is no text, or when a human-written query
+    has no answer.
     """
     passages = split_documents(settings)
-    written = list(_human_written(settings, passages)) if settings.document_queries else []
-    pseudo = list(pseudo_queries(passages, settings.seed, {normalize(row.query) for row in written}))
+    human_written = list(_human_written(settings, passages)) if settings.document_queries else []
+    pseudo = list(pseudo_queries(passages, settings.seed, {normalize(row.query) for row in human_written}))
     kinds = Counter(row.id.split("-")[1] for row in pseudo)
     print(f"{len(passages)} passages of {len({passage.file for passage in passages})} files; queries: {kinds['title']} "
-          f"titles, {kinds['span']} spans, {len(written)} written by hand")
+          f"titles, {kinds['span']} spans, {len(human_written)} human-written")
     if settings.max_queries:
-        room = min(max(settings.max_queries - len(written), 0), len(pseudo))
+        room = min(max(settings.max_queries - len(human_written), 0), len(pseudo))
         pseudo = [pseudo[number] for number in sorted(random.Random(settings.seed).sample(range(len(pseudo)), room))]
-    yield from written
+    yield from human_written
     yield from (Row(None, [passage.text], source=passage.source) for passage in passages)
     yield from pseudo
 
 
 def split_documents(settings):
-    """The Passages of all documents below DATASET, in the order of the files' names."""
+    """The Passages of all documents below DATASET, in the order of file names."""
     folder, left_out, guessed, found = path_of(settings.dataset), defaultdict(list), defaultdict(list), []
-    cut = Chunker(settings)
+    chunker = Chunker(settings)
     for path in tqdm(list(_files(folder, left_out)), desc="reading documents", unit="file"):
         name = clean_text(str(path.relative_to(folder)))
         try:
@@ -83,7 +84,7 @@ def split_documents(settings):
         except Unreadable as error:
             left_out[str(error)].append(name)
             continue
-        passages = list(_passages(name, lines, cut, "page" if path.suffix.lower() == ".pdf" else "line"))
+        passages = list(_passages(name, lines, chunker, "page" if path.suffix.lower() == ".pdf" else "line"))
         found += passages
         if not passages:
             left_out["no text"].append(name)
@@ -99,7 +100,7 @@ def split_documents(settings):
 
 
 def _files(folder, left_out):
-    """The documents below a folder; hidden files and linked folders (which may go in a circle) are left out."""
+    """The documents below a folder, without hidden files and linked folders (which may form a cycle)."""
     def unreadable(error):
         left_out["folder cannot be read"].append(clean_text(str(error.filename)))
 
@@ -116,12 +117,12 @@ def _files(folder, left_out):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
-def _passages(name, lines, cut, unit):
-    """The passages of a document, given as lines (place, level, text); level 1 to 6 is a heading, 0 none.
+def _passages(name, lines, chunker, unit):
+    """The passages of a document, given as lines (place, level, text); level 1 to 6 is a heading, 0 is text.
 
-    A heading with nothing below it is a line of the section it stands in: no text is lost.
+    A heading without text below it is treated as text of the enclosing section, so no text is lost.
     """
-    below, kept = 1, []  # the level of the next line that is not blank
+    below, kept = 1, []  # level of the next non-blank line
     for place, level, text in reversed(lines):
         text = clean_text(text) if level else clean_text(f"|{text}|")[1:-1]
         kept.append((place, 0 if level and 0 < below <= level else level, text))
@@ -136,14 +137,14 @@ def _passages(name, lines, cut, unit):
             sections[-1][1].append((place, text))
     for number, (above, body) in enumerate(sections):
         starts = np.cumsum([0, *(len(text) + 1 for _, text in body)])
-        for start, chunk in cut(" > ".join(above), "\n".join(text for _, text in body)):
+        for start, chunk in chunker(" > ".join(above), "\n".join(text for _, text in body)):
             first, last = (body[np.searchsorted(starts, at, "right") - 1][0] for at in (start, start + len(chunk) - 1))
             where = f"{unit}s {first}-{last}" if last > first else f"{unit} {first}"
             yield Passage(name, number, above, chunk, ", ".join(filter(None, [name, where, " > ".join(above)])))
 
 
 class Chunker:
-    """Cuts a section's text: yields (offset, text), each of which fits CHUNK_TOKENS together with its titles."""
+    """Splits the text of a section: yields (offset, text) chunks that fit CHUNK_TOKENS together with the titles."""
 
     def __init__(self, settings):
         name, self.size, self.overlap = model_path(settings.base_model), chunk_tokens(settings), settings.chunk_overlap
@@ -151,14 +152,14 @@ class Chunker:
             raise UserError(f"CHUNK_OVERLAP={self.overlap} is more than half of the {self.size} tokens of a passage")
         tokenizer = load("AutoTokenizer", name, settings.trusts(settings.base_model, name))
         if not tokenizer.is_fast:
-            raise UserError(f"{name} has a tokenizer in Python alone, with which documents cannot be split")
+            raise UserError(f"{name} has no fast tokenizer, which splitting documents needs")
         self.tokenizer = tokenizer.backend_tokenizer
-        self.tokenizer.no_truncation()  # which would end the counting, too
+        self.tokenizer.no_truncation()  # truncation would limit the token count
         self.tokenizer.no_padding()
 
     def __call__(self, title, text):
-        room = self.size - len(self.tokenizer.encode(title).ids)  # which counts the tokens around a text, too
-        splitter = self.splitter(max(room, self.size // 2))  # titles longer than half a passage cost it its end
+        room = self.size - len(self.tokenizer.encode(title).ids)  # includes special tokens
+        splitter = self.splitter(max(room, self.size // 2))  # longer titles cost the passage its end
         for window in re.finditer(rf"(?s).{{1,{WINDOW}}}(?:\n|\Z)|.{{{WINDOW}}}", text):
             for start, chunk in splitter.chunk_indices(window[0]):
                 yield window.start() + start, chunk
@@ -170,7 +171,7 @@ class Chunker:
 
 
 def chunk_tokens(settings):
-    """The tokens of a passage: CHUNK_TOKENS, or all that the model reads of one. Raises UserError when it is more."""
+    """Maximum tokens per passage: CHUNK_TOKENS, or PASSAGE_MAX_LEN. Raises UserError when CHUNK_TOKENS is larger."""
     if settings.chunk_tokens > settings.passage_max_len:
         raise UserError(f"CHUNK_TOKENS={settings.chunk_tokens} is more than the {settings.passage_max_len} tokens that "
                         "the model reads of a passage (PASSAGE_MAX_LEN): lower the one or raise the other")
@@ -178,27 +179,26 @@ def chunk_tokens(settings):
 
 
 def pseudo_queries(passages, seed, taken=()):
-    """Rows of the titles that stand above one section alone, and of a span of each passage; none of the `taken` texts.
+    """Rows of the titles that belong to a single section, and of a span of each passage; texts in `taken` are skipped.
 
-    What a span or title occurs in is its answer, too, be it the next passage that overlaps with it: passages that share
-    a pseudo-query share their part of the split.
+    All passages that contain a span are its answers, including an overlapping next passage: passages that share a
+    pseudo-query share their split.
     """
     sections = defaultdict(list)
     for passage in passages:
         sections[passage.file, passage.section].append(passage)
     titles = defaultdict(list)
-    for own in sections.values():
-        titles[" ".join(own[0].titles)].append(own)
-    for title, owners in titles.items():
-        [own, *others] = owners
-        if not others and len(own) <= TITLED and len(word_tokens(title)) > 1 and normalize(title) not in taken:
-            yield _row("title", title, own)
-    for own in sections.values():
-        for number, passage in enumerate(own):
+    for section in sections.values():
+        titles[" ".join(section[0].titles)].append(section)
+    for title, [section, *others] in titles.items():
+        if not others and len(section) <= TITLED and len(word_tokens(title)) > 1 and normalize(title) not in taken:
+            yield _row("title", title, section)
+    for section in sections.values():
+        for number, passage in enumerate(section):
             text = random_span(passage.body, random.Random(f"{seed} {passage_id(passage.text)}"))
             if text and normalize(text) not in taken:
-                near = own[max(number - 1, 0):number + 2]
-                yield _row("span", text, [other for other in near if normalize(text) in normalize(other.body)])
+                neighbours = section[max(number - 1, 0):number + 2]
+                yield _row("span", text, [other for other in neighbours if normalize(text) in normalize(other.body)])
 
 
 def _row(kind, query, answers):
@@ -207,7 +207,9 @@ def _row(kind, query, answers):
 
 
 def random_span(text, generator):
-    """A run of words of a text, at most half of it, or "" where it is too short. `generator`: a random.Random."""
+    """A random sequence of words of a text, at most half of it, or "" if it is too short; `generator` is a
+    random.Random.
+    """
     found, (shortest, longest) = list(WORD.finditer(text)), SPAN_WORDS
     if len(found) < 2 * shortest:
         return ""
@@ -217,10 +219,12 @@ def random_span(text, generator):
 
 
 def _human_written(settings, passages):
-    """Rows of QUERIES: `query`, its answer by `file`, `heading` and `text` (all given ones must fit), maybe `id`."""
+    """Rows of DOCUMENT_QUERIES: `query`, its answer by `file`, `heading` and `text` (all given ones must match),
+    optionally `id`.
+    """
     texts, path = [normalize(passage.text) for passage in passages], path_of(settings.document_queries)
     if not path.is_file():
-        raise UserError(f"DOCUMENT_QUERIES={settings.document_queries} does not exist or is no file")
+        raise UserError(f"DOCUMENT_QUERIES={settings.document_queries} does not exist or is not a file")
     for where, row in read_records(path, ("query", "file", "heading", "text", "id")):
         row = {key: str(value).strip() for key, value in row.items() if value is not None and str(value).strip()}
         wanted = {key: normalize(row[key]) for key in ("file", "heading", "text") if key in row}
@@ -228,13 +232,15 @@ def _human_written(settings, passages):
             raise UserError(f"{where}: needs a `query`, and the `file`, `heading` or `text` that answers it")
         answers = [passage for passage, text in zip(passages, texts) if _fits(passage, text, **wanted)]
         if not answers:
-            said = ", ".join(f"{key} {row[key]!r}" for key in wanted)
-            raise UserError(f"{where}: no passage has {said}; a text must lie within one passage")
+            given = ", ".join(f"{key} {row[key]!r}" for key in wanted)
+            raise UserError(f"{where}: no passage has {given}; a text must lie within one passage")
         yield Row(row["query"], [passage.text for passage in answers], row.get("id"), where=where)
 
 
-def _fits(passage, normal, file="", heading="", text=""):
-    """A file by the end of its path, a heading of any level, or all with ` > ` between; a text as part of `normal`."""
+def _fits(passage, normalized, file="", heading="", text=""):
+    """Whether a passage matches: `file` is the end of its path, `heading` one of its titles (or all, joined by ` > `),
+    `text` a part of its `normalized` text.
+    """
     headings = map(normalize, (*passage.titles, " > ".join(passage.titles)))
-    return (f"/{normalize(passage.file)}".endswith(f"/{file}" if file else "") and text in normal
+    return (f"/{normalize(passage.file)}".endswith(f"/{file}" if file else "") and text in normalized
             and (not heading or heading in headings))

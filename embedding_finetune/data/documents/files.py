@@ -1,7 +1,7 @@
-"""What stands in a file of text, Markdown, HTML or PDF: its lines, and which of them are headings.
+"""Lines and headings of text, Markdown, HTML and PDF files.
 
-A document is a list of (place, level, text): the number of the line or page, counted from 1; 1 to 6 for a heading, 0
-for any other line; and the text.
+A document is a list of (place, level, text): the line or page number, counted from 1; 1 to 6 for a heading, 0 for other
+text; and the text.
 """
 
 import logging
@@ -12,9 +12,9 @@ from itertools import groupby, pairwise
 from embedding_finetune.files import one_line
 
 LARGEST = 2**25  # bytes
-FRONT_MATTER = re.compile(r"\A---[ \t]*\n.*?\n(?:---|\.\.\.)[ \t]*\n", re.DOTALL)  # settings of a site's generator
+FRONT_MATTER = re.compile(r"\A---[ \t]*\n.*?\n(?:---|\.\.\.)[ \t]*\n", re.DOTALL)  # of static site generators
 NUMERAL = "[一二三四五六七八九十百零〇两0-9]+"
-NUMBERED = [re.compile(pattern) for pattern in (  # headings of plain text by their level
+NUMBERED = [re.compile(pattern) for pattern in (  # headings of plain text, by level
     rf"第{NUMERAL}[章篇部编編卷]|(?i:chapter|part|kapitel|chapitre)\s+[0-9IVXLC]+\b",
     rf"第{NUMERAL}[节節]", rf"{NUMERAL}、", rf"[(（]{NUMERAL}[)）]")]
 RULE = re.compile(r"={3,}|-{3,}|~{3,}|\^{3,}")
@@ -26,15 +26,15 @@ BLOCKS = {*HEADINGS, *("p li dt dd td th caption pre blockquote div section arti
 
 
 class Unreadable(Exception):
-    """Why a file is no document."""
+    """Raised with the reason why a file is not used as a document."""
 
 
 def read_document(path):
-    """The lines of a document, and the encoding where it had to be guessed, else ""; raises Unreadable."""
+    """(lines, encoding) of a document; encoding is "" unless it had to be guessed. Raises Unreadable."""
     form = FORMS[path.suffix.lower()]
     try:
         if not path.is_file():
-            raise Unreadable("no file")  # a pipe, or a link to nothing
+            raise Unreadable("not a regular file")  # a pipe, or a broken link
         if path.stat().st_size > LARGEST:
             raise Unreadable(f"larger than {LARGEST // 2**20} MB")
         if form is _pdf:
@@ -58,19 +58,19 @@ def _decode(content):
 
 
 def _plain(text):
-    """Headings are underlined by =, -, ~ or ^, or numbered: 2.1 Setup, Chapter 3, 第一章, 第二节, 三、."""
-    ruled = 0  # the number of a line that underlines the one before
+    """Lines of plain text; headings are underlined by =, -, ~ or ^, or numbered: 2.1 Setup, Chapter 3, 第一章, 第二节, 三、."""
+    underline = 0  # number of the line that underlines a heading
     for number, (line, below) in enumerate(pairwise([*text.split("\n"), ""]), start=1):
         title, rule = line.strip(), below.strip()
         if RULE.fullmatch(rule) and title and not RULE.fullmatch(title) and len(title) <= 2 * len(rule):
-            ruled = number + 1
+            underline = number + 1
             yield number, 1 + "=-~^".index(rule[0]), title
-        elif number != ruled:
+        elif number != underline:
             yield number, _numbered(title), "" if RULE.fullmatch(title) else line
 
 
 def _numbered(title):
-    """The level of a heading by its number; 0 for a line that is none: too long, or a sentence."""
+    """The level of a numbered heading; 0 for other lines, for long lines and for sentences."""
     if len(title) > 60 or title.endswith(tuple("。！？；，：.!?;,:")):
         return 0
     dotted = DOTTED.match(title)
@@ -80,7 +80,7 @@ def _numbered(title):
 
 
 def _markdown(text):
-    """Headings as CommonMark has them, so not those in code; the rest as it is written."""
+    """Lines of Markdown; headings follow CommonMark, so those in code do not count."""
     from markdown_it import MarkdownIt
     text = FRONT_MATTER.sub(lambda head: "\n" * head[0].count("\n"), text)
     headings, end = {}, 0
@@ -97,9 +97,11 @@ def _markdown(text):
 
 
 def _html(text):
-    """The text of <main> or <body> by blocks, without navigation, scripts and forms; <title> where there is no <h1>."""
+    """Text blocks of <main> or <body> without navigation, scripts and forms; <title> is the heading if there is no
+    <h1>.
+    """
     from bs4 import BeautifulSoup
-    with warnings.catch_warnings(action="ignore"):  # of XHTML it would say that it looks like XML
+    with warnings.catch_warnings(action="ignore"):  # bs4 warns that XHTML looks like XML
         soup = BeautifulSoup(text, "html.parser")
     for tag in soup(BOILERPLATE):
         tag.decompose()
@@ -118,7 +120,7 @@ def _html(text):
 
 
 def _pdf(path):
-    """The text of the pages; headings are the bookmarks of a page, since nothing else in a PDF says what one is."""
+    """Lines of the pages of a PDF; its bookmarks are the headings, since a PDF marks no others."""
     import pypdf
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)
     try:
@@ -129,7 +131,7 @@ def _pdf(path):
             yield from ((number + 1, 0, line) for line in page.extract_text().split("\n"))
     except OSError:
         raise
-    except Exception as error:  # a broken file makes pypdf fail in many ways
+    except Exception as error:  # pypdf raises many kinds of errors for broken files
         raise Unreadable(f"PDF that cannot be read ({one_line(error)[:80]})") from None
 
 

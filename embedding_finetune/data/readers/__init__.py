@@ -1,34 +1,35 @@
-"""What a reader of pairs yields, and the register of readers.
+"""Rows, and the registry of readers.
 
-A reader takes the settings and yields `Row`s; `@reader` says for which value of DATASET, or for which ending of a
-file's name. A new form is one such function, and nothing else changes.
+A reader is a function that takes the settings and yields `Row`s; `@reader` registers it for a value of DATASET or for a
+file extension. A new format needs one such function and nothing else.
 """
 
 from dataclasses import dataclass, field
 
-READERS = {}  # value of DATASET, or ending of a file's name -> function
+READERS = {}  # value of DATASET, or file extension -> function
 
 
 @dataclass(slots=True)
 class Row:
-    """A query, the texts that answer it, and texts that do not.
+    """A query with its relevant and irrelevant texts.
 
-    A row whose query is None has passages for the corpus and nothing else. `problem` says why a row cannot be used;
-    the reader goes on with the next one, and the rows are counted.
+    A row whose query is None adds passages to the corpus. `problem` says why a row is broken; broken rows are counted
+    and skipped.
     """
 
     query: str | None
     positives: list
-    id: str | None = None  # the query's, where the source has one; without a query that of the one passage
+    id: str | None = None  # of the query, if the source has ids; without a query, of the one passage
     negatives: list = field(default_factory=list)
-    source: str | None = None  # where the positives come from, for whoever reads a hit: a link, a file and its lines
+    source: str | None = None  # origin of the positives, shown with a hit: a link, or a file with lines
     where: str = ""  # file and line
     problem: str = ""
 
 
 def reader(*names):
-    """Register the decorated function for these values of DATASET or endings such as ".jsonl"; `documents` reads
-    folders that are not in BEIR's layout.
+    """Register the decorated function for these values of DATASET or extensions such as ".jsonl".
+
+    `documents` reads folders that are not in BEIR layout.
     """
     def register(function):
         READERS.update(dict.fromkeys(names, function))

@@ -1,4 +1,4 @@
-"""Pairs from the docstrings of installed packages: the first paragraph asks for the rest."""
+"""Pairs from the docstrings of installed packages: the first paragraph is the query, the rest the passage."""
 
 import ast
 import importlib.metadata
@@ -14,15 +14,15 @@ from embedding_finetune.files import UserError
 
 IMPORT_NAMES = {"scikit-learn": "sklearn"}
 HIDDEN = ("tests", "testing", "conftest")
-QUERY_WORDS = range(4, 41)      # shorter ones name nothing, longer ones are no question
-PASSAGE_WORDS = range(10, 65)   # a longer one is cut: a passage, not a page
+QUERY_WORDS = range(4, 41)  # queries of other lengths are skipped
+PASSAGE_WORDS = range(10, 65)  # shorter passages are skipped, longer ones truncated
 
 
 def read_docstrings(packages):
     """Rows of the public docstrings of these packages.
 
-    The sources are parsed, not imported. A name or a file with a leading underscore is private, tests are left out.
-    Raises UserError when a package is not installed.
+    The sources are parsed, not imported. Private names and files (leading underscore) and tests are skipped. Raises
+    UserError when a package is not installed.
     """
     for package in tqdm(packages, desc="reading docstrings", unit="package"):
         name = IMPORT_NAMES.get(package, package)
@@ -37,7 +37,7 @@ def read_docstrings(packages):
             if any(part.startswith("_") and part != "__init__" or part in HIDDEN for part in parts):
                 continue
             try:
-                with warnings.catch_warnings(action="ignore"):  # other people's escape sequences
+                with warnings.catch_warnings(action="ignore"):  # invalid escape sequences in the packages
                     tree = ast.parse(file.read_text(encoding="utf-8"))
             except (SyntaxError, UnicodeDecodeError):  # a package may carry files for other interpreters
                 continue
@@ -46,7 +46,7 @@ def read_docstrings(packages):
 
 
 def public_docstrings(node):
-    """Docstrings of a module's public classes and functions, methods included, in order."""
+    """The docstrings of a module's public classes, functions and methods, in order."""
     for child in node.body:
         if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and not child.name.startswith("_"):
             docstring = ast.get_docstring(child)
@@ -57,7 +57,7 @@ def public_docstrings(node):
 
 
 def as_row(docstring):
-    """The row of one docstring, unless a side is too short or too long to be one."""
+    """Yield the row of a docstring, or nothing if a side is too short or the query too long."""
     query, _, passage = inspect.cleandoc(docstring).partition("\n\n")
     query, words = " ".join(query.split()), passage.split()
     if len(query.split()) in QUERY_WORDS and len(words) >= PASSAGE_WORDS.start:

@@ -1,7 +1,7 @@
-"""Rows out of tables: CSV and TSV, JSON, Parquet, and data sets of the model hub.
+"""Rows from tables: CSV, TSV, JSON, Parquet, and datasets of the Hugging Face Hub.
 
-A table is read row by row, whatever its size. What is broken in one row is that row's `problem`; what is broken in
-the file is a UserError. Lines are those of the file, counted from 1.
+Tables are read row by row, whatever their size. An error in one row is that row's `problem`; an error in the file is a
+UserError. Lines are counted from 1 as in the file.
 """
 
 import codecs
@@ -21,11 +21,11 @@ from embedding_finetune.files import UserError, one_line
 from embedding_finetune.hub import load_data_set
 from embedding_finetune.settings import path_of
 
-BATCH = 1000  # rows of Parquet and of the hub that are turned into Python values together
-LONGEST = 2**26  # characters in a field of a CSV file; what is longer has lost a quote
-PEEK = 100  # rows of JSON whose keys are the columns
+BATCH = 1000  # rows of Parquet and Hub datasets converted to Python values at once
+LONGEST = 2**26  # maximum characters of a CSV field; longer ones result from a missing quote
+PEEK = 100  # leading JSON rows whose keys define the columns
 
-# Names that leave no doubt, if a table has exactly one of them.
+# Column names that are recognized if a table has exactly one match.
 QUERY = "query|queries|question|questions|anchor"
 POSITIVES = "pos|positives?|passages?|answers?|documents?|docs?|texts?|contents?|contexts?|responses?"
 NEGATIVES = r"(hard[-_]?)?neg(ative)?s?([-_]\d+)?"
@@ -38,7 +38,10 @@ SOURCE = "source|url"
 
 @dataclass(frozen=True)
 class Table:
-    """`records(columns)` yields (number of the line or row, column -> value), or a text that says what is broken."""
+    """A table, read lazily.
+
+    `records(columns)` yields (line or row number, column -> value), or (number, problem) with a str for a broken row.
+    """
 
     name: str
     columns: list
@@ -48,7 +51,7 @@ class Table:
 
 @reader(".csv", ".tsv", ".jsonl", ".json", ".parquet")
 def read_table(settings):
-    """Rows of DATASET, a file or a hub name, by QUERY_COLUMN, POSITIVE_COLUMN, NEGATIVE_COLUMN and ID_COLUMN."""
+    """Rows of DATASET, a file or a Hub dataset, by QUERY_COLUMN, POSITIVE_COLUMN, NEGATIVE_COLUMN and ID_COLUMN."""
     table = _open(settings.dataset, settings.split, "SPLIT")
     chosen = _choose(table, settings, QUERY_COLUMN=QUERY, POSITIVE_COLUMN=POSITIVES, NEGATIVE_COLUMN=NEGATIVES,
                      ID_COLUMN=QUERY_ID)
@@ -57,15 +60,16 @@ def read_table(settings):
         query = "".join(_texts(values, chosen["QUERY_COLUMN"])[:1])
         positives, negatives = (_texts(values, chosen[name]) for name in ("POSITIVE_COLUMN", "NEGATIVE_COLUMN"))
         if not query.strip() or not any(text.strip() for text in (*positives, *negatives)):
-            raise ValueError("no query" if not query.strip() else "no passage that answers")
+            raise ValueError("no query" if not query.strip() else "no relevant passage")
         return Row(query, positives, _id(values, chosen["ID_COLUMN"]), negatives, _texts(values, chosen["source"])[:1])
 
     yield from _rows(table, chosen, row)
 
 
 def read_passages(name, settings):
-    """Rows without queries of `name`, a file or a hub name: CORPUS_TEXT_COLUMN after CORPUS_TITLE_COLUMN, and the ids
-    of CORPUS_ID_COLUMN.
+    """Rows without queries of `name`, a file or a Hub dataset.
+
+    The text is CORPUS_TITLE_COLUMN followed by CORPUS_TEXT_COLUMN, the id CORPUS_ID_COLUMN.
     """
     table = _open(name, settings.corpus_split, "CORPUS_SPLIT")
     chosen = _choose(table, settings, CORPUS_TEXT_COLUMN=TEXT, CORPUS_TITLE_COLUMN=TITLE, CORPUS_ID_COLUMN=TEXT_ID)
@@ -81,7 +85,7 @@ def read_passages(name, settings):
 
 
 def read_records(path, columns):
-    """Yield (file and row, column -> value), of those `columns` that there are; raises UserError at a broken row."""
+    """Yield (file and row, column -> value) for the existing `columns`; raises UserError at a broken row."""
     table = _open(path, "", "")
     for number, values in table.records([column for column in columns if column in table.columns]):
         if isinstance(values, str):
@@ -104,7 +108,7 @@ def _rows(table, chosen, row):
 
 
 def _texts(values, columns):
-    """The texts in these columns, one after the other: each holds a text, a list of texts, or nothing."""
+    """The texts in these columns, concatenated; a value is a text, a list of texts, or None."""
     found = []
     for column in columns:
         value = values.get(column)
@@ -123,10 +127,10 @@ def _id(values, columns):
 
 
 def _choose(table, settings, **usual):
-    """Which columns to read, setting -> list: those that the settings name, else those whose name leaves no doubt.
+    """The columns to read, setting -> list: those that the settings name, else those recognized by name.
 
-    Prints what was guessed. Raises UserError when a column is not there, or when there is a doubt about the first of
-    `usual`, or about POSITIVE_COLUMN.
+    Prints the guesses. Raises UserError when a column does not exist, or when the first of `usual` or POSITIVE_COLUMN
+    is ambiguous.
     """
     listed = ", ".join(repr(str(column)[:40]) for column in table.columns[:30]) or "none"
     chosen, guessed, doubts = {"source": _alike(SOURCE, table.columns)[:1]}, [], []
@@ -139,21 +143,21 @@ def _choose(table, settings, **usual):
             raise UserError(f"{setting}={value}: {table.name} has no such column; it has {listed}")
         else:
             found = _alike(names, table.columns) if value == "auto" else []
-            sure = len(found) == 1 or setting == "NEGATIVE_COLUMN"
-            chosen[setting] = found if sure else []
-            doubts += [setting] if needed and not sure else []
+            unambiguous = len(found) == 1 or setting == "NEGATIVE_COLUMN"
+            chosen[setting] = found if unambiguous else []
+            doubts += [setting] if needed and not unambiguous else []
             guessed += [f"{setting}={', '.join(found)}"] if chosen[setting] else []
-            guessed += [f"{setting}=none (or {' or '.join(found)}?)"] if found and not sure else []
+            guessed += [f"{setting}=none (or {' or '.join(found)}?)"] if found and not unambiguous else []
     if doubts:
-        raise UserError(f"{table.name} has the columns {listed}: set {' and '.join(doubts)} to those that are meant")
+        raise UserError(f"{table.name} has the columns {listed}: set {' and '.join(doubts)} to the right ones")
     if guessed:
-        print(f"{table.name}: guessed from the names of the columns: {'; '.join(guessed)}")
+        print(f"{table.name}: guessed from the column names: {'; '.join(guessed)}")
     return chosen
 
 
 def _alike(names, columns):
     found = [column for column in columns if re.fullmatch(names, str(column).strip().lower())]
-    return [column for column in found if column != "id" or "_id" not in found]  # which BEIR's files say twice
+    return [column for column in found if column != "id" or "_id" not in found]  # BEIR files have both
 
 
 def _open(name, split, setting):
@@ -162,9 +166,9 @@ def _open(name, split, setting):
         return _hub(name, split, setting)
     with _readable(path):
         table = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet}.get(path.suffix.lower(), _json)(path)
-    twice = sorted({column for column in table.columns if table.columns.count(column) > 1})
-    if twice:
-        raise UserError(f"{path} has the column {twice[0]!r} twice: rename one of them")
+    duplicates = sorted({column for column in table.columns if table.columns.count(column) > 1})
+    if duplicates:
+        raise UserError(f"{path} has the column {duplicates[0]!r} twice: rename one of them")
     if not table.columns:
         raise UserError(f"{path} is empty: it has no rows")
     return table
@@ -172,23 +176,23 @@ def _open(name, split, setting):
 
 @contextlib.contextmanager
 def _readable(path):
-    """What libraries raise about a file, in one line that names it."""
+    """Turn what libraries raise about a file into a one-line UserError that names it."""
     try:
         yield
     except (OSError, ValueError, RecursionError, csv.Error, pyarrow.ArrowException) as error:
-        reason = "nested too deep" if isinstance(error, RecursionError) else one_line(error)
+        reason = "nested too deeply" if isinstance(error, RecursionError) else one_line(error)
         raise UserError(f"cannot read {path}: {reason}") from None
 
 
 def _text_of(path):
-    """The file, opened as text. Bytes that are no UTF-8 do not stop it: they are found out where they stand."""
+    """The file opened as text; invalid UTF-8 is kept as surrogates and reported per row."""
     with open(path, "rb") as file:
         wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     return open(path, encoding="utf-16" if wide else "utf-8-sig", errors="surrogateescape", newline="")
 
 
 def _is_text(text):
-    """Whether the bytes of a text of `_text_of` were UTF-8."""
+    """Whether a text from `_text_of` was valid UTF-8."""
     return text.isascii() or not re.search("[\udc80-\udcff]", text)
 
 
@@ -212,14 +216,14 @@ def _csv(path):
                     return
                 except csv.Error as error:
                     if "unexpected end" in str(error):
-                        raise UserError(f"{path}, line {start}: a quote begins that is never closed, and with it goes "
-                                        "the rest of the file: close or double it") from None
+                        raise UserError(f"{path}, line {start}: a quote opens here and is never closed, so the rest of "
+                                        "the file is one field: close or double it") from None
                     yield from ((line, f"a stray quote ({error})") for line in range(start, rows.line_num + 1))
                     continue
                 if not row or header:
                     header = header and not row
                 elif len(row) != len(columns):
-                    yield start, f"{len(row)} fields, and the first line has {len(columns)}"
+                    yield start, f"{len(row)} fields, but the first line has {len(columns)}"
                 else:
                     values = {column: row[index] for column, index in place}
                     yield start, values if all(map(_is_text, values.values())) else "not UTF-8: save the file as UTF-8"
@@ -239,18 +243,19 @@ def _json(path):
 
 
 def _lines(file):
-    """The JSON objects of a file that has one a line."""
+    """The objects of a JSON Lines file."""
     for number, line in enumerate(file, start=1):
         if line.strip():
             try:
                 values = json.loads(line) if _is_text(line) else "not UTF-8: save the file as UTF-8"
                 yield number, values if isinstance(values, dict | str) else "not a JSON object"
             except (ValueError, RecursionError) as error:
-                yield number, f"not valid JSON ({getattr(error, 'msg', 'nested too deep, or a number too long')})"
+                yield number, f"not valid JSON ({getattr(error, 'msg', 'nested too deeply, or a number too long')})"
 
 
 def _elements(path, text):
-    """The elements of one JSON list, decoded one after the other: all at once take many times the file's size."""
+    """The elements of a JSON list, decoded one by one; decoding all at once takes many times the file's size in memory.
+    """
     decode, line, counted = json.JSONDecoder().raw_decode, 1, 0
     place, blank = text.index("[") + 1, re.compile(r"[\s,]*")
     while place < len(text):
@@ -261,10 +266,10 @@ def _elements(path, text):
         try:
             values, place = decode(text, place)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {line}: not valid JSON ({getattr(error, 'msg', 'nested too deep')}); mend "
-                            "it, or write one object a line") from None
+            raise UserError(f"{path}, line {line}: not valid JSON ({getattr(error, 'msg', 'nested too deeply')}); fix "
+                            "it, or write one object per line") from None
         yield line, values if isinstance(values, dict) else "not a JSON object"
-    raise UserError(f"{path} ends within its list: the file is cut short")
+    raise UserError(f"{path} ends within its list: the file is truncated")
 
 
 def _parquet(path):
@@ -279,7 +284,7 @@ def _parquet(path):
 
 
 def _hub(name, split, setting):
-    """A data set of the hub, named as for load_data_set. Raises UserError in one line when it cannot be had."""
+    """A dataset of the Hugging Face Hub, named as for load_data_set; raises UserError when it cannot be loaded."""
     splits, name = load_data_set(name), name.partition(":")[0]
     if (split or len(splits) > 1) and split not in splits:
         raise UserError(f"{name} has the splits {', '.join(splits)}: set {setting} to one of them")

@@ -119,7 +119,8 @@ def test_what_is_left_out_is_counted_and_named(tmp_path, capsys):
     assert {passage.file for passage in passages} == {"a.md", "中文 名字/说明 书.txt"}
     printed = capsys.readouterr().out
     for line in ("1 left out, hidden: .hidden.md", "1 left out, linked folder: 中文 名字/loop",
-                 "1 left out, no text: empty.html", "1 left out, no file: pipe.md", "1 left out, not text: c.txt",
+                 "1 left out, no text: empty.html", "1 left out, not a regular file: pipe.md",
+                 "1 left out, not text: c.txt",
                  "htm, .xhtml, .pdf: a.exe",
                  "1 read as gb18030: 中文 名字/说明 书.txt"):
         assert line in printed
@@ -248,12 +249,13 @@ def test_written_queries_may_be_a_table(tmp_path):
     written = {text: collection.positives(query) for query, text in collection.queries.items() if query[0] == "q"}
     assert {text: len(answers) for text, answers in written.items()} == {"升级之前要做什么": 1, "what else": 1}
     assert collection.source[written["升级之前要做什么"][0]] == "a.md, line 3, 指南"
-    with pytest.raises(UserError, match="DOCUMENT_QUERIES=no.csv does not exist or is no file"):
+    with pytest.raises(UserError, match="DOCUMENT_QUERIES=no.csv does not exist or is not a file"):
         read_pairs(settings_of(tmp_path / "docs", document_queries="no.csv"))
 
 
 def test_queries_for_no_documents_are_refused():
-    with pytest.raises(UserError, match="DOCUMENT_QUERIES=q.jsonl goes with a folder of documents; DATASET=docstrings is none"):
+    message = "DOCUMENT_QUERIES=q.jsonl needs a folder of documents, but DATASET=docstrings is not one"
+    with pytest.raises(UserError, match=message):
         read_pairs(dataclasses.replace(Settings.load("demo"), document_queries="q.jsonl"))
 
 

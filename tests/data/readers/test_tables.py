@@ -61,7 +61,7 @@ def test_each_form_in_each_script_gives_the_same_pairs(tmp_path, capsys, form, r
     assert collection.qrels == {query_id(row["question"]): {passage_id(row["answer"]): 1} for row in rows}
     assert counts["rows read"] == counts["queries kept"] == 100
     said = capsys.readouterr().out
-    assert "guessed from the names of the columns: QUERY_COLUMN=question; POSITIVE_COLUMN=answer" in said
+    assert "guessed from the column names: QUERY_COLUMN=question; POSITIVE_COLUMN=answer" in said
 
 
 def test_100_pairs_with_ids_negatives_and_a_corpus_become_training_files(settings, tmp_path):
@@ -100,13 +100,13 @@ def test_lists_and_several_rows_of_a_query_are_merged(tmp_path):
 
 def test_columns_are_named_where_there_is_a_doubt(tmp_path, capsys):
     as_csv(tmp_path / "pairs.csv", [{"Question": "a", "title": "t", "Answer": "x", "text": "y", "id": "1", "qid": "2"}])
-    with pytest.raises(UserError, match="has the columns 'Question', 'title', .*: set POSITIVE_COLUMN to those"):
+    with pytest.raises(UserError, match="has the columns 'Question', 'title', .*: set POSITIVE_COLUMN to the right"):
         read_pairs(at(tmp_path / "pairs.csv"))
     with pytest.raises(UserError, match="POSITIVE_COLUMN=answers: .*pairs.csv has no such column; it has 'Question'"):
         read_pairs(at(tmp_path / "pairs.csv", positive_column="answers"))
     collection, _ = read_pairs(at(tmp_path / "pairs.csv", positive_column="text"))
     assert collection.corpus == {passage_id("y"): "y"} and list(collection.queries) == [query_id("a")]
-    assert "guessed from the names of the columns: QUERY_COLUMN=Question; ID_COLUMN=none (or id or qid?)" in \
+    assert "guessed from the column names: QUERY_COLUMN=Question; ID_COLUMN=none (or id or qid?)" in \
         capsys.readouterr().out
     chosen = at(tmp_path / "pairs.csv", query_column="title", positive_column="Answer", id_column="id",
                 negative_column="text")
@@ -128,7 +128,7 @@ def test_five_broken_rows_are_named_by_line(tmp_path, capsys):
     collection, _ = read_pairs(at(tmp_path / "pairs.csv"))
     assert len(collection.queries) == 95
     said = capsys.readouterr().out
-    assert "5 of 100 rows are broken (line 11: 1 fields, and the first line has 2; line 21: a stray quote (" in said
+    assert "5 of 100 rows are broken (line 11: 1 fields, but the first line has 2; line 21: a stray quote (" in said
     assert "line 31: no query; line 41: 3 fields" in said and "line 56: not UTF-8: save the file as " in said
 
 
@@ -156,7 +156,7 @@ def test_a_stray_quote_costs_its_own_lines_and_no_others(tmp_path, capsys):
     assert "2 of 100 rows are broken (line 51: a stray quote" in capsys.readouterr().out
     lines[51:] = [line.replace('"', "") for line in lines[51:]]
     (tmp_path / "pairs.csv").write_text("\n".join(lines))
-    with pytest.raises(UserError, match="pairs.csv, line 51: a quote begins that is never closed"):
+    with pytest.raises(UserError, match="pairs.csv, line 51: a quote opens here and is never closed"):
         read_pairs(at(tmp_path / "pairs.csv"))
 
 
