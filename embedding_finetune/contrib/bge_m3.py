@@ -1,7 +1,7 @@
-"""BGE-M3 as it is meant: one vector, weights of words and vectors of tokens, all from one model, through FlagEmbedding.
+"""Reranking with the dense, sparse and multi-vector scores of BGE-M3, through FlagEmbedding.
 
-(Chen et al. 2024, "M3-Embedding", arXiv 2402.03216.) As a first stage it is its dense third alone; this second look is
-the whole, so that its order does not depend on which model's hits it looks at.
+(Chen et al. 2024, "M3-Embedding", arXiv 2402.03216.) First-stage retrieval uses only its dense vectors. The reranker
+computes all three scores itself, so they do not depend on the model of the first stage.
 """
 
 from pathlib import Path
@@ -20,33 +20,33 @@ from embedding_finetune.models.multi_vector import maxsim_candidates
 from embedding_finetune.retrieval.rerank import Reranker, check_finite
 
 LAYERS = "sparse_linear.pt", "colbert_linear.pt"
-WEIGHTS = 0.4, 0.2, 0.4  # of dense, sparse and multi-vector scores, as its authors' page has them; they sum to 1
-FILES, WORDS = ("m3_tokens.npy", "m3_starts.npy", "m3_vectors.npy"), "m3_words.jsonl"  # of a saved index
-BATCH = 16  # texts; FlagEmbedding's own 256 is slow on a CPU
+WEIGHTS = 0.4, 0.2, 0.4  # of dense, sparse and multi-vector scores, from the model card; they sum to 1
+FILES, WORDS = ("m3_tokens.npy", "m3_starts.npy", "m3_vectors.npy"), "m3_words.jsonl"  # files of a saved index
+BATCH = 16  # texts; FlagEmbedding's default of 256 is slow on a CPU
 
 
 def layer_weights(config, layer):
-    """The weights in a file of LAYERS, loaded without running what a pickle may bring.
+    """The weights in a file of LAYERS, loaded without executing pickled code.
 
-    Raises UserError when there are none.
+    Raises UserError when the file is missing or damaged, or does not hold weights.
     """
     path = model_file(config.name, layer)
     if path is None:
-        offline = " (or it was not downloaded before the hub went offline)" if is_offline_mode() else ""
-        raise UserError(f"{config.title} has no {layer}: it is no BGE-M3{offline}, take another second stage, such as "
+        offline = " (or it was not downloaded before going offline)" if is_offline_mode() else ""
+        raise UserError(f"{config.title} has no {layer}: it is no BGE-M3{offline}, choose another reranker, such as "
                         f"late_{config.label}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)["weight"]
     except UNLOADABLE:
-        raise UserError(f"{config.title} has a {layer} that is damaged, or has something else than weights in it, which "
-                        "is not loaded: download it anew") from None
+        raise UserError(f"{config.title} has a {layer} that is damaged or holds something else than weights, which "
+                        "is not loaded: download it again") from None
 
 
 class M3(Reranker):
-    """Scores candidates by the weighted sum of the model's dense, sparse and multi-vector scores."""
+    """Reranker that scores candidates by the weighted sum of dense, sparse and multi-vector scores."""
 
     def __init__(self, config):
-        """`use` is a ModelUse. Raises UserError when the model lacks the layers that make it a BGE-M3."""
+        """`config` is an EncoderConfig. Raises UserError when the model lacks the layers of a BGE-M3."""
         self.encoder_config, self.config, self.revision = config, config.identity, model_content(config.name)
         self.description = f"dense, sparse and multi-vector scores of {config.title}"
         self.model, self.token_dim = None, [len(layer_weights(config, layer)) for layer in LAYERS][-1]
@@ -61,11 +61,11 @@ class M3(Reranker):
         store.write(self._passage_tokens([self.encoder_config.passage_prompt + text for text in texts]))
         self.tokens, self.starts = store.read()
         self.dense = np.concatenate(self.dense)
-        words = 6 * sum(map(len, self.words))  # a number of a word and its weight, in 4 and 2 bytes
+        words = 6 * sum(map(len, self.words))  # word id in 4 bytes and weight in 2
         self.bytes_per_passage = (self.dense.nbytes + self.tokens.nbytes + words) / max(1, len(texts))
 
     def _passage_tokens(self, texts):
-        """Yield lists of the passages' token vectors, float16, and keep the two other thirds, which are small."""
+        """Yield lists of the passages' token vectors, float16; keep dense vectors and word weights in memory."""
         for found in self._encoded(texts, self.encoder_config.passage_max_len):
             self.dense.append(found["dense_vecs"].astype(np.float32))
             self.words += found["lexical_weights"]
@@ -77,7 +77,7 @@ class M3(Reranker):
         write_jsonl(folder / WORDS, self.words)
 
     def load(self, folder):
-        """Take up what `save` wrote, without the passages: for `scores`, not for `score`. Returns the stage."""
+        """Load what `save` wrote and return the reranker; only `scores` works, since the passages are missing."""
         self.tokens, self.starts, self.dense = (np.load(folder / name, mmap_mode="r") for name in FILES)
         self.words = read_jsonl(folder / WORDS)
         return self
@@ -94,7 +94,7 @@ class M3(Reranker):
             yield check_finite(scores.astype(np.float32), self.description)
 
     def _encoded(self, texts, max_length):
-        """Yield what FlagEmbedding makes of the texts, prompts included, a chunk of them at a time."""
+        """Yield FlagEmbedding's output for each chunk of texts, which include their prompts."""
         for start in range(0, len(texts), TOKEN_CHUNK):
             found = self._loaded().encode(texts[start:start + TOKEN_CHUNK], max_length=max_length, batch_size=BATCH,
                                           return_dense=True, return_sparse=True, return_colbert_vecs=True)
@@ -108,12 +108,13 @@ class M3(Reranker):
             name, device = self.encoder_config.name, "cuda:0" if torch.cuda.is_available() else "cpu"
             dtype = encoding_dtype(name, device)
             try:
-                if not Path(name).is_dir():  # FlagEmbedding would fetch the same model in the form of ONNX, too
+                if not Path(name).is_dir():  # FlagEmbedding would also download the ONNX version of the model
                     name = snapshot(name)
-                self.model = BGEM3FlagModel(name, pooling_method=self.encoder_config.pooling, colbert_dim=self.token_dim,
-                                            normalize_embeddings=self.encoder_config.normalize, devices=[device],
+                config = self.encoder_config
+                self.model = BGEM3FlagModel(name, pooling_method=config.pooling, colbert_dim=self.token_dim,
+                                            normalize_embeddings=config.normalize, devices=[device],
                                             use_fp16=dtype == torch.float16, use_bf16=dtype == torch.bfloat16,
-                                            trust_remote_code=self.encoder_config.trusted)
+                                            trust_remote_code=config.trusted)
             except UNLOADABLE as error:
                 raise cannot_load(self.encoder_config.title, error) from None
         return self.model

@@ -1,4 +1,4 @@
-"""Texts laid out in batches of like length, since what is padded is computed, too."""
+"""Length-sorted batching to reduce padding."""
 
 import itertools
 import os
@@ -6,19 +6,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-# Tokens in a batch, padding included. A CPU is fastest when activations stay in its caches; a GPU wants to be filled.
+# Tokens per batch, with padding. A CPU is fastest when activations fit in its cache; a GPU needs large batches.
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
-# What one call of a model costs beside its tokens, in tokens: estimates. (A CPU reranked 30 passages by MiniLM as fast
-# with 16 to 128, within 15 %, and half as fast with 0.)
+# Estimated fixed cost of one model call, expressed in tokens. (On a CPU, reranking 30 passages with MiniLM took the
+# same time within 15 % for values from 16 to 128, and twice as long for 0.)
 BATCH_OVERHEAD_TOKENS = {"cpu": 24, "cuda": 2048}
-FEW = 128  # texts whose cheapest cut is looked for; among more, neighbours are of like length
-PIECE = 1024  # texts that one thread tokenises
+FEW = 128  # sub-batches are optimised up to this many texts; among more, neighbours have similar lengths
+PIECE = 1024  # texts per tokenisation task
 
 
 def batches(lengths, batch_size, batch_tokens):
-    """Row numbers of each batch, longest texts first: if memory does not suffice, that shows at once.
+    """Yield the row numbers of each batch, longest texts first, so that running out of memory shows at once.
 
-    A batch has `batch_size` texts or, if that is 0, as many as fill `batch_tokens` when padded to the longest of them.
+    A batch has `batch_size` texts. If that is 0, it has as many as fit into `batch_tokens` after padding.
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
     start = 0
@@ -29,30 +29,31 @@ def batches(lengths, batch_size, batch_tokens):
 
 
 def padded_batches(tokenizer, tokens, batch_size, device):
-    """Yield the row numbers of each batch, and the batch (tensors by name, on `device`) padded to its longest text.
+    """Yield the row numbers and the padded tensors (by name, on `device`) of each batch.
 
-    `tokens` is what the tokenizer made of the texts, not padded yet; for `batch_size` see `batches`. Where that is 0, a
-    few texts, as the passages that are reranked for a query, are cut as `plan_sub_batches` cuts them.
+    `tokens` is the unpadded output of the tokenizer. For `batch_size` see `batches`; if it is 0, up to FEW texts (such
+    as the passages reranked for one query) are split by `plan_sub_batches`.
     """
     lengths, kind = [len(ids) for ids in tokens["input_ids"]], device.partition(":")[0]
     if batch_size or len(lengths) > FEW:
         cut = batches(lengths, batch_size, BATCH_TOKENS[kind])
     else:
-        cut = sub_batch_rows(lengths, BATCH_OVERHEAD_TOKENS[kind], limit=max(1, BATCH_TOKENS[kind] // max(lengths, default=1)))
+        limit = max(1, BATCH_TOKENS[kind] // max(lengths, default=1))
+        cut = sub_batch_rows(lengths, BATCH_OVERHEAD_TOKENS[kind], limit)
     for rows in cut:
         batch = pad_batch(tokenizer, {name: [values[row] for row in rows] for name, values in tokens.items()})
-        if device != "cpu":  # a copy from pinned memory is not waited for: the next batch is laid out meanwhile
+        if device != "cpu":  # copies from pinned memory are asynchronous: the next batch is prepared meanwhile
             batch = {name: values.pin_memory() for name, values in batch.items()}
         yield rows, {name: values.to(device, non_blocking=True) for name, values in batch.items()}
 
 
 def pad_batch(tokenizer, tokens, multiple=1):
-    """What tokenizer.pad gives for lists of token ids (and types) of texts, int64 tensors (texts, tokens) by name, in a
-    tenth of its time: a GPU would wait for it.
+    """Pad lists of token ids (and token types) to int64 tensors (texts, tokens) by name, rounded up to `multiple`.
 
-    At the right: at the left it would move the positions that a BERT counts, and the vectors would depend on the batch.
+    Same result as `tokenizer.pad` in a tenth of the time, so that a GPU does not wait for it. Padding is on the right:
+    on the left it would shift BERT's absolute positions, and vectors would depend on the batch.
     """
-    import torch  # queries of an open index are laid out without it
+    import torch  # the queries of an open index are batched without it
 
     lengths = np.array([len(ids) for ids in tokens["input_ids"]])
     real = np.arange(-(-lengths.max() // multiple) * multiple) < lengths[:, None]
@@ -66,22 +67,22 @@ def pad_batch(tokenizer, tokens, multiple=1):
 
 
 def tokenize_texts(tokenizer, texts, max_length):
-    """What the tokenizer makes of texts, by as many threads as there are cores: lists by name."""
+    """Tokenise texts with one thread per core; returns lists by name, truncated to `max_length` tokens."""
     def of(some):
         return tokenizer(some, truncation=True, max_length=max_length)
 
     if len(texts) <= PIECE:
         return of(texts)
-    of(texts[:1])  # the first call sets the length in the tokenizer, which threads must not do side by side
+    of(texts[:1])  # the first call sets the tokenizer's length limit, which is not thread-safe
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         parts = [*threads.map(of, (texts[start:start + PIECE] for start in range(0, len(texts), PIECE)))]
     return {name: [row for part in parts for row in part[name]] for name in parts[0]}
 
 
 def prefetch(function, items):
-    """Yield (item, function(item)) of each item; that of the next one is made in a thread meanwhile."""
+    """Yield (item, function(item)) for each item, computing the next result in a background thread."""
     made = None
-    with ThreadPoolExecutor(1) as thread:  # which begins with the second item: one alone, as a lone query, needs none
+    with ThreadPoolExecutor(1) as thread:  # started by the second item: a single query needs none
         for item in items:
             if made:
                 coming = thread.submit(function, item)
@@ -94,7 +95,7 @@ def prefetch(function, items):
 
 
 def sub_batch_rows(lengths, call_cost, limit=None):
-    """Yield the row numbers of each sub-batch as `plan_sub_batches` cuts them, longest texts first."""
+    """Yield the row numbers of each sub-batch planned by `plan_sub_batches`, longest texts first."""
     order, start = np.argsort(-np.asarray(lengths), kind="stable"), 0
     for size in plan_sub_batches(np.asarray(lengths)[order], call_cost, limit):
         yield order[start:start + size].tolist()
@@ -102,10 +103,10 @@ def sub_batch_rows(lengths, call_cost, limit=None):
 
 
 def plan_sub_batches(lengths, call_cost, limit=None):
-    """Cut texts, longest first, into the sub-batches that cost least; returns their sizes.
+    """Sizes of the cheapest split of texts into sub-batches, found by dynamic programming.
 
-    A sub-batch of n texts costs n times its longest text (padding included) plus `call_cost`, all in tokens; the best
-    cut is found by dynamic programming. `lengths` must descend; no sub-batch exceeds `limit` texts.
+    A sub-batch of n texts costs n times its longest text (padding included) plus `call_cost`, all in tokens. `lengths`
+    must be in descending order. No sub-batch exceeds `limit` texts.
     """
     lengths = np.asarray(lengths)
     best, size_ending_at = np.zeros(len(lengths) + 1), [0]  # cost of the first k texts, size of the last sub-batch

@@ -1,8 +1,8 @@
-"""Models compiled to ONNX or OpenVINO: run by the library of the format, in the place of PyTorch's.
+"""Inference with models compiled to ONNX or OpenVINO.
 
-The folder of a compiled model has `compiled.json` (of what it was made, and how) where others have PyTorch's weights;
-the graph lies where sentence-transformers looks for it (`backend="onnx"` or `"openvino"`). Everything else in it is as
-in any other model's folder, so that whatever takes a model's label or folder takes this one.
+The folder of a compiled model holds `compiled.json` (its source and the options of the export) instead of PyTorch
+weights. The graph is where sentence-transformers expects it (`backend="onnx"` or `"openvino"`). All other files are
+those of any model folder, so a compiled model can be used wherever a label or folder of a model is accepted.
 """
 
 import functools
@@ -20,21 +20,21 @@ RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 
 def compiled_format(name):
-    """`onnx` or `openvino` for the folder of a compiled model, None for any other folder or name."""
+    """Format of a compiled model's folder, `onnx` or `openvino`; None for any other folder or name."""
     return (read_json(Path(name) / COMPILED_RECORD) or {}).get("format")
 
 
 def runtime_versions(name):
-    """Package and version that run the model of a folder, a dict; {} where that is PyTorch."""
+    """Package -> version of the runtime of a compiled model; {} for a PyTorch model."""
     return {package: importlib.metadata.version(package) for kind, package in RUNTIMES.items()
             if kind == compiled_format(name)}
 
 
 class CompiledModel:
-    """A graph that is called as transformers' models are; it takes as many threads as PyTorch would, and computes what
-    is not quantised in float32, or in bfloat16 where its record says so.
+    """Compiled graph with the call signature of a transformers model.
 
-    Raises UserError when the folder's graph is missing or broken, or when this processor has no bfloat16.
+    It uses as many threads as PyTorch would. Layers that are not quantised are computed in float32, or in bfloat16 if
+    `compiled.json` says so. Raises UserError when the graph is missing or broken, or this processor lacks bfloat16.
     """
 
     def __init__(self, folder):
@@ -43,15 +43,15 @@ class CompiledModel:
         path, threads = Path(folder) / GRAPHS[kind], torch.get_num_threads()
         if precision == "bf16" and not has_bf16():
             raise UserError(f"{folder} computes in bfloat16, for which this processor has no instructions: use the "
-                            "model that it was made of, or another of its forms, here")
+                            "model it was compiled from, or another precision")
         try:
             self._run = _onnx(path, threads) if kind == "onnx" else _openvino(path, threads, precision)
-        except Exception as error:  # each library has exceptions of its own, down to plain Exception
-            raise UserError(f"cannot load {path} ({one_line(error)}); make it anew with `python -m "
+        except Exception as error:  # each library raises its own exceptions, some of them plain Exception
+            raise UserError(f"cannot load {path} ({one_line(error)}); compile it again with `python -m "
                             "embedding_finetune.contrib.onnx_openvino`") from None
 
     def __call__(self, **batch):
-        """Tensors of the tokenizer by name -> last_hidden_state (texts, tokens, dimensions)."""
+        """Map tokenizer tensors by name to an object with `last_hidden_state` (texts, tokens, dimensions)."""
         hidden = self._run({name: tensor.numpy() for name, tensor in batch.items()})
         return SimpleNamespace(last_hidden_state=torch.from_numpy(hidden))
 
@@ -66,17 +66,17 @@ def _onnx(path, threads):
 
 @functools.cache
 def openvino_core():
-    """The process's one OpenVINO, which also reads and writes graphs.
+    """The single OpenVINO core of this process, also used to read and write graphs.
 
-    A second one leaves the main thread without its signal stack when it goes (2026.4.1): the process dies of the
-    next signal that has a handler, such as the end of a child process after a DataLoader's workers.
+    Destroying a second core removes the signal stack of the main thread (2026.4.1). The process then crashes at the
+    next handled signal, such as the exit of a child process after a DataLoader has had workers.
     """
     import openvino
     return openvino.Core()
 
 
 def has_bf16():
-    """Whether OpenVINO computes in bfloat16 on this processor, which AVX-512 or AMX must have for it."""
+    """Whether OpenVINO can compute in bfloat16 on this processor (requires AVX-512 BF16 or AMX)."""
     return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 

@@ -1,9 +1,8 @@
-"""Vectors on disk, so that a text is encoded once for each way of encoding it.
+"""On-disk caches of text vectors and token vectors.
 
-A folder holds the vectors of one way of encoding, in files of (key of the text, vector) that are written as encoding
-goes on: an interrupted evaluation resumes, and a corpus that has grown costs only what is new. A file is named by the
-hash of its own bytes, which is how damage shows. Nothing is ever overwritten or evicted: `make clean-cache` removes
-it all.
+Each encoder configuration has its own folder. Its files hold pairs of (text hash, vector) and are written while
+encoding proceeds, so an interrupted evaluation resumes and a grown corpus costs only its new texts. A file is named by
+the hash of its content, which reveals damage. Nothing is overwritten or evicted; `make clean-cache` removes everything.
 """
 
 import hashlib
@@ -21,22 +20,22 @@ from embedding_finetune.files import UserError, atomic_write, reading, sha256, w
 
 
 def text_hash(text):
-    """128 bits that stand for a text."""
+    """128-bit hash of a text."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 class EmbeddingCache:
-    """The vectors of one way of encoding: `identity` has everything but the text that a vector depends on."""
+    """Cache of text vectors; `identity` holds everything a vector depends on except the text."""
 
     def __init__(self, folder, identity):
         self.folder = Path(folder) / _hash(json.dumps(identity, sort_keys=True).encode())
         self.identity = identity
-        self._keys = {}  # name of a file that was read or written here -> its text_keys
+        self._keys = {}  # name of a file that was read or written here -> its text hashes
 
     def read(self, wanted=None):
-        """Yield what is stored, a file at a time: a list of text_keys, and their vectors, float32 (texts, dimensions).
+        """Yield the content of each file: a list of text hashes and their vectors, float32 (texts, dimensions).
 
-        A file that is known to hold none of the text_keys `wanted` (a set) is skipped. Damaged files are reported and
+        Files known to contain none of the hashes in `wanted` (a set) are skipped. Damaged files are reported and
         removed.
         """
         for path in sorted(self.folder.glob("*.npy")):
@@ -46,7 +45,7 @@ class EmbeddingCache:
             with reading(path):
                 content = path.read_bytes() if path.is_file() else b""
             if _hash(content) != path.stem:
-                print(f"{path} is damaged: removed, its vectors are computed again", file=sys.stderr)
+                print(f"{path} is damaged: removed, its vectors will be computed again", file=sys.stderr)
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
                 continue
             rows = np.load(io.BytesIO(content))
@@ -54,12 +53,12 @@ class EmbeddingCache:
             yield rows["key"].tolist(), rows["vector"]
 
     def write(self, keys, vectors):
-        """Store float32 vectors of shape (texts, dimensions) under their texts' keys, as one more file."""
+        """Store float32 vectors (texts, dimensions) under the hashes of their texts in a new file."""
         rows = np.empty(len(keys), dtype=[("key", "V16"), ("vector", np.float32, vectors.shape[1:])])
         rows["key"], rows["vector"] = np.array(keys, dtype="V16"), vectors
         content = io.BytesIO()
         np.save(content, rows)
-        if not (self.folder / "identity.json").exists():  # for people: what these vectors are
+        if not (self.folder / "identity.json").exists():  # not read by the program
             write_json(self.folder / "identity.json", self.identity)
         path = self.folder / f"{_hash(content.getbuffer())}.npy"
         with atomic_write(path, "wb") as file:
@@ -67,14 +66,14 @@ class EmbeddingCache:
         self._keys[path.name] = rows["key"].copy()
 
 
-STORED = ("vectors.raw", "starts.npy")  # files of a TokenStore
+STORED = ("vectors.raw", "starts.npy")  # files of a TokenEmbeddingStore
 
 
 class TokenEmbeddingStore:
-    """The token vectors of many texts, which are too large to be kept one by one: one array for all of them.
+    """Token vectors of many texts, stored in a single array.
 
-    `identity` has everything but the texts that the vectors depend on; without a `folder` they live in a temporary
-    file that goes with the store.
+    `identity` holds everything the vectors depend on except the texts. Without a `folder`, they are kept in temporary
+    files that are deleted with the store.
     """
 
     def __init__(self, folder, identity, texts):
@@ -86,20 +85,20 @@ class TokenEmbeddingStore:
         self.identity = identity | {"texts": len(texts)}
 
     def complete(self):
-        """Whether the files are there as they were written; damaged ones are reported, and written anew."""
+        """Whether all files exist and match their hashes; damage is reported."""
         written = self._written()
-        if not written:  # it is written last
+        if not written:  # identity.json is written last
             return False
         whole = all((self.folder / name).is_file() and sha256(self.folder / name) == written.get(name)
                     for name in STORED)
         if not whole:
-            print(f"{self.folder} is damaged: its vectors are computed again", file=sys.stderr)
+            print(f"{self.folder} is damaged: its vectors will be computed again", file=sys.stderr)
         return whole
 
     def write(self, chunks):
-        """Store `chunks`: lists of float16 vectors (tokens, dimensions), an array a text.
+        """Store `chunks`, lists with one float16 array (tokens, dimensions) per text.
 
-        Raises UserError as soon as the first chunk shows that the disk will not hold them all.
+        Raises UserError as soon as the size of the chunks so far shows that the disk is too small.
         """
         (self.folder / "identity.json").unlink(missing_ok=True)
         sizes, dim = [], 0
@@ -118,15 +117,15 @@ class TokenEmbeddingStore:
         return read_checksummed(self.folder / "identity.json", having={"shape": list})
 
     def _check_space(self, needed):
-        """Raise UserError unless so many bytes are free."""
+        """Raise UserError if fewer than `needed` bytes are free."""
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(f"the token vectors of {self.identity['texts']:,} passages take {needed / 1e9:,.1f} GB "
-                            f"more, and {self.folder.parent} has {free / 1e9:,.1f} GB free: free some, or do without "
-                            "the second look (RERANKERS=\"\")")
+                            f"more, and {self.folder.parent} has {free / 1e9:,.1f} GB free: free some space, or "
+                            "disable reranking (RERANKERS=\"\")")
 
     def read(self):
-        """Vectors, memory-mapped, and starts, see Encoder.encode_passage_tokens."""
+        """Memory-mapped vectors and start offsets, as returned by Encoder.encode_passage_tokens."""
         shape = tuple(self._written()["shape"])
         vectors = np.memmap(self.folder / "vectors.raw", np.float16, "r", shape=shape) if shape[0] else \
             np.empty(shape, np.float16)

@@ -1,4 +1,4 @@
-"""Models turned into vectors, used as a ModelUse says, in length-sorted batches and with a cache."""
+"""Encoding of queries and passages with an EncoderConfig, in length-sorted batches and with a cache."""
 
 import importlib.metadata
 
@@ -21,45 +21,49 @@ from embedding_finetune.models.multi_vector import (
     token_embeddings,
 )
 
-CHUNK = 16384  # texts that are tokenised, sorted and stored together
-TOKEN_CHUNK = 2048  # the same for token vectors, of which a text has a hundred
-# Part of the key of all stored vectors. Raise it when a change of the code moves vectors, here or in what this module
-# uses (batches, loading, token vectors); tests/retrieval/test_encoder.py fails then.
+CHUNK = 16384  # texts that are tokenised, sorted by length and stored together
+TOKEN_CHUNK = 2048  # the same for token vectors, about a hundred per text
+# Part of the cache key of all vectors. Increase it when a code change alters vectors, here or in a module used here
+# (batching, modeling, multi_vector); tests/models/test_encoder.py fails in that case.
 VERSION = 1
-FEW = 8  # texts that need no progress bar
+FEW = 8  # no progress bar for fewer texts
 
 
 def pool(hidden, mask, method):
-    """One vector a text: (texts, tokens, dimensions) and the attention mask (texts, tokens) -> (texts, dimensions).
+    """Pool token states to one vector per text.
 
-    `method` is `cls` (the first token), `mean` (of all but padding) or `last_token`; padding may stand at either end.
+    Takes (texts, tokens, dimensions) and the attention mask (texts, tokens); returns (texts, dimensions). `method` is
+    `cls` (the first token), `mean` (over all tokens except padding) or `last_token`. Padding may be on either side.
     """
     if method == "mean":
-        weights = mask.unsqueeze(-1).float()  # sums in half precision would overflow
+        weights = mask.unsqueeze(-1).float()  # sums in half precision could overflow
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
     first, last = mask.argmax(dim=1), mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)
     return hidden[torch.arange(hidden.shape[0], device=hidden.device), first if method == "cls" else last]
 
 
 def pooled_embeddings(hidden, dense, mask, config):
-    """Vectors of texts from a model's last hidden states and the attention mask, by its Dense layers (see loading), as
-    `use`, a ModelUse, says: float32 of shape (texts, dimensions)."""
+    """Pooled and, if configured, normalised vectors from last hidden states and the attention mask.
+
+    `dense` holds the model's Dense layers (see modeling), `config` is an EncoderConfig. Returns float32 (texts,
+    dimensions).
+    """
     vectors = dense(pool(hidden, mask, config.pooling).float())
     return torch.nn.functional.normalize(vectors, dim=-1) if config.normalize else vectors
 
 
 class Encoder:
-    """A model with its pooling, layers after it, prompts and lengths. Vectors are float32, and of length 1 where the
-    model's use says so.
+    """Encoder for queries and passages with the pooling, Dense layers, prompts and lengths of an EncoderConfig.
 
-    The model is loaded when a text must be encoded that the cache does not know.
+    Vectors are float32, and of length 1 if the config normalises. The model is loaded only when a text is not in the
+    cache.
     """
 
     def __init__(self, config, batch_size=0, cache=None):
-        """Prepare the model that `use` (a ModelUse) names; `batch_size` 0 chooses by device, `cache` is a folder for
-        vectors.
+        """Prepare the model of `config`, an EncoderConfig.
 
-        Raises UserError when the model cannot be had.
+        `batch_size` 0 selects a size suitable for the device. `cache` is a folder for vectors. Raises UserError when
+        the model is not available.
         """
         self.config = config
         self.batch_size = batch_size
@@ -69,23 +73,25 @@ class Encoder:
         self._device = "cuda:0" if torch.cuda.is_available() and not self._compiled else "cpu"
         self._dtype = encoding_dtype(config.name, self._device)
         self._model = self._tokenizer = None
-        self._caches = {}  # length and prompt -> VectorCache
+        self._caches = {}  # (length, prompt) -> EmbeddingCache
 
     def encode_queries(self, texts):
-        """Vectors of queries, prompt included; float32 of shape (texts, dimensions)."""
+        """Vectors of queries, each prefixed with the query prompt: float32 (texts, dimensions)."""
         return self._encode("queries", texts)
 
     def encode_passages(self, texts):
-        """Vectors of passages, prompt included; float32 of shape (texts, dimensions)."""
+        """Vectors of passages, each prefixed with the passage prompt: float32 (texts, dimensions)."""
         return self._encode("passages", texts)
 
     def _asked(self, kind):
-        """Length and prompt of `queries` or `passages`."""
+        """Maximum length and prompt of `queries` or `passages`."""
         config = self.config
-        return (config.query_max_len, config.query_prompt) if kind == "queries" else (config.passage_max_len, config.passage_prompt)
+        if kind == "queries":
+            return config.query_max_len, config.query_prompt
+        return config.passage_max_len, config.passage_prompt
 
     def _cache_of(self, kind):
-        """The VectorCache of `queries` or `passages`, the same object at each call; None without a cache."""
+        """The EmbeddingCache of `queries` or `passages`, the same object at each call; None without a cache."""
         asked = self._asked(kind)
         if self.cache and asked not in self._caches:
             self._caches[asked] = EmbeddingCache(self.cache, self._identity(*asked))
@@ -93,7 +99,7 @@ class Encoder:
 
     def _encode(self, kind, texts):
         place, distinct, cache = {}, [], self._cache_of(kind)
-        order = []  # of each text, the row of its vector: equal texts share one
+        order = []  # row of the vector of each text; identical texts share a row
         for text in texts:
             order.append(place.setdefault(text_hash(text), len(place)))
             if len(distinct) < len(place):
@@ -102,7 +108,7 @@ class Encoder:
 
         def take(rows, found):
             nonlocal vectors
-            if not vectors.size:  # how wide they are, the first ones tell
+            if not vectors.size:  # the number of dimensions is known from the first vectors
                 vectors = np.empty((len(distinct), found.shape[1]), np.float32)
             vectors[rows], missing[rows] = found, False
 
@@ -123,17 +129,19 @@ class Encoder:
         return vectors if len(order) == len(distinct) else vectors[order]
 
     def _identity(self, max_length, prompt):
-        """Everything but the text that a vector depends on. Batches are no part: they change the last bits only."""
+        """Everything a vector depends on except the text. Batching is left out: it changes only the last bits."""
         packages = ("torch", "transformers", "tokenizers")
         of_both_sides = {name: value for name, value in self.config.identity.items()
                          if not name.endswith(("_prompt", "_max_len"))}
         return {"model": self.revision, **of_both_sides, "max_length": max_length, "prompt": prompt,
-                "device": self._device, "dtype": str(self._dtype), "version": VERSION, **runtime_versions(self.config.name),
+                "device": self._device, "dtype": str(self._dtype), "version": VERSION,
+                **runtime_versions(self.config.name),
                 **{package: importlib.metadata.version(package) for package in packages}}
 
     def _load(self):
         self._tokenizer = load("AutoTokenizer", self.config.name, self.config.trusted)
-        self._added, self._projection = special_token_ids(self._tokenizer), load_projection(self.config.name).to(self._device)
+        self._added = special_token_ids(self._tokenizer)
+        self._projection = load_projection(self.config.name).to(self._device)
         self._expansion = load_expansion(self.config.name)
         if self._compiled:
             self._model = CompiledModel(self.config.name)
@@ -142,18 +150,17 @@ class Encoder:
             model, dense = load_encoder(self.config.name, self.config.dense, self.config.trusted, self._dtype)
             self._model, self._dense = model.to(self._device).eval(), dense.to(self._device).eval()
         if model_content(self.config.name) != self.revision:
-            raise UserError(f"{self.config.name} has changed since this Encoder was made: make it anew, so that no "
-                            "vectors are mixed up")
+            raise UserError(f"{self.config.name} has changed since this Encoder was made: create a new Encoder, so "
+                            "that vectors of both versions are not mixed")
         if self._device == "cpu" and not self._compiled:
             use_fast_linear(self._model)
 
     def encode_passage_tokens(self, texts):
-        """Vectors of the tokens of passages, for late interaction (see tokens): prompt included, without the tokens
-        that the tokenizer adds.
+        """Token vectors of passages for late interaction (see multi_vector), without special tokens.
 
-        A pair: float16 of shape (tokens of all texts, dimensions), and int64 (texts + 1,): those of text i begin at
-        place i, and end where those of text i + 1 begin. They are memory-mapped files in the cache or, without one,
-        temporary ones. The cache gets the passages' own vectors, too: both come of one pass.
+        Returns the vectors, float16 (tokens of all texts, dimensions), and the start offsets, int64 (texts + 1,): text
+        i has the rows from starts[i] to starts[i + 1]. Both are memory-mapped files, in the cache or temporary. The
+        pooled vectors of the same forward pass are added to the cache.
         """
         texts, (max_length, prompt) = list(texts), self._asked("passages")
         store = TokenEmbeddingStore(self.cache, self._identity(max_length, prompt) | {"pooling": "none"}, texts)
@@ -162,11 +169,11 @@ class Encoder:
         return store.read()
 
     def encode_query_tokens(self, texts):
-        """The same of queries, which are not stored: a list of float16 (tokens, dimensions)."""
+        """Token vectors of queries, which are not stored: a list of float16 (tokens, dimensions)."""
         return [tokens for chunk in self._token_chunks("queries", list(texts)) for tokens in chunk]
 
     def _token_chunks(self, kind, texts):
-        """Yield lists of the token vectors of texts, a chunk of them at a time."""
+        """Yield the token vectors of each chunk of texts as a list."""
         if self._model is None:
             self._load()
         cache = self._cache_of(kind) if kind == "passages" else None
@@ -179,7 +186,7 @@ class Encoder:
                 yield own
 
     def _tokenise(self, texts, kind, expansion=0):
-        """What the tokenizer makes of texts, prompt included; queries are filled up, see tokens.expanded."""
+        """Tokenise texts with their prompt; queries may be expanded, see multi_vector.expand_queries."""
         max_length, prompt = self._asked(kind)
         tokens = tokenize_texts(self._tokenizer, [prompt + text for text in texts], max_length)
         if expansion and kind == "queries":
@@ -188,22 +195,22 @@ class Encoder:
 
     @torch.inference_mode()
     def _compute(self, tokens, progress, of_tokens=False):
-        """Vectors of texts, given as lists of tokens, and a list of their tokens' vectors, if these are wanted."""
+        """Vectors of tokenised texts and, with `of_tokens`, a list of their token vectors."""
         order, pooled, own = [], [], [None] * len(tokens["input_ids"])
         for rows, batch in padded_batches(self._tokenizer, tokens, self.batch_size, self._device):
             try:
                 hidden = self._model(**batch).last_hidden_state
                 pooled.append(pooled_embeddings(hidden, self._dense, batch["attention_mask"], self.config))
             except torch.cuda.OutOfMemoryError:
-                raise UserError(f"{self.config.name} runs out of GPU memory while encoding: set ENCODE_BATCH_SIZE to 64, "
-                                "or less") from None
+                raise UserError(f"{self.config.name} runs out of GPU memory while encoding: set ENCODE_BATCH_SIZE to "
+                                "64 or less") from None
             order.extend(rows)
             if of_tokens:
                 scaled = token_embeddings(hidden, batch, self._added, self._projection).half().cpu()
                 for row, some in zip(rows, scaled):
                     own[row] = some[some.any(dim=-1)].numpy()
             progress.update(len(rows))
-        pooled = torch.cat(pooled).cpu().numpy()  # once a chunk: a GPU that is waited for stands still
+        pooled = torch.cat(pooled).cpu().numpy()  # once per chunk: every synchronisation leaves the GPU idle
         vectors = np.empty_like(pooled)
         vectors[order] = pooled
         if not np.isfinite(vectors).all():
@@ -214,8 +221,8 @@ class Encoder:
 
 
 def make_encoder(settings, config, cached=True):
-    """The Encoder of a model's use, with the batch size and the cache that the settings say.
+    """The Encoder of an EncoderConfig, with the batch size and cache folder of the settings.
 
-    `cached=False` is for queries that people ask: reading and writing the cache would cost more than encoding them.
+    Use `cached=False` for live queries: reading and writing the cache would take longer than encoding them.
     """
     return Encoder(config, settings.encode_batch_size, cache=settings.output_dir / "cache" if cached else None)

@@ -1,10 +1,11 @@
-"""How a model is used: pooling, normalisation, prompts and lengths, read from the model itself wherever it says so.
+"""Encoder configurations: pooling, normalisation, prompts and lengths of each model.
 
-The files that sentence-transformers keeps beside a model's weights say it: `modules.json`, `1_Pooling/config.json`,
-`config_sentence_transformers.json` (prompts), `2_Dense/` (layers after the pooling), `sentence_bert_config.json` or the
-tokenizer's (lengths). A model that was fine-tuned here carries them all, so that it is asked as it was taught, whatever
-the settings say by then. For other models a setting other than `auto` comes first, then MODEL_FILE
-(profiles/models.toml), then the model's own files; the use says where they disagree, and what none of them says.
+They are read from the model's sentence-transformers files: `modules.json`, `1_Pooling/config.json`,
+`config_sentence_transformers.json` (prompts), `2_Dense/` (layers after pooling), and `sentence_bert_config.json` or
+`tokenizer_config.json` (lengths). Models fine-tuned here contain all of them, so they are used as they were trained,
+whatever the current settings are. For other models, settings other than `auto` take precedence over MODEL_FILE
+(profiles/models.toml), which takes precedence over the model's own files. The configuration records conflicts between
+these sources and values that none of them gives.
 """
 
 import re
@@ -17,7 +18,7 @@ from embedding_finetune.hub import check_hub, load, model_path, positions_of, re
 from embedding_finetune.recipes import all_recipes
 from embedding_finetune.settings import MODEL_SETTINGS, POOLINGS, display_value, split_revision
 
-# What models have seen in training, where it is published: who met MS MARCO before is no stranger to it.
+# Published training data of models. A model trained on MS MARCO is not evaluated zero-shot on it.
 TRAINING_DATA_NOTES = {
     "bert-base-uncased": "pre-trained on Wikipedia and BookCorpus, never for retrieval (Devlin et al. 2019)",
     "BAAI/bge-m3": "trained for retrieval on MS MARCO's training part among others (Chen et al. 2024, "
@@ -25,50 +26,51 @@ TRAINING_DATA_NOTES = {
     "bundled": "trained on 1.17 billion pairs, among them MS MARCO's training part and docstrings (its model card)",
 }
 POOLING_FILES = {"cls": "cls", "cls_token": "cls", "mean": "mean", "mean_tokens": "mean", "lasttoken": "last_token",
-                 "last_token": "last_token"}  # as sentence-transformers writes them -> ours
+                 "last_token": "last_token"}  # names in sentence-transformers -> names here
 KEYS = {"pooling": str, "query_prompt": str, "passage_prompt": str, "query_max_len": int, "passage_max_len": int,
-        "normalize": bool}  # of an entry of MODEL_FILE
-# Names of an EncoderConfig, and notes about it; the last two were written by earlier versions.
+        "normalize": bool}  # keys of an entry of MODEL_FILE
+# Fields that do not affect vectors; the last two were written by earlier versions.
 NOT_IDENTITY = ("label", "title", "name", "training_data_note", "overrides", "note", "seen", "differs")
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """A model and how it is used: the same weights with another pooling or prompt are another retriever.
+    """A model with its pooling, prompts and lengths.
 
-    `identity` and the content of the model (hub.model_content) tell one retriever from another.
+    Retrievers are identified by `identity` and the content of the model (hub.model_content): the same weights with
+    another pooling or prompt are another retriever.
     """
 
     label: str
-    title: str              # as the settings name it
-    name: str = field(repr=False)  # hub name or folder, of no interest to a reader
+    title: str              # name in the settings
+    name: str = field(repr=False)  # name on the Hugging Face Hub or folder
     pooling: str            # "cls", "mean" or "last_token"
-    query_prompt: str       # put before each query, "" for none
-    passage_prompt: str     # put before each passage, "" for none
+    query_prompt: str       # prepended to each query, "" for none
+    passage_prompt: str     # prepended to each passage, "" for none
     query_max_len: int      # tokens, prompt included
     passage_max_len: int    # tokens, prompt included
     normalize: bool = True  # vectors are scaled to length 1
-    dense: str = ""         # folders of the Dense layers after its pooling, separated by spaces
-    trusted: bool = False   # its own program code is run, if it has any
-    training_data_note: str = "unknown"   # in training, where it is published
-    overrides: str = ""       # where a setting goes against MODEL_FILE or the model's own files
-    note: str = ""          # what MODEL_FILE says, and what nobody says
+    dense: str = ""         # folders of the Dense layers after pooling, separated by spaces
+    trusted: bool = False   # run the model's own code, if it has any
+    training_data_note: str = "unknown"  # published training data
+    overrides: str = ""     # settings that conflict with MODEL_FILE or the model's own files
+    note: str = ""          # values taken from MODEL_FILE, and missing values
 
     @property
     def identity(self):
-        """The fields that vectors depend on, as `identity_of` has them."""
+        """The fields that affect vectors, see `identity_of`."""
         return identity_of(asdict(self))
 
 
 def identity_of(used):
-    """The part of a ModelUse's fields (name -> value) that vectors depend on; records keep more, for people."""
+    """The fields (name -> value) of an EncoderConfig that affect vectors; records also hold informative fields."""
     return {name: value for name, value in used.items() if name not in NOT_IDENTITY}
 
 
 def load_encoder_config(settings, label):
-    """The ModelUse of a label: `raw`, `reference`, a label of EXTRA_MODELS, or a recipe whose model is finished.
+    """The EncoderConfig of a label: `raw`, `reference`, a label of EXTRA_MODELS, or a recipe with a finished model.
 
-    Raises UserError when the model cannot be had, or when neither a setting nor the model says how to pool.
+    Raises UserError when the model is not available, or when neither a setting nor the model defines the pooling.
     """
     models = pretrained(settings)
     if label in models:
@@ -79,24 +81,26 @@ def load_encoder_config(settings, label):
         raise UserError(f"{folder} holds no finished model: run `bash finetune_hard.sh {label}` first")
     record = read_checksummed(folder / "training.json", having={"settings": dict})
     if record is None and (folder / "training.json").exists():
-        raise UserError(f"{folder / 'training.json'} is damaged, and says how {label} is used: bring it back, or train "
-                        "it anew with OVERWRITE=1")
+        raise UserError(f"{folder / 'training.json'} is damaged, but holds the configuration of {label}: restore it, "
+                        "or train again with OVERWRITE=1")
     record = record or {}
     base = record.get("settings", {}).get("BASE_MODEL", settings.base_model)
     seen = f"{seen_by(base)}; fine-tuned on this data set's training part"
     made_of = (read_json(folder / COMPILED_RECORD) or {}).get("made_of", {})
-    seen = made_of.get("use", {}).get("seen", seen)  # that of the model it was compiled from
+    seen = made_of.get("use", {}).get("seen", seen)  # taken from the model it was compiled from
     return _encoder_config(settings, label, display_value(folder), str(folder), ({}, {}), seen, base)
 
 
 def seen_by(title):
-    """What a model has seen in training, by its name in the settings."""
+    """Note on the training data of a model, by its name in the settings."""
     return TRAINING_DATA_NOTES.get(split_revision(title)[0], "unknown")
 
 
 def embedding_dim(encoder_config):
-    """Numbers in one vector of a model: those of its last Dense layer, or of its encoder. Raises UserError when its
-    files cannot be had."""
+    """Dimension of a model's vectors: that of its last Dense layer or, without one, of its encoder.
+
+    Raises UserError when its files are not available.
+    """
     layers = encoder_config.dense.split()
     if layers:
         return read_model_file(encoder_config.name, f"{layers[-1]}/config.json")["out_features"]
@@ -104,96 +108,102 @@ def embedding_dim(encoder_config):
 
 
 def pretrained(settings):
-    """Label -> (model, what settings say of its use, what the profile says of another model's use) of the models that
-    need no training here; both are arguments of ModelUse."""
+    """Models that need no training here: label -> (model, its settings, settings meant for another model).
+
+    Both groups of settings are arguments of EncoderConfig. The last one holds values of the profile that were chosen
+    for the profile's own model.
+    """
     values = settings.as_dict()
 
-    def said(model):
-        given = {key: (name, values[name]) for key, name in MODEL_SETTINGS[model].items() if values[name] not in ("auto", 0)}
+    def configured(model):
+        given = {key: (name, values[name]) for key, name in MODEL_SETTINGS[model].items()
+                 if values[name] not in ("auto", 0)}
         return [{key: pair[1] for key, pair in given.items() if (pair in settings.of_others) == others}
                 for others in (False, True)]
 
-    raw, others = said("BASE_MODEL")
+    raw, others = configured("BASE_MODEL")
     raw |= {"query_max_len": settings.query_max_len, "passage_max_len": settings.passage_max_len}
     extra = (model.split("=", 1) for model in settings.extra_models.split())
     return {
-        "raw": (settings.base_model, raw, others), "reference": (settings.reference_model, *said("REFERENCE_MODEL")),
+        "raw": (settings.base_model, raw, others),
+        "reference": (settings.reference_model, *configured("REFERENCE_MODEL")),
         **{label: (name.split(",")[0], {"pooling": name.split(",")[1]} if "," in name else {}, {})
            for label, name in extra},
     }
 
 
 def model_labels(settings):
-    """The labels of all models: ready-made ones, those of recipes, whether they are trained or not, and compiled ones.
-    """
+    """Labels of all models: pretrained, of recipes (trained or not) and compiled."""
     return [*pretrained(settings), *all_recipes(settings), *compiled_labels(settings)]
 
 
 def compiled_labels(settings):
-    """The labels of the compiled models in OUTPUT_DIR (see smaller)."""
-    return sorted(path.parent.name for path in settings.output_dir.glob(f"*/{COMPILED_RECORD}") if "." not in path.parent.name)
+    """Labels of the compiled models in OUTPUT_DIR (see contrib.onnx_openvino)."""
+    folders = (path.parent.name for path in settings.output_dir.glob(f"*/{COMPILED_RECORD}"))
+    return sorted(name for name in folders if "." not in name)
 
 
 def from_registry(settings):
-    """Model -> how it is used, from MODEL_FILE. Raises UserError naming the entry that cannot be read."""
+    """Read MODEL_FILE: model -> arguments of EncoderConfig. Raises UserError naming an invalid entry."""
     path = settings.model_file
     try:
         entries = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read how models are used in {path} ({error}); see profiles/models.toml") from None
+        raise UserError(f"cannot read the model configurations in {path} ({error}); see profiles/models.toml") from None
     for name, entry in entries.items():
         for key, value in entry.items() if isinstance(entry, dict) else [("", entry)]:
             if key not in KEYS or type(value) is not KEYS[key] or (key == "pooling" and value not in POOLINGS):
-                raise UserError(f"{path}, entry {name!r}: {key or 'it'} = {value!r} is impossible; an entry is a table "
-                                f"of {', '.join(KEYS)}, with pooling one of {', '.join(POOLINGS)}")
+                raise UserError(f"{path}, entry {name!r}: {key or 'it'} = {value!r} is invalid; an entry is a table of "
+                                f"{', '.join(KEYS)}, with pooling one of {', '.join(POOLINGS)}")
     return entries
 
 
 def base_encoder_config(settings):
-    """How BASE_MODEL is trained and used: the use that a fine-tuned model will carry."""
+    """The EncoderConfig of BASE_MODEL, which is also that of the models fine-tuned from it."""
     return load_encoder_config(settings, "raw")
 
 
 def _encoder_config(settings, label, title, name, wanted, seen, base):
     trusted = settings.trusts(title, name, base)
-    (given, of_others), said, entries = wanted, from_files(name, trusted), from_registry(settings)
+    (given, of_others), in_files, entries = wanted, from_files(name, trusted), from_registry(settings)
     entry = entries.get(title, entries.get(split_revision(title)[0], {}))
-    own, file = said | entry, display_value(settings.model_file)
-    told = ({} if own else of_others) | own | given
+    published, file = in_files | entry, display_value(settings.model_file)
+    found = ({} if published else of_others) | published | given
     default = {"query_prompt": "", "passage_prompt": ""}
-    if not {"query_max_len", "passage_max_len"} <= told.keys():
+    if not {"query_max_len", "passage_max_len"} <= found.keys():
         default |= dict.fromkeys(("query_max_len", "passage_max_len"), min(512, positions_of(name, trusted)))
-    used = default | told
+    used = default | found
     if "pooling" not in used:
-        raise UserError(f"{title} does not say how it pools: set BASE_POOLING, REFERENCE_POOLING, the pooling in "
+        raise UserError(f"{title} does not define its pooling: set BASE_POOLING, REFERENCE_POOLING, the pooling in "
                         f"EXTRA_MODELS or an entry of {file} to cls, mean or last_token")
-    differs = [f"{key} is {used[key]!r}, where {source} {words[key]!r}"
-               for key in ("pooling", "query_prompt", "passage_prompt")
-               for source, words in (("its own files say", said), (f"{file} says", entry))
-               if words.get(key, used[key]) != used[key]]
-    notes = [f"{', '.join(entry)} from {file}"] * bool(entry)
-    notes += [f"{', '.join(of_others)} of the profile left out: meant for another model"] * bool(own and of_others)
-    notes += [f"no prompts: if its authors put any before queries or passages, give them in {file}"] * (
-        told.keys().isdisjoint(("query_prompt", "passage_prompt")))
-    return EncoderConfig(label, title, name, training_data_note=seen, overrides="; ".join(differs), note="; ".join(notes), trusted=trusted,
-                    **used)
+    overrides = [f"{key} is {used[key]!r}, but {source} {values[key]!r}"
+                 for key in ("pooling", "query_prompt", "passage_prompt")
+                 for source, values in (("its own files say", in_files), (f"{file} says", entry))
+                 if values.get(key, used[key]) != used[key]]
+    notes = [f"{', '.join(entry)} from {file}"] if entry else []
+    if published and of_others:
+        notes.append(f"{', '.join(of_others)} of the profile ignored: meant for another model")
+    if found.keys().isdisjoint(("query_prompt", "passage_prompt")):
+        notes.append(f"no prompts: if its authors use prompts for queries or passages, add them to {file}")
+    return EncoderConfig(label, title, name, training_data_note=seen, overrides="; ".join(overrides),
+                         note="; ".join(notes), trusted=trusted, **used)
 
 
 def from_files(name, trusted):
-    """What a model's sentence-transformers files say of its use, as arguments of ModelUse; {} where it has none.
+    """Arguments of EncoderConfig from a model's sentence-transformers files; {} if it has none.
 
-    Raises UserError when they ask for something that is not done here, or are broken.
+    Raises UserError when they are broken or require something that is not supported here.
     """
     check_hub(name)
     try:
-        said = _from_files(name, trusted)
+        found = _from_files(name, trusted)
     except (AttributeError, LookupError, TypeError):
-        said = {"pooling": None}
-    wrong = [key for key, value in said.items() if type(value) is not KEYS.get(key, str)]
+        found = {"pooling": None}
+    wrong = [key for key, value in found.items() if type(value) is not KEYS.get(key, str)]
     if wrong:
-        raise UserError(f"{name} has broken files of sentence-transformers (modules.json and those beside it, "
-                        f"{wrong[0]}): mend or remove them")
-    return said
+        raise UserError(f"{name} has broken sentence-transformers files (modules.json and those it refers to, "
+                        f"{wrong[0]}): repair or remove them")
+    return found
 
 
 def _from_files(name, trusted):
@@ -203,34 +213,35 @@ def _from_files(name, trusted):
     dense = [path for kind, path in modules if kind == "Dense"]
     for path in dense:
         _check_dense(name, path, read_model_file(name, f"{path}/config.json"))
-    said = {"normalize": modules[-1][0] == "Normalize"} | ({"dense": " ".join(dense)} if dense else {})
+    values = {"normalize": modules[-1][0] == "Normalize"} | ({"dense": " ".join(dense)} if dense else {})
     for kind, path in modules:
-        said |= {"pooling": _pooling(name, read_model_file(name, f"{path}/config.json"))} if kind == "Pooling" else {}
+        values |= {"pooling": _pooling(name, read_model_file(name, f"{path}/config.json"))} if kind == "Pooling" else {}
     config = read_model_file(name, "config_sentence_transformers.json")
     prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
     for key, names in (("query_prompt", ("query",)), ("passage_prompt", ("document", "passage", "corpus"))):
         found = [prompts[other] for other in (*names, default) if prompts.get(other) is not None]
-        said |= {key: found[0]} if found else {}
+        values |= {key: found[0]} if found else {}
     lengths = read_model_file(name, "sentence_bert_config.json")
     if lengths.get("do_lower_case"):
-        raise UserError(f"{name} lower-cases its input beside its tokenizer, which is not supported here")
+        raise UserError(f"{name} lower-cases its input outside its tokenizer, which is not supported here: "
+                        "choose another model")
     longest = lengths.get("max_seq_length") or _tokenizer_length(name, trusted)
-    for key, own in (("query_max_len", "query_length"), ("passage_max_len", "document_length")):
-        length = lengths.get(own) or longest
-        said |= {key: length} if length else {}
-    return said
+    for key, specific in (("query_max_len", "query_length"), ("passage_max_len", "document_length")):
+        length = lengths.get(specific) or longest
+        values |= {key: length} if length else {}
+    return values
 
 
 def _modules(name):
-    """(kind, folder) of a model's modules as sentence-transformers lists them, without those that only train."""
+    """(kind, folder) of each module in a model's `modules.json`, without Dropout, which only matters in training."""
     modules = read_model_file(name, "modules.json")
     modules = [(module["type"], module.get("path", "")) for module in modules]
     foreign = [kind for kind, path in modules if not kind.startswith("sentence_transformers.") or " " in path]
     modules = [(kind.rpartition(".")[2], path) for kind, path in modules]
     kinds = [kind for kind, _ in modules if kind != "Dropout"]
     if foreign or kinds and not re.fullmatch("Transformer( Pooling( Dense)*)?( Normalize)?", " ".join(kinds)):
-        raise UserError(f"{name} is made of {', '.join(foreign or kinds)}; supported here are Transformer, Pooling, "
-                        "Dense and Normalize of sentence-transformers, in this order: choose another model")
+        raise UserError(f"{name} consists of {', '.join(foreign or kinds)}; supported are Transformer, Pooling, Dense "
+                        "and Normalize of sentence-transformers, in this order: choose another model")
     return [module for module in modules if module[0] != "Dropout"]
 
 
@@ -238,21 +249,21 @@ def _check_dense(name, path, config):
     activation = config.get("activation_function") or "torch.nn.modules.activation.Tanh"
     if not activation.startswith("torch.nn.modules.") or {config.get("module_input_name"), config.get(
             "module_output_name")} - {None, "sentence_embedding"}:
-        raise UserError(f"{name} has a layer {path} with the activation {activation}, or beside its vectors, which is "
-                        "not supported here: choose another model")
+        raise UserError(f"{name} has a layer {path} with the activation {activation}, or not applied to its sentence "
+                        "embedding, which is not supported here: choose another model")
 
 
 def _tokenizer_length(name, trusted):
-    """The length that the tokenizer's own file says, where sentence-transformers keeps it since version 6; or None."""
+    """Maximum length in `tokenizer_config.json`, where sentence-transformers keeps it since version 6, or None."""
     length = read_model_file(name, "tokenizer_config.json").get("model_max_length") or 0
-    return min(length, positions_of(name, trusted)) if 0 < length < 10**6 else None  # without a limit some write 10**30
+    return min(length, positions_of(name, trusted)) if 0 < length < 10**6 else None  # some write 10**30 for no limit
 
 
 def _pooling(name, config):
-    modes = config.get("pooling_mode") or [  # newer versions of sentence-transformers, and older ones
+    modes = config.get("pooling_mode") or [  # newer sentence-transformers; older ones:
         key.removeprefix("pooling_mode_") for key, used in config.items() if key.startswith("pooling_mode_") and used]
     modes = [modes] if isinstance(modes, str) else modes
     if len(modes) != 1 or modes[0] not in POOLING_FILES or not config.get("include_prompt", True):
-        raise UserError(f"{name} pools by {' and '.join(modes) or 'nothing'}, or without the prompt, which is not "
-                        "supported here: choose another model")
+        raise UserError(f"{name} uses the pooling {' and '.join(modes) or 'nothing'}, or excludes the prompt, which is "
+                        "not supported here: choose another model")
     return POOLING_FILES[modes[0]]

@@ -1,13 +1,13 @@
-"""What PyTorch does on a CPU more slowly than it could: the same mathematics, by quicker ways.
+"""Faster linear layers and dropout for PyTorch on CPUs.
 
-Linear layers: PyTorch gives float32 products to MKL, which does without AVX-512 on AMD processors; its oneDNN takes two
-thirds of the time there, and is level elsewhere. For the few rows of a lone query MKL is twice as fast: oneDNN lays out
-the weights at every call.
+Linear layers: PyTorch computes float32 products with MKL, which does not use AVX-512 on AMD processors. oneDNN takes
+two thirds of the time there, and the same time on other processors. For the few rows of a single query MKL is twice as
+fast, because oneDNN reorders the weights at every call.
 
-Dropout: PyTorch draws a mask on one thread at some 7 ns an element, and dropout inside scaled_dot_product_attention
-falls back to a slow path besides. Here 16 random bits an element come from numpy's SFC64 generator (0.4 ns), seeded
-from PyTorch's generator at each call, so that seeds, checkpoints and replays work as ever. The probabilities are the
-same to 16 bits. A training step takes 0.8 to 0.93 of the time it takes with PyTorch's dropout
+Dropout: PyTorch draws masks on one thread at about 7 ns per element, and dropout inside scaled_dot_product_attention
+falls back to a slow path. This module takes 16 random bits per element from NumPy's SFC64 generator (0.4 ns). It is
+seeded from PyTorch's generator at each call, so seeds, checkpoints and gradient recomputation behave as usual. The
+probabilities are rounded to 16 bits. A training step takes 0.8 to 0.93 of the time with PyTorch's dropout
 (docs/training_speed.md).
 """
 
@@ -37,12 +37,12 @@ class _Linear(torch.autograd.Function):
 
 
 def _product(inputs, weight, bias=None):
-    """inputs @ weight.T + bias by oneDNN."""
+    """inputs @ weight.T + bias, computed with oneDNN."""
     return torch.ops.mkldnn._linear_pointwise(inputs.contiguous(), weight.contiguous(), bias, "none", [], "")
 
 
 class FastLinear(nn.Linear):
-    """nn.Linear by oneDNN, in float32, but for few rows without a gradient."""
+    """nn.Linear in float32 with oneDNN; few rows without a gradient go to PyTorch's own product."""
 
     def forward(self, inputs):
         if inputs.numel() < FEW_ROWS * self.in_features and not torch.is_grad_enabled():
@@ -51,12 +51,12 @@ class FastLinear(nn.Linear):
 
 
 def cpu_has(precision):
-    """Whether this processor has instructions for `bf16` or `fp16`; another one emulates them, slower than float32."""
+    """Whether this processor has `bf16` or `fp16` instructions; emulation is slower than float32."""
     return any(has for name, has in torch.cpu.get_capabilities().items() if precision in name)
 
 
 def use_fast_linear(model):
-    """Turn the linear layers of a float32 model on the CPU into FastLinear, where PyTorch was built with oneDNN."""
+    """Replace the float32 linear layers of a CPU model by FastLinear, if PyTorch was built with oneDNN."""
     if torch.backends.mkldnn.is_available():
         for layer in model.modules():
             if type(layer) is nn.Linear and layer.weight.dtype == torch.float32:
@@ -64,7 +64,7 @@ def use_fast_linear(model):
 
 
 def keep_mask(shape, p):
-    """A bool tensor, each element False with probability round(65536 p) / 65536; and the factor that evens it out."""
+    """Dropout mask and scale: each element is False with probability round(65536 p) / 65536."""
     threshold = round(p * 65536)
     seed = torch.randint(2**63 - 1, ()).item()
     count = shape.numel()
@@ -93,10 +93,13 @@ class FastDropout(nn.Dropout):
 
 
 def attention_with_fast_dropout(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
-    """Softmax attention with dropout on its weights; without, PyTorch's fused kernel. Shapes as in transformers."""
+    """Softmax attention with dropout on its weights; PyTorch's fused kernel if `dropout` is 0.
+
+    Shapes are as in transformers.
+    """
     if not dropout:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    groups = getattr(module, "num_key_value_groups", 1)  # heads of the queries that share their keys and values
+    groups = getattr(module, "num_key_value_groups", 1)  # query heads per key-value head
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     weights = (query * scaling) @ key.transpose(2, 3)
     if attention_mask is not None:
@@ -106,7 +109,7 @@ def attention_with_fast_dropout(module, query, key, value, attention_mask, dropo
 
 
 def use_fast_dropout(model):
-    """Give a transformers model on the CPU the dropout of this module, in its layers and in its attention."""
+    """Replace dropout in the layers and attention of a transformers model on the CPU by that of this module."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:

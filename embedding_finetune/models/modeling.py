@@ -1,4 +1,4 @@
-"""A model's encoder, and the Dense layers that some have after their pooling: loaded whole, or not at all."""
+"""Loading of encoders and of the Dense layers that some models have after their pooling."""
 
 import os
 
@@ -9,14 +9,14 @@ from embedding_finetune.hub import ENCODER_HALF, UNLOADABLE, cannot_load, load, 
 
 
 class DenseLayers(torch.nn.ModuleList):
-    """sentence-transformers' Dense layers, one after the other, in float32; most models have none."""
+    """Sequence of sentence-transformers Dense layers in float32; empty for most models."""
 
     @classmethod
     def load(cls, name, folders):
-        """The layers in `folders` of the model `name`, separated by spaces. Raises UserError when they do not load."""
+        """Load the layers in `folders` (separated by spaces) of `name`. Raises UserError on failure."""
         if not folders:
             return cls()
-        from sentence_transformers.sentence_transformer.modules import Dense  # takes seconds, and few models need it
+        from sentence_transformers.sentence_transformer.modules import Dense  # slow to import, and rarely needed
         repository, at = pinned(name)
         try:
             return cls(Dense.load(repository, subfolder=folder, **at) for folder in folders.split()).float()
@@ -25,17 +25,17 @@ class DenseLayers(torch.nn.ModuleList):
 
     @property
     def folders(self):
-        """Where `save` puts them, separated by spaces."""
+        """Folders written by `save`, separated by spaces."""
         return " ".join(f"{number}_Dense" for number in range(2, 2 + len(self)))
 
     def save(self, folder):
-        """Write each layer as sentence-transformers keeps it."""
+        """Write each layer in the format of sentence-transformers."""
         for path, layer in zip(self.folders.split(), self):
             os.makedirs(os.path.join(folder, path), exist_ok=True)
             layer.save(os.path.join(folder, path))
 
     def forward(self, pooled):
-        """Vectors [.., dim] -> vectors [.., the last layer's dim]."""
+        """Map vectors (..., dim) to vectors (..., output dim of the last layer)."""
         with torch.autocast(pooled.device.type, enabled=False):
             for layer in self:
                 pooled = layer({layer.module_input_name: pooled.float()})[layer.module_output_name]
@@ -43,10 +43,10 @@ class DenseLayers(torch.nn.ModuleList):
 
 
 def encoding_dtype(name, device):
-    """What the model `name` encodes in on a device: float32 on a CPU, else float16.
+    """Data type for encoding with the model `name`: float32 on a CPU, float16 on a GPU.
 
-    A model that was saved in bfloat16, whose values may be beyond float16's range, is encoded in bfloat16, or in
-    float32 on a GPU that has none.
+    A model saved in bfloat16 may exceed the range of float16. On a GPU it is run in bfloat16, or in float32 if the GPU
+    lacks bfloat16.
     """
     if device == "cpu":
         return torch.float32
@@ -57,14 +57,16 @@ def encoding_dtype(name, device):
 
 
 def load_encoder(name, folders="", trusted=False, dtype=torch.float32, **options):
-    """(transformers model, DenseLayers) of the model `name`, which has Dense layers in `folders`; see hub.load.
+    """Load the transformers model and the DenseLayers (in `folders`) of `name`; for `options` see hub.load.
 
-    Raises UserError when it cannot be had, or when weights are missing: transformers would draw them at random.
+    Raises UserError when the model is not available, or when weights are missing, which transformers would initialise
+    at random.
     """
     config = load("AutoConfig", name, trusted, **options)
     half = config.model_type in ENCODER_HALF
     if config.is_encoder_decoder and not half:
-        raise UserError(f"{name} is an encoder-decoder ({config.model_type}), of which no embedding model is made here")
+        raise UserError(f"{name} is an encoder-decoder ({config.model_type}), which is not supported: choose an "
+                        "encoder")
     model, report = load("AutoModelForTextEncoding" if half else "AutoModel", name, trusted, dtype=dtype,
                          output_loading_info=True, **options)
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)  # the pooler is not used
@@ -73,6 +75,6 @@ def load_encoder(name, folders="", trusted=False, dtype=torch.float32, **options
                         "it is incomplete, or needs its own program code (TRUST_REMOTE_CODE)")
     dense = DenseLayers.load(name, folders)
     if dense and dense[0].in_features != config.hidden_size:
-        raise UserError(f"{name} has a Dense layer for {dense[0].in_features} dimensions, and vectors of "
-                        f"{config.hidden_size}")
+        raise UserError(f"{name} has a Dense layer for {dense[0].in_features} dimensions, but vectors of "
+                        f"{config.hidden_size}: download it again, or choose another model")
     return model, dense

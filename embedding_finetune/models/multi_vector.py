@@ -1,8 +1,7 @@
-"""Late interaction: every token of a query looks for its best token in a passage (MaxSim, see tokens).
+"""Multi-vector embeddings and MaxSim, the score of late interaction.
 
-One vector a passage has to say everything at once; the vectors of its tokens need not. Too many to search through one
-by one, they take a second look at what a first stage has found. Any encoder has token vectors, though only a training
-for it makes the most of them.
+MaxSim averages, over the tokens of a query, the highest cosine with a token of the passage (Khattab and Zaharia,
+"ColBERT", SIGIR 2020, who sum). Any encoder has token vectors; training for late interaction improves them.
 """
 
 from itertools import pairwise
@@ -16,16 +15,16 @@ from tqdm.auto import tqdm
 from embedding_finetune.files import UserError, read_json
 from embedding_finetune.models.modeling import DenseLayers
 
-FEW = 20  # texts that need no progress bar
-INT8 = 127  # what 1 is in int8; a component of a vector of length 1 is no larger
-INT8_CHUNK = 1 << 18  # vectors that are turned into int8 together
+FEW = 20  # no progress bar for fewer texts
+INT8 = 127  # scale of int8 vectors: the components of a unit vector are at most 1
+INT8_CHUNK = 1 << 18  # vectors converted to int8 at a time
 
 
 def maxsim_candidates(query, vectors, starts, places):
-    """Mean over a query's tokens of the best cosine with a token of the passage, for the passages at `places`: float32.
+    """MaxSim of a query with the passages at `places`, averaged over the query's tokens: float32 (places,).
 
-    `query` is float32 (tokens, dimensions); `vectors` and `starts` as Encoder.encode_passage_tokens returns them. A
-    passage without a token has NO_TOKEN.
+    `query` is float32 (tokens, dimensions); `vectors` and `starts` are those of Encoder.encode_passage_tokens. A
+    passage without tokens scores NO_TOKEN_SCORE.
     """
     own = [vectors[starts[place]:starts[place + 1]] for place in places]
     sizes = np.array([len(rows) for rows in own], dtype=np.int64)
@@ -40,41 +39,45 @@ def maxsim_candidates(query, vectors, starts, places):
 
 
 def pool_tokens(vectors, starts, factor):
-    """Vectors and starts with `factor` times fewer vectors: those of a passage that lie close together become one, the
-    mean of them (Ward's clustering; Clavié et al. 2024, arXiv 2409.14683, by sentence-transformers)."""
+    """Reduce the number of token vectors by `factor`; returns the new vectors and starts.
+
+    Similar vectors of a passage are clustered by Ward's method and replaced by their mean (Clavié et al. 2024, arXiv
+    2409.14683; implementation of sentence-transformers).
+    """
     from sentence_transformers.multi_vector_encoder.modules.token_pooling import HierarchicalTokenPooling
 
     pooling, texts = HierarchicalTokenPooling(factor, num_protected_tokens=0), pairwise(starts.tolist())
     merged = [pooling.pool_one(torch.from_numpy(vectors[start:end].astype(np.float32))).half().numpy()
-              for start, end in tqdm(texts, "merging tokens", len(starts) - 1, disable=len(starts) < FEW)]
+              for start, end in tqdm(texts, "pooling tokens", len(starts) - 1, disable=len(starts) < FEW)]
     return np.concatenate(merged), np.cumsum([0, *map(len, merged)])
 
 
 def to_int8(vectors):
-    """Components in steps of 1 / INT8, a chunk at a time."""
+    """Quantise vectors to int8 in steps of 1 / INT8."""
     found = np.empty(vectors.shape, np.int8)
     for start in range(0, len(vectors), INT8_CHUNK):
         found[start:start + INT8_CHUNK] = np.rint(vectors[start:start + INT8_CHUNK].astype(np.float32) * INT8)
     return found
 
+
 MULTI_VECTOR_FOLDER, PROJECTION_FOLDER, MULTI_VECTOR_CONFIG = "late", "1_Dense", "sentence_bert_config.json"
-NO_TOKEN_SCORE = -1.0  # the lowest cosine: what a query's token finds in a passage without any
-MAXSIM_BLOCK = 1 << 26  # cosines that are in memory at once
+NO_TOKEN_SCORE = -1.0  # score of a passage without tokens: the lowest cosine
+MAXSIM_BLOCK = 1 << 26  # cosines in memory at once
 
 
 def special_token_ids(tokenizer):
-    """The tokens that a tokenizer adds to every text ([CLS], [SEP]): they say nothing of it, and are left out."""
+    """Ids of the tokens a tokenizer adds to every text ([CLS], [SEP]), which late interaction leaves out."""
     return sorted(set(tokenizer("")["input_ids"]))
 
 
 def load_projection(name):
-    """The layer that makes token vectors of last hidden states, as DenseLayers; most models have none."""
+    """Projection of last hidden states to token vectors, as DenseLayers; empty for most models."""
     folder = Path(name) / MULTI_VECTOR_FOLDER
     return DenseLayers.load(folder, PROJECTION_FOLDER) if (folder / PROJECTION_FOLDER).is_dir() else DenseLayers()
 
 
 def new_projection(hidden_size, dim):
-    """The same, drawn at random, for `dim` dimensions; none for 0."""
+    """Randomly initialised projection to `dim` dimensions; empty DenseLayers for 0."""
     if not dim:
         return DenseLayers()
     from sentence_transformers.base.modules.dense import Dense
@@ -83,29 +86,33 @@ def new_projection(hidden_size, dim):
 
 
 def load_expansion(name):
-    """To how many tokens a model fills up its queries (see `expanded`); 0 for most."""
-    return ((read_json(Path(name) / MULTI_VECTOR_FOLDER / MULTI_VECTOR_CONFIG) or {}).get("query_expansion") or {}).get("length", 0)
+    """Number of tokens to which a model expands its queries (see `expand_queries`); 0 for most models."""
+    config = read_json(Path(name) / MULTI_VECTOR_FOLDER / MULTI_VECTOR_CONFIG) or {}
+    return (config.get("query_expansion") or {}).get("length", 0)
 
 
 def expand_queries(tokenizer, token_ids, length):
-    """Token ids of queries (a list of lists), filled up to `length` with mask tokens, which look for a passage's tokens
-    as the query's own do: ColBERT's query expansion. Raises UserError when the tokenizer has no mask token."""
+    """Pad the token ids of queries (a list of lists) to `length` with mask tokens: ColBERT's query expansion.
+
+    The mask tokens take part in MaxSim like tokens of the query. Raises UserError when the tokenizer has no mask token.
+    """
     if length and tokenizer.mask_token_id is None:
-        raise UserError("this model's tokenizer has no mask token to fill up queries with: leave QUERY_EXPANSION out")
+        raise UserError("this model's tokenizer has no mask token for query expansion: remove QUERY_EXPANSION")
     return [[*ids, *[tokenizer.mask_token_id] * (length - len(ids))] for ids in token_ids]
 
 
 def token_embeddings(hidden, batch, added, projection):
-    """Vectors of tokens, of length 1: float32 (texts, tokens, dimensions); zeros where there is no token of the text.
+    """Token vectors of length 1: float32 (texts, tokens, dimensions), zero for padding and special tokens.
 
-    `hidden` are the last hidden states of `batch`, which has `input_ids` and `attention_mask`; `added` see added_ids.
+    `hidden` holds the last hidden states of `batch`, which has `input_ids` and `attention_mask`. `added` holds the ids
+    of special tokens, see special_token_ids.
     """
     kept = batch["attention_mask"].bool() & ~torch.isin(batch["input_ids"], torch.tensor(added, device=hidden.device))
     return normalize(projection(hidden.float()), dim=-1) * kept.unsqueeze(-1)
 
 
 def maxsim(queries, passages):
-    """Every query against every passage: (queries, tokens, dim), (passages, tokens, dim) -> (queries, passages)."""
+    """MaxSim of all pairs: (queries, tokens, dim), (passages, tokens, dim) -> (queries, passages)."""
     queries, passages = _trimmed(queries), _trimmed(passages)
     here, there = queries.any(-1), passages.any(-1)
     scores, flat = [], passages.flatten(0, 1)
@@ -117,6 +124,6 @@ def maxsim(queries, passages):
 
 
 def _trimmed(texts):
-    """Without the places at the end where no text has a token."""
+    """Remove trailing positions at which no text has a token."""
     used = texts.any(-1).any(0).nonzero()
     return texts[:, :int(used[-1]) + 1 if len(used) else 1]

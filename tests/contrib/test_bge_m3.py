@@ -144,7 +144,7 @@ class Evil:
 
 
 DAMAGES = {
-    "none": (lambda path: path.unlink(), "has no colbert_linear.pt: it is no BGE-M3, take .* late_reference"),
+    "none": (lambda path: path.unlink(), "has no colbert_linear.pt: it is no BGE-M3, choose .* late_reference"),
     "code": (lambda path: torch.save({"weight": Evil()}, path), "something else than weights"),
     "empty": (lambda path: path.write_bytes(b""), "is damaged"),
     "half": (lambda path: path.write_bytes(path.read_bytes()[:500]), "is damaged"),

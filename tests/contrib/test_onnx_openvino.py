@@ -211,7 +211,7 @@ def test_an_xlm_roberta_without_token_types_compiles_too(compiled, tmp_path, mon
 def test_a_broken_graph_and_bad_arguments_are_one_line(compiled, monkeypatch):
     for form, graph in (("onnx", "onnx/model.onnx"), ("openvino", "openvino/openvino_model.xml")):
         (compiled.output_dir / f"neg10-{form}" / graph).write_bytes(b"no graph")
-        with pytest.raises(UserError, match=f"cannot load .*{graph} .*make it anew with"):
+        with pytest.raises(UserError, match=f"cannot load .*{graph} .*compile it again with"):
             Encoder(load_encoder_config(compiled, f"neg10-{form}")).encode_queries(["a"])
     with pytest.raises(UserError, match="there is no form 'int4': give some of onnx, onnx-int8, openvino"):
         onnx_openvino.export_compiled(compiled, "neg10", ["int4"])

@@ -259,7 +259,7 @@ def test_missing_weights_are_not_drawn_at_random(tiny_settings, tmp_path):
 
 def test_an_encoder_decoder_is_refused(tmp_path):
     transformers.BartConfig().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="is an encoder-decoder .bart., of which no embedding model is made here"):
+    with pytest.raises(UserError, match="is an encoder-decoder .bart., which is not supported: choose an encoder"):
         load_encoder(str(tmp_path))
 
 

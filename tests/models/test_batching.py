@@ -50,7 +50,8 @@ def test_threads_tokenise_as_one_does(tiny, monkeypatch):
     monkeypatch.setattr(batching, "PIECE", 7)
     tokenizer, texts = AutoTokenizer.from_pretrained(tiny / "bert"), passages(300)
     for length in (8, 30, 12):  # each sets another length in the tokenizer
-        assert batching.tokenize_texts(tokenizer, texts, length) == dict(tokenizer(texts, truncation=True, max_length=length))
+        expected = dict(tokenizer(texts, truncation=True, max_length=length))
+        assert batching.tokenize_texts(tokenizer, texts, length) == expected
 
 
 def test_what_is_made_ahead_comes_in_order_and_one_is_made_meanwhile():

@@ -69,15 +69,17 @@ def loadings(monkeypatch):
 
 def base_embedder(encoder_config):
     return BaseEmbedder(
-        encoder_config.name, pooling_method=encoder_config.pooling, use_fp16=False, devices="cpu", query_max_length=encoder_config.query_max_len,
-        query_instruction_for_retrieval=encoder_config.query_prompt or None, passage_max_length=encoder_config.passage_max_len,
+        encoder_config.name, pooling_method=encoder_config.pooling, use_fp16=False, devices="cpu",
+        query_max_length=encoder_config.query_max_len, passage_max_length=encoder_config.passage_max_len,
+        query_instruction_for_retrieval=encoder_config.query_prompt or None,
         normalize_embeddings=encoder_config.normalize)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("architecture", ["bert", "xlmr"])
 @pytest.mark.parametrize("batch_size", [0, 3])
-def test_vectors_are_those_of_base_embedder(encoder_config, rows, texts, tmp_path, monkeypatch, pooling, architecture, batch_size):
+def test_vectors_are_those_of_base_embedder(encoder_config, rows, texts, tmp_path, monkeypatch, pooling, architecture,
+                                            batch_size):
     """In the texts' order, prompt and truncation included, whatever the batches."""
     monkeypatch.setitem(BATCH_TOKENS, "cpu", 100)
     name = encoder_config.name if architecture == "bert" else str(tiny_xlmr(tmp_path / "xlmr", tiny_texts(rows)))
@@ -99,16 +101,20 @@ def test_vectors_keep_their_length_where_the_use_says_so(encoder_config, texts):
 
 @pytest.mark.parametrize("pooling, theirs", [("cls", "cls"), ("mean", "mean"), ("last_token", "lasttoken")])
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_poolings_and_prompts_are_those_of_sentence_transformers(encoder_config, rows, texts, tmp_path, pooling, theirs, side):
+def test_poolings_and_prompts_are_those_of_sentence_transformers(encoder_config, rows, texts, tmp_path, pooling, theirs,
+                                                                 side):
     """At the left only for a model that counts positions without the padding: any other is not itself there."""
     folder = tmp_path / "model" if side == "right" else tiny_xlmr(tmp_path / "xlmr", tiny_texts(rows))
     edit_json(folder / "tokenizer_config.json", padding_side=side)
-    encoder_config = dataclasses.replace(encoder_config, name=str(folder), pooling=pooling, passage_prompt="Passage: ", query_max_len=48)
+    encoder_config = dataclasses.replace(encoder_config, name=str(folder), pooling=pooling, passage_prompt="Passage: ",
+                                         query_max_len=48)
     transformer = Transformer(encoder_config.name, max_seq_length=48)
     model = SentenceTransformer(modules=[transformer, Pooling(64, theirs), Normalize()], device="cpu")
     ours = Encoder(encoder_config, batch_size=7)
-    assert ours.encode_queries(texts) == pytest.approx(model.encode(texts, prompt=encoder_config.query_prompt), abs=1e-5)
-    assert ours.encode_passages(texts) == pytest.approx(model.encode(texts, prompt=encoder_config.passage_prompt), abs=1e-5)
+    queries = model.encode(texts, prompt=encoder_config.query_prompt)
+    passages = model.encode(texts, prompt=encoder_config.passage_prompt)
+    assert ours.encode_queries(texts) == pytest.approx(queries, abs=1e-5)
+    assert ours.encode_passages(texts) == pytest.approx(passages, abs=1e-5)
 
 
 def test_vectors_do_not_depend_on_the_batch_where_a_tokenizer_pads_at_the_left(encoder_config, texts, tmp_path):
@@ -146,7 +152,8 @@ def test_only_new_texts_are_encoded_and_equal_ones_once(encoder_config, tmp_path
     Encoder(encoder_config, cache=tmp_path / "cache").encode_passages(["an otter", "a heron", "an otter"])
     grown = Encoder(encoder_config, cache=tmp_path / "cache").encode_passages(["a lynx", "a heron", "an otter."])
     assert loadings["texts"] == ["an otter", "a heron", "a lynx", "an otter."]
-    np.testing.assert_allclose(grown, Encoder(encoder_config).encode_passages(["a lynx", "a heron", "an otter."]), atol=1e-5)
+    expected = Encoder(encoder_config).encode_passages(["a lynx", "a heron", "an otter."])
+    np.testing.assert_allclose(grown, expected, atol=1e-5)
 
 
 def test_an_interrupted_encoding_resumes(encoder_config, texts, tmp_path, monkeypatch, loadings):
@@ -260,7 +267,8 @@ def test_vectors_move_only_with_the_version(computed):
 
 def test_the_cache_is_that_of_an_identity(encoder_config, texts, tmp_path):
     """Names and notes are no part of it; that the model's own program code was run is."""
-    for changes in ({}, {"label": "b", "title": "another", "training_data_note": "texts", "overrides": "pooling", "note": "of a file"},
+    for changes in ({}, {"label": "b", "title": "another", "training_data_note": "texts", "overrides": "pooling",
+                         "note": "of a file"},
                     {"trusted": True}):
         Encoder(dataclasses.replace(encoder_config, **changes), cache=tmp_path / "cache").encode_queries(texts)
         assert len(list((tmp_path / "cache").iterdir())) == 1 + ("trusted" in changes)
@@ -313,7 +321,8 @@ def test_a_gpu_encodes_in_half_precision_that_the_model_can_take(tmp_path, monke
     assert encoding_dtype(str(tmp_path), device) == expected
 
 
-def test_vectors_of_each_precision_are_float32_and_have_a_cache_of_their_own(encoder_config, texts, tmp_path, monkeypatch):
+def test_vectors_of_each_precision_are_float32_and_have_a_cache_of_their_own(encoder_config, texts, tmp_path,
+                                                                             monkeypatch):
     exact = Encoder(encoder_config, cache=tmp_path / "cache").encode_passages(texts)
     for number, dtype in enumerate((torch.bfloat16, torch.float16), start=2):
         monkeypatch.setattr(module, "encoding_dtype", lambda name, device, dtype=dtype: dtype)

@@ -25,8 +25,8 @@ def all_are_there(settings, monkeypatch):
     config = load_encoder_config(settings, "reference")
     expected = encoded(settings, Encoder(config))
     monkeypatch.setattr(Encoder, "_load", lambda self: pytest.fail("something was not encoded"))
-    return all(np.allclose(one, other, atol=1e-6) for one, other in zip(encoded(settings, make_encoder(settings, config)),
-                                                                       expected, strict=True))
+    found = encoded(settings, make_encoder(settings, config))
+    return all(np.allclose(one, other, atol=1e-6) for one, other in zip(found, expected, strict=True))
 
 
 @pytest.mark.long
@@ -56,24 +56,26 @@ def test_a_process_that_fails_is_one_line(built, monkeypatch, capfd):
     refusing = "import sys; sys.exit('error: ' + sys.argv[-1])"  # at once, as for a model that is gone by then
     monkeypatch.setattr(parallel_encode.subprocess, "Popen", lambda command, env: begin([sys.executable, "-c", refusing,
                                                                                 *command[3:]], env=env))
-    with pytest.raises(UserError, match=r"2 of 2 processes failed \(exit status 1\); what they said is above"):
+    with pytest.raises(UserError, match=r"2 of 2 processes failed \(exit status 1\); their errors are above"):
         parallel_encode.encode_in_processes(["reference"], 2)
     assert sorted(capfd.readouterr().err.splitlines()) == ["error: 1/2", "error: 2/2"]
 
 
 def test_a_cluster_is_asked_where_there_is_one(built, monkeypatch):
     asked = []
-    monkeypatch.setattr(parallel_encode, "for_each_shard", lambda settings, work, shares: asked.append(shares) or work(0))
+    monkeypatch.setattr(parallel_encode, "for_each_shard",
+                        lambda settings, work, shares: asked.append(shares) or work(0))
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     monkeypatch.setattr(sys, "argv", ["encode", "reference", "--processes", "3"])
-    monkeypatch.setattr(parallel_encode, "encode_shard", lambda settings, labels, part, parts: asked.append((part, parts)))
+    monkeypatch.setattr(parallel_encode, "encode_shard",
+                        lambda settings, labels, part, parts: asked.append((part, parts)))
     parallel_encode.main()
     assert asked == [3, (0, 3)]
 
 
 @pytest.mark.parametrize("arguments, says", [
-    (["nobody"], "holds no finished model"), (["reference", "--shard", "0/4"], "--shard 0/4 is no share"),
-    (["reference", "--shard", "5/4"], "no share: give 1/8"), (["reference", "--shard", "half"], "--shard half is no"),
+    (["nobody"], "holds no finished model"), (["reference", "--shard", "0/4"], "--shard 0/4 is no shard"),
+    (["reference", "--shard", "5/4"], "no shard: give 1/8"), (["reference", "--shard", "half"], "--shard half is no"),
     (["reference", "--processes", "0"], "--processes 0: give 1 or more")])
 def test_what_cannot_be_is_one_line(built, monkeypatch, arguments, says):
     monkeypatch.setattr(sys, "argv", ["encode", *arguments])
