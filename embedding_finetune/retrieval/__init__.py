@@ -1,3 +1,3 @@
-"""Retrievers, which turn queries into a run, and rerankers, which reorder it."""
+"""Retrievers, which produce runs, and rerankers, which reorder them."""
 
-from embedding_finetune.retrieval import bm25  # noqa: F401 - so that RETRIEVERS has it
+from embedding_finetune.retrieval import bm25  # noqa: F401 - registers it in RETRIEVERS

@@ -1,15 +1,15 @@
-"""The words of a text as BM25 counts them: cut by script, stemmed and freed of stop words by language.
+"""Text analysis for BM25: tokenisation by script, stop words and stemming by language.
 
-A text is cut run by run, so that a Chinese text with English terms gets both:
+Each run of one script is tokenised by itself, which handles texts such as Chinese with English terms:
 
     Han, kana, Thai, Lao, Khmer, Burmese    words by ICU's dictionaries (UAX 29): these scripts have no spaces
-    Hangul                                  pairs of syllables: particles cling to a Korean word (Lucene's CJKBigram)
-    all others                              two or more letters, marks, digits or _ in a row, in lower case; a single
-                                            one only beside the scripts above
+    Hangul                                  bigrams of syllables, since particles are suffixes (Lucene's CJKBigram)
+    all others                              two or more letters, marks, digits or _ in a row, in lower case; single
+                                            characters only next to the scripts above
 
-Stop words (bm25s) and stemmer (Snowball) are those of BM25_LANGUAGE. By `auto` each script that makes up SHARE of the
-letters has its own: the language that py3langid finds in most of it, text by text. Latin words in texts of another
-script are taken as English, words of other rare scripts as those of the most frequent one.
+Stop words (bm25s) and stemmer (Snowball) are those of BM25_LANGUAGE. With `auto`, each script with at least SHARE of
+the letters has its own language: the one that py3langid detects in most of it, text by text. Latin words in texts of
+another script are analysed as English, words of other rare scripts like those of the most frequent script.
 """
 
 import functools
@@ -24,16 +24,16 @@ from icu4py.breakers import WordBreaker
 from embedding_finetune.data.normalize import SPACED, UNSPACED
 from embedding_finetune.files import UserError
 
-SHARE = 0.05  # of the letters, from which on a script has a language of its own
-SAMPLE = 200  # texts that are looked at, evenly spaced
-STRETCH = 100  # letters that it takes to tell a language
-EAST_ASIAN = {"HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC", "HALFWIDTH"}  # one script with Han, "CJK"
+SHARE = 0.05  # minimum share of the letters for a script to have its own language
+SAMPLE = 200  # texts used for language detection, evenly spaced
+STRETCH = 100  # letters needed to detect a language
+EAST_ASIAN = {"HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC", "HALFWIDTH"}  # with Han: "CJK"
 STOP_WORDS = {"da": "DANISH", "de": "GERMAN", "en": "EN", "es": "SPANISH", "fr": "FRENCH", "it": "ITALIAN",
               "nl": "DUTCH", "no": "NORWEGIAN", "pt": "PORTUGUESE", "ru": "RUSSIAN", "sv": "SWEDISH", "tr": "TURKISH",
               "zh": "CHINESE"}
-VARIANTS = {"ary": "ar", "arz": "ar", "nn": "no", "wuu": "zh", "yue": "zh"}  # which share stemmer and stop words
+VARIANTS = {"ary": "ar", "arz": "ar", "nn": "no", "wuu": "zh", "yue": "zh"}  # share stemmer and stop words
 
-# Forms that Unicode has for old encodings' sake: full and half width, Arabic letters by their place in a word.
+# Unicode compatibility forms: full and half width, positional forms of Arabic letters.
 COMPATIBLE = regex.compile(r"[\uff00-\uffef\ufb50-\ufdff\ufe70-\ufeff]+")
 BOUND, FREE = rf"[{UNSPACED}\p{{Hangul}}]", rf"[{SPACED}--{UNSPACED}--\p{{Hangul}}]"
 TOKEN = regex.compile(rf"(?P<word>{FREE}[{FREE}\p{{M}}]+|(?<={BOUND}){FREE}|{FREE}(?={BOUND}))|"
@@ -42,18 +42,18 @@ TOKEN = regex.compile(rf"(?P<word>{FREE}[{FREE}\p{{M}}]+|(?<={BOUND}){FREE}|{FRE
 
 @functools.cache
 def script(character):
-    """The script of a letter by its Unicode name, such as "LATIN"; "" for what is no letter."""
+    """Script of a letter from its Unicode name, such as "LATIN"; "" if the character is no letter."""
     name = unicodedata.name(character, "").partition(" ")[0] if character.isalpha() else ""
     return "CJK" if name in EAST_ASIAN else name
 
 
 def script_title(name):
-    """A script's name for people."""
+    """Display name of a script."""
     return name if name == "CJK" else name.capitalize()
 
 
 def scripts(texts):
-    """Script -> what is written in it, a stretch a text, spaces and signs with the letters before them."""
+    """Script -> its parts of each text; spaces and punctuation belong to the preceding letters."""
     found = {}
     for text in texts:
         current, parts = "", {}
@@ -67,9 +67,9 @@ def scripts(texts):
 
 
 def language_shares(texts):
-    """(script, language) -> share of the letters, the most frequent first; rare scripts have the language "".
+    """(script, language) -> share of the letters, most frequent first; rare scripts have the language "".
 
-    Short stretches are identified together, until there are STRETCH letters.
+    Short texts are joined until they have STRETCH letters before their language is detected.
     """
     import py3langid  # takes a second to load
     stretches, shares = scripts(texts[::max(1, len(texts) // SAMPLE)]), Counter()
@@ -89,7 +89,7 @@ def language_shares(texts):
 
 
 def languages(texts):
-    """Script -> language (ISO 639) of texts, as `auto` finds it, the most frequent script first."""
+    """Script -> language (ISO 639) detected in texts, most frequent script first."""
     found = {}
     for name, code in language_shares(texts):
         if code:
@@ -98,30 +98,30 @@ def languages(texts):
 
 
 class Analyzer:
-    """Cuts texts into words; `languages` (script -> language, the main one first) says how."""
+    """Splits texts into terms; `languages` maps scripts to languages, the main script first."""
 
     @classmethod
     def of(cls, language, texts):
-        """`language` is BM25_LANGUAGE; for `auto`, the texts decide. Raises UserError when it is unknown."""
+        """The analyzer for a BM25_LANGUAGE; `auto` detects languages in `texts`. Raises UserError if it is unknown."""
         return cls(languages(texts) if language == "auto" else {"ALL SCRIPTS": known_language(language)})
 
     def __init__(self, languages):
         self.languages = languages
         self.tools = {name: _stemmer(code) for name, code in self.languages.items()}
-        self.main = next(iter(self.tools.values()), (None, ()))  # without a letter there is none
-        self.counted = {}  # word -> what it counts as, "" for a stop word
+        self.main = next(iter(self.tools.values()), (None, ()))  # texts without letters have no script
+        self.counted = {}  # word -> its term, "" for a stop word
 
     def __str__(self):
         return ", ".join(f"{code} ({script_title(name)})" for name, code in self.languages.items())
 
     def __call__(self, texts):
-        """The words of each text: a list of lists."""
+        """Terms of each text: a list of lists."""
         return [[word for word in map(self._count_as, self._cut(text)) if word] for text in texts]
 
     def _cut(self, text):
         text = COMPATIBLE.sub(lambda match: unicodedata.normalize("NFKC", match[0]), unicodedata.normalize("NFC", text))
         if not {"az", "tr"}.isdisjoint(self.languages.values()):
-            text = text.replace("İ", "i").replace("I", "ı")  # elsewhere the small letter of I is i
+            text = text.replace("İ", "i").replace("I", "ı")  # in other languages the lower case of I is i
         for match in TOKEN.finditer(text.lower()):
             run, kind = match[0], match.lastgroup
             if kind == "word":
@@ -139,7 +139,7 @@ class Analyzer:
 
 
 def known_language(code):
-    """The code, if it is `none` or a language that py3langid knows; raises UserError otherwise."""
+    """Return the code if it is `none` or a language known to py3langid; raises UserError otherwise."""
     import py3langid
     known = sorted(language for language, _ in py3langid.rank(""))
     if code not in ("none", *known):
@@ -148,7 +148,7 @@ def known_language(code):
 
 
 def _stemmer(language):
-    """The stemmer of a language, None if it has none, and its stop words."""
+    """Stemmer (None if there is none) and stop words of a language."""
     language = VARIANTS.get(language, language)
     stop_words = getattr(bm25s.stopwords, f"STOPWORDS_{STOP_WORDS[language]}") if language in STOP_WORDS else ()
     try:

@@ -1,12 +1,11 @@
-"""Where nearest vectors are looked for: exactly, by an approximate index of faiss, or in Milvus, as INDEX says.
+"""Exact and approximate nearest-neighbour search, with faiss or Milvus, selected by INDEX.
 
-    flat                        all vectors, mapped from disk: exact, and what every reported metric comes from
-    HNSW32,SQ8 efSearch=1024    whatever faiss.index_factory makes, and how far it looks (efSearch, nprobe)
+    flat                        exact search of vectors mapped from disk; all reported metrics use it
+    HNSW32,SQ8 efSearch=1024    any string of faiss.index_factory, with search parameters (efSearch, nprobe)
     milvus:URI, milvus:URI#HNSW a collection in Milvus: a folder (embedded), or http://host:19530 of a server
 
-An index that is not exact only proposes: what it finds is scored once more by the vectors themselves, from disk. So
-memory is that of its codes, scores are exact, equal ones are ordered as everywhere, and a threshold that was chosen on
-them holds.
+An approximate index supplies candidates, which are scored again with the full vectors on disk. Only its codes are in
+memory. Scores are exact, ties are broken as everywhere else, and score thresholds remain valid.
 """
 
 import functools
@@ -26,61 +25,60 @@ from embedding_finetune.retrieval.exact_search import exact_search, inner_produc
 from embedding_finetune.settings import path_of
 
 FLAT, MILVUS = "flat", "milvus:"
-REFINE_FACTOR = 4  # so many times the passages wanted are proposed ..
-AT_LEAST = 100  # .. and no fewer than so many
-SAMPLE, CHUNK = 1 << 17, 1 << 16  # vectors that a coarse index learns from, and that are added together
-SENT = 5000  # vectors that Milvus takes at once: below the 64 MB of a message for up to 3,000 dimensions
-REACH = {"nprobe": 1 / 16, "efSearch": 1024}  # where INDEX does not say: a share of the lists, nodes of the graph
-MOST = 16384  # hits that Milvus gives
-KINDS = {  # of Milvus's indexes -> what they are made with, and which setting of a search has to reach as far as it
+REFINE_FACTOR = 4  # candidates per requested passage ..
+AT_LEAST = 100  # .. and the minimum number of candidates
+SAMPLE, CHUNK = 1 << 17, 1 << 16  # vectors for training an index, and added at a time
+SENT = 5000  # vectors per request to Milvus: under its limit of 64 MB for up to 3,000 dimensions
+REACH = {"nprobe": 1 / 16, "efSearch": 1024}  # defaults: share of the IVF lists, nodes of the HNSW graph
+MOST = 16384  # maximum number of hits of Milvus
+KINDS = {  # index type of Milvus -> build parameters, and the search parameter that must be at least the number of hits
     "FLAT": ({}, ""), "AUTOINDEX": ({}, ""), "HNSW": ({"M": 32, "efConstruction": 128}, "ef"),
     "HNSW_SQ": ({"M": 32, "efConstruction": 128, "sq_type": "SQ8"}, "ef"), "DISKANN": ({}, "search_list"),
     "IVF_FLAT": ({"nlist": 1024}, "nprobe"), "IVF_SQ8": ({"nlist": 1024}, "nprobe")}
 TIMEOUT = 60  # seconds
-TIMED = 500  # queries
+TIMED = 500  # queries to time
 
 
 def num_ivf_lists(count):
-    """How many lists an IVF of so many vectors is to have: the power of 2 next to 4 times the root of their number."""
+    """Number of lists for an IVF index of `count` vectors: the power of 2 nearest to 4 * sqrt(count)."""
     return 1 << round(math.log2(4 * math.sqrt(max(1, count))))
 
 
 def make_index(where):
-    """What INDEX names, without vectors yet."""
+    """Create the index that INDEX names, still without vectors."""
     if where.startswith(MILVUS):
         return MilvusIndex(where)
     return ExactIndex() if where == FLAT else FaissIndex(where)
 
 
 class ExactIndex:
-    """All vectors are compared with each query."""
+    """Exact search: every query is compared with all vectors."""
 
     def __init__(self, vectors=None):
         self.vectors = vectors
 
     def build(self, vectors, folder):
-        """Take in the vectors, float32 (passages, dimensions), and keep in `folder` what `restore` needs beside
-        them."""
+        """Index vectors, float32 (passages, dimensions), and write to `folder` what `load` needs. Returns the index."""
         return self.load(vectors, folder)
 
     def load(self, vectors, folder):
-        """Take up what `build` kept; `vectors` are those that it took in. Returns the index."""
+        """Load what `build` wrote; `vectors` must be the same. Returns the index."""
         self.vectors = vectors
         return self
 
     def search_batch(self, queries, depth, tie_rank):
-        """Scores and positions of the nearest passages of query vectors, as `Retriever.top` returns them."""
+        """Scores and positions of the nearest passages of query vectors, as in `Retriever.search_batch`."""
         return exact_search(queries, self.vectors, depth, tie_rank)
 
     def narrow(self, share):
-        """See Faiss; what looks everywhere does so in a sample, too."""
+        """See FaissIndex.narrow; exact search needs no change. Returns False."""
         return False
 
 
 class ApproximateIndex(ExactIndex):
-    """What `proposed` finds, scored by the vectors."""
+    """Base of approximate indexes: scores `candidates` with the full vectors."""
 
-    share = 1  # of the passages that are proposed otherwise
+    share = 1  # factor for the number of candidates, see FaissIndex.narrow
 
     def search_batch(self, queries, depth, tie_rank):
         depth = min(depth, len(self.vectors))
@@ -95,12 +93,12 @@ class ApproximateIndex(ExactIndex):
         return scores, positions
 
     def candidates(self, queries, reach):
-        """Positions of passages near to each query vector: an int array (queries, reach), -1 where fewer are found."""
+        """Positions of candidates per query vector: int (queries, reach), padded with -1."""
         raise NotImplementedError
 
 
 class FaissIndex(ApproximateIndex):
-    """An index of faiss, in a file."""
+    """A faiss index, stored in a file."""
 
     FILE = "faiss.index"
 
@@ -113,11 +111,11 @@ class FaissIndex(ApproximateIndex):
         return self.load(vectors, folder)
 
     def load(self, vectors, folder):
-        # Codes and lists stay on disk, mapped; of a graph the links are read.
+        # Codes and IVF lists are mapped from disk; the links of an HNSW graph are read into memory.
         self.index = faiss.read_index(str(folder / self.FILE), faiss.IO_FLAG_MMAP_IFC)
         if (self.index.ntotal, self.index.d) != vectors.shape:
             raise UserError(f"{folder / self.FILE} holds {self.index.ntotal:,} vectors of {self.index.d} dimensions, "
-                            f"beside {vectors.shape[0]:,} of {vectors.shape[1]}: remove {folder}")
+                            f"compared with {vectors.shape[0]:,} of {vectors.shape[1]} here: remove {folder}")
         set_search_params(self.index, self.factory)
         return super().load(vectors, folder)
 
@@ -125,16 +123,22 @@ class FaissIndex(ApproximateIndex):
         return self.index.search(queries, reach)[1]
 
     def narrow(self, share):
-        """Look into a sample as far as into a corpus of which it is this share: at so much less of a graph (of lists,
-        `nprobe` is a share already). Returns whether that changes anything."""
+        """Scale the search effort for a sample that is `share` of the corpus; returns whether that changes anything.
+
+        It reduces efSearch and the number of candidates of an HNSW graph. An IVF index needs no change, since nprobe
+        is already proportional to its number of lists.
+        """
         if graph := isinstance(found := faiss.downcast_index(self.index), faiss.IndexHNSW):
             self.share, found.hnsw.efSearch = share, max(1, round(share * found.hnsw.efSearch))
         return graph
 
 
 def build_with_factory(words, shape, vectors):
-    """The index of faiss that `words` name, with all vectors in it; `vectors(rows)` gives float32 ones, by a slice or
-    by positions. Raises UserError when faiss makes none."""
+    """Build the faiss index described by `words` with all vectors of `shape` (count, dimensions).
+
+    `vectors(rows)` returns float32 vectors for a slice or an array of positions. Raises UserError when faiss cannot
+    build the index.
+    """
     (count, dim), name = shape, words.split()[0]
     try:
         index = faiss.index_factory(dim, name, faiss.METRIC_INNER_PRODUCT)
@@ -143,7 +147,7 @@ def build_with_factory(words, shape, vectors):
             some = np.random.default_rng(0).choice(count, min(count, SAMPLE), replace=False)
             index.train(vectors(np.sort(some)))
     except RuntimeError as error:
-        raise UserError(f"faiss makes no index {name!r} of {count:,} vectors of {dim} dimensions: "
+        raise UserError(f"faiss cannot build the index {name!r} of {count:,} vectors of {dim} dimensions: "
                         f"{one_line(str(error).rpartition(': ')[2])}") from None
     starts = range(0, count, CHUNK)
     for start in tqdm(starts, "indexing", disable=len(starts) < 2):
@@ -152,7 +156,7 @@ def build_with_factory(words, shape, vectors):
 
 
 def set_search_params(index, words):
-    """Set how far a search in an index of faiss looks: as `words` say (nprobe=8), else as REACH does."""
+    """Set the search parameters of a faiss index: those in `words` (nprobe=8) or the defaults in REACH."""
     name, *wanted = words.split()
     wanted, lists = dict(word.partition("=")[::2] for word in wanted), faiss.try_extract_index_ivf(index)
     graph = isinstance(faiss.downcast_index(index), faiss.IndexHNSW)
@@ -167,11 +171,11 @@ def set_search_params(index, words):
 
 
 class MilvusIndex(ApproximateIndex):
-    """A collection in Milvus, named by a hash of its vectors: what is there already is not sent again, an interrupted
-    load goes on, and vectors that changed are another collection.
+    """A collection in Milvus, named by a hash of its vectors.
 
-    `#KIND` is one of its index types (FLAT, HNSW ..). MILVUS_TOKEN of the environment is a server's key or
-    user:password.
+    Vectors already in the collection are not sent again, an interrupted upload continues, and changed vectors go to a
+    new collection. `#KIND` is an index type of Milvus (FLAT, HNSW ..). The environment variable MILVUS_TOKEN holds a
+    server's API key or user:password.
     """
 
     FILE = "milvus.json"
@@ -180,14 +184,14 @@ class MilvusIndex(ApproximateIndex):
         self.uri, _, kind = where.removeprefix(MILVUS).partition("#")
         self.kind = kind or "FLAT"
         if self.kind not in KINDS:
-            raise UserError(f"INDEX={where}: Milvus's index is to be one of {', '.join(KINDS)}")
+            raise UserError(f"INDEX={where}: the index type of Milvus must be one of {', '.join(KINDS)}")
 
     def build(self, vectors, folder):
         name = f"embedding_finetune_{_hash(vectors)}_{self.kind.lower()}"
         client = self._client()
         if not self._asked(client.has_collection, name):
             self._create(client, name, vectors.shape[1])
-        sent = self._count(client, name) // SENT * SENT  # in this order, SENT at a time
+        sent = self._count(client, name) // SENT * SENT  # vectors are sent in order, SENT at a time
         for start in tqdm(range(sent, len(vectors), SENT), "vectors to Milvus", disable=len(vectors) - sent < 2 * SENT):
             rows = [{"id": start + row, "vector": vector} for row, vector in enumerate(vectors[start:start + SENT])]
             self._asked(client.upsert, name, rows)
@@ -200,7 +204,7 @@ class MilvusIndex(ApproximateIndex):
         there = self._asked(self.client.has_collection, self.name) and self._count(self.client, self.name)
         if there != len(vectors):
             raise UserError(f"{self.uri} has {there or 'none'} of the {len(vectors):,} vectors of {folder}: remove "
-                            "that folder, and the index is made anew")
+                            "that folder to rebuild the index")
         return super().load(vectors, folder)
 
     def candidates(self, queries, reach):
@@ -227,7 +231,7 @@ class MilvusIndex(ApproximateIndex):
         try:
             Path("." if "://" in uri else uri).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot make the folder of {uri}: {error.strerror}; name another in INDEX") from None
+            raise UserError(f"cannot create the folder of {uri}: {error.strerror}; name another in INDEX") from None
         return self._asked(_connected, uri)
 
     def _asked(self, call, *arguments, **named):
@@ -235,15 +239,14 @@ class MilvusIndex(ApproximateIndex):
         try:
             return call(*arguments, **named)
         except MilvusException as error:
-            hint = ("does it run, and does it want MILVUS_TOKEN?" if "://" in self.uri else
-                    "another process may have it open: it is for one at a time; a server is for several")
-            raise UserError(f"Milvus at {self.uri} does not do what it is asked to ({one_line(error.message)}): {hint}"
-                            ) from None
+            hint = ("is it running, and does it require MILVUS_TOKEN?" if "://" in self.uri else
+                    "another process may have it open: only one can at a time; use a server for several")
+            raise UserError(f"Milvus at {self.uri} failed ({one_line(error.message)}): {hint}") from None
 
 
 @functools.cache
 def _connected(uri):
-    """The client of a Milvus: one a process, since the embedded one can be opened but once."""
+    """The Milvus client of this process; the embedded database can be opened only once."""
     from pymilvus import MilvusClient  # takes a second to import
     for name in ("pymilvus", "milvus_lite", "grpc"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # its errors are raised as well
@@ -251,8 +254,11 @@ def _connected(uri):
 
 
 def recall_vs_exact(index, queries, tie_rank, depth=10):
-    """Share of the exact first `depth` passages that an index finds, and the milliseconds of both for one of the query
-    vectors, alone (median; `p99_ms`: of the slowest 1 %): a dict."""
+    """Compare an index with exact search: a dict with recall and latency of single queries.
+
+    `recall` is the mean share of the exact top `depth` that the index finds. `ms` is the median latency in
+    milliseconds, `p99_ms` its 99th percentile; both have counterparts for exact search, prefixed with `exact_`.
+    """
     found = {}
     for name, one in {"": index, "exact_": ExactIndex(index.vectors)}.items():
         rows, times = [], []

@@ -1,23 +1,22 @@
-"""Retrievers: what turns queries into a run. Everything after a run knows nothing of models.
+"""Base class and registry of retrievers, which turn queries into runs.
 
-`Retriever` does what all have in common; a new one is a class with `build` and `top`, and `@retriever("label")` makes
-it one that RETRIEVERS can name. Equal scores are ranked by id everywhere and moved apart by the smallest step a
-32-bit number allows: faiss promises no order among them, and every evaluation tool has one of its own.
+A retriever is a subclass of `Retriever` with `build` and `search_batch`; `@retriever("label")` registers it for the
+setting RETRIEVERS. Ties are broken by id, and equal scores are separated by the smallest 32-bit step: faiss guarantees
+no order among them, and evaluation tools order them differently.
 """
-
 
 import numpy as np
 
 from embedding_finetune.files import UserError
 
 DEPTH = 100  # recall@100 needs no more
-FEW = 100  # queries that need no progress bar
+FEW = 100  # no progress bar for fewer queries
 
-RETRIEVERS = {}  # label -> class, of those that need no model
+RETRIEVERS = {}  # label -> class of the retrievers that need no model
 
 
 def retriever(label):
-    """Register the decorated class, so that RETRIEVERS can name it."""
+    """Class decorator that registers a retriever under a label."""
     def register(kind):
         RETRIEVERS[label] = kind
         return kind
@@ -25,9 +24,9 @@ def retriever(label):
 
 
 def make_retriever(label, language="auto"):
-    """A retriever that needs no model, by its label; `language` is for those that look at words (see words.Words).
+    """Create the registered retriever of a label; lexical ones use `language` (see analyzer.Analyzer).
 
-    Raises UserError when there is none.
+    Raises UserError when the label is unknown.
     """
     if label not in RETRIEVERS:
         raise UserError(f"RETRIEVERS={label} is unknown: it must list some of {', '.join(RETRIEVERS)}")
@@ -37,13 +36,13 @@ def make_retriever(label, language="auto"):
 
 
 class Retriever:
-    """Finds passages for queries: `index` a corpus once, then `search` it."""
+    """Base class of retrievers: call `index` with a corpus, then `search`."""
 
-    description, config = "", {}  # what ranks, and how, for people
+    description, config = "", {}  # name and parameters, for reports
     language = "auto"
 
     def index(self, corpus):
-        """Take in the corpus (id -> text); returns the retriever."""
+        """Index the corpus (id -> text); returns the retriever."""
         self.ids = np.array(list(corpus), dtype=object)
         self.tie_rank = np.empty(len(self.ids), dtype=np.int64)
         self.tie_rank[np.argsort(self.ids)] = np.arange(len(self.ids))
@@ -51,9 +50,9 @@ class Retriever:
         return self
 
     def search(self, queries, depth=DEPTH):
-        """The run of the queries (id -> text): the `depth` best passages of each, or fewer where fewer match at all.
+        """The run of the queries (id -> text): up to `depth` matching passages per query, best first.
 
-        A passage with the id of the query is the query itself (as in ArguAna or Quora) and is left out, as BEIR does.
+        A passage with the id of the query is the query itself (as in ArguAna or Quora) and is left out, as in BEIR.
         """
         if not queries:
             return {}
@@ -66,32 +65,31 @@ class Retriever:
         return run
 
     def save(self, folder):
-        """Write to `folder` what `restore` maps into memory there. Raises UserError where a retriever has no such form.
-        """
+        """Write the index to `folder` for `load`. Raises UserError when the retriever cannot be saved."""
         if type(self).load is Retriever.load:
-            raise UserError(f"{self.description or type(self).__name__} cannot be kept on disk: it lacks `restore`, see "
-                            "BM25")
+            raise UserError(f"{self.description or type(self).__name__} cannot be saved: it has no method `load`; see "
+                            "BM25 for an example")
         np.save(folder / "tie_rank.npy", self.tie_rank)
 
     def load(self, folder):
-        """Take up what `save` wrote, without the passages: for `top`, not for `search`. Returns the retriever."""
+        """Load what `save` wrote; only `search_batch` works, since ids are missing. Returns the retriever."""
         self.tie_rank = np.load(folder / "tie_rank.npy", mmap_mode="r")
         return self
 
     def build(self, texts):
-        """Make whatever `top` needs of the passages' texts, in the order of `self.ids`."""
+        """Index the texts of the passages, given in the order of `self.ids`, for `search_batch`."""
         raise NotImplementedError
 
     def search_batch(self, texts, depth):
-        """Scores (float32) and positions (int) of the best passages for texts, both (queries, depth or fewer columns).
+        """Scores (float32) and positions (int) of the best passages, both (queries, at most `depth`).
 
-        Best first, equal scores in the order of `self.tie_rank`; position -1 where fewer passages match.
+        Rows are sorted by descending score, ties by `self.tie_rank`. Missing matches have position -1.
         """
         raise NotImplementedError
 
 
 def break_ties(scores):
-    """Descending scores along the last axis in 32 bits, equal ones moved apart by the smallest steps there are."""
+    """Make descending scores (along the last axis) strictly descending in float32, by the smallest steps."""
     scores = np.array(scores, np.float32)
     for place in range(1, scores.shape[-1]):
         below = np.nextafter(scores[..., place - 1], np.float32(-np.inf))
@@ -100,6 +98,6 @@ def break_ties(scores):
 
 
 def top_k(scores, depth=None):
-    """The `depth` best of the scores (passage id -> score) by (-score, id), in 32 bits, equal ones moved apart."""
+    """The `depth` best of scores (passage id -> score) by (-score, id), in float32 and without ties."""
     ranking = sorted(scores.items(), key=lambda item: (-np.float32(item[1]), item[0]))[:depth]
     return dict(zip((passage for passage, _ in ranking), break_ties([score for _, score in ranking]).tolist()))

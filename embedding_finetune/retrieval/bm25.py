@@ -1,6 +1,5 @@
 """BM25: lexical retrieval with bm25s."""
 
-
 import bm25s
 import numpy as np
 from tqdm.auto import tqdm
@@ -12,19 +11,19 @@ from embedding_finetune.retrieval.base import FEW, Retriever, retriever
 
 @retriever("bm25")
 class BM25(Retriever):
-    """BM25: shared words, the rare ones weigh more (bm25s, Lucene's variant, k1 1.5, b 0.75).
+    """BM25 in Lucene's variant (bm25s), with k1 = 1.5 and b = 0.75.
 
-    What a word is, is decided by the corpus (see words.Words), and stands in `used`.
+    The analyzer depends on the languages of the corpus (see analyzer.Analyzer), which are recorded in `config`.
     """
 
     description = "BM25"
 
     def build(self, texts):
         self._cut_by(Analyzer.of(self.language, texts))
-        self.bm25 = bm25s.BM25(k1=1.5, b=0.75)  # that of a corpus before leaves before the words come
-        self.size, vocabulary = len(texts), {}  # word -> number by where it is met first: the same in each process
+        self.bm25 = bm25s.BM25(k1=1.5, b=0.75)  # frees a previous index before the words take memory
+        self.size, vocabulary = len(texts), {}  # word -> number in order of first occurrence, the same in each process
         numbers = [[vocabulary.setdefault(word, len(vocabulary)) for word in words] for words in self.words(texts)]
-        self.empty = not vocabulary  # bm25s cannot index nothing
+        self.empty = not vocabulary  # bm25s cannot index an empty vocabulary
         if not self.empty:
             self.bm25.index((numbers, vocabulary), show_progress=False)
 
@@ -52,7 +51,7 @@ class BM25(Retriever):
         for row, words in enumerate(tqdm(self.words(texts), desc="BM25", unit="query", disable=len(texts) < FEW)):
             found = np.zeros(self.size, np.float32) if self.empty or not words else self.bm25.get_scores(words)
             last_wanted = max(np.partition(found, -depth)[-depth], np.nextafter(np.float32(0), np.float32(1)))
-            some = np.flatnonzero(found >= last_wanted)  # a score of 0 means that no word is shared
+            some = np.flatnonzero(found >= last_wanted)  # a score of 0 means no common word
             some = some[np.lexsort((self.tie_rank[some], -found[some]))][:depth]
             positions[row, :len(some)], scores[row, :len(some)] = some, found[some]
         return scores, positions

@@ -1,7 +1,7 @@
-"""Rerankers: a cross-encoder reads query and passage together, and gives one score a pair.
+"""Reranking with cross-encoders, which read query and passage together and give one score per pair.
 
-It sees every word of the one beside every word of the other, and has to be run anew for every pair: for a second look
-only. (Nogueira and Cho, "Passage Re-ranking with BERT", 2019, arXiv 1901.04085.)
+Each pair needs its own forward pass, so they are only used for reranking. (Nogueira and Cho, "Passage Re-ranking with
+BERT", 2019, arXiv 1901.04085.)
 """
 
 import json
@@ -20,13 +20,16 @@ TEXTS = "texts.json"
 
 
 def load_cross_encoder(name, trusted=False, new_head=False):
-    """Tokenizer and sequence classifier with one output. Raises UserError when `name` is none, unless `new_head` puts a
-    head with random weights on an encoder."""
+    """Tokenizer and sequence classifier with one output of the model `name`.
+
+    `new_head` adds a randomly initialised head to an encoder. Otherwise raises UserError when the model is no such
+    classifier.
+    """
     config = load("AutoConfig", name, trusted)
     is_one = "ForSequenceClassification" in str(config.architectures)
     if not new_head and not (is_one and config.num_labels == 1):
-        raise UserError(f"{name} is no reranker that gives one score a pair ({config.num_labels} outputs, "
-                        f"{', '.join(config.architectures or ['no architecture'])}): name one such as "
+        raise UserError(f"{name} is no reranker that gives one score per pair ({config.num_labels} outputs, "
+                        f"{', '.join(config.architectures or ['no architecture'])}): choose one such as "
                         "BAAI/bge-reranker-v2-m3")
     options = {} if is_one else {"num_labels": 1}
     return (load("AutoTokenizer", name, trusted),
@@ -34,13 +37,14 @@ def load_cross_encoder(name, trusted=False, new_head=False):
 
 
 class CrossEncoder(Reranker):
-    """Scores candidates by a reranker; scores are its logits, float32."""
+    """Reranker with a cross-encoder; scores are its logits, float32."""
 
-    depths = 5, 10, 20  # each passage costs as much as the encoding of a query and a passage
+    depths = 5, 10, 20  # each passage costs as much as encoding a query and a passage
 
     def __init__(self, name, title="", trusted=False, max_length=0, precision="fp32"):
-        """`name` is a folder or a hub name; pairs are cut at `max_length` tokens, 0: at what the model can read. What
-        it computes with is in `precision`, fp32 or bf16.
+        """`name` is a folder or a model on the Hugging Face Hub, `precision` is fp32 or bf16.
+
+        Pairs are truncated to `max_length` tokens; 0 means the model's own limit, at most 512.
         """
         self.name, self.trusted, self.max_length, self.cut, self.model = name, trusted, max_length, 0, None
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
@@ -73,7 +77,7 @@ class CrossEncoder(Reranker):
             json.dump(self.texts, file, ensure_ascii=False)
 
     def load(self, folder):
-        """Take up what `save` wrote: for `scores`, not for `score`. Returns the stage."""
+        """Load what `save` wrote and return the reranker; only `scores` works, not `score`."""
         with reading(folder / TEXTS):
             self.texts = json.loads((folder / TEXTS).read_text(encoding="utf-8"))
         return self
@@ -84,18 +88,18 @@ class CrossEncoder(Reranker):
             yield self.pairs(query, [self.texts[place] for place in own])
             pairs += len(own)
         if self.cut:
-            print(f"{self.description}: {self.cut} of {pairs} passages were cut, with their query they have more than "
-                  f"{self.max_length} tokens")
+            print(f"{self.description}: {self.cut} of {pairs} passages were truncated: with their query they have more "
+                  f"than {self.max_length} tokens")
 
     @torch.inference_mode()
     def pairs(self, query, passages):
-        """Scores of a query with each of some passages: float32 (passages,)."""
+        """Scores of a query with each passage: float32 (passages,)."""
         if self.model is None:
             self._load()
         scores = np.zeros(len(passages), np.float32)
         if not passages:
             return scores
-        tokens = self.tokenizer([query] * len(passages), passages, verbose=False)  # `scores` says what is cut
+        tokens = self.tokenizer([query] * len(passages), passages, verbose=False)  # `scores` reports truncation
         long = [len(ids) > self.max_length for ids in tokens["input_ids"]]
         if any(long):
             self.cut += sum(long)

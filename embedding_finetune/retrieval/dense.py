@@ -1,4 +1,4 @@
-"""Dense retrieval: nearest vectors by inner product."""
+"""Dense (single-vector) retrieval by inner product."""
 
 import tempfile
 
@@ -8,12 +8,14 @@ from embedding_finetune.files import UserError
 from embedding_finetune.retrieval.ann import FLAT, ExactIndex, make_index, recall_vs_exact
 from embedding_finetune.retrieval.base import Retriever
 
-PART = 1 << 20  # passages whose vectors are in memory together
+PART = 1 << 20  # passages whose vectors are in memory at a time
 
 
 def encode_corpus(encoder, texts):
-    """Vectors of a list of passages; those of more than PART are encoded so many at a time, into a file beside the
-    cache that is mapped into memory and gone with the process."""
+    """Encode passages; more than PART are written to a temporary memory-mapped file, PART at a time.
+
+    The file is in the cache folder and is deleted when the process ends.
+    """
     if len(texts) <= PART:
         return encoder.encode_passages(texts)
     try:
@@ -29,9 +31,9 @@ def encode_corpus(encoder, texts):
 
 
 class Dense(Retriever):
-    """Nearest vectors by inner product; `encoder` gives the vectors (see encoder.Encoder).
+    """Dense retriever: nearest vectors of an `encoder` (see encoder.Encoder) by inner product.
 
-    A corpus just indexed is searched exactly; what was saved and restored as `where` says (see vector_index).
+    A newly indexed corpus is searched exactly, a loaded one with the index that `where` names (see ann).
     """
 
     def __init__(self, encoder, where=FLAT):
@@ -39,7 +41,7 @@ class Dense(Retriever):
         self.description = encoder.config.title
 
     def build(self, texts):
-        self.vectors = self.nearest = None  # those of a corpus before leave before the next ones come
+        self.vectors = self.nearest = None  # free the vectors of a previous corpus first
         self.vectors = encode_corpus(self.encoder, texts)
         self.nearest = ExactIndex(self.vectors)
 
@@ -57,5 +59,6 @@ class Dense(Retriever):
         return self.nearest.search_batch(self.encoder.encode_queries(texts), depth, self.tie_rank)
 
     def recall_vs_exact(self, texts):
-        """What a restored index loses and gains beside an exact search: see vector_index.beside_exact."""
-        return {"index": self.index_spec} | recall_vs_exact(self.nearest, self.encoder.encode_queries(texts), self.tie_rank)
+        """Recall and latency of a loaded index compared with exact search, see ann.recall_vs_exact."""
+        queries = self.encoder.encode_queries(texts)
+        return {"index": self.index_spec} | recall_vs_exact(self.nearest, queries, self.tie_rank)

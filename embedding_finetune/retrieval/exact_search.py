@@ -1,20 +1,19 @@
-"""Nearest vectors by comparing all of them, whether they are in memory or mapped from disk."""
+"""Exact nearest-neighbour search over vectors in memory or mapped from disk."""
 
 import numpy as np
 from tqdm.auto import tqdm
 
-BATCH, SHARD = 512, 1 << 17  # queries, and passages, that are compared together: 256 MB of scores
-GROUP = 16  # passages that are first seen by their best score alone
-FEW = 10  # comparisons of both that need no progress bar
-FEW_PRODUCTS = 1 << 23  # multiplications: two milliseconds of one thread
+BATCH, SHARD = 512, 1 << 17  # queries and passages per matrix product: 256 MB of scores
+GROUP = 16  # passages per group of `_largest`
+FEW = 10  # no progress bar for fewer matrix products
+FEW_PRODUCTS = 1 << 23  # multiplications: two milliseconds on one thread
 
 
 def exact_search(query_vectors, passage_vectors, depth, tie_rank=None):
-    """Scores and positions of the `depth` nearest passages of each query by inner product, as `Retriever.top` returns
-    them.
+    """Scores and positions of the `depth` nearest passages by inner product, as in `Retriever.search_batch`.
 
-    Exact, SHARD passages after one another, whose best are merged: memory grows with queries times depth, and of
-    passages mapped from disk one shard is looked at. `tie_rank` orders equal scores, by default the position does.
+    SHARD passages are searched at a time and their best hits merged. Memory grows with queries times depth; of mapped
+    passages, one shard is read at a time. Ties are ordered by `tie_rank`, by default by position.
     """
     count = len(passage_vectors)
     tie_rank, depth = np.arange(count) if tie_rank is None else tie_rank, min(depth, count)
@@ -33,11 +32,11 @@ def exact_search(query_vectors, passage_vectors, depth, tie_rank=None):
 
 
 def _nearest_in(query_vectors, passage_vectors, depth, tie_rank):
-    """`nearest` of few queries in one shard."""
+    """`exact_search` of a batch of queries in one shard."""
     depth, rows = min(depth, len(passage_vectors)), np.arange(len(query_vectors))
     scores, positions = np.empty((len(rows), depth), np.float32), np.empty((len(rows), depth), np.int64)
     reach = depth + 1
-    while len(rows):  # all queries first; then those where a passage out of reach may tie with the last one wanted
+    while len(rows):  # all queries first, then those whose last hit may tie with a passage beyond reach
         reach = min(reach, len(passage_vectors))
         found, where = _largest(inner_products(query_vectors[rows], passage_vectors), reach)
         scores[rows], positions[rows] = _best(found, where, depth, tie_rank)
@@ -49,7 +48,8 @@ def _nearest_in(query_vectors, passage_vectors, depth, tie_rank):
 def inner_products(query_vectors, passage_vectors):
     """All inner products, float32 (queries, passages).
 
-    Few of them by one thread: those of BLAS would wait for a core on which the encoder's still spin, ten times as long.
+    Small products use one thread: BLAS threads would wait for cores on which the encoder's threads still spin, which
+    takes ten times as long.
     """
     if len(query_vectors) * passage_vectors.size <= FEW_PRODUCTS:
         return np.einsum("qd,pd->qp", query_vectors, passage_vectors)
@@ -59,13 +59,13 @@ def inner_products(query_vectors, passage_vectors):
 def _largest(scores, count):
     """The `count` largest of each row and their columns, in any order.
 
-    Columns are taken in groups: only the `count` groups with the largest members can have what is sought. That is five
-    times as quick as to part all columns, and for 200 of many the whole search twice as quick as faiss.knn.
+    Only the `count` groups of columns with the largest maxima can contain them. That is five times as fast as a
+    partition of all columns; a search for the top 200 of many passages is twice as fast as faiss.knn.
     """
     width = scores.shape[1]
     groups = width // GROUP
     where = np.broadcast_to(np.arange(width), scores.shape)
-    if groups >= GROUP * count:  # column c is in group c modulo `groups`; the last few, that fill none, are all seen
+    if groups >= GROUP * count:  # column c is in group c modulo `groups`; leftover columns are always included
         _, best = _largest(scores[:, :groups * GROUP].reshape(-1, GROUP, groups).max(1), count)
         members = best[:, None] + groups * np.arange(GROUP)[:, None]
         where = np.hstack([members.reshape(len(scores), -1), where[:, groups * GROUP:]])
@@ -75,6 +75,6 @@ def _largest(scores, count):
 
 
 def _best(scores, positions, depth, tie_rank):
-    """The first `depth` columns of both by (-score, tie rank), row by row."""
+    """The first `depth` columns of both, sorted by (-score, tie rank) in each row."""
     order = np.lexsort((tie_rank[positions], -scores), axis=-1)[:, :depth]
     return np.take_along_axis(scores, order, 1), np.take_along_axis(positions, order, 1)

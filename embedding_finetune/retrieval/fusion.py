@@ -1,5 +1,4 @@
-"""Fusion of BM25 with a dense retriever: by reciprocal rank or by a weighted sum of scores."""
-
+"""Fusion of BM25 with a dense retriever, by reciprocal rank or by a weighted sum of scores."""
 
 import numpy as np
 
@@ -7,10 +6,10 @@ from embedding_finetune.retrieval.base import DEPTH, Retriever, break_ties, top_
 
 
 def reciprocal_rank_fusion(bm25, dense, constant=60, depth=DEPTH):
-    """Reciprocal rank fusion of two runs: a passage scores the sum of 1 / (constant + rank) over the runs that have it.
+    """Reciprocal rank fusion of two runs: a passage scores the sum of 1 / (constant + rank) over the runs with it.
 
     Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods",
-    SIGIR 2009. BM25 scores of 0 or less (see runs.padded) say that no word is shared: they count as absent.
+    SIGIR 2009. Passages with BM25 scores of 0 or less (see trec.pad_run) share no word and count as absent.
     """
     fused = {}
     for query in dense:
@@ -23,10 +22,10 @@ def reciprocal_rank_fusion(bm25, dense, constant=60, depth=DEPTH):
 
 
 def weighted_sum_fusion(bm25, dense, weight, depth=DEPTH):
-    """Cosine plus `weight` times the BM25 score over the query's best BM25 score.
+    """Cosine plus `weight` times the BM25 score divided by the query's best BM25 score.
 
-    A passage beyond the depth of a run gets that run's lowest score, which is as high as it can have been; in a BM25
-    run that found fewer than `depth` passages all others share no word with the query and get 0.
+    A passage missing from a run gets that run's lowest score, the upper bound of its true score. If a BM25 run has
+    fewer than `depth` passages, all others share no word with the query and get 0.
     """
     fused = {}
     for query, cosines in dense.items():
@@ -35,12 +34,12 @@ def weighted_sum_fusion(bm25, dense, weight, depth=DEPTH):
         lexical = {passage: weight * score / scale for passage, score in words.items()}
         lowest = min(cosines.values(), default=0.0), min(lexical.values()) if len(lexical) >= depth else 0.0
         fused[query] = top_k({passage: cosines.get(passage, lowest[0]) + lexical.get(passage, lowest[1])
-                                for passage in cosines | lexical}, depth)
+                              for passage in cosines | lexical}, depth)
     return fused
 
 
 class HybridRetriever(Retriever):
-    """BM25 and a dense retriever over the same corpus, by `fuse_scores` of their first DEPTH passages."""
+    """`weighted_sum_fusion` of the top DEPTH passages of BM25 and of a dense retriever over the same corpus."""
 
     def __init__(self, bm25, dense, weight):
         self.bm25, self.dense, self.weight, self.tie_rank = bm25, dense, weight, dense.tie_rank
@@ -57,11 +56,11 @@ class HybridRetriever(Retriever):
         return scores, positions
 
     def fuse(self, texts, bm25, dense):
-        """The run of both runs, whose queries are the numbers of the texts."""
+        """Fuse both runs, whose query ids are the positions of the texts."""
         return weighted_sum_fusion(bm25, dense, self.weight)
 
     def _run(self, part, texts):
-        """A run of row numbers and of (tie rank, position) in place of ids, which sort as the ids do."""
+        """Run with row numbers as query ids and (tie rank, position) as passage ids, which sort like the ids."""
         scores, positions = part.search_batch(texts, DEPTH)
         return {row: {(int(self.tie_rank[position]), int(position)): float(score)
                       for score, position in zip(break_ties(scores[row]), positions[row]) if position >= 0}

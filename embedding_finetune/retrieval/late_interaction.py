@@ -1,10 +1,8 @@
-"""Late interaction: every token of a query looks for its best token in a passage (MaxSim, see tokens).
+"""Reranking by late interaction: MaxSim between the token vectors of query and passage (see multi_vector).
 
-One vector a passage has to say everything at once; the vectors of its tokens need not. Too many to search through one
-by one, they take a second look at what a first stage has found. Any encoder has token vectors, though only a training
-for it makes the most of them.
+Any encoder can be used, though training for late interaction improves its token vectors. An exhaustive search would be
+too slow, so only the candidates of a first stage are scored; for an index of token vectors see multi_vector_search.
 """
-
 
 import numpy as np
 
@@ -18,17 +16,18 @@ FILES = "token_vectors.npy", "token_starts.npy"
 
 
 class LateInteraction(Reranker):
-    """Scores candidates by the token vectors of an encoder (see encoder.Encoder)."""
+    """Reranker that scores candidates by MaxSim with the token vectors of an encoder (see encoder.Encoder)."""
 
     def __init__(self, encoder, dtype="float16", merged=1):
-        """Token vectors are kept as `dtype`, float16 or int8; so many of a passage's are merged into one on average."""
+        """Token vectors are stored as `dtype` (float16 or int8), reduced by the pooling factor `merged`."""
         self.dtype, self.merged = dtype, merged
         self.encoder, self.revision, self.config = encoder, encoder.revision, encoder.config.identity
         self.description = f"late interaction of {encoder.config.title}"
 
     @classmethod
     def of(cls, settings, label):
-        return cls(make_encoder(settings, load_encoder_config(settings, label)), settings.token_dtype, settings.token_pool_factor)
+        encoder = make_encoder(settings, load_encoder_config(settings, label))
+        return cls(encoder, settings.token_dtype, settings.token_pool_factor)
 
     def build(self, texts):
         self.vectors, self.starts = self.encoder.encode_passage_tokens(texts)
@@ -39,12 +38,12 @@ class LateInteraction(Reranker):
         self.bytes_per_passage = self.vectors.nbytes / max(1, len(texts))
 
     def save(self, folder):
-        """Write to `folder` what `restore` maps into memory there."""
+        """Write the index to `folder` for `load`."""
         for name, array in zip(FILES, (self.vectors, self.starts)):
             np.save(folder / name, array)
 
     def load(self, folder):
-        """Take up what `save` wrote, without the passages: for `scores`, not for `score`. Returns the stage."""
+        """Load what `save` wrote and return the reranker; only `scores` works, since the passages are missing."""
         self.vectors, self.starts = (np.load(folder / name, mmap_mode="r") for name in FILES)
         return self
 
@@ -53,8 +52,8 @@ class LateInteraction(Reranker):
             yield maxsim_candidates(tokens, self.vectors, self.starts, own)
 
     def query_tokens(self, texts):
-        """Yield the token vectors of queries: float32 (tokens, dimensions). Raises UserError for one without any."""
+        """Yield token vectors per query, float32 (tokens, dimensions). Raises UserError for a query without tokens."""
         for text, tokens in zip(texts, self.encoder.encode_query_tokens(texts)):
             if not len(tokens):
-                raise UserError(f"the query {text[:100]!r} has no token but the model's special ones: leave it out")
+                raise UserError(f"the query {text[:100]!r} has no tokens except special ones: remove it")
             yield tokens.astype(np.float32)

@@ -1,8 +1,8 @@
-"""Late interaction as a first stage: all passages searched by their token vectors, through an index of faiss.
+"""Multi-vector retrieval: late interaction over the whole corpus, with a faiss index of token vectors.
 
-As ColBERT did it (Khattab and Zaharia, SIGIR 2020, section 3.6): every token of a query looks for its nearest token
-vectors in the whole corpus; the passages that have them are the candidates, and MaxSim ranks these exactly. It finds
-what neither shared words nor one vector find, at the price of an index of a hundred vectors a passage.
+As in ColBERT (Khattab and Zaharia, SIGIR 2020, section 3.6), the passages with the nearest token vectors to each query
+token are the candidates, which MaxSim then ranks exactly. It can find passages missed by BM25 and single-vector
+retrieval; the index holds about a hundred vectors per passage.
 """
 
 import numpy as np
@@ -12,15 +12,15 @@ from embedding_finetune.models.multi_vector import INT8, maxsim_candidates
 from embedding_finetune.retrieval.ann import build_with_factory, num_ivf_lists
 from embedding_finetune.retrieval.base import FEW, Retriever, top_k
 
-REACH = 200  # token vectors that each token of a query looks at
-FLAT = 1 << 18  # vectors up to which an exact index is quick enough
+REACH = 200  # nearest token vectors per query token
+FLAT = 1 << 18  # up to this many vectors an exact index is fast enough
 
 
 class MultiVectorSearch(Retriever):
-    """Finds passages by the token vectors of a LateInteraction; `stage` is one, without a corpus.
+    """Retriever over the token vectors of `stage`, a LateInteraction without a corpus.
 
-    `factory` is any index that faiss can make; by default an exact one for few vectors, and lists of int8 vectors (IVF,
-    SQ8) of which a query's token looks into one in 32 for many.
+    `factory` is any string of faiss.index_factory. The default is an exact index for up to FLAT vectors, else an IVF
+    index of int8 vectors (SQ8) in which each query token searches one list in 32.
     """
 
     def __init__(self, stage, factory="", reach=REACH):

@@ -1,8 +1,7 @@
-"""A second look at the best hits: a stage that scores what a first one has found, more closely than could be afforded
-for a whole corpus, and the runs that come of both.
+"""Reranking: labels, base class of rerankers, and combination of their scores with the first stage.
 
-A stage is named KIND_MODEL_on_FIRST: `late_reference_on_neg10` reorders the first passages of BM25 and neg10 by the
-token vectors of the reference. Where both are one model, `late_neg10` is enough.
+A reranker is named KIND_MODEL_on_FIRST: `late_reference_on_neg10` reranks the top passages of BM25 and neg10 by the
+token vectors of the off-the-shelf model. If both models are the same, `late_neg10` is enough.
 """
 
 import re
@@ -17,23 +16,23 @@ from embedding_finetune.models.encoder_config import model_labels
 from embedding_finetune.retrieval.base import DEPTH, top_k
 from embedding_finetune.retrieval.fusion import HybridRetriever
 
-DEPTHS = 10, 20, 30, 50  # passages of BM25 and of the model that are looked at again: dev chooses among these
-FEW = 20  # queries that need no progress bar
+DEPTHS = 10, 20, 30, 50  # reranked passages of BM25 and of the model; the best depth is selected on dev queries
+FEW = 20  # no progress bar for fewer queries
 
 
 def parse_reranker_label(settings, label):
-    """(kind, label of the stage's model, label of the first stage) of a stage.
+    """Parse a reranker's label into (kind, label of its model, label of the first-stage model).
 
-    A model's label may have `_on_` in it, too: it is read by the labels that there are. Raises UserError when it is no
-    stage's label, or when it can be read in several ways.
+    Labels of models may contain `_on_`, so existing labels decide where to split. Raises UserError when the label is
+    not that of a reranker, or is ambiguous.
     """
     kind, _, rest = label.partition("_")
     if kind not in RERANKER_KINDS or not re.fullmatch(r"[\w-]+", rest, re.ASCII):
-        raise UserError(f"{label!r} is no second stage: it must be KIND_MODEL or KIND_MODEL_on_FIRST, such as "
+        raise UserError(f"{label!r} is no reranker: it must be KIND_MODEL or KIND_MODEL_on_FIRST, such as "
                         f"late_reference_on_neg10; kinds are {', '.join(RERANKER_KINDS)}")
     split = [(rest[:place.start()], rest[place.end():]) for place in re.finditer("_on_", rest)]
-    there = {*model_labels(settings)}
-    found = [pair for pair in ((rest, rest), *split) if there.issuperset(pair)] or split or [(rest, rest)]
+    known = {*model_labels(settings)}
+    found = [pair for pair in ((rest, rest), *split) if known.issuperset(pair)] or split or [(rest, rest)]
     if len(found) > 1:
         raise UserError(f"{label!r} can be read as {' or '.join(f'{model} on {first}' for model, first in found)}: "
                         "rename one of these models")
@@ -41,22 +40,22 @@ def parse_reranker_label(settings, label):
 
 
 class Reranker:
-    """Scores candidates: `index` a corpus once, then `score`. A kind is a class with `build` and `scores`."""
+    """Base class of rerankers: call `index` with a corpus, then `score`. Subclasses define `build` and `scores`."""
 
-    description = ""  # what scores, for people
-    revision = None  # of its model, see hub.model_content
-    config = {}  # how it is used, as `identity` of model_use.ModelUse
+    description = ""  # for reports
+    revision = None  # content of its model, see hub.model_content
+    config = {}  # see encoder_config.EncoderConfig.identity
     depths = DEPTHS
-    bytes_per_passage = 0  # of what is stored beside the text
-    ms_per_query = 0.0  # of the latest `score`
+    bytes_per_passage = 0  # stored in addition to the text
+    ms_per_query = 0.0  # of the latest call of `score`
 
     @classmethod
     def of(cls, settings, label):
-        """The stage with the model of a label, as the settings have it. Raises UserError when it cannot be had."""
+        """The reranker with the model of a label. Raises UserError when it is not available."""
         raise NotImplementedError
 
     def index(self, corpus):
-        """Take in the corpus (id -> text); returns the stage."""
+        """Index the corpus (id -> text); returns the reranker."""
         self.position = {passage: place for place, passage in enumerate(corpus)}
         self.build(list(corpus.values()))
         return self
@@ -64,13 +63,13 @@ class Reranker:
     def score(self, queries, candidates):
         """The run of the candidates (query id -> passage ids) of the queries (id -> text), best first.
 
-        `ms_per_query` is what that took. Raises UserError for a candidate that is not in the corpus.
+        Sets `ms_per_query`. Raises UserError for a candidate that is not in the corpus.
         """
         try:
             places = [[self.position[passage] for passage in candidates[query]] for query in queries]
         except KeyError as error:
-            raise UserError(f"{error} is not in this corpus or has no candidates: the first stage ranked another one, "
-                            "run it again") from None
+            raise UserError(f"{error} is not in this corpus or has no candidates: the first stage used another "
+                            "corpus, run it again") from None
         began = time.perf_counter()
         scores = self.scores(list(queries.values()), places)
         run = {query: top_k(dict(zip(candidates[query], row.tolist())))
@@ -80,22 +79,22 @@ class Reranker:
         return run
 
     def save(self, folder):
-        """Write to `folder` what `restore` maps into memory there. Raises UserError where a kind has no such form."""
-        raise UserError(f"{self.description} cannot be kept on disk for a search")
+        """Write the index to `folder` for `load`. Raises UserError when the reranker cannot be saved."""
+        raise UserError(f"{self.description} cannot be saved for search")
 
     def build(self, texts):
-        """Make whatever `scores` needs of the passages' texts."""
+        """Index the texts of the passages for `scores`."""
         raise NotImplementedError
 
     def scores(self, texts, places):
-        """Yield for each query (texts, a list) the scores of the passages at its places (a list of lists): float32."""
+        """Yield per query text the float32 scores of the passages at its positions (`places`, a list of lists)."""
         raise NotImplementedError
 
 
 def candidate_union(*runs, depth):
-    """The `depth` best passages of each run together: query id -> passage ids, the first run's first.
+    """Union of the `depth` best passages of each run: query id -> passage ids, those of the first run first.
 
-    What a retriever puts behind its hits to fill a run file (see runs.padded) counts as not found.
+    Passages that only pad a run file (see trec.pad_run) are left out.
     """
     return {query: list(dict.fromkeys(passage for run in runs for passage, score in list(run[query].items())[:depth]
                                       if score > 0 or run is runs[0]))
@@ -103,10 +102,10 @@ def candidate_union(*runs, depth):
 
 
 def interpolate_scores(first, second, weight, candidates=None, depth=DEPTH):
-    """A run of the first stage, reordered: its score plus `weight` times that of the second stage.
+    """Rerank the run of the first stage: its score plus `weight` times the reranker's score.
 
-    Only `candidates` (by default all that the second stage has scored) take part; the other passages of the first run
-    come after them, in their order. With `weight` None the second stage alone decides.
+    Only `candidates` (by default all passages scored by the reranker) are reranked. The other passages of the first
+    run follow in their order. With `weight` None, only the reranker's score is used.
     """
     reordered = {}
     for query, ranking in first.items():
@@ -122,8 +121,10 @@ def interpolate_scores(first, second, weight, candidates=None, depth=DEPTH):
 
 
 class RerankedRetriever(HybridRetriever):
-    """BM25 and a dense retriever (`fused`, a Fused) reordered by a second stage over the same corpus, whose weight and
-    depth evaluation.second_stage has chosen."""
+    """A HybridRetriever (`fused`) with a reranker (`stage`) over the same corpus.
+
+    Weight and depth are tuned on dev queries by evaluation.tune.
+    """
 
     def __init__(self, fused, stage, rerank_weight, candidates):
         super().__init__(fused.bm25, fused.dense, fused.weight)
@@ -139,7 +140,7 @@ class RerankedRetriever(HybridRetriever):
 
 
 def check_finite(scores, about):
-    """The scores, as they are. Raises UserError when some are no numbers."""
+    """Return the scores unchanged. Raises UserError if some are not finite."""
     if not np.isfinite(scores).all():
         raise UserError(f"{about} gives scores that are not finite: its weights are broken")
     return scores

@@ -1,4 +1,4 @@
-"""What very many queries find, block by block on disk: a search that takes hours goes on where it was stopped."""
+"""Resumable search with many queries: the results of each block of queries are stored on disk."""
 
 import hashlib
 import io
@@ -9,14 +9,14 @@ import numpy as np
 from embedding_finetune.files import atomic_write, content_hash, reading
 from embedding_finetune.models.embedding_cache import text_hash
 
-BLOCK = 8192  # queries that are searched for together; so few are found again as quickly as read
+BLOCK = 8192  # queries per block; a single block is not stored, since searching is as fast as reading
 
 
 def resumable_search(retriever, queries, depth, folder, identity):
-    """Positions as `retriever.top` returns them for queries (a list of texts).
+    """Positions as returned by `retriever.search_batch` for queries (a list of texts).
 
-    Each of several blocks is kept in `folder`, in a file that is named by all that it follows from: the queries, the
-    depth and `identity` (JSON), which stands for retriever and corpus. Damaged files are reported and made anew.
+    With more than one block, each is stored in `folder`, in a file named by the hash of its queries, the depth and
+    `identity` (JSON), which identifies retriever and corpus. Damaged files are reported and computed again.
     """
     if len(queries) <= BLOCK:
         return retriever.search_batch(queries, depth)[1]
@@ -47,5 +47,5 @@ def _read(path):
         content = path.read_bytes()
     if hashlib.sha256(content[32:]).digest() == content[:32]:
         return np.load(io.BytesIO(content[32:]))
-    print(f"{path} is damaged: its queries are searched for again", file=sys.stderr)
+    print(f"{path} is damaged: its queries will be searched again", file=sys.stderr)
     return None

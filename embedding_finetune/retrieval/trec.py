@@ -1,6 +1,6 @@
-"""Runs and judgements in TREC's formats, which every evaluation tool of the field reads.
+"""Reading and writing of runs and relevance judgements (qrels) in TREC formats.
 
-qrels: dict of query id -> dict of passage id -> grade (above 0: an answer).
+qrels: dict of query id -> dict of passage id -> grade (above 0: relevant).
 run: dict of query id -> dict of passage id -> score, best first.
 """
 
@@ -18,7 +18,7 @@ def read_qrels(path, made_by="build_eval_dataset.ipynb"):
 
 
 def write_run(path, run, label):
-    """Write lines `qid Q0 docid rank score label`, atomically; nine digits give back each 32-bit score exactly."""
+    """Write lines `qid Q0 docid rank score label` atomically; nine digits reproduce float32 scores exactly."""
     with atomic_write(path) as file:
         for query, ranking in run.items():
             for rank, (passage, score) in enumerate(ranking.items(), start=1):
@@ -26,7 +26,7 @@ def write_run(path, run, label):
 
 
 def read_run(path, made_by="the evaluation notebooks"):
-    """Read what write_run wrote. Raises UserError naming file and line when the file is missing or broken."""
+    """Read a file of write_run. Raises UserError naming file and line when it is missing or broken."""
     run = {}
     for number, (query, _, passage, _, score, _) in _fields(path, 6, made_by):
         run.setdefault(query, {})[passage] = _number(path, number, score, float)
@@ -34,11 +34,10 @@ def read_run(path, made_by="the evaluation notebooks"):
 
 
 def pad_run(run, corpus, depth):
-    """The run with at least `depth` passages a query (or the whole corpus), which readers of run files may rely on.
+    """Pad a run to at least `depth` passages per query (or the whole corpus), as some readers of run files expect.
 
-    A retriever returns nothing that does not match at all; what is missing follows here in the order of the ids, with
-    scores of -1, -2 .. that say so (below a ranking's own, where these are lower). A passage with the id of the query
-    stays away, as in the search.
+    Passages that do not match follow in the order of their ids with scores of -1, -2 .. (or below the lowest score, if
+    that is negative). A passage with the id of the query is left out, as in `Retriever.search`.
     """
     ids = sorted(corpus)
     return {query: ranking | _missing(query, ranking, ids, depth) for query, ranking in run.items()}

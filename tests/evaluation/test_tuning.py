@@ -69,5 +69,5 @@ def test_the_test_part_has_no_say_in_the_choice(built):
 def test_there_is_no_stage_of_what_is_not_there(built):
     with pytest.raises(UserError, match="holds no finished model"):
         make_reranker(built, "late_nobody")
-    with pytest.raises(UserError, match="is no second stage"):
+    with pytest.raises(UserError, match="is no reranker"):
         make_reranker(built, "soon_reference")

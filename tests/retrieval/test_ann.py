@@ -72,14 +72,15 @@ def test_an_index_looks_as_far_as_it_is_told(vectors, tmp_path):
 
 
 @pytest.mark.parametrize("where, says", [
-    ("HNSX", "faiss makes no index 'HNSX' of 300 vectors of 16 dimensions: could not parse"),
-    ("IVF8,PQ5", "faiss makes no index 'IVF8,PQ5'"), ("IVF512,Flat", "faiss makes no index 'IVF512,Flat'"),
+    ("HNSX", "faiss cannot build the index 'HNSX' of 300 vectors of 16 dimensions: could not parse"),
+    ("IVF8,PQ5", "faiss cannot build the index 'IVF8,PQ5'"),
+    ("IVF512,Flat", "faiss cannot build the index 'IVF512,Flat'"),
     ("HNSW8 nprobe=4", "nprobe=4 is not for HNSW8; nprobe is for IVF"), ("SQ8 efSearch=4", "efSearch=4 is not for SQ8"),
     ("IVF8,Flat nprobe=many", "nprobe=many is not for"), ("IVF8,Flat nprobe=0", "nprobe=0 is not for"),
     ("IVF8,Flat reach=4", "reach=4 is not for"),
-    ("milvus:http://127.0.0.1:9", "Milvus at http://127.0.0.1:9 does not do what it is asked to .*does it run"),
-    ("milvus:/proc/none/x.db", "cannot make the folder of /proc/none/x.db: .*; name another in INDEX"),
-    ("milvus:{folder}/x.db#NONE", "#NONE: Milvus's index is to be one of FLAT, AUTOINDEX, HNSW")])
+    ("milvus:http://127.0.0.1:9", "Milvus at http://127.0.0.1:9 failed .*is it running"),
+    ("milvus:/proc/none/x.db", "cannot create the folder of /proc/none/x.db: .*; name another in INDEX"),
+    ("milvus:{folder}/x.db#NONE", "#NONE: the index type of Milvus must be one of FLAT, AUTOINDEX, HNSW")])
 def test_what_cannot_be_is_one_line(where, says, vectors, tmp_path):
     with pytest.raises(UserError, match=says) as caught:
         make_index(where.format(folder=tmp_path)).build(vectors[0], tmp_path)
@@ -89,7 +90,8 @@ def test_what_cannot_be_is_one_line(where, says, vectors, tmp_path):
 def test_an_index_of_other_vectors_is_refused(vectors, tmp_path):
     passages = vectors[0]
     make_index("SQ8").build(passages, tmp_path)
-    with pytest.raises(UserError, match="faiss.index holds 300 vectors of 16 dimensions, beside 299 of 16: remove"):
+    with pytest.raises(UserError, match="faiss.index holds 300 vectors of 16 dimensions, compared with 299 of 16 here: "
+                                        "remove"):
         make_index("SQ8").load(passages[1:], tmp_path)
     where = f"milvus:{tmp_path}/milvus.db"
     milvus = make_index(where).build(passages, tmp_path)
@@ -122,7 +124,8 @@ def test_an_interrupted_load_into_milvus_goes_on_and_nothing_is_sent_twice(vecto
     assert sent == [0, 50, 100, "on", 150, 200, 250]
     assert (index.search_batch(queries, 10, tie_rank)[1] == exact_search(queries, passages, 10, tie_rank)[1]).all()
     other = make_index(where).build(passages[::-1], tmp_path)  # other vectors are another collection
-    assert other.name != index.name and (index.search_batch(queries, 3, tie_rank)[1] == exact_search(queries, passages, 3, tie_rank)[
+    assert other.name != index.name
+    assert (index.search_batch(queries, 3, tie_rank)[1] == exact_search(queries, passages, 3, tie_rank)[
         1]).all()
 
 

@@ -52,11 +52,11 @@ def test_what_was_cut_is_said(folder, capsys):
     CrossEncoder(str(folder), "mine", max_length=20).index(CORPUS).score({"q": "moon"}, {"q": list(CORPUS)})
     tokenizer = AutoTokenizer.from_pretrained(folder)
     long = sum(len(tokenizer("moon", text)["input_ids"]) > 20 for text in TEXTS)
-    assert 0 < long < 20 and f"reranker mine: {long} of 20 passages were cut" in capsys.readouterr().out
+    assert 0 < long < 20 and f"reranker mine: {long} of 20 passages were truncated" in capsys.readouterr().out
 
 
 def test_what_is_no_reranker_is_refused(folder, tmp_path):
-    with pytest.raises(UserError, match="is no reranker that gives one score a pair"):
+    with pytest.raises(UserError, match="is no reranker that gives one score per pair"):
         CrossEncoder(str(trainable_bert(tmp_path / "bert") or tmp_path / "bert")).pairs("q", ["p"])
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "two")
     AutoModelForSequenceClassification.from_pretrained(

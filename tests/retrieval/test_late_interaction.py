@@ -44,7 +44,8 @@ def test_max_sim_is_that_of_a_plain_loop_and_of_sentence_transformers():
     assert found.dtype == np.float32 and found == pytest.approx(plain, abs=1e-5)
     other = mean_maxsim([torch.tensor(query)], [torch.tensor(passages[place]).float() for place in (3, 0, 2)])
     assert found[[0, 2, 3]] == pytest.approx(other[0].numpy(), abs=1e-5)
-    assert maxsim_candidates(query, vectors, starts, [1]).tolist() == [-1] and not len(maxsim_candidates(query, vectors, starts, []))
+    assert maxsim_candidates(query, vectors, starts, [1]).tolist() == [-1]
+    assert not len(maxsim_candidates(query, vectors, starts, []))
 
 
 def test_scores_are_those_of_sentence_transformers_multi_vector_encoder(encoder_config, corpus):
@@ -88,7 +89,7 @@ def test_a_text_alone_has_the_vectors_it_has_beside_others(encoder_config, corpu
 
 def test_a_query_without_a_token_is_refused_by_name(encoder_config, corpus):
     stage = LateInteraction(Encoder(EncoderConfig(**vars(encoder_config) | {"query_prompt": ""}))).index(corpus)
-    with pytest.raises(UserError, match="the query '\\\\x00' has no token"):
+    with pytest.raises(UserError, match="the query '\\\\x00' has no tokens"):
         stage.score({"q": "\0"}, {"q": ["p1"]})
 
 

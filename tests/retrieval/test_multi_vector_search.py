@@ -16,8 +16,8 @@ QUERIES = {"q1": "the otter of the north", "q2": "where does it sleep", "p7": "t
 @pytest.fixture(scope="module")
 def stage_of_all(tiny_settings):
     """LateInteraction of the tiny model, by the type of its store."""
-    config = EncoderConfig("raw", "tiny", tiny_settings["BASE_MODEL"], pooling="mean", query_prompt="", passage_prompt="",
-                   query_max_len=16, passage_max_len=24)
+    config = EncoderConfig("raw", "tiny", tiny_settings["BASE_MODEL"], pooling="mean", query_prompt="",
+                           passage_prompt="", query_max_len=16, passage_max_len=24)
     return lambda dtype="float16": LateInteraction(Encoder(config), dtype)
 
 
@@ -55,12 +55,12 @@ def test_what_is_out_of_reach_is_not_found_and_lists_find_nearly_all(stage_of_al
 def test_many_vectors_get_lists_and_an_unknown_index_is_one_line(stage_of_all, corpus, monkeypatch):
     monkeypatch.setattr("embedding_finetune.retrieval.multi_vector_search.FLAT", 10)
     assert MultiVectorSearch(stage_of_all()).index(corpus).factory.startswith("IVF")
-    with pytest.raises(UserError, match="faiss makes no index 'HNSX' of .* vectors of") as caught:
+    with pytest.raises(UserError, match="faiss cannot build the index 'HNSX' of .* vectors of") as caught:
         MultiVectorSearch(stage_of_all(), "HNSX").index(corpus)
     assert "\n" not in str(caught.value)
 
 
 def test_a_query_without_a_token_is_named(stage_of_all, corpus):
-    with pytest.raises(UserError, match="has no token"):
+    with pytest.raises(UserError, match="has no tokens"):
         MultiVectorSearch(stage_of_all()).index(corpus).search({"q": ""})
     assert np.isfinite(list(MultiVectorSearch(stage_of_all()).index(corpus).search(QUERIES)["q1"].values())).all()

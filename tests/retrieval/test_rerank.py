@@ -1,4 +1,4 @@
-"""A second look: what takes part, what comes after it, and what refuses."""
+"""Reranking: labels, candidates, interpolation of scores, and errors."""
 
 import dataclasses
 
@@ -45,8 +45,8 @@ def test_a_stage_is_named_by_its_kind_its_model_and_what_it_reorders(settings, l
 
 
 @pytest.mark.parametrize("label, message", [
-    ("early_neg10", "'early_neg10' is no second stage: it must be KIND_MODEL"), ("late_", "is no second stage"),
-    ("late", "is no second stage"), ("late_a/b", "is no second stage"), ("late_模型", "is no second stage"),
+    ("early_neg10", "'early_neg10' is no reranker: it must be KIND_MODEL"), ("late_", "is no reranker"),
+    ("late", "is no reranker"), ("late_a/b", "is no reranker"), ("late_模型", "is no reranker"),
     ("late_trained_on_faq_on_x", "can be read as trained on faq_on_x or trained_on_faq on x: rename one"),
     ("late_a_on_b_on_c", "can be read as a on b_on_c or a_on_b on c")])
 def test_what_is_no_stage_or_more_than_one_is_one_line(settings, label, message):
@@ -58,7 +58,8 @@ def test_what_is_no_stage_or_more_than_one_is_one_line(settings, label, message)
 def test_tokens_are_kept_of_the_models_that_late_stages_look_with():
     settings = dataclasses.replace(Settings.load("demo"),
                                    rerankers="late_reference_on_neg10 rerank_hard late_tokens")
-    kept = [label for label in ("reference", "neg10", "hard", "tokens", "late") if needs_token_embeddings(settings, label)]
+    labels = ("reference", "neg10", "hard", "tokens", "late")
+    kept = [label for label in labels if needs_token_embeddings(settings, label)]
     assert kept == ["reference", "tokens"]
 
 
@@ -73,7 +74,7 @@ def test_candidates_are_scored_best_first_and_equal_ones_by_id():
 def test_the_union_is_of_what_was_found():
     dense, bm25 = {"q": {"a": 0.9, "b": -0.1, "c": -0.2}}, {"q": {"c": 2.0, "d": 1.0, "e": -1.0}}
     assert candidate_union(dense, bm25, depth=2) == {"q": ["a", "b", "c", "d"]}
-    assert candidate_union(dense, bm25, depth=3) == {"q": ["a", "b", "c", "d"]}  # e shares no word: it fills the file up
+    assert candidate_union(dense, bm25, depth=3) == {"q": ["a", "b", "c", "d"]}  # e is padding
 
 
 def test_what_was_not_looked_at_again_comes_after_what_was():

@@ -256,7 +256,7 @@ def test_a_late_teacher_is_told_by_how_it_reads_and_not_by_how_its_tokens_are_st
 
 
 @pytest.mark.parametrize("teacher, message", [
-    ("base", "is no reranker that gives one score a pair"),
+    ("base", "is no reranker that gives one score per pair"),
     ("/no/model", "/no/model is not a model folder"),
 ])
 def test_a_teacher_that_is_no_reranker_is_refused(built, teacher, message):
