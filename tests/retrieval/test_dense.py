@@ -1,0 +1,103 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from embedding_finetune.evaluation.metrics import per_query
+from embedding_finetune.files import UserError
+from embedding_finetune.retrieval import dense as dense_module
+from embedding_finetune.retrieval.bm25 import BM25
+from embedding_finetune.retrieval.dense import Dense
+
+
+class Given:
+    """In place of an encoder: a text is the name of its vector."""
+
+    config = SimpleNamespace(title="given")
+
+    def __init__(self, **vectors):
+        self.vectors = {name: np.array(vector, np.float32) for name, vector in vectors.items()}
+
+    def encode_queries(self, texts):
+        return np.stack([self.vectors[text] for text in texts])
+
+    encode_passages = encode_queries
+
+
+def dense_run(queries, passages, query_vectors, passage_vectors, **options):
+    """The run of a dense retriever for these ids and vectors."""
+    corpus = {name: f"passage {name}" for name in passages}
+    vectors = dict(zip(queries, query_vectors)) | dict(zip(corpus.values(), passage_vectors))
+    found = Dense(Given(**vectors)).index(corpus)
+    return found.search({name: name for name in queries}, **options)
+
+
+def test_vectors_are_ranked_by_inner_product():
+    run = dense_run(["q"], ["a", "b", "c"], [[1, 0]], [[0.2, 1], [0.9, 0], [0.5, 0]])
+    assert list(run["q"]) == ["b", "c", "a"]
+    assert np.allclose(list(run["q"].values()), [0.9, 0.5, 0.2])
+
+
+def test_vectors_of_many_passages_are_mapped_from_a_file(monkeypatch, tmp_path):
+    """Seven passages, three at a time: the same vectors and the same run, and no file left."""
+    rng = np.random.default_rng(4)
+    passages = rng.normal(size=(7, 5)).astype(np.float32)
+    texts = {f"p{number}": f"text {number}" for number in range(7)}
+    encoder = Given(q=passages[2], **dict(zip(texts.values(), passages)))
+    encoder.cache = tmp_path
+    in_memory = Dense(encoder).index(texts)
+    monkeypatch.setattr(dense_module, "PART", 3)
+    mapped = Dense(encoder).index(texts)
+    assert isinstance(mapped.vectors, np.memmap) and (mapped.vectors == passages).all()
+    assert mapped.search({"q": "q"}) == in_memory.search({"q": "q"}) and not list(tmp_path.iterdir())
+    encoder.cache = tmp_path / "missing"
+    with pytest.raises(UserError, match="cannot write the vectors of 7 passages to .*missing .*: free some space"):
+        Dense(encoder).index(texts)
+
+
+def test_the_ranking_is_that_of_a_full_sort():
+    rng = np.random.default_rng(3)
+    queries, passages = rng.normal(size=(20, 8)).astype(np.float32), rng.normal(size=(500, 8)).astype(np.float32)
+    ids = [f"p{number}" for number in rng.permutation(500)]
+    run = dense_run(list(map(str, range(20))), ids, queries, passages, depth=30)
+    for number, scores in enumerate(queries @ passages.T):
+        assert list(run[str(number)]) == [ids[index] for index in np.argsort(-scores)[:30]]
+
+
+def test_nothing_to_search_for_gives_nothing():
+    assert dense_run([], ["a"], [], [[1, 0]]) == {} == BM25().index({"a": "red fox"}).search({})
+
+
+def test_equal_scores_are_ordered_by_id_even_across_the_cut():
+    """40 passages tie, 5 are kept: they must be the first by id, wherever they stand in the index."""
+    ids = [f"p{number:02d}" for number in np.random.default_rng(0).permutation(40)]
+    run = dense_run(["q"], ids, np.ones((1, 2)), np.ones((40, 2)), depth=5)
+    assert list(run["q"]) == ["p00", "p01", "p02", "p03", "p04"]
+
+
+def test_other_tools_see_ties_in_the_same_order():
+    """trec_eval puts equal scores in the reverse order of ids; the scores of a run leave it no choice."""
+    run = dense_run(["q"], ["b", "a", "c"], np.ones((1, 2)), np.ones((3, 2)))
+    scores = list(run["q"].values())
+    assert scores[0] > scores[1] > scores[2] > scores[0] - 1e-5
+    assert per_query({"q": {"a": 1}}, run)["recall@1"]["q"] == 1
+    assert per_query({"q": {"c": 1}}, run)["mrr@10"]["q"] == 1 / 3
+
+
+def test_a_corpus_smaller_than_the_depth_is_ranked_whole():
+    assert sorted(dense_run(["q"], ["a", "b"], np.ones((1, 2)), np.eye(2), depth=100)["q"]) == ["a", "b"]
+    assert list(dense_run(["q"], ["a"], np.ones((1, 2)), np.ones((1, 2)))["q"]) == ["a"]
+
+
+def test_a_query_does_not_find_itself_and_others_lose_nothing():
+    """Passage `a` has the id of a query, as in ArguAna; the depth counts what is left, and for query `q` it stays."""
+    ids = ["a", "b", "c", "d"]
+    vectors = [[1, 0], [0.9, 0], [0.8, 0], [0.7, 0]]
+    run = dense_run(["a", "q"], ids, [[1, 0], [1, 0]], vectors, depth=2)
+    assert list(run["a"]) == ["b", "c"] and list(run["q"]) == ["a", "b"]
+    assert list(dense_run(["a"], ids, [[1, 0]], vectors, depth=100)["a"]) == ["b", "c", "d"]
+    assert list(dense_run(["d"], ids, [[1, 0]], vectors, depth=2)["d"]) == ["a", "b"]
+    assert dense_run(["a"], ["a"], [[1, 0]], [[1, 0]]) == {"a": {}}
+    words = BM25().index({"a": "red fox", "b": "red house", "c": "red red", "d": "blue"})
+    assert sorted(words.search({"a": "red fox"}, depth=2)["a"]) == ["b", "c"]
+    assert list(words.search({"a": "red fox", "q": "red fox"}, depth=1)["q"]) == ["a"]
