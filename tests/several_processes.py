@@ -1,4 +1,4 @@
-"""Run by test_loss.py and test_processes.py in a process of its own: so many processes that share their negatives.
+"""Run by test_loss.py and test_distributed.py in a process of its own: so many processes that share their negatives.
 
 `together` does one of two things: "gradients", the loss and the gradients of each of CASES, plain and cached;
 "agreement", what check_same_arguments and check_shared say.
@@ -21,8 +21,8 @@ from embedding_finetune.training import distributed
 from embedding_finetune.training.loss import grad_cache_step
 
 JOINED = 8  # queries a step, of all processes
-CASES = {"single_vector": {"distillation": "kl_div"}, "matryoshka": {"mrl_dims": (8, 32)}, "multi_vector": {"architecture": "multi_vector"},
-         "both": {"architecture": "both"}}
+CASES = {"single_vector": {"distillation": "kl_div"}, "matryoshka": {"mrl_dims": (8, 32)},
+         "multi_vector": {"architecture": "multi_vector"}, "both": {"architecture": "both"}}
 
 
 def case_model(tiny, case, **options):
@@ -60,14 +60,15 @@ def gradients_of(rank, world, tiny, results):
 
 
 def agreement_of(rank, world, tiny, results):
-    """The last process has another value, another file, and for the second look another folder."""
+    """The last process has another value, another file, and another folder for the second check."""
     last, lines = rank == world - 1, []
     flags = ["--learning_rate", "1e-4", "--output_dir", str(rank)]
     own, of_another = str(tiny / "train.json"), str(tiny / "train_scores.json")
     (results / str(rank)).mkdir()
     os.environ["LOCAL_WORLD_SIZE"] = "1"
     for check in (lambda: distributed.check_same_arguments(flags, [own]),
-                  lambda: distributed.check_same_arguments([*flags, "--learning_rate", "2e-4"] if last else flags, [own]),
+                  lambda: distributed.check_same_arguments([*flags, "--learning_rate", "2e-4"] if last else flags,
+                                                           [own]),
                   lambda: distributed.check_same_arguments(flags, [of_another if last else own]),
                   lambda: distributed.check_shared(results),
                   lambda: distributed.check_shared(results / "1" if last else results)):
@@ -79,7 +80,7 @@ def agreement_of(rank, world, tiny, results):
 
 
 def run(rank, what, tiny, results, world):
-    distributed.RANK, distributed.WORLD_SIZE, distributed.LAG = rank, world, 1
+    distributed.RANK, distributed.WORLD_SIZE, distributed.FILE_VISIBILITY_LAG = rank, world, 1
     dist.init_process_group("gloo", init_method=f"file://{results}/rendezvous_{world}", rank=rank, world_size=world)
     {"gradients": gradients_of, "agreement": agreement_of}[what](rank, world, Path(tiny), Path(results))
     dist.barrier()

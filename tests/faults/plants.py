@@ -44,7 +44,7 @@ def write_in_place():
 
 def no_marker():
     """A checkpoint is written under its name, and whatever is there passes for complete."""
-    trainer.publish = staging.commit = lambda written, folder: shutil.copytree(written, folder)
+    trainer.commit = staging.commit = lambda written, folder: shutil.copytree(written, folder)
     staging.is_complete = trainer.is_complete = lambda folder: folder.is_dir()
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from embedding_finetune.settings import ROOT
 
-QUICK = "serve.PATIENCE = serve.LOOK = 4.0; "
+QUICK = "server.PATIENCE = server.LOOK = 4.0; "
 # A fusion keeps the index of words that it met first: after a change it ranks the passages of old and new data.
-PLANT = ("from embedding_finetune.retrieval import base; kept, init = {}, base.Fused.__init__; "
-         "retrievers.Fused.__init__ = lambda self, bm25, dense, weight: "
+PLANT = ("from embedding_finetune.retrieval import fusion; kept, init = {}, fusion.HybridRetriever.__init__; "
+         "fusion.HybridRetriever.__init__ = lambda self, bm25, dense, weight: "
          "init(self, kept.setdefault('bm25', bm25), dense, weight); ")
 STARTS = 60  # seconds
 
@@ -48,9 +48,9 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        program = "from embedding_finetune.serving import server; " + QUICK * quick + PLANT * planted + "serve.main()"
-        self.command = [sys.executable, *(["-c", program] if quick or planted else ["-m", "embedding_finetune", "serve"]),
-                        "--port", str(self.port), "--model", "reference"]
+        program = "from embedding_finetune.serving import server; " + QUICK * quick + PLANT * planted + "server.main()"
+        started = ["-c", program] if quick or planted else ["-m", "embedding_finetune", "serve"]
+        self.command = [sys.executable, *started, "--port", str(self.port), "--model", "reference"]
         self.log, self.starts, self.up, self.killed, self.samples = Path(log), 0, False, False, []
 
     def start(self):

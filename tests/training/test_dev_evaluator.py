@@ -86,7 +86,7 @@ def contrastive(tiny, architecture):
 @pytest.mark.parametrize("architecture", ["single_vector", "multi_vector", "both"])
 def test_block_by_block_gives_the_metrics_of_all_scores_at_once(tiny, collection, architecture, monkeypatch):
     """With texts that stand in the corpus twice, before and behind a positive, and a query that is asked twice."""
-    monkeypatch.setattr("embedding_finetune.training.dev_evaluator.MAXSIM_BLOCK", 8000)  # few queries at a time
+    monkeypatch.setattr("embedding_finetune.training.dev_evaluator.TOGETHER", 8000)  # few queries at a time
     twice = {"before": collection.corpus["3"]} | collection.corpus | {"behind": collection.corpus["5"]}
     queries = collection.queries | {"again": collection.queries["7"]}
     collection = Collection(queries, twice, collection.qrels | {"again": {"8": 1}}, dict.fromkeys(queries, "dev"))
@@ -128,7 +128,7 @@ def test_of_a_large_corpus_the_token_vectors_of_few_passages_are_held(tiny):
     texts = {f"p{number}": text for number, text in enumerate(passages(2400))}
     queries = {"a": "moon river", "b": "copper violin falcon"}
     collection = Collection(queries, texts, {"a": {"p3": 1}, "b": {"p7": 1}}, dict.fromkeys(queries, "dev"))
-    dev, model = dev_set(tiny, collection, size=2400), contrastive(tiny, "late")
+    dev, model = dev_set(tiny, collection, size=2400), contrastive(tiny, "multi_vector")
     with Held() as held:
         dev.evaluate(model)
     assert 64 * 48 * 32 * 4 <= held.peak < 0.5 * 2400 * 48 * 32 * 4
@@ -136,14 +136,14 @@ def test_of_a_large_corpus_the_token_vectors_of_few_passages_are_held(tiny):
 
 def test_of_many_queries_only_tokens_are_held_and_no_padding(tiny, monkeypatch):
     """300 queries more of a few tokens, which padded to 48 tokens would take 1.8 MB."""
-    for module in ("training.dev_evaluator", "models.multi_vector"):
-        monkeypatch.setattr(f"embedding_finetune.{module}.MAXSIM_BLOCK", 1 << 15)
+    for name in ("training.dev_evaluator.TOGETHER", "models.multi_vector.MAXSIM_BLOCK"):
+        monkeypatch.setattr(f"embedding_finetune.{name}", 1 << 15)
     words, peaks = passages(400), []
     for count in (100, 400):
         queries = {f"q{number}": f"{text[:2]} moon" for number, text in enumerate(words[:count])}
         texts = {f"p{number}": text for number, text in enumerate(passages(20))}
         collection = Collection(queries, texts, {query: {"p3": 1} for query in queries}, dict.fromkeys(queries, "dev"))
-        dev, model = dev_set(tiny, collection, size=20), contrastive(tiny, "late")
+        dev, model = dev_set(tiny, collection, size=20), contrastive(tiny, "multi_vector")
         with Held() as held:
             dev.evaluate(model)
         peaks.append(held.peak)
