@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Fine-tune BASE_MODEL with 50 random negatives a query (training_neg_50.arrow) into OUTPUT_DIR/neg50.
+# Fine-tune BASE_MODEL with 50 random negatives per query (training_neg_50.arrow) into OUTPUT_DIR/neg50.
 #
 #     nohup bash finetune_neg50.sh > finetune_neg50.log 2>&1 &
 #     tail -f finetune_neg50.log
 #
-# The settings are in profiles/ (PROFILE=demo chooses the small one), the recipe in profiles/recipes.toml; the log shows the flags.
+# Settings are in profiles/ (PROFILE=demo is a small one), recipes in profiles/recipes.toml; the log shows the flags.
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit
 PATH="$PWD/.venv/bin:$PATH" exec python3 -m embedding_finetune train "${@:-neg50}"

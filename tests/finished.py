@@ -32,4 +32,5 @@ def evaluate(settings, *labels):
         encoder = None if label == "bm25" else Encoder(load_encoder_config(settings, label))
         ranked = (Dense(encoder) if encoder else BM25()).index(collection.corpus)
         runs = {part: ranked.search(collection.split(part).queries) for part in ("test", "dev")}
-        save_result(settings, collection, label, runs, **(model_metadata(settings, encoder) if encoder else {"model": "BM25"}))
+        metadata = model_metadata(settings, encoder) if encoder else {"model": "BM25"}
+        save_result(settings, collection, label, runs, **metadata)

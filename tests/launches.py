@@ -1,4 +1,4 @@
-"""Started by test_launch.py: trainings that end in ways of their own; prints a JSON object of what is said of each.
+"""Started by test_launcher.py: trainings that end in ways of their own; prints a JSON object of what is said of each.
 
     python launches.py FOLDER PORT
 

@@ -1,4 +1,4 @@
-"""A second stage on the tiny experiment, as rerank.ipynb measures it."""
+"""A reranker on the tiny experiment, as rerank.ipynb measures it."""
 
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation import results
@@ -12,7 +12,7 @@ from embedding_finetune.retrieval.rerankers import make_reranker
 
 
 def measured_stage(settings, label="late_reference", collection=None):
-    """BM25, the reference, and a stage over both, measured and saved as the notebooks do it."""
+    """BM25, the reference, and a reranker of both, measured and saved as the notebooks do it."""
     collection, config = collection or read_data(settings), load_encoder_config(settings, "reference")
     parts = {part: collection.split(part) for part in ("dev", "test")}
     runs = []

@@ -1,4 +1,4 @@
-"""Started by test_train.py, alone or through torchrun: trainings one after the other.
+"""Started by test_worker.py, alone or through torchrun: trainings one after the other.
 
     python -m whole_trainings FLAGS [--next FLAGS ..]
 

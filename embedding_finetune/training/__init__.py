@@ -1,1 +1,1 @@
-"""Training files, the training itself, and the finished model."""
+"""Training files, training, and export of the finished model."""

@@ -1,4 +1,4 @@
-"""The dev set: a look at recall@10 and MRR@10 while the training goes on, by which the best checkpoint is chosen."""
+"""Evaluation on dev queries during training: recall@10 and MRR@10, used to select the best checkpoint."""
 
 import random
 
@@ -10,13 +10,15 @@ from embedding_finetune.models.batching import BATCH_OVERHEAD_TOKENS
 from embedding_finetune.models.multi_vector import expand_queries
 from embedding_finetune.training.batches import sub_batches
 
-DEPTH = 10  # passages of each query that the metrics look at
-TOGETHER = 1 << 26  # numbers in the padded embeddings of the queries that are scored together
+DEPTH = 10  # passages per query that the metrics take into account
+TOGETHER = 1 << 26  # values in the padded query embeddings that are scored in one call
 
 
 def dev_corpus(collection, size, seed):
-    """The passages of a dev search, id -> text: the dev positives, out of which pseudo-queries are taken, and a seeded
-    sample of `size` others of the corpus."""
+    """Passages of the dev evaluation, id -> text: the dev positives and a seeded sample of `size` other passages.
+
+    Pseudo-queries are removed from their positives.
+    """
     judged, _ = collection.positive_pool()
     others = sorted(set(collection.corpus) - set(judged))
     others = random.Random(seed).sample(others, min(size, len(others)))
@@ -28,7 +30,7 @@ def dev_corpus(collection, size, seed):
 
 
 def dev_metrics(qrels, rankings):
-    """{"recall@10", "mrr@10"} of rankings (query id -> passage ids, best first), as evaluation.metrics defines them."""
+    """{"recall@10", "mrr@10"} of rankings (query id -> passage ids, best first), see evaluation.metrics."""
     run = {query: {passage: -float(rank) for rank, passage in enumerate(ranking)}
            for query, ranking in rankings.items()}
     found = mean(per_query(qrels, run))
@@ -36,11 +38,11 @@ def dev_metrics(qrels, rankings):
 
 
 class DevEvaluator:
-    """Dev queries over their positives, out of which pseudo-queries are taken, and a seeded sample of the corpus."""
+    """Searches the passages of `dev_corpus` for the dev queries."""
 
     def __init__(self, collection, size, tokenizer, config, seed, device, expansion=0):
-        """`collection` is the dev part; `size` passages beside the positives are sampled; `use` is a ModelUse;
-        `expansion` as in batches.Collator."""
+        """`collection` is the dev split, `size` the number of passages sampled in addition to the positives, `config`
+        an EncoderConfig; `expansion` as in batches.Collator."""
         self.qrels, self.query_ids, self.device = collection.qrels, list(collection.queries), device
 
         def lay_out(prompt, texts, max_length, length=0):
@@ -57,8 +59,8 @@ class DevEvaluator:
         return model([{name: tensor.to(self.device) for name, tensor in sub.items()}]).float()
 
     def _embed_queries(self, model):
-        """Embeddings of the distinct queries, in main memory and without the zeros at the end of all of them: of token
-        vectors most are padding."""
+        """Embeddings of the distinct queries, in main memory, without trailing columns that are zero for all of them:
+        multi-vector embeddings are mostly padding."""
         found = []
         for sub in self.queries[0]:
             embedded = self._embed(model, sub)
@@ -67,21 +69,21 @@ class DevEvaluator:
         width = max(embedded.shape[1] for embedded in found)
         return torch.cat([_widened(embedded, width) for embedded in found])
 
-    @torch.no_grad()  # not inference_mode: what the model keeps for later must be able to take part in a backward pass
+    @torch.no_grad()  # not inference_mode: tensors that the model caches may be used in a backward pass later
     def evaluate(self, model):
-        """{"recall@10", "mrr@10"} of a loss.ContrastiveModel, means over queries; equal scores keep their order.
+        """{"recall@10", "mrr@10"} of a loss.ContrastiveModel, averaged over queries; ties are in corpus order.
 
-        The passages are scored one sub-batch after the other, and of each query the best so far are kept: the token
-        vectors of a passage of 512 tokens take 1.6 MB.
+        Passages are scored one sub-batch at a time, keeping the top passages of each query, since the token vectors of
+        one passage of 512 tokens take 1.6 MB.
         """
         model.eval()
         texts, rows = self.corpus
         queries, best, start = self._embed_queries(model), None, 0
         for sub in texts:
             passages = self._embed(model, sub)
-            some = queries.split(max(1, TOGETHER // passages.shape[1]))
-            scores = torch.cat([model.score(_widened(few.to(self.device), passages.shape[1]), passages).cpu()
-                                for few in some])
+            chunks = queries.split(max(1, TOGETHER // passages.shape[1]))
+            scores = torch.cat([model.score(_widened(chunk.to(self.device), passages.shape[1]), passages).cpu()
+                                for chunk in chunks])
             places = ((rows >= start) & (rows < start + len(passages))).nonzero()[:, 0]  # equal texts share a row
             best = _best(best, scores[:, rows[places] - start], places)
             start += len(passages)
@@ -91,13 +93,16 @@ class DevEvaluator:
 
 
 def _widened(embedded, width):
-    """Embeddings (texts, numbers) with zeros behind them, up to `width` numbers."""
+    """Embeddings (texts, values), zero-padded on the right to `width` values."""
     return torch.nn.functional.pad(embedded, (0, width - embedded.shape[1]))
 
 
 def _best(best, scores, places):
-    """Scores and places (queries, DEPTH or fewer) of the best passages: of `best`, which is such a pair or None, and
-    of those at `places` with `scores` (queries, places). Equal scores are in the order of their places."""
+    """Merge new candidates into the top passages: (scores, places), each (queries, at most DEPTH).
+
+    `best` is such a pair or None; the new candidates are at `places` and have `scores` (queries, places). Ties are
+    ordered by place.
+    """
     places = places.expand(len(scores), -1)
     if best:
         scores, places = torch.cat([best[0], scores], dim=1), torch.cat([best[1], places], dim=1)

@@ -1,4 +1,4 @@
-"""What the processes of a training agree on: started by one torchrun, perhaps on several nodes."""
+"""Checks that the processes of a distributed training, on one or several nodes, run the same training."""
 
 import os
 import secrets
@@ -10,23 +10,23 @@ import torch.distributed as dist
 from embedding_finetune.files import FILE_VISIBILITY_LAG, UserError, atomic_write, sha256
 
 RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-LOST = 75  # exit status (EX_TEMPFAIL of sysexits.h) of a process that failed where the cause may be another's end
-PATHS = ("model_name_or_path", "train_data", "dev_data", "output_dir", "cache_path")  # may differ from node to node
+LOST = 75  # exit status (EX_TEMPFAIL of sysexits.h) of a process that may have failed because another one ended
+PATHS = ("model_name_or_path", "train_data", "dev_data", "output_dir", "cache_path")  # may differ between nodes
 
 
 def broadcast_from_rank_0(value):
-    """What rank 0 says, so that all processes decide alike."""
-    said = [value]
+    """The value of rank 0, in every process."""
+    values = [value]
     if dist.is_initialized():
-        dist.broadcast_object_list(said, src=0, device=_device())
-    return said[0]
+        dist.broadcast_object_list(values, src=0, device=_device())
+    return values[0]
 
 
 def check_same_arguments(flags, train_data):
-    """Raise UserError in all processes unless all were started with the same flags (a list of words) and training
-    files (paths), which are compared by content.
+    """Raise UserError in all processes unless all have the same flags (a list of words) and training files.
 
-    Processes with other batches would not fail: each would wait for what the others have not got, or train on it.
+    Training files (paths) are compared by content. Without this check, processes with different batches would hang or
+    train on different data instead of failing.
     """
     if not dist.is_initialized():
         return
@@ -43,8 +43,10 @@ def check_same_arguments(flags, train_data):
 
 
 def check_shared(folder):
-    """Raise UserError in all processes unless all see what rank 0 writes to the folder: checkpoints are written by
-    rank 0 and read by all, and each adds its own random state."""
+    """Raise UserError in all processes unless all see the files that rank 0 writes to the folder.
+
+    Rank 0 writes the checkpoints, all processes read them, and each adds its own random state.
+    """
     if int(os.environ.get("LOCAL_WORLD_SIZE", WORLD_SIZE)) == WORLD_SIZE:
         return
     token = broadcast_from_rank_0(secrets.token_hex(8))

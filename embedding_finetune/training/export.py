@@ -1,7 +1,7 @@
-"""A finished model folder that FlagEmbedding (where it can), sentence-transformers and plain transformers read alike.
+"""Export of a finished model for sentence-transformers, transformers and, where possible, FlagEmbedding.
 
-Its sentence-transformers files say how the model is used (see retrieval.model_use): that is where the rest of this
-package reads it, too.
+The encoder configuration (pooling, prompts, lengths) is stored in the sentence-transformers files, which is also where
+the rest of this package reads it (see models.encoder_config).
 """
 
 import dataclasses
@@ -19,19 +19,19 @@ from embedding_finetune.training.model_card import model_card, unread_by_flagemb
 
 
 def export(model, tokenizer, folder, config, *, dense=(), projection=None, expansion=0, card=None, curve=()):
-    """Write model (transformers' PreTrainedModel) and tokenizer as a finished folder, once past the parity check.
+    """Write model (a transformers PreTrainedModel) and tokenizer as a finished folder, after a parity check.
 
-    `use` is a ModelUse, `dense` the loading.DenseLayers of the model; `card` (name -> value) and `curve` (rows with
-    step, recall@10, mrr@10) go into the model card. `projection` (DenseLayers, perhaps without a layer) is given where
-    token vectors were trained: then the folder tokens.FOLDER is written, too, with the `expansion` of queries (see
-    tokens.expanded). The weights are moved into `folder` last: a folder without them was never finished. Returns the
-    lowest cosine of the check; raises UserError when the libraries disagree.
+    `config` is an EncoderConfig, `dense` the modeling.DenseLayers of the model. `card` (name -> value) and `curve`
+    (rows with step, recall@10, mrr@10) go into the model card. `projection` (DenseLayers, possibly empty) is given for
+    multi-vector models: their MULTI_VECTOR_FOLDER is then written as well, with query `expansion` (see
+    multi_vector.expand_queries). The weights are moved into `folder` last, so a folder without weights is incomplete.
+    Returns the lowest cosine of the parity check; raises UserError if the libraries disagree.
     """
     folder, dense = Path(folder), DenseLayers(dense)
     config = dataclasses.replace(config, dense=dense.folders)
     with staged_dir(folder) as partial:
         model.save_pretrained(partial)
-        tokenizer.padding_side = "right"  # as in training: on the left it would move the positions of a text's tokens
+        tokenizer.padding_side = "right"  # as in training: left padding would shift the position ids
         tokenizer.save_pretrained(partial)
         dense.save(partial)
         write_encoder_config(partial, model.config.hidden_size, config)
@@ -44,15 +44,15 @@ def export(model, tokenizer, folder, config, *, dense=(), projection=None, expan
 
 
 def complete(folder, config):
-    """Make a finished folder, in place, of what FlagEmbedding's own trainer left: it does not say how it is used."""
+    """Turn the output of FlagEmbedding's trainer, which lacks the encoder configuration, into a finished folder."""
     model, _ = load_encoder(folder, trusted=config.trusted)
     return export(model, load("AutoTokenizer", folder, config.trusted), folder, config)
 
 
 def write_encoder_config(folder, dim, config):
-    """Write the files that sentence-transformers keeps, in the layout that every version since 2.2 reads.
+    """Write the sentence-transformers configuration files, in the layout that every version since 2.2 can read.
 
-    The present version would write class paths that only it knows.
+    The installed version would write class paths that older versions do not have.
     """
     kinds = {"": "Transformer", "1_Pooling": "Pooling"} | dict.fromkeys(config.dense.split(), "Dense")
     normalize = f"{len(kinds)}_Normalize"
@@ -61,7 +61,7 @@ def write_encoder_config(folder, dim, config):
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for number, (path, kind) in enumerate(kinds.items())])
     lengths = {"max_seq_length": config.passage_max_len, "do_lower_case": False}
-    if config.query_max_len != config.passage_max_len:  # sentence-transformers knows it since version 6
+    if config.query_max_len != config.passage_max_len:  # read by sentence-transformers 6 and later
         lengths["query_length"] = config.query_max_len
     write_json(folder / "sentence_bert_config.json", lengths)
     modes = {"cls": "cls_token", "mean": "mean_tokens", "last_token": "lasttoken"}
@@ -76,10 +76,10 @@ def write_encoder_config(folder, dim, config):
 
 
 def check_parity(folder, config, texts=None):
-    """Lowest cosine between the libraries' vectors of queries and passages; raises UserError below 0.9999.
+    """Lowest cosine between the libraries' embeddings of queries and passages; raises UserError below 0.9999.
 
-    FlagEmbedding takes part where it can (see unread_by_flagembedding). By default some of the texts are longer than
-    either length, so that cutting them is compared, too.
+    FlagEmbedding is included if it supports the model (see unread_by_flagembedding). The default texts include some
+    that exceed both maximum lengths, so that truncation is compared as well.
     """
     from FlagEmbedding import FlagModel
     from sentence_transformers import SentenceTransformer
@@ -114,7 +114,7 @@ def check_parity(folder, config, texts=None):
                 continue
             cosine = torch.cosine_similarity(first, torch.as_tensor(vectors).float(), dim=-1).min().item()
             if not cosine >= 0.9999:
-                raise UserError(f"parity check of {folder}: {kind} vectors of transformers and {name} agree only to a "
-                                f"cosine of {cosine:.4f}; the model was not exported")
+                raise UserError(f"parity check of {folder}: {kind} embeddings of transformers and {name} have a "
+                                f"cosine of only {cosine:.4f}; the model was not exported")
             worst = min(worst, cosine)
     return worst

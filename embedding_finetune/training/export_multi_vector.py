@@ -1,4 +1,4 @@
-"""The part of a finished folder that sentence-transformers' MultiVectorEncoder loads: the token vectors' model."""
+"""Export of a multi-vector (late interaction) model for sentence-transformers' MultiVectorEncoder."""
 
 import dataclasses
 import os
@@ -15,11 +15,11 @@ SAMPLES = ("how far is the moon", "what is a dot product?", "The Moon circles th
 
 
 def export_multi_vector(folder, config, projection, expansion=0):
-    """Write FOLDER into a finished model's folder, with which it shares the weights where the file system can.
+    """Write MULTI_VECTOR_FOLDER into a finished model's folder; weights are hard-linked where the file system allows.
 
-    `use` is a ModelUse, `projection` the DenseLayers of the token vectors, if any, and `expansion` the tokens that
-    queries are filled up to (see tokens.expanded). Returns the lowest cosine between
-    the score lists of sentence-transformers and of this package; raises UserError below 0.9999.
+    `config` is an EncoderConfig, `projection` the DenseLayers of the token vectors, if any, and `expansion` the number
+    of tokens that queries are padded to (see multi_vector.expand_queries). Returns the lowest cosine between the score
+    lists of sentence-transformers and of this package; raises UserError below 0.9999.
     """
     from sentence_transformers import MultiVectorEncoder
     from sentence_transformers.base.modules import Normalize, Transformer
@@ -29,8 +29,8 @@ def export_multi_vector(folder, config, projection, expansion=0):
     added = tokenizer.convert_ids_to_tokens(special_token_ids(tokenizer))
     kinds = "model_kwargs", "processor_kwargs", "config_kwargs"
     trust = {kind: {"trust_remote_code": config.trusted} for kind in kinds}
-    encoder = Transformer(str(folder), **trust, max_seq_length=config.passage_max_len, query_length=config.query_max_len,
-                          document_length=config.passage_max_len, query_expansion={
+    encoder = Transformer(str(folder), **trust, max_seq_length=config.passage_max_len,
+                          query_length=config.query_max_len, document_length=config.passage_max_len, query_expansion={
                               "strategy": "min", "attend": True, "length": expansion} if expansion else None)
     MultiVectorEncoder(
         modules=[encoder, *projection, MultiVectorMask(added, skiplist_tasks=["query", "document"]),
@@ -43,7 +43,7 @@ def export_multi_vector(folder, config, projection, expansion=0):
 
 
 def _share(path, other):
-    """Make the second file a second name of the first, where that is possible; they have the same content."""
+    """Replace the second file by a hard link to the first if possible; both have the same content."""
     partial = other.with_suffix(".partial")
     try:
         os.link(path, partial)
@@ -64,6 +64,6 @@ def _check(folder, config):
                      for tokens in encoder.encode_query_tokens(texts)])
     worst = torch.cosine_similarity(torch.from_numpy(ours), theirs, dim=-1).min().item()
     if not worst >= 0.9999 or np.abs(ours - theirs.numpy()).max() > 0.01:
-        raise UserError(f"parity check of {folder / MULTI_VECTOR_FOLDER}: the scores of sentence-transformers are others (cosine "
-                        f"{worst:.4f}); the model was not exported")
+        raise UserError(f"parity check of {folder / MULTI_VECTOR_FOLDER}: the scores of sentence-transformers differ "
+                        f"(cosine {worst:.4f}); the model was not exported")
     return worst

@@ -1,4 +1,4 @@
-"""The log of a training, which is read while it goes on and afterwards."""
+"""The training log, a JSON Lines file that may be read while it is written."""
 
 import contextlib
 import json
@@ -6,11 +6,11 @@ from pathlib import Path
 
 from embedding_finetune.files import reading
 
-LOG_NAME = "training_log.jsonl"  # in the model's folder: rows of step and loss, or of step and the dev metrics
+LOG_NAME = "training_log.jsonl"  # in the model's folder; a row has step and loss, or step and dev metrics
 
 
 def read_log(folder):
-    """The rows of a folder's training log, but for what is damaged, as a line cut short; [] where there is none."""
+    """Rows of a folder's training log, without damaged or truncated lines; [] if there is no log."""
     path, rows = Path(folder) / LOG_NAME, []
     with reading(path):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ()
@@ -21,7 +21,7 @@ def read_log(folder):
 
 
 def duration(seconds):
-    """Seconds for people: hours and minutes, or minutes and seconds."""
+    """Format seconds as hours and minutes, or minutes and seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

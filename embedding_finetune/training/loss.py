@@ -1,4 +1,4 @@
-"""The contrastive loss over a batch: FlagEmbedding's, without its waste, its false negatives and its memory limit."""
+"""Contrastive loss of FlagEmbedding, with deduplicated encoding, false-negative masking and GradCache."""
 
 import contextlib
 import inspect
@@ -16,50 +16,49 @@ from embedding_finetune.models.multi_vector import maxsim, token_embeddings
 
 
 def false_negatives(passage_keys, positive_keys, targets):
-    """Which candidates must not count as negatives: bool [queries, passages].
+    """Mask of the candidates that are false negatives: bool [queries, passages].
 
-    A passage (`passage_keys`, int64 [passages]) that is among a query's positives (`positive_keys`, int64 [queries, any
-    number, repetitions allowed]) is no negative of it, except that the query's target (`targets`, [queries]) stays.
+    A passage (`passage_keys`, int64 [passages]) that is one of a query's positives (`positive_keys`, int64 [queries,
+    any number], repetitions allowed) is masked, except the query's target (`targets`, [queries]).
     """
-    own = positive_keys.sort(dim=1).values
-    keys = passage_keys.expand(len(own), -1).contiguous()
-    place = torch.searchsorted(own, keys).clamp(max=own.shape[1] - 1)
-    return (own.gather(1, place) == keys).scatter(1, targets.unsqueeze(1), False)
+    positives = positive_keys.sort(dim=1).values
+    keys = passage_keys.expand(len(positives), -1).contiguous()
+    place = torch.searchsorted(positives, keys).clamp(max=positives.shape[1] - 1)
+    return (positives.gather(1, place) == keys).scatter(1, targets.unsqueeze(1), False)
 
 
 def dot(queries, passages):
-    """Every query against every passage by inner product: [queries, dim], [passages, dim] -> [queries, passages]."""
+    """Inner products: [queries, dim], [passages, dim] -> [queries, passages]."""
     return queries @ passages.T
 
 
 class ContrastiveModel(nn.Module):
-    """An encoder with pooling and Dense layers, if any, and the loss of its texts' vectors; fed with batches of
-    `batches.Collator`.
+    """An encoder with pooling and optional Dense layers, and its contrastive loss on batches of `batches.Collator`.
 
-    The loss is FlagEmbedding's (BiEncoderOnlyEmbedderModel), with three deviations that do nothing to the mathematics
-    of a plain run:
+    The loss is FlagEmbedding's (BiEncoderOnlyEmbedderModel), with three deviations. With one process and without false
+    negatives, none of them changes its value:
 
-    - each distinct text is encoded once, in length-sorted sub-batches;
-    - `mask_false_negatives` takes positives of a query out of its negatives (the distillation term of `kl_div` keeps
-      them: there the teacher has judged them);
-    - with `cross_device` the gradient equals that of one process on the joined batch. FlagEmbedding computes the whole
-      loss on each of W processes while gradients reach only the own embeddings, so that averaging over processes leaves
-      1/W of it (unnoticed by Adam, but not by gradient clipping nor beside a distillation term).
+    - Each distinct text is encoded once, in length-sorted sub-batches.
+    - `mask_false_negatives` masks the positives of a query among its negatives. The distillation term of `kl_div` keeps
+      them, since the teacher has scored them.
+    - With `cross_device` the gradient equals that of one process on the joined batch. FlagEmbedding computes the whole
+      loss on each of W processes, while gradients reach only the process's own embeddings, so averaging over processes
+      leaves 1/W of the gradient. Adam is invariant to this scale; gradient clipping and an added distillation term are
+      not.
 
-    `architecture` says what is compared: `dense`, one vector a text, by inner product; `late`, the vectors of all
-    tokens, by MaxSim (see retrieval.tokens), through `projection` if there is one; `both`, with the mean of both
-    losses, as BGE-M3 was trained (Chen et al. 2024, arXiv 2402.03216) but for its sparse third and its teaching of each
-    by all. `distillation` is None, `kl_div`, `m3_kd_loss` or `margin_mse`: the squared difference between model and
-    teacher in how far each negative is behind the positive (Hofstätter et al. 2020, arXiv 2010.02666), times the
-    temperature, so that it weighs as the cross entropy does that it is added to. `mrl_dims` are the sizes of
-    Matryoshka's truncated vectors, the whole one's among them: the loss is the mean over them, as under FlagEmbedding's
-    use_mrl (Kusupati et al. 2022, arXiv 2205.13147, have the sum); () for whole ones alone. `added` are the ids of
-    tokens.added_ids, `longest` is the length of the longest text.
+    `architecture` is `single_vector` (one embedding per text, inner product), `multi_vector` (one embedding per token,
+    MaxSim, see models.multi_vector, through `projection` if given) or `both` (mean of the two losses, as in BGE-M3,
+    Chen et al. 2024, arXiv 2402.03216, without its sparse loss and self-distillation). `distillation` is None,
+    `kl_div`, `m3_kd_loss` or `margin_mse`. `margin_mse` is the squared difference between the margins (positive minus
+    negative) of model and teacher (Hofstätter et al. 2020, arXiv 2010.02666), times the temperature, to match the scale
+    of the cross entropy it is added to. `mrl_dims` are the Matryoshka dimensions, including the full one: the loss is
+    their mean, as with FlagEmbedding's use_mrl (the sum in Kusupati et al. 2022, arXiv 2205.13147); () for the full
+    dimension alone. `added` are the ids of multi_vector.special_token_ids, `longest` is the maximum length of a text in tokens.
     """
 
-    def __init__(self, encoder, *, dense=(), pooling="cls", normalize=True, temperature=0.02, architecture="single_vector",
-                 projection=(), added=(), longest=0, mask_false_negatives=True, cross_device=False, distillation=None,
-                 mrl_dims=()):
+    def __init__(self, encoder, *, dense=(), pooling="cls", normalize=True, temperature=0.02,
+                 architecture="single_vector", projection=(), added=(), longest=0, mask_false_negatives=True,
+                 cross_device=False, distillation=None, mrl_dims=()):
         super().__init__()
         self.encoder, self.dense, self.projection = encoder, DenseLayers(dense), DenseLayers(projection)
         self.pooling, self.normalize, self.temperature = pooling, normalize, temperature
@@ -69,7 +68,7 @@ class ContrastiveModel(nn.Module):
         self.takes_embeddings = "inputs_embeds" in inspect.signature(encoder.forward).parameters
 
     def forward(self, texts, rows=None, passage_keys=None, positive_keys=None, teacher_scores=None):
-        """{"loss": the loss of a batch}; without `rows` what `pool` returns."""
+        """{"loss": the loss of a batch}, or, without `rows`, the result of `pool`."""
         pooled = self.pool(texts)
         if rows is None:
             return pooled
@@ -79,16 +78,16 @@ class ContrastiveModel(nn.Module):
         self.encoder.gradient_checkpointing_enable(**options)
 
     def pool(self, texts):
-        """What is compared of each text of the sub-batches, in their order: [texts, dim], not normalised.
+        """Embeddings of the texts of the sub-batches, in their order: [texts, width], not normalized.
 
-        One embedding; with `late` one a token in a row, zeros after the last, longest * dim numbers in all; with `both`
-        the one, and then those.
+        With `single_vector` a row is one embedding. With `multi_vector` it holds the embeddings of all tokens,
+        flattened and zero-padded to longest * dim values. With `both` it is the concatenation of the two.
 
-        The sub-batches are padded on the right (see batches.sub_batches), as models that number the positions of
-        embeddings expect it.
+        The sub-batches must be padded on the right (see batches.sub_batches): with `inputs_embeds`, models number
+        positions from the left.
         """
         inputs = [{"input_ids": sub["input_ids"]} for sub in texts]
-        if self.takes_embeddings:  # one look-up for all: each look-up's gradient is as large as the whole vocabulary
+        if self.takes_embeddings:  # one lookup for all: each lookup's gradient is as large as the whole matrix
             embedded = self.encoder.get_input_embeddings()(torch.cat([sub["input_ids"].flatten() for sub in texts]))
             embedded = embedded.split([sub["input_ids"].numel() for sub in texts])
             inputs = [{"inputs_embeds": vectors.view(*sub["input_ids"].shape, -1)}
@@ -106,29 +105,29 @@ class ContrastiveModel(nn.Module):
         return torch.cat(pooled)
 
     def views(self, pooled):
-        """What `pool` returned, as it is compared: pairs of vectors and of the function that compares them."""
-        of_tokens, size = self.architecture != "single_vector", pooled.shape[1]
-        if of_tokens:
+        """Split the result of `pool` into a list of (embeddings, similarity function)."""
+        size, views = pooled.shape[1], []
+        if self.architecture != "single_vector":
             dim = self.projection[-1].out_features if self.projection else self.encoder.config.hidden_size
             size -= self.longest * dim
-        dense = [(pooled[:, :size], dot)] * (self.architecture != "multi_vector")
-        return dense + [(pooled[:, size:].unflatten(1, (self.longest, dim)), maxsim) for _ in range(of_tokens)]
+            views = [(pooled[:, size:].unflatten(1, (self.longest, dim)), maxsim)]
+        return views if self.architecture == "multi_vector" else [(pooled[:, :size], dot), *views]
 
     def score(self, queries, passages):
-        """Every query against every passage, by the mean of the views: two results of `pool` -> [queries, passages]."""
+        """Mean similarity over the views: two results of `pool` -> [queries, passages]."""
         scores = [score(*((normalize(vectors, dim=-1) if self.normalize else vectors) for vectors in (one, other)))
                   for (one, score), (other, _) in zip(self.views(queries), self.views(passages))]
         return sum(scores) / len(scores)
 
     def loss(self, pooled, rows, passage_keys, positive_keys, teacher_scores=None):
-        """Mean cross entropy of each query's target among all passages, plus the distillation term if there is a
-        teacher.
+        """Mean cross entropy of each query's target among all passages, plus the distillation term, if any.
 
-        `rows` int64 [queries + passages] names the rows of `pooled` that hold queries and passages; passages come in
-        groups of equal size, the query's positive first. `teacher_scores` [queries, group]. See `false_negatives`.
+        `rows` (int64 [queries + passages]) are the rows of `pooled` with the queries and passages. Passages come in
+        groups of equal size, the query's positive first. `teacher_scores` is [queries, group]. For the keys see
+        `false_negatives`.
         """
         losses = []
-        with torch.autocast(pooled.device.type, enabled=False):  # bfloat16 rounds a cosine to 0.004: a fifth, over 0.02
+        with torch.autocast(pooled.device.type, enabled=False):  # bfloat16 rounds a cosine to 0.004: 0.2, over 0.02
             views = self.views(pooled.float()[rows])
             for (embeddings, score), dim in itertools.product(views, self.mrl_dims):
                 vectors = normalize(embeddings[..., :dim], dim=-1) if self.normalize else embeddings[..., :dim]
@@ -149,7 +148,7 @@ class ContrastiveModel(nn.Module):
             loss = AbsEmbedderModel.distill_loss("m3_kd_loss", gather(teacher.softmax(dim=-1)), scores, group)
         else:
             loss = cross_entropy(scores, targets)
-        if self.cross_device:  # same value, the gradient of the joined batch once averaged over processes
+        if self.cross_device:  # same value; averaged over processes, the gradient of the joined batch
             loss = dist.get_world_size() * loss - (dist.get_world_size() - 1) * loss.detach()
         if teacher is not None and self.distillation != "m3_kd_loss":
             columns = torch.arange(len(passages), device=scores.device).view(len(queries), group)
@@ -157,13 +156,13 @@ class ContrastiveModel(nn.Module):
             if self.distillation == "kl_div":
                 loss = loss + AbsEmbedderModel.distill_loss("kl_div", teacher.softmax(dim=-1), scores, group)
             else:
-                behind, taught = (own[:, 1:] - own[:, :1] for own in (scores, teacher))
-                loss = loss + self.temperature * (behind - taught).square().mean()
+                margins, teacher_margins = (values[:, 1:] - values[:, :1] for values in (scores, teacher))
+                loss = loss + self.temperature * (margins - teacher_margins).square().mean()
         return loss
 
 
 def _gather(tensor):
-    """The tensors of all processes, one after the other; gradients reach the own part only."""
+    """Concatenate the tensors of all processes; gradients flow only into this process's part."""
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, tensor.contiguous())
     parts[dist.get_rank()] = tensor
@@ -171,7 +170,7 @@ def _gather(tensor):
 
 
 class RandomState:
-    """The random state of the moment, to be replayed: both passes of GradCache must draw the same dropout masks."""
+    """Snapshot of the random state: both passes of GradCache must sample the same dropout masks."""
 
     def __init__(self):
         self.cpu = torch.get_rng_state()
@@ -188,12 +187,12 @@ class RandomState:
 
 
 def grad_cache_step(model, wrapped, backward, texts, **labels):
-    """Accumulate a batch's gradients in the memory of one sub-batch; returns the (detached) loss.
+    """Accumulate the gradients of a batch in the memory of one sub-batch; returns the detached loss.
 
-    GradCache (Gao et al. 2021, arXiv 2101.06983): embed without a graph, take the loss's gradient with respect to the
-    embeddings, then embed each sub-batch again and push its share of that gradient through. `wrapped` is the model
-    as wrapped by DistributedDataParallel (or the model itself): gradients are exchanged once, with the last sub-batch.
-    `backward(loss)` runs the loss's backward pass (and may scale it).
+    GradCache (Gao et al. 2021, arXiv 2101.06983): embed without a graph, compute the gradient of the loss with respect
+    to the embeddings, then embed each sub-batch again and backpropagate its part of that gradient. `wrapped` is the
+    model wrapped in DistributedDataParallel, or the model itself; gradients are synchronized once, with the last
+    sub-batch. `backward(loss)` runs the backward pass of the loss and may scale it.
     """
     states, pooled = [], []
     with torch.no_grad():
@@ -206,7 +205,7 @@ def grad_cache_step(model, wrapped, backward, texts, **labels):
     gradients = cache.grad.split([len(part) for part in pooled])
     for number, (sub, state, gradient) in enumerate(zip(texts, states, gradients, strict=True), start=1):
         last = number == len(texts)
-        waiting = wrapped.no_sync if hasattr(wrapped, "no_sync") and not last else contextlib.nullcontext
-        with waiting(), state.replayed():
+        synchronization = wrapped.no_sync if hasattr(wrapped, "no_sync") and not last else contextlib.nullcontext
+        with synchronization(), state.replayed():
             torch.sum(wrapped([sub]) * gradient).backward()
     return loss.detach()

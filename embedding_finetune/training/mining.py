@@ -1,7 +1,7 @@
-"""Mined hard negatives, and a teacher's scores: candidates from a model, from BM25 or both, filtered by the model.
+"""Hard negative mining and teacher scores: candidates from a model, BM25 or both, filtered by the model's scores.
 
-One retriever after the other holds the passages. Of many queries, what a block has found is kept in
-OUTPUT_DIR/cache/hits (see blocks), so that a mining that was stopped goes on.
+The retrievers run one after the other, so only one index is in memory. Search results are saved block by block in
+OUTPUT_DIR/cache/hits (see retrieval.resumable_search), so interrupted mining resumes.
 """
 
 from dataclasses import replace
@@ -24,16 +24,16 @@ from embedding_finetune.retrieval.resumable_search import resumable_search
 
 
 class Miner:
-    """The models of a recipe: `miner`, if its negatives are mined, and the teacher, if it has one (recipes.Recipe)."""
+    """Mines negatives with the `miner` of a recipes.Recipe and scores passages with its `teacher`, if it has one."""
 
     def __init__(self, settings, recipe):
-        """Raises UserError when a model of the recipe is not there, or is not of its kind."""
+        """Raises UserError if a model of the recipe is missing or of the wrong kind."""
         self.settings, self.recipe = settings, recipe
         self.config = self._use(recipe.miner) if recipe.negatives == "mined" else None
         self.teacher = self.stage = None
         if recipe.teacher in (*pretrained(settings), *all_recipes(settings)):
             self.teacher = self._use(recipe.teacher)
-        elif is_reranker(recipe.teacher):  # its full scores, which do not change with how it is evaluated
+        elif is_reranker(recipe.teacher):  # full precision, whatever the settings of evaluation
             full = replace(settings, reranker_precision="fp32", token_dtype="float16", token_pool_factor=1)
             self.stage = make_reranker(full, recipe.teacher)
         elif recipe.teacher:
@@ -49,28 +49,28 @@ class Miner:
         return load_encoder_config(self.settings, label)
 
     def revision(self):
-        """What tells the models from others, for the record of the training file."""
+        """Identity of the models, for the record of the training file."""
         uses = [config for config in (self.config, self.teacher) if config]
         how = [config.identity for config in uses]
-        if self.stage and self.stage.config:  # a reranker has nothing to say
+        if self.stage and self.stage.config:  # empty for a cross-encoder
             how.append(self.stage.config)
         language = [self.settings.bm25_language] if "bm25" in self.recipe.candidates else []
         return [how, *(model_content(config.name) for config in uses), self.stage and self.stage.revision, *language]
 
     def mine(self, pool):
-        """Negatives of each query of a negatives.Pool, as positions in it, an array (queries, number), and for each
-        source an array of the same shape that says whether it found them.
+        """Negatives of each query of a NegativeCandidates `pool`: (positions in the pool, sources).
 
-        Candidates are what the pool has to be drawn from. The filter judges them by the model's scores, near-duplicates
-        of a positive are left out, and random passages fill up.
+        Positions are an array (queries, num_negatives). Sources maps each source to a bool array of the same shape:
+        whether it found the negative. Candidates come from the eligible passages of the pool. They are filtered by the
+        model's scores, near-duplicates of a positive are dropped, and random passages fill the remaining places.
         """
         recipe, train, corpus = self.recipe, pool.train, dict(zip(pool.ids, pool.texts()))
-        print(f"mining for {recipe.label}: {len(train.queries)} training queries, {pool.num_eligible} training passages, "
-              f"model {self.config.title}", flush=True)
+        print(f"mining for {recipe.label}: {len(train.queries)} training queries, {pool.num_eligible} training "
+              f"passages, model {self.config.title}", flush=True)
         queries, passages, found = list(train.queries.values()), content_hash(*corpus.items()), {}
-        if "bm25" in recipe.candidates:  # its index is gone before the vectors come
+        if "bm25" in recipe.candidates:  # its index is deleted before the embeddings are computed
             bm25 = make_retriever("bm25", self.settings.bm25_language).index(corpus)
-            print(f"BM25 takes the words as {bm25.config['language']}", flush=True)
+            print(f"BM25 analyzer language: {bm25.config['language']}", flush=True)
             found["bm25"] = self._found(bm25, queries, passages, bm25.config)
             del bm25
         dense = Dense(make_encoder(self.settings, self.config)).index(corpus)
@@ -81,24 +81,25 @@ class Miner:
         vectors = dense.encoder.encode_queries(queries)
         candidates = filter_candidates(candidates, pool.positives, vectors, dense.vectors, Filter.parse(recipe.filter))
         taken = [positives + negatives for positives, negatives in zip(pool.positives, pool.negatives)]
-        chosen, mined = select_negatives(candidates, taken, near_duplicates(corpus.values()), pool.num_eligible, recipe.num_negatives,
-                               seed=[self.settings.seed, recipe.num_negatives])
+        chosen, mined = select_negatives(candidates, taken, near_duplicates(corpus.values()), pool.num_eligible,
+                                         recipe.num_negatives, seed=[self.settings.seed, recipe.num_negatives])
         return chosen, _sources(chosen, mined, found)
 
     def _found(self, retriever, queries, passages, identity):
-        """Positions of the passages that a retriever finds for queries; `passages` is a hash of them, and `identity`
-        tells the retriever from others."""
+        """Positions of the top passages per query; `passages` is a hash of the corpus, `identity` that of the
+        retriever."""
         folder = self.settings.output_dir / "cache" / "hits"
         return resumable_search(retriever, queries, self.recipe.mining_top_k, folder, [identity, passages])
 
     def scores(self, pool, chosen):
-        """Yield for each query the teacher's scores of its positives and of the negatives at the positions in its row
-        of `chosen`, over the teacher's temperature.
+        """Yield per query the teacher's scores of its positives and of its negatives, divided by the temperature.
 
-        FlagEmbedding turns the scores of a query into probabilities by a softmax; the temperature says how sharp. A
-        model's score is its cosine, that of late interaction a mean of cosines; a reranker's is a logit.
+        The negatives of a query are at the positions in its row of `chosen`. FlagEmbedding turns the scores of a query
+        into probabilities with a softmax. Scores are cosines (single-vector), mean cosines (late interaction) or logits
+        (cross-encoder).
         """
-        places = [np.concatenate([own, others]) for own, others in zip(pool.positives, chosen, strict=True)]
+        places = [np.concatenate([positives, negatives])
+                  for positives, negatives in zip(pool.positives, chosen, strict=True)]
         for scores in self._scores(list(pool.train.queries.values()), pool.texts(), places):
             scores = np.asarray(scores, dtype=np.float64) / self.recipe.teacher_temperature
             yield scores.round(6).tolist()
@@ -110,14 +111,14 @@ class Miner:
         else:
             encoder = make_encoder(self.settings, self.teacher)
             vectors, passages = encoder.encode_queries(queries), encode_corpus(encoder, passages)
-            scores = (passages[own] @ query for query, own in zip(vectors, places))
-        return tqdm(scores, "teacher", len(queries), unit="query")
+            scores = (passages[positions] @ query for query, positions in zip(vectors, places))
+        return tqdm(scores, "teacher scores", len(queries), unit="query")
 
 
 def _sources(chosen, mined, found):
-    """Where the negatives came from, source -> bool array: `bm25`, `model`, `bm25 and model`, `random`."""
+    """Sources of the negatives: source (`bm25`, `model`, `bm25 and model`, `random`) -> bool array like `chosen`."""
     is_mined = np.arange(chosen.shape[1]) < mined[:, None]
-    by = {source: np.array([np.isin(row, own) for row, own in zip(chosen, candidates)]) & is_mined
+    by = {source: np.array([np.isin(row, hits) for row, hits in zip(chosen, candidates)]) & is_mined
           for source, candidates in found.items()}
     shares = {"random": ~is_mined}
     if len(by) == 2:

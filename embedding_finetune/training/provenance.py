@@ -1,4 +1,4 @@
-"""What a model was trained from: written when its training starts, and held against today's settings and files."""
+"""Records of what a model was trained from, written when training starts and compared with the current settings."""
 
 import contextlib
 from dataclasses import MISSING
@@ -24,8 +24,8 @@ RECORD = "training.json"
 
 
 def training_record(settings, recipe):
-    """What identifies a training: the settings that change which weights are kept, the recipe, the content of the model
-    that it begins with and how that is used, its data's content; or the models of a merge."""
+    """Identity of a training: recipe, the settings that affect the weights, the base model's content and encoder
+    configuration, and the data's content; for a merge, the merged models."""
     tuned = settings.with_overrides(recipe.settings)
     record = {"label": recipe.label, "recipe": recipe.data, "settings": tuned.as_dict(TRAINING) | {"SEED": tuned.seed},
               "use": base_encoder_config(tuned).identity, "data": data_identity(settings)}
@@ -37,19 +37,24 @@ def training_record(settings, recipe):
 
 
 def merged_from(settings, recipe):
-    """What identifies a merged model, for its record: both models, and where it is chosen the sets that choose."""
+    """Identity of a merged model: both models and, if the weight is selected on dev queries, the dev sets."""
     tuned = load_encoder_config(settings, recipe.merge)
     record, content = read_record(Path(tuned.name)) or {}, model_content(base_encoder_config(settings).name)
     base = record.get("settings", {}).get("BASE_MODEL")
     if record["begins_with"] != content if "begins_with" in record else base != settings.base_model:
-        raise UserError(f"{recipe.merge} was made of {base}, and BASE_MODEL is {settings.base_model}: set it back")
-    chosen_on = {} if recipe.merge_weight else {"eval_sets": settings.out_of_domain_sets, "dev_corpus": settings.dev_corpus_size}
-    return {"base": content, "tuned": model_content(tuned.name), **chosen_on}
+        raise UserError(f"{recipe.merge} was fine-tuned from {base}, but BASE_MODEL is {settings.base_model}: set "
+                        "BASE_MODEL to the former")
+    selected_on = {}
+    if not recipe.merge_weight:
+        selected_on = {"eval_sets": settings.out_of_domain_sets, "dev_corpus": settings.dev_corpus_size}
+    return {"base": content, "tuned": model_content(tuned.name), **selected_on}
 
 
 def initial_model(tuned, recipe):
-    """(folder or hub name, whether its own program code is trusted) of the model that a training begins with: RERANKER
-    for a reranker where it is set, else BASE_MODEL. `tuned` are the settings with the recipe's."""
+    """(folder or Hugging Face Hub name, whether its own code is trusted) of the model that training starts from.
+
+    This is RERANKER_MODEL for a reranker, if set, else BASE_MODEL. `tuned` are settings with the recipe's overrides.
+    """
     if recipe.kind == "cross_encoder" and tuned.reranker_model:
         name = model_path(tuned.reranker_model)
         return name, tuned.trusts(tuned.reranker_model, name)
@@ -58,7 +63,7 @@ def initial_model(tuned, recipe):
 
 
 def read_record(folder):
-    """The record of a model's folder, or None; a setting that came later had its default."""
+    """The record of a model's folder, or None. Settings that the record lacks get their defaults."""
     record = read_checksummed(folder / RECORD, having={})
     default = {name: row.default for name, row in TABLE.items() if row.metadata["changes"] == TRAINING
                and row.default is not MISSING}
@@ -67,9 +72,9 @@ def read_record(folder):
 
 
 def same_training(record, today):
-    """Whether two records are of the same training; what one of an earlier version lacks counts as equal.
+    """Whether two records describe the same training. Keys missing from an earlier version's record count as equal.
 
-    BASE_MODEL is but a name, and counts only where a record lacks the content of the model.
+    BASE_MODEL is only a name. It is compared only if the record lacks the content of the model.
     """
     if record is None:
         return False
@@ -80,18 +85,17 @@ def same_training(record, today):
 
 
 def is_current(settings, recipe):
-    """Whether the finished model was trained from today's training file with today's recipe and settings."""
-    with contextlib.suppress(UserError):  # a training file that is missing or broken is about to be made anew
+    """Whether the finished model was trained with the current training file, recipe and settings."""
+    with contextlib.suppress(UserError):  # a missing or broken training file will be made again
         return same_training(read_record(settings.output_dir / recipe.label), training_record(settings, recipe))
     return False
 
 
 def check_trained(settings, label):
-    """Raise UserError unless the model of this label can be evaluated: finished, and not trained on another
-    split.
+    """Raise UserError unless the model of this label can be evaluated: finished, and trained on the current split.
 
-    Where a recipe was trained with other settings than today's, that is printed: the model is used as it was trained.
-    A compiled model must be of the weights that the model it was made of has today.
+    If the recipe or settings have changed since, the changes are printed, and the model is used as it was trained. A
+    compiled model must match the current weights of the model it was exported from.
     """
     if label in pretrained(settings):
         return
@@ -104,7 +108,8 @@ def check_trained(settings, label):
     if recorded.get("data") != data_identity(settings):
         raise UserError(f"{display_value(folder)} was trained on another split, which may hold today's test queries: "
                         f"run `OVERWRITE=1 bash {training_script(label)}`")
-    then, now = recorded["settings"] | recorded.get("recipe", {}), settings.with_overrides(recipe.settings).as_dict(TRAINING)
+    then = recorded["settings"] | recorded.get("recipe", {})
+    now = settings.with_overrides(recipe.settings).as_dict(TRAINING)
     changed = ", ".join(f"{name}={then.get(name)} (now {value})" for name, value in (now | recipe.data).items()
                         if then.get(name) != value)
     if changed:
@@ -115,20 +120,20 @@ def _check_compiled(settings, label):
     folder = settings.output_dir / label
     made_of = (read_json(folder / COMPILED_RECORD) or {}).get("made_of")
     if not made_of:
-        raise UserError(f"{display_value(folder / COMPILED_RECORD)} is damaged: move the folder away, and make it anew with "
-                        "`python -m embedding_finetune export`")
+        raise UserError(f"{display_value(folder / COMPILED_RECORD)} is damaged: move the folder away, and export the "
+                        "model again with `python -m embedding_finetune export`")
     source = made_of["use"]["label"]
     check_trained(settings, source)
     if model_content(load_encoder_config(settings, source).name) != made_of["content"]:
-        raise UserError(f"{label} was made of other weights than {source} has: run `OVERWRITE=1 python -m "
+        raise UserError(f"{label} was exported from other weights than {source} has now: run `OVERWRITE=1 python -m "
                         f"embedding_finetune.contrib.onnx_openvino {source} {made_of['form']}`")
 
 
 def training_script(label):
-    """What trains the model of a label."""
+    """The script that trains the model of a label, with its arguments."""
     return f"finetune_{label}.sh" if label in ("neg10", "neg50", "reranker") else f"finetune_hard.sh {label}"
 
 
 def trained_recipes(settings):
-    """The labels of recipes that have a finished model, in the order of the file."""
+    """Labels of the recipes that have a finished model, in the order of RECIPE_FILE."""
     return [label for label in all_recipes(settings) if read_record(settings.output_dir / label)]

@@ -1,7 +1,7 @@
-"""What a reranker's training has in the place of an embedding model's: its loss, batches, dev look and export.
+"""Loss, batches, dev evaluation and export of cross-encoder rerankers.
 
-The loss is FlagEmbedding's: cross entropy of the positive among the passages of its query. The trainer, with its
-checkpoints, log and resume, is the one of all trainings.
+The loss is FlagEmbedding's: cross entropy of the positive among the passages of its query. The trainer, with
+checkpoints, log and resume, is the same as for embedding models.
 """
 
 import random
@@ -20,17 +20,17 @@ from embedding_finetune.retrieval.bm25 import BM25
 from embedding_finetune.retrieval.cross_encoder import CrossEncoder, load_cross_encoder
 from embedding_finetune.training.dev_evaluator import dev_corpus, dev_metrics
 
-CANDIDATES = 30  # passages a dev query, by BM25
-COLLAPSED = 0.01  # spread of a query's dev scores, in logits, below which they say nothing
+CANDIDATES = 30  # passages per dev query, retrieved by BM25
+COLLAPSED = 0.01  # standard deviation of a query's dev scores (logits), below which they carry no information
 CALIBRATION = "calibration.json"
-CAUSES = "too high a learning rate, negatives that are too easy, or a sigmoid that is applied twice"
+CAUSES = "possible causes are a high learning rate, easy negatives, or a sigmoid that is applied twice"
 PAIRS = [("how far is the moon", "The Moon circles the Earth at a distance of 384,400 km."),
          ("what is a dot product?", "The Moon circles the Earth at a distance of 384,400 km."),
          ("what is a dot product?", "Multiply the numbers place by place, and add the products up.")]
 
 
 class RerankerModel(nn.Module):
-    """A sequence classifier (`encoder`) with one output, and the loss of its scores; fed by PairCollator."""
+    """A sequence classifier (`encoder`) with one output, and its loss on batches of PairCollator."""
 
     def __init__(self, encoder):
         super().__init__()
@@ -43,7 +43,7 @@ class RerankerModel(nn.Module):
                                                                         device=scores.device))}
 
     def scores(self, texts, rows):
-        """Scores of the pairs of sub-batches `texts`, of which `rows` are the places: float32 (pairs,)."""
+        """Scores of the pairs, float32 (pairs,): pair i is row `rows[i]` of the concatenated sub-batches `texts`."""
         return torch.cat([self.encoder(**sub).logits[:, 0].float() for sub in texts])[rows]
 
     def gradient_checkpointing_enable(self, **options):
@@ -51,7 +51,7 @@ class RerankerModel(nn.Module):
 
 
 def load_reranker_model(args, config, new_head):
-    """Tokenizer and RerankerModel of the base that the training begins with, in float32."""
+    """Tokenizer and RerankerModel of the initial model, in float32."""
     tokenizer, model = load_cross_encoder(config.name, config.trusted, new_head)
     if args.device.type == "cpu":
         use_fast_dropout(model)
@@ -61,7 +61,7 @@ def load_reranker_model(args, config, new_head):
 
 
 class PairCollator:
-    """Items of a TrainingSet to the arguments of RerankerModel.forward: each query with each of its passages."""
+    """Collate items of a TrainingSet into the arguments of RerankerModel.forward: query-passage pairs."""
 
     def __init__(self, tokenizer, config, call_cost):
         self.tokenizer, self.call_cost = tokenizer, call_cost
@@ -72,38 +72,39 @@ class PairCollator:
         return self.lay_out(pairs) | {"group": len(items[0]["passages"])}
 
     def lay_out(self, pairs, limit=None):
-        """Length-sorted sub-batches of tokenised pairs, and the place of each pair in them."""
+        """Length-sorted sub-batches of tokenized pairs, and the row of each pair in them."""
         tokens = self.tokenizer(*map(list, zip(*pairs)), truncation="only_second", max_length=self.max_length)
         texts, order = [], []
         for rows in sub_batch_rows([len(ids) for ids in tokens["input_ids"]], self.call_cost, limit):
-            some = {name: [values[row] for row in rows] for name, values in tokens.items()}
-            texts.append(pad_batch(self.tokenizer, some))
+            sub = {name: [values[row] for row in rows] for name, values in tokens.items()}
+            texts.append(pad_batch(self.tokenizer, sub))
             order += rows
         return {"texts": texts, "rows": torch.tensor(order).argsort()}
 
 
 class RerankerDevEvaluator:
-    """Dev queries, each with its first CANDIDATES by BM25 among the dev positives and a seeded sample of the corpus.
+    """Reranks, per dev query, the first CANDIDATES of BM25 among the passages of `dev_corpus`.
 
-    A positive that BM25 has not found stays lost, as in use. `of_bm25` is what `measure` says of BM25's own order.
+    A positive that BM25 did not retrieve counts as not found, as in production. `of_bm25` are the metrics of BM25's
+    order.
     """
 
     def __init__(self, collection, size, collator, config, seed, device):
         corpus = dev_corpus(collection, size, seed)
         found = BM25().index(corpus).search(collection.queries, CANDIDATES)
-        # In a random order: scores that are all the same must not profit from BM25's.
-        run = {query: random.Random(f"{seed} {query}").sample(list(own), len(own)) for query, own in found.items()}
+        # In random order, so that a model with constant scores does not profit from BM25's order.
+        run = {query: random.Random(f"{seed} {query}").sample(list(hits), len(hits)) for query, hits in found.items()}
         self.collator, self.device, self.qrels, self.candidates = collator, device, collection.qrels, run
         self.pairs = [(config.query_prompt + collection.queries[query], config.passage_prompt + corpus[passage])
-                      for query, own in run.items() for passage in own]
-        self.right = [np.isin(own, collection.positives(query)) for query, own in run.items()]
-        self.of_bm25 = self.measure([np.array([found[query][passage] for passage in own])
-                                     for query, own in run.items()])
+                      for query, hits in run.items() for passage in hits]
+        self.right = [np.isin(hits, collection.positives(query)) for query, hits in run.items()]
+        self.of_bm25 = self.measure([np.array([found[query][passage] for passage in hits])
+                                     for query, hits in run.items()])
         self.latest = None
 
     @torch.no_grad()
     def scores(self, model):
-        """The scores of each query's candidates, a list of float32 arrays."""
+        """Scores of each query's candidates, a list of float32 arrays."""
         model.eval()
         found = []
         for start in range(0, len(self.pairs), 256):
@@ -113,25 +114,28 @@ class RerankerDevEvaluator:
         return np.split(np.concatenate(found), np.cumsum([len(right) for right in self.right])[:-1])
 
     def evaluate(self, model):
-        """{"recall@10", "mrr@10", "spread"} of a model, see `measure`; its scores are kept as the latest."""
+        """{"recall@10", "mrr@10", "spread"} of a model, see `measure`; keeps its scores in `latest`."""
         self.latest = self.scores(model)
         return self.measure(self.latest)
 
     def measure(self, scores):
-        """{"recall@10", "mrr@10", "spread"}: of the candidates in the order of their scores; the spread is the mean
-        over queries of the scores' standard deviation."""
-        rankings = {query: [own[place] for place in np.argsort(-found, kind="stable")]
-                    for (query, own), found in zip(self.candidates.items(), scores, strict=True)}
-        spread = float(np.mean([own.std() for own in scores if len(own)]))
+        """{"recall@10", "mrr@10", "spread"} of the candidates ranked by score. The spread is the standard deviation of
+        a query's scores, averaged over queries."""
+        rankings = {query: [candidates[place] for place in np.argsort(-found, kind="stable")]
+                    for (query, candidates), found in zip(self.candidates.items(), scores, strict=True)}
+        spread = float(np.mean([found.std() for found in scores if len(found)]))
         return dev_metrics(self.qrels, rankings) | {"spread": spread}
 
 
 def calibrate(scores, right):
-    """Platt's scaling (1999): {"scale", "bias", "log_loss", "log_loss_before", "pairs"}, so that sigmoid(scale * score
-    + bias) is the probability that a candidate is right; `before` is that of sigmoid(score)."""
+    """Platt scaling (Platt 1999): {"scale", "bias", "log_loss", "log_loss_before", "pairs"}.
+
+    sigmoid(scale * score + bias) is the probability that a candidate is relevant; `log_loss_before` is the log loss of
+    sigmoid(score).
+    """
     scores, right = np.concatenate(scores).astype(np.float64), np.concatenate(right)
     count = int(right.sum()), int((~right).sum())
-    target = np.where(right, (count[0] + 1) / (count[0] + 2), 1 / (count[1] + 2))  # Platt's, against certainty
+    target = np.where(right, (count[0] + 1) / (count[0] + 2), 1 / (count[1] + 2))  # Platt's smoothed targets
 
     def loss(parameters, target=target):
         logits = parameters[0] * scores + parameters[1]
@@ -143,29 +147,31 @@ def calibrate(scores, right):
 
 
 def training_warnings(before, after, of_bm25):
-    """Sentences on a training that went wrong; `before` and `after` are what RerankDev.evaluate returned, `of_bm25` is
-    its own.
+    """Yield warnings about an unsuccessful training.
 
-    A new head learns nothing for many steps, and then all at once: where these did not suffice, its loss is still
-    nearly that of guessing, and what comes out orders worse than BM25, whose hits it was given.
+    `before` (or None) and `after` are results of RerankerDevEvaluator.evaluate, `of_bm25` is its attribute. The loss of
+    a new head stays near that of random guessing for many steps and then drops quickly. With too few steps the model
+    ranks worse than BM25, whose hits it reranks.
     """
     if after["spread"] < COLLAPSED:
         yield f"the scores have collapsed (spread {after['spread']:.4f} on dev): {CAUSES}"
     if before and after["mrr@10"] <= before["mrr@10"]:
-        yield (f"training has not improved it on dev (mrr@10 {after['mrr@10']:.4f}, before {before['mrr@10']:.4f}): "
-               f"{CAUSES}")
+        yield (f"training did not improve the reranker on dev (mrr@10 {after['mrr@10']:.4f}, before "
+               f"{before['mrr@10']:.4f}): {CAUSES}")
     elif after["mrr@10"] < of_bm25["mrr@10"]:
-        yield (f"it orders BM25's hits worse than BM25 (mrr@10 {after['mrr@10']:.4f} on dev, BM25's "
-               f"{of_bm25['mrr@10']:.4f}): give it more steps (EPOCHS) or pairs, or begin with a reranker (RERANKER)")
+        yield (f"the reranker ranks BM25's hits worse than BM25 itself (mrr@10 {after['mrr@10']:.4f} on dev, BM25 "
+               f"{of_bm25['mrr@10']:.4f}): train with more steps (EPOCHS) or pairs, or start from a reranker "
+               "(RERANKER_MODEL)")
 
 
 def export_reranker(model, tokenizer, folder, max_length, calibration, trusted=False):
-    """Write a finished folder that transformers, sentence-transformers and FlagEmbedding score alike, weights last.
+    """Write a finished reranker folder for transformers, sentence-transformers and FlagEmbedding, weights last.
 
-    Returns the largest difference of the check; raises UserError above 1e-4.
+    Returns the largest score difference of the parity check; raises UserError above 1e-4.
     """
     with staged_dir(folder, "reranker") as partial:
-        model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}  # logits, not 0 to 1
+        # Identity: scores are logits, not probabilities.
+        model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
         model.save_pretrained(partial)
         tokenizer.padding_side, tokenizer.model_max_length = "right", max_length
         tokenizer.save_pretrained(partial)
@@ -175,7 +181,7 @@ def export_reranker(model, tokenizer, folder, max_length, calibration, trusted=F
 
 
 def check_parity(folder, max_length, trusted):
-    """The largest difference between three libraries' scores of some pairs, one of them cut; UserError above 1e-4."""
+    """Largest difference between three libraries' scores of sample pairs, one truncated; UserError above 1e-4."""
     import sentence_transformers
     from FlagEmbedding import FlagReranker
 
@@ -191,7 +197,7 @@ def check_parity(folder, max_length, trusted):
     for name, scores in others.items():
         difference = float(np.abs(ours - np.asarray(scores)).max())
         if not difference <= 1e-4:
-            raise UserError(f"parity check of {folder}: {name} gives other scores (by {difference:.5f}); the reranker "
+            raise UserError(f"parity check of {folder}: the scores of {name} differ by {difference:.5f}; the reranker "
                             "was not exported")
         worst = max(worst, difference)
     return worst

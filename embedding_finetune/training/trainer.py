@@ -1,4 +1,4 @@
-"""transformers' Trainer with our batches and loss: GradCache, a dev curve, whole checkpoints, a readable log."""
+"""transformers' Trainer with GradCache, dev evaluation, atomic checkpoints and a readable log."""
 
 import json
 import os
@@ -23,7 +23,10 @@ from embedding_finetune.training.loss import grad_cache_step
 
 
 class Trainer(transformers.Trainer):
-    """Trains a loss.ContrastiveModel; `sampler` gives the batches, `dev` (a DevSet or None) the curve."""
+    """Trains a ContrastiveModel or RerankerModel on the batches of `sampler`.
+
+    `dev` is a DevEvaluator, a RerankerDevEvaluator, or None.
+    """
 
     def __init__(self, *args, sampler, dev, **kwargs):
         super().__init__(*args, eval_dataset=dev, **kwargs)
@@ -64,7 +67,7 @@ class Trainer(transformers.Trainer):
         folders = complete_checkpoints(self.args.output_dir)
         return f"{folders[0]} is the last good checkpoint" if folders else "there was no checkpoint yet"
 
-    # -- dev curve --
+    # -- dev evaluation --
 
     def evaluate(self, *args, **kwargs):
         measured = broadcast_from_rank_0(self.dev.evaluate(self.model) if self.is_world_process_zero() else None)
@@ -75,7 +78,7 @@ class Trainer(transformers.Trainer):
 
     def _determine_best_metric(self, metrics, trial):
         is_best = super()._determine_best_metric(metrics, trial)
-        if is_best:  # under every save_strategy: transformers does neither under "no"
+        if is_best:  # whatever save_strategy is: transformers does neither with "no"
             self.state.best_global_step, self.control.should_save = self.state.global_step, True
         return is_best
 
@@ -92,13 +95,17 @@ class Trainer(transformers.Trainer):
             self.processing_class.save_pretrained(output_dir)
 
     def _save_checkpoint(self, model, trial=None):
-        """Write beside, complete with marker, then rename; remove what is neither the last nor the best."""
+        """Write a checkpoint to a staging folder, commit it by renaming, and remove all but the last and the best.
+
+        Raises UserError if a parameter is not finite or the disk fails.
+        """
         output, step, first = Path(self.args.output_dir), self.state.global_step, self.is_world_process_zero()
         folder = output / f"checkpoint-{step}"
         if broadcast_from_rank_0(is_complete(folder)):
             return
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
-            raise UserError(f"parameters are not finite after step {step}; {self._last_good()}; a lower rate")
+            raise UserError(f"parameters are not finite after step {step}; {self._last_good()}; try a lower learning "
+                            "rate")
         self._staging = output / ".checkpoint.partial"
         if first:
             shutil.rmtree(self._staging, ignore_errors=True)
@@ -124,7 +131,7 @@ class Trainer(transformers.Trainer):
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        """A checkpoint holds the encoder (with LoRA, its adapters alone), without its wrapper's prefix, and the layers
+        """Load a checkpoint: the encoder (with LoRA, only its adapters), without its wrapper's prefix, and the layers
         after it."""
         encoder, folder = self.model.encoder, Path(resume_from_checkpoint)
         for layers, place in ((self.model.dense, folder), (self.model.projection, folder / MULTI_VECTOR_FOLDER)):
@@ -137,15 +144,15 @@ class Trainer(transformers.Trainer):
 
 
 class Progress(transformers.TrainerCallback):
-    """One line a logging step on standard output and in training_log.jsonl; tells the sampler its epoch."""
+    """Logs one line per logging step to standard output and training_log.jsonl, and sets the sampler's epoch."""
 
     def __init__(self, trainer):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.path = Path(args.output_dir) / LOG_NAME
-        state.compute_steps(args, state.max_steps)  # else a checkpoint's LOGGING_STEPS would outlast the setting
-        if state.is_world_process_zero:  # forget what lies beyond the checkpoint, and a line cut short
+        state.compute_steps(args, state.max_steps)  # otherwise LOGGING_STEPS of the checkpoint would be used
+        if state.is_world_process_zero:  # drop rows after the checkpoint and truncated lines
             rows = [row for row in read_log(args.output_dir) if state.global_step and row["step"] <= state.global_step]
             write_jsonl(self.path, rows)
         self.began, self.first_step = time.monotonic(), state.global_step
@@ -173,7 +180,7 @@ class Progress(transformers.TrainerCallback):
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row | new) + "\n")
             file.flush()
-            os.fsync(file.fileno())  # a checkpoint on the disk is to find its log there
+            os.fsync(file.fileno())  # the log must be on disk before the checkpoint is
 
     def _training(self, args, state, logs):
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,10 +1,10 @@
-"""Training files, one a recipe, made anew only when something changed.
+"""Training files, one per recipe, made again only when their inputs have changed.
 
-In DATA_DIR, beside the passages that all recipes share (see store):
+In DATA_DIR, next to the passages that all recipes share (see data.row_store):
 
-    training_LABEL.arrow      the rows that our trainer reads
-    training_LABEL.json       the same for FlagEmbedding, with all texts; TRAINING_EXPORT=no leaves it out
-    training_LABEL.made.json  what they were made of, where mined negatives came from, and a hash of each file's content
+    training_LABEL.arrow      the rows that this package's trainer reads
+    training_LABEL.json       the same for FlagEmbedding, with all texts; not written with TRAINING_EXPORT=no
+    training_LABEL.made.json  what they were made of, the sources of mined negatives, and a hash of each file's content
 """
 
 import numpy as np
@@ -20,24 +20,22 @@ from embedding_finetune.models.encoder_config import base_encoder_config, identi
 
 
 def training_path(settings, recipe):
-    """The training file of a recipe."""
+    """Path of the training file of a recipe."""
     return export_path(settings, recipe).with_suffix(".arrow")
 
 
 def export_path(settings, recipe):
-    """The same in FlagEmbedding's format."""
+    """Path of the training file in FlagEmbedding's format."""
     return settings.data_dir / recipe.file
 
 
 def make_training_file(settings, recipe, collection, miner=None):
-    """Write the training file of a recipe, unless today's data, recipe and models have made the one that is there; and
-    with TRAINING_EXPORT the same for FlagEmbedding.
+    """Write the training file of a recipe, unless it is current; with TRAINING_EXPORT also in FlagEmbedding's format.
 
-    `collection` is the experiment's, of which only the train part is used. Mined negatives and a teacher's scores come
-    from `miner` (see mining.Miner), which is needed only for them. A recipe's `share` keeps that
-    part of the rows as they are: negatives still come from all training passages, since a corpus costs no judgements.
-    Returns the share of the negatives by where they came from.
-    Raises UserError when the training part is too small, or when something leaked.
+    Only the train split of `collection` is used. `miner` (see mining.Miner) is needed only for mined negatives and
+    teacher scores. `train_fraction` of a recipe keeps that fraction of the rows unchanged. Negatives still come from
+    all training passages, since a corpus needs no relevance judgements. Returns {source: fraction of the negatives}.
+    Raises UserError if the train split is too small or the leakage check fails.
     """
     path, export = training_path(settings, recipe), export_path(settings, recipe)
     record_path = path.with_suffix(".made.json")
@@ -49,25 +47,25 @@ def make_training_file(settings, recipe, collection, miner=None):
         sources = _write(settings, recipe, path, negative_candidates(collection, settings.group_near_duplicates), miner)
         record, written = {"made_of": made_of, "sources": sources, "files": _hashes(path)}, [path.name]
     if settings.training_export and (not export.exists() or record.get("export") != sha256(export)):
-        write_for_flagembedding(export, read_rows([path], bool(recipe.teacher)), base_encoder_config(settings).query_prompt)
+        write_for_flagembedding(export, read_rows([path], bool(recipe.teacher)),
+                                base_encoder_config(settings).query_prompt)
         record, written = record | {"export": sha256(export)}, [*written, export.name]
     if written:
         check_leakage(settings, collection, written)
         write_checksummed(record_path, record)
-    if "export" not in record and export.exists():  # it has other rows
+    if "export" not in record and export.exists():  # it was made from other rows
         export.unlink()
     return record["sources"]
 
 
 def _identity(made_of):
-    """What a file was made of, without what is only said of the models (see mining.Miner.content), which earlier
-    versions recorded, too."""
+    """`made_of` reduced to the models' identity (see mining.Miner.revision); earlier versions recorded more."""
     if "recipe" in made_of:
         made_of = made_of | {"recipe": rename_recipe(made_of["recipe"])}
     if "models" not in made_of:
         return made_of
-    how, *contents = made_of["models"]
-    return made_of | {"models": [[*map(identity_of, how)], *contents]}
+    configs, *contents = made_of["models"]
+    return made_of | {"models": [[*map(identity_of, configs)], *contents]}
 
 
 def _hashes(path):
@@ -75,35 +73,38 @@ def _hashes(path):
 
 
 def _write(settings, recipe, path, pool, miner):
-    """Choose the negatives and write the file and the passages; returns the share of each source."""
+    """Select the negatives and write the rows and passages; returns {source: fraction of the negatives}."""
     if recipe.negatives == "mined":
         chosen, by = miner.mine(pool)
     else:
         taken = [answers + others if others else answers for answers, others in zip(pool.positives, pool.negatives)]
-        # A list, so that neg10 and neg50 differ by more than their length.
-        chosen = sample_random(taken, pool.num_eligible, recipe.num_negatives, seed=[settings.seed, recipe.num_negatives])
+        # num_negatives is part of the seed, so that the negatives of neg10 are not a prefix of those of neg50.
+        chosen = sample_random(taken, pool.num_eligible, recipe.num_negatives,
+                               seed=[settings.seed, recipe.num_negatives])
         by = {"random": np.ones(chosen.shape, dtype=bool)}
     chosen, given = add_predefined(pool, chosen)
-    drawn = ~np.sort(given, axis=1)  # what was chosen for a place
+    drawn = ~np.sort(given, axis=1)  # places that were not filled by predefined negatives
     by = ({"with the data": given} if given.any() else {}) | {name: where & drawn for name, where in by.items()}
     scores = miner.scores(pool, chosen) if recipe.teacher else None
-    kept = pool.train.queries if recipe.train_fraction == 1 else sample_fraction(pool.train.queries, recipe.train_fraction, settings.seed)
+    kept = pool.train.queries
+    if recipe.train_fraction != 1:
+        kept = sample_fraction(pool.train.queries, recipe.train_fraction, settings.seed)
     rows = (row for row in training_rows(pool, chosen, scores) if row["id"] in kept)
     write_rows(path, rows, write_passages(path.with_name(PASSAGES), pool.texts()), bool(recipe.teacher))
     return {name: float(where.mean()) for name, where in by.items()}
 
 
-def sample_fraction(queries, share, seed):
-    """A seeded sample of ids, a set: the first of one random order, so that a larger share has all of a smaller one."""
+def sample_fraction(queries, fraction, seed):
+    """Seeded sample of query ids, a set. Samples are nested: a larger fraction contains a smaller one."""
     ids = list(queries)
     order = np.random.default_rng(seed).permutation(len(ids))
-    return {ids[place] for place in order[:max(1, round(share * len(ids)))]}
+    return {ids[place] for place in order[:max(1, round(fraction * len(ids)))]}
 
 
 def training_rows(pool, chosen, scores):
-    """Yield the row of each query of a Pool as write_rows takes it, its negatives being its row of `chosen`.
+    """Yield a row per training query of a NegativeCandidates `pool` for write_rows; `chosen` holds its negatives.
 
-    `scores` yields for each query those of its positives and its negatives, or is None.
+    `scores` is None or yields, per query, the teacher's scores of its positives and then of its negatives.
     """
     for (query, text), positives, negatives in zip(pool.train.queries.items(), pool.positives, chosen, strict=True):
         row = {"id": query, "query": text, "pos": positives, "neg": negatives}

@@ -1,9 +1,8 @@
-"""The training process: started by finetune.py through torchrun, as told by flags.
+"""The training process, started by training.train through torchrun with the flags of training.arguments.
 
-Which flags there are says training.flags. The output folder holds, while training, the checkpoints that are still
-needed (the last, the best by dev metric) and `training_log.jsonl`; in the end the model. The same command continues an
-interrupted run from its last complete checkpoint and ends with the same parameters; that it is the same is for
-finetune.py to see, which keeps the run's record in the folder.
+During training the output folder holds the last checkpoint, the best one by dev metric, and `training_log.jsonl`; after
+training it holds the model. The same command continues an interrupted run from its last complete checkpoint and gives
+the same parameters. That the settings are unchanged is checked by training.train, which writes the run's record.
 """
 
 import logging
@@ -54,11 +53,11 @@ from embedding_finetune.training.trainer import Trainer
 
 
 def load_model(model_args, data_args, args, config):
-    """Tokenizer and ContrastiveModel of the base model, of which LoRA trains adapters and the Dense layers (Hu et al.
-    2021, arXiv 2106.09685).
+    """Tokenizer and ContrastiveModel of the base model.
 
-    The weights are float32, however they are stored: half precision is for the products (--bf16, --fp16), not for
-    what Adam adds small steps to.
+    With LoRA (Hu et al. 2021, arXiv 2106.09685) only the adapters and the Dense layers are trained. Weights are
+    float32, however they are stored: half precision (--bf16, --fp16) is for the forward and backward pass, since
+    Adam's small updates need float32.
     """
     options = {"cache_dir": model_args.cache_dir, "token": model_args.token, "trusted": config.trusted}
     check_lengths(config.name, config.query_max_len, config.passage_max_len, **options)
@@ -78,7 +77,7 @@ def load_model(model_args, data_args, args, config):
     projection = DenseLayers()
     if args.architecture != "single_vector":
         projection = load_projection(config.name) or new_projection(encoder.config.hidden_size, args.token_dim)
-    dense.requires_grad_(args.architecture != "multi_vector")  # it takes no part in it
+    dense.requires_grad_(args.architecture != "multi_vector")  # multi-vector models do not use it
     return tokenizer, ContrastiveModel(
         encoder, dense=dense, pooling=args.sentence_pooling_method, normalize=args.normalize_embeddings,
         temperature=args.temperature, architecture=args.architecture, projection=projection,
@@ -89,18 +88,19 @@ def load_model(model_args, data_args, args, config):
 
 
 def run(model_args, data_args, args):
-    """Train from the last complete checkpoint, or from the beginning, to the finished folder."""
+    """Train from the last complete checkpoint, or from the start, and export the model."""
     output, config = Path(args.output_dir), encoder_config_from_arguments(model_args, data_args, args)
     check_shared(output)
     rows = read_rows(data_args.train_data, data_args.knowledge_distillation)
     step = args.per_device_train_batch_size * WORLD_SIZE
     if args.dataloader_drop_last and len(rows) < step:
-        raise UserError(f"{len(rows)} training queries are fewer than the {step} of a step: give more of them, or "
-                        "lower the batch size")
+        raise UserError(f"{len(rows)} training queries are fewer than the {step} of a step: use more queries or a "
+                        "smaller batch size")
     dev = read_collection(Path(data_args.dev_data)).split("dev") if data_args.dev_data else None
     if dev is not None and not dev.queries:
         raise UserError(f"{data_args.dev_data} has no dev queries: it needs qrels/dev.tsv")
-    found = broadcast_from_rank_0([folder.name for folder in complete_checkpoints(output)])  # another node may see the disk later
+    # Rank 0 decides, since other nodes may see new files on a shared disk later.
+    found = broadcast_from_rank_0([folder.name for folder in complete_checkpoints(output)])
     checkpoint = output / found[0] if found else None
     if checkpoint:
         log_line(f"continuing from {checkpoint}")
@@ -114,13 +114,15 @@ def run(model_args, data_args, args):
                             data_args.pad_to_multiple_of, args.query_expansion)
     if args.lora_rank:
         sizes = [(weights.numel(), weights.requires_grad) for weights in model.parameters()]
-        log_line(f"LoRA: {sum(size for size, trained in sizes if trained):,} of {sum(size for size, _ in sizes):,} weights "
-            "are trained")
+        log_line(f"LoRA: {sum(size for size, trained in sizes if trained):,} of {sum(size for size, _ in sizes):,} "
+                 "weights are trained")
     if dev is not None:
         args.eval_strategy, args.eval_steps = transformers.IntervalStrategy.STEPS, args.dev_steps
-        args.metric_for_best_model, args.greater_is_better, args.eval_on_start = SELECTION_METRIC, True, checkpoint is None
-        of = dev, data_args.dev_corpus_size, collator if args.reranker else tokenizer, config, args.seed, args.device
-        dev = RerankerDevEvaluator(*of) if args.reranker else DevEvaluator(*of, args.query_expansion)
+        args.metric_for_best_model, args.greater_is_better = SELECTION_METRIC, True
+        args.eval_on_start = checkpoint is None
+        options = (dev, data_args.dev_corpus_size, collator if args.reranker else tokenizer, config, args.seed,
+                   args.device)
+        dev = RerankerDevEvaluator(*options) if args.reranker else DevEvaluator(*options, args.query_expansion)
     trainer = Trainer(
         model=model, args=args, dev=dev, processing_class=tokenizer,
         train_dataset=TrainingSet(rows, config, data_args.train_group_size, args.seed),
@@ -136,8 +138,8 @@ def run(model_args, data_args, args):
 
 
 def finish(trainer, config, output):
-    """Export the best model (the last one without a dev set) and remove the checkpoints."""
-    state, what = trainer.state, "reranker" if trainer.args.reranker else "model"
+    """Export the best model (without a dev set, the last one) and remove the checkpoints."""
+    state, kind = trainer.state, "reranker" if trainer.args.reranker else "model"
     best = state.best_global_step or state.global_step
     if best != state.global_step:
         trainer._load_from_checkpoint(output / f"checkpoint-{best}")
@@ -145,27 +147,27 @@ def finish(trainer, config, output):
     kept = (finish_reranker if trainer.args.reranker else finish_model)(trainer, config, output, best, curve)
     for folder in output.glob("checkpoint-*"):
         remove_checkpoint(folder)
-    before = curve[0][SELECTION_METRIC] if curve and curve[0]["step"] == 0 and what == "model" else 0
+    before = curve[0][SELECTION_METRIC] if curve and curve[0]["step"] == 0 and kind == "model" else 0
     if state.best_metric is not None and state.best_metric < before:
-        log_line(f"warning: on the dev set the best checkpoint ({SELECTION_METRIC} {state.best_metric:.4f}) stays behind the base "
-            f"model ({before:.4f})")
-    log_line(f"finished after {state.global_step} steps, kept step {kept}: the {what} is in {output}")
+        log_line(f"warning: on the dev set the best checkpoint ({SELECTION_METRIC} {state.best_metric:.4f}) is worse "
+                 f"than the base model ({before:.4f})")
+    log_line(f"finished after {state.global_step} steps, kept step {kept}: the {kind} is in {output}")
 
 
 def finish_model(trainer, config, output, best, curve):
-    """Export the embedding model of step `best`, which is loaded; returns that step. `curve` has the dev metrics."""
+    """Export the embedding model of step `best`, which is loaded; returns `best`. `curve` are the dev metrics."""
     card = {"training rows": len(trainer.train_dataset), "steps": f"{best} of {trainer.state.max_steps}",
             **(read_json(output / "training.json") or {}).get("settings", {})}
     encoder = trainer.model.encoder
     encoder = encoder.merge_and_unload() if isinstance(encoder, peft.PeftModel) else encoder
-    late = trainer.args.architecture != "single_vector"
+    multi_vector = trainer.args.architecture != "single_vector"
     export(encoder, trainer.processing_class, output, config, dense=trainer.model.dense, card=card, curve=curve,
-           projection=trainer.model.projection if late else None, expansion=trainer.args.query_expansion)
+           projection=trainer.model.projection if multi_vector else None, expansion=trainer.args.query_expansion)
     return best
 
 
 def finish_reranker(trainer, config, output, best, curve):
-    """The same for a reranker; where dev has not improved on the one that was given, that is kept, as step 0."""
+    """Export the reranker of step `best`, or the initial one (step 0) if training did not improve dev metrics."""
     dev, model, calibration = trainer.dev, trainer.model, None
     before = curve[0] if curve and curve[0]["step"] == 0 and not trainer.args.new_head else None
     if dev is not None:
@@ -176,10 +178,10 @@ def finish_reranker(trainer, config, output, best, curve):
         if before and after[SELECTION_METRIC] <= before[SELECTION_METRIC]:
             _, model = load_reranker_model(trainer.args, config, new_head=False)
             best, scores = 0, dev.scores(model.to(trainer.args.device))
-            log_line(f"the reranker that the training began with is kept: {config.name}")
+            log_line(f"the initial reranker is kept: {config.name}")
         calibration = calibrate(scores, dev.right)
-        log_line("probability that a passage is right: sigmoid({scale:.3f} x score {bias:+.3f}); log loss on dev "
-            "{log_loss:.4f}, of sigmoid(score) {log_loss_before:.4f}".format(**calibration))
+        log_line("probability that a passage is relevant: sigmoid({scale:.3f} x score {bias:+.3f}); log loss on dev "
+                 "{log_loss:.4f}, of sigmoid(score) {log_loss_before:.4f}".format(**calibration))
     export_reranker(model.encoder, trainer.processing_class, output, config.query_max_len + config.passage_max_len,
                     calibration, config.trusted)
     return best
@@ -191,18 +193,18 @@ def log_line(line):
 
 
 def train(arguments):
-    """Run one training, as told by command-line flags. Raises UserError."""
-    logging.basicConfig(level=logging.ERROR)  # what libraries say on the way; errors still come through
+    """Run one training with the given command-line flags. Raises UserError."""
+    logging.basicConfig(level=logging.ERROR)  # hide the libraries' messages, except errors
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore")
     parsed = parse(arguments)
     check_same_arguments(arguments, parsed[1].train_data)
     output = Path(parsed[2].output_dir)
-    if RANK:  # rank 0 holds the lock; the others wait for it when the processes meet
+    if RANK:  # only rank 0 takes the lock; the others wait for it at the first collective call
         return run(*parsed)
     if (output / "model.safetensors").exists():
-        raise UserError(f"{output} already holds a finished model: choose another --output_dir or move it aside")
+        raise UserError(f"{output} already holds a finished model: use another --output_dir or move the model away")
     with try_lock(output):
         shutil.rmtree(output / ".checkpoint.partial", ignore_errors=True)
         run(*parsed)
@@ -214,9 +216,9 @@ def main():
         if dist.is_initialized():
             dist.destroy_process_group()
     except KeyboardInterrupt:
-        sys.exit(130)  # as a shell has it; the launcher says what to do
+        sys.exit(130)  # exit status of a shell after SIGINT; the launcher prints what to do
     except Exception as error:
-        if RANK:  # most likely rank 0 has failed: let it speak, torchrun then ends this process
+        if RANK:  # rank 0 has most likely failed too: let it report first, then torchrun ends this one
             time.sleep(5)
         if isinstance(error, OSError):
             raise UserError(one_line(error)) from error

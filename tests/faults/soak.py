@@ -151,8 +151,8 @@ class Soak:
             if by == "function":
                 [hits] = open_index(self.settings, label).answer([query], 5)
             else:
-                said = subprocess.run([sys.executable, "-m", "embedding_finetune", "search", query, "--model", label, "-k",
-                                       "5", "--json"], cwd=ROOT, capture_output=True, text=True)
+                said = subprocess.run([sys.executable, "-m", "embedding_finetune", "search", query, "--model", label,
+                                       "-k", "5", "--json"], cwd=ROOT, capture_output=True, text=True)
                 hits = json.loads(said.stdout) if said.returncode == 0 else []
             if not same(hits, self.truth[self.state][label][query]):
                 self.clients.complain(f"{label}: a search by {by} answers {query!r} otherwise: {hits}")

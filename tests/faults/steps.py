@@ -73,7 +73,7 @@ def begin(folder):
 def make_data(settings):
     pairs, _ = read_pairs(settings)
     collection = assign_splits(pairs, test_fraction=settings.test_fraction, dev_fraction=settings.dev_fraction,
-                       seed=settings.seed, together=settings.group_near_duplicates)
+                               seed=settings.seed, together=settings.group_near_duplicates)
     write_data(settings, collection, source_of(settings))
 
 
@@ -99,7 +99,8 @@ def train(settings, label="neg10"):
 def measure(settings, *others, dense="neg10"):
     """What the evaluation notebook of a dense model writes, with the fusion; and what those of other models write."""
     evaluate(settings, "bm25", *others, dense)
-    collection, of = read_data(settings), model_metadata(settings, make_encoder(settings, load_encoder_config(settings, dense)))
+    collection = read_data(settings)
+    of = model_metadata(settings, make_encoder(settings, load_encoder_config(settings, dense)))
     runs = [{part: read_measured_run(settings, collection, label, part) for part in ("test", "dev")}
             for label in ("bm25", dense)]
     fused = {part: weighted_sum_fusion(runs[0][part], runs[1][part], WEIGHT) for part in ("test", "dev")}

@@ -67,7 +67,8 @@ def record(path, read):
     assert value[CHECKSUM]
     older = st.sampled_from(sorted(value)).map(lambda gone: {
         key: other for key, other in value.items() if key not in (gone, CHECKSUM)})
-    changed = otherwise(value).map(lambda other: other | {CHECKSUM: value[CHECKSUM]} if isinstance(other, dict) else other)
+    changed = otherwise(value).map(
+        lambda other: other | {CHECKSUM: value[CHECKSUM]} if isinstance(other, dict) else other)
     return written(path, read), changed | broken(path.read_bytes()) | older
 
 

@@ -100,23 +100,24 @@ def change(folder, name, **values):
 
 @pytest.mark.parametrize("damage, message", [
     (lambda folder: change(folder, "1_Pooling/config.json", pooling_mode_cls_token=False,
-                           pooling_mode_mean_tokens=True), "query vectors of transformers and sentence-transformers"),
+                           pooling_mode_mean_tokens=True),
+     "query embeddings of transformers and sentence-transformers"),
     (lambda folder: change(folder, "config_sentence_transformers.json", prompts={"query": "", "document": "text: "}),
-     "query vectors"),
+     "query embeddings"),
     (lambda folder: change(folder, "config_sentence_transformers.json", prompts={"query": "find: ", "document": ""}),
-     "passage vectors"),
-    (lambda folder: change(folder, "sentence_bert_config.json", query_length=48), "query vectors"),
-    (lambda folder: change(folder, "sentence_bert_config.json", max_seq_length=40), "passage vectors"),
+     "passage embeddings"),
+    (lambda folder: change(folder, "sentence_bert_config.json", query_length=48), "query embeddings"),
+    (lambda folder: change(folder, "sentence_bert_config.json", max_seq_length=40), "passage embeddings"),
 ], ids=["pooling", "query prompt", "passage prompt", "query length", "passage length"])
 def test_the_check_finds_each_way_of_reading_the_folder_differently(finished, tmp_path, damage, message):
     damage(shutil.copytree(finished, tmp_path / "model"))
-    with pytest.raises(UserError, match=f"{message}.* agree only to a cosine of 0.* was not exported"):
+    with pytest.raises(UserError, match=f"{message}.* have a cosine of only 0.* was not exported"):
         check_parity(tmp_path / "model", use(passage_prompt="text: "))
 
 
 def test_flagembedding_is_checked_too(finished, monkeypatch):
     monkeypatch.setattr(FlagModel, "encode_corpus", FlagModel.encode_queries)
-    with pytest.raises(UserError, match="passage vectors of transformers and FlagEmbedding agree only"):
+    with pytest.raises(UserError, match="passage embeddings of transformers and FlagEmbedding have a cosine of only"):
         check_parity(finished, use(passage_prompt="text: "))
 
 
@@ -137,11 +138,11 @@ def test_a_full_disk_is_one_line(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("how, said", [
-    (use(), "Before each query stands 'find: '; passage texts carry no prompt."),
+    (use(), "The query prompt is 'find: '; passage texts have no prompt."),
     (use(query_prompt="", passage_prompt="text: "),
-     "Query texts carry no prompt; before each passage stands 'text: '."),
+     "Query texts have no prompt; the passage prompt is 'text: '."),
     (use(query_prompt="say \"it's\" {so}: ", passage_prompt="p: "),
-     "Before each query stands 'say \"it\\'s\" {so}: '; before each passage stands 'p: '."),
+     "The query prompt is 'say \"it\\'s\" {so}: '; the passage prompt is 'p: '."),
 ])
 def test_the_card_says_the_prompts_and_its_code_runs(tiny, tmp_path, how, said):
     folder = exported(tiny, tmp_path / "mine.partial", how, card={"TEMPERATURE": 0.05},
@@ -149,7 +150,7 @@ def test_the_card_says_the_prompts_and_its_code_runs(tiny, tmp_path, how, said):
     card = (tmp_path / "mine.partial" / "README.md").read_text()
     assert "# mine\n" in card and "| TEMPERATURE | 0.05 |" in card and "| 7 | 0.5000 | 0.2500 |" in card
     assert said in " ".join(card.split())
-    assert "Queries are cut at 16 tokens, passages at 48" in " ".join(card.split())
+    assert "Queries are truncated to 16 tokens, passages to 48 tokens." in " ".join(card.split())
     blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     found = [{"PATH": folder} for _ in blocks]
     for block, names in zip(blocks, found, strict=True):
@@ -161,21 +162,23 @@ def test_the_card_says_the_prompts_and_its_code_runs(tiny, tmp_path, how, said):
 
 
 @pytest.mark.parametrize("changes, dense, reason", [
-    ({"pooling": "last_token"}, None, "it pools by cls or mean alone"), ({}, (32, 8), "it knows no Dense layers"),
-    ({"pooling": "last_token"}, (32, 8), "it pools by cls or mean alone and it knows no Dense layers"),
+    ({"pooling": "last_token"}, None, "it has only cls and mean pooling"), ({}, (32, 8), "it has no Dense layers"),
+    ({"pooling": "last_token"}, (32, 8), "it has only cls and mean pooling and it has no Dense layers"),
 ])
 def test_the_card_says_what_flagembedding_cannot(tiny, tmp_path, changes, dense, reason):
     dense = DenseLayers([Dense(*dense)] if dense else [])
     card = (Path(exported(tiny, tmp_path / "mine", use(**changes), dense=dense)) / "README.md").read_text()
-    assert f"FlagEmbedding's FlagModel cannot: {reason}." in card and "import FlagModel" not in card
-    assert "\nsentence-transformers and plain transformers give" in card.replace("48. ", "48.\n")
+    assert f"FlagEmbedding's FlagModel does not support this model: {reason}." in card
+    assert "import FlagModel" not in card
+    assert "tokens. sentence-transformers and plain transformers give" in " ".join(card.split())
     assert ("the layers in 2_Dense (sentence-transformers' Dense)" in card) is bool(dense)
 
 
 def test_a_dense_layer_that_is_left_out_is_found(tiny, tmp_path):
     folder = Path(exported(tiny, tmp_path / "mine", use(), dense=DenseLayers([Dense(32, 32)])))
     assert check_parity(folder, use(dense="2_Dense")) >= 0.9999
-    with pytest.raises(UserError, match="query vectors of transformers and sentence-transformers agree only"):
+    with pytest.raises(UserError, match="query embeddings of transformers and sentence-transformers have a cosine of "
+                                        "only"):
         check_parity(folder, use(dense=""))
 
 

@@ -44,12 +44,14 @@ def test_the_training_ends_with_its_terminal_unless_nohup_has_it_ignore_that(bui
 
 
 @pytest.mark.parametrize("exit_code, trainer, said", [
-    (-signal.SIGKILL, "embedding_finetune", "training process 1 was killed by signal 9 (perhaps for want of memory: "
-                                            "GRAD_CACHE_CHUNK); the same command continues it"),
-    (-signal.SIGSEGV, "flagembedding", "training process 1 was killed by signal 11; the same command begins it anew"),
+    (-signal.SIGKILL, "embedding_finetune", "training process 1 was killed by signal 9 (possibly out of memory: set "
+                                            "GRAD_CACHE_CHUNK); run the same command again to continue"),
+    (-signal.SIGSEGV, "flagembedding", "training process 1 was killed by signal 11; run the same command again to "
+                                        "start over"),
     (1, "embedding_finetune", None),  # the process has said what is wrong
-    (75, "embedding_finetune", "training process 1 has failed, or lost the others; the same command continues it"),
-    ("SIGINT", "embedding_finetune", "stopped by SIGINT; the same command continues it"),
+    (75, "embedding_finetune", "training process 1 failed, or lost the connection to the others; run the same command "
+                               "again to continue"),
+    ("SIGINT", "embedding_finetune", "stopped by SIGINT; run the same command again to continue"),
 ])
 def test_what_ended_the_training_is_said_in_one_line(built, monkeypatch, exit_code, trainer, said):
     def torchrun(words):
@@ -64,7 +66,7 @@ def test_what_ended_the_training_is_said_in_one_line(built, monkeypatch, exit_co
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"gpus": 3}, "GPUS=3 is more than the GPUs of this machine: give up to 2"),
+    ({"gpus": 3}, "GPUS=3 is more than the GPUs of this machine: use at most 2"),
     ({"nnodes": 2}, "NNODES=2 needs RDZV_ENDPOINT=HOST:PORT"), ({"gpus": 2}, None),
     ({"nnodes": 2, "rdzv_endpoint": "node1:29400"}, None),
 ])
@@ -85,17 +87,20 @@ def test_who_starts_again_and_who_waits(tmp_path):
     found = json.loads(run.stdout.splitlines()[-1])
     assert {how: (ended["starts"], ended["line"]) for how, ended in found.items()} == {
         "0": (1, None), "1": (1, 1),
-        "75": (3, "training process 0 has failed, or lost the others; the same command continues it"),
-        "killed": (3, "training process 0 was killed by signal 9 (perhaps for want of memory: GRAD_CACHE_CHUNK); the "
-                      "same command continues it"),
-        "alone": (0, f"2 nodes have not met at RDZV_ENDPOINT=localhost:{port} within 3 s: start the same "
-                     "command on each"),
+        "75": (3, "training process 0 failed, or lost the connection to the others; run the same command again to "
+                  "continue"),
+        "killed": (3, "training process 0 was killed by signal 9 (possibly out of memory: set GRAD_CACHE_CHUNK); "
+                      "run the same command again to continue"),
+        "alone": (0, f"2 nodes did not join at RDZV_ENDPOINT=localhost:{port} within 3 s: start the same "
+                     "command on each node"),
         **{how: (0, found[how]["line"]) for how in ("silent", "unknown")},
-        "given up": (2, "another node has ended, and its messages say why; the same command on all nodes continues it")}
-    assert found["silent"]["line"].startswith("nobody answers at RDZV_ENDPOINT=192.0.2.1:29400 within 3 s (")
-    assert found["unknown"]["line"].startswith("RDZV_ENDPOINT=no.machine.invalid:1: no machine no.machine.invalid is ")
+        "given up": (2, "another node has ended; see its messages for the cause, then run the same command again on "
+                         "all nodes to continue")}
+    assert found["silent"]["line"].startswith("no response from RDZV_ENDPOINT=192.0.2.1:29400 within 3 s (")
+    assert found["unknown"]["line"].startswith("RDZV_ENDPOINT=no.machine.invalid:1: cannot resolve the host "
+                                               "no.machine.invalid (")
     assert found["given up"]["seconds"] < 30  # its process would sleep for a minute
     lines = run.stderr.splitlines()
     assert [line for line in lines if "killed" in line] == [
-        f"training process 0 was killed by signal 9: all start again from the last checkpoint ({left} of MAX_RESTARTS "
+        f"training process 0 was killed by signal 9: restarting all from the last checkpoint ({left} of MAX_RESTARTS "
         "left)" for left in (2, 1)]

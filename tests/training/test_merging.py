@@ -1,4 +1,4 @@
-"""Merged weights: what they are, which share is taken, and that the folder is a model like any other."""
+"""Merged weights: what they are, which weight is selected, and that the folder is a model like any other."""
 
 import dataclasses
 import re
@@ -67,14 +67,15 @@ def current(settings, label="third"):
 
 def test_the_weights_are_the_average_and_the_model_is_used_like_its_source(tuned, capsys):
     folder = finetune(tuned, "third")
-    base, source, merged = weights(base_encoder_config(tuned).name), weights(tuned.output_dir / "neg10"), weights(folder)
+    base, source = weights(base_encoder_config(tuned).name), weights(tuned.output_dir / "neg10")
+    merged = weights(folder)
     assert merged.keys() == source.keys() == base.keys() and len(merged) > 20
     for name, weight in merged.items():
         torch.testing.assert_close(weight, 0.7 * base[name] + 0.3 * source[name])
     one, other = (dataclasses.asdict(load_encoder_config(tuned, label)) for label in ("third", "neg10"))
     assert {name for name in one if one[name] != other[name]} == {"label", "title", "name"}
     assert "| merged from | 0.7 base + 0.3 neg10 |" in (folder / "README.md").read_text()
-    assert "share of neg10: 0.3\n" in capsys.readouterr().out and not (tuned.output_dir / "third.partial").exists()
+    assert "weight of neg10: 0.3\n" in capsys.readouterr().out and not (tuned.output_dir / "third.partial").exists()
 
 
 def far_set(folder):
@@ -87,8 +88,8 @@ def far_set(folder):
     return folder
 
 
-def test_dev_queries_choose_the_share_here_and_elsewhere(tuned, tmp_path, capsys):
-    """What is printed of a share is what the merged model of that share has by another way."""
+def test_the_weight_is_selected_on_dev_queries_in_and_out_of_domain(tuned, tmp_path, capsys):
+    """What is printed of a weight is what the merged model of that weight has by another way."""
     far = str(far_set(tmp_path / "far"))
     settings = dataclasses.replace(tuned, out_of_domain_sets=far)
     finetune(settings, "third")
@@ -96,7 +97,7 @@ def test_dev_queries_choose_the_share_here_and_elsewhere(tuned, tmp_path, capsys
     folder = finetune(settings, "chosen")
     printed = capsys.readouterr().out
     looks = {float(share): (float(own), float(other)) for share, own, other in re.findall(
-        rf"^([\d.]+) of neg10: mrr@10 own dev ([\d.]+), {re.escape(far)} ([\d.]+)$", printed, re.MULTILINE)}
+        rf"^weight ([\d.]+) of neg10: mrr@10 own dev ([\d.]+), {re.escape(far)} ([\d.]+)$", printed, re.MULTILINE)}
     assert tuple(looks) == WEIGHTS
     dense = Dense(Encoder(load_encoder_config(settings, "third")))
     for value, found in zip(looks[0.3], (read_data(settings), read_collection(tmp_path / "far"))):
@@ -104,7 +105,7 @@ def test_dev_queries_choose_the_share_here_and_elsewhere(tuned, tmp_path, capsys
         run = dense.index(dev.corpus).search(dev.queries)
         assert value == pytest.approx(measure(dev, run)["mrr@10"], abs=6e-5)
     best = max(looks, key=lambda share: sum(looks[share]))
-    assert f"share of neg10: {best}\n" in printed and f"+ {best} neg10" in (folder / "README.md").read_text()
+    assert f"weight of neg10: {best}\n" in printed and f"+ {best} neg10" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("looks, share", [
@@ -137,10 +138,11 @@ def test_a_base_that_has_moved_is_still_the_one_that_a_model_was_made_of(tuned, 
 
 
 def test_what_cannot_be_merged_is_refused_and_leaves_nothing(tuned, tmp_path):
-    with pytest.raises(UserError, match="neg10 was made of .*base, and BASE_MODEL is .*other: set it back"):
+    with pytest.raises(UserError, match="neg10 was fine-tuned from .*base, but BASE_MODEL is .*other: set BASE_MODEL "
+                                        "to the former"):
         finetune(dataclasses.replace(tuned, base_model=str(tmp_path / "other")), "third")
     replace_source(tuned, tmp_path / "smaller", intermediate_size=64)
-    with pytest.raises(UserError, match="the fine-tuned model and BASE_MODEL have other weights"):
+    with pytest.raises(UserError, match="the parameters of the fine-tuned model and BASE_MODEL differ"):
         finetune(tuned, "third")
     shutil.rmtree(tuned.output_dir / "neg10")
     with pytest.raises(UserError, match="neg10 holds no finished model: run `bash finetune_neg10.sh` first"):

@@ -30,7 +30,8 @@ from embedding_finetune.training.training_data import make_training_file, traini
 
 
 def recipe_of(settings, label="hard", **changes):
-    ours = {"candidates": ["bm25", "model"], "filter": "none", "num_negatives": 4, "mining_top_k": 20, "teacher_temperature": 0.5}
+    ours = {"candidates": ["bm25", "model"], "filter": "none", "num_negatives": 4, "mining_top_k": 20,
+            "teacher_temperature": 0.5}
     return dataclasses.replace(find_recipe(settings, label), **ours | changes)
 
 
@@ -105,7 +106,7 @@ def test_bm25_mines_in_the_language_of_the_setting(built, capsys):
     """A change of it makes other candidates, and so another training file; of the model's candidates it makes none."""
     recipe, german = recipe_of(built), dataclasses.replace(built, bm25_language="de")
     Miner(german, recipe).mine(negative_candidates(read_data(built)))
-    assert "BM25 takes the words as de (All scripts)" in capsys.readouterr().out
+    assert "BM25 analyzer language: de (All scripts)" in capsys.readouterr().out
     assert Miner(german, recipe).revision() != Miner(built, recipe).revision()
     alone = recipe_of(built, candidates=["model"])
     assert Miner(german, alone).revision() == Miner(built, alone).revision()

@@ -95,7 +95,7 @@ def test_a_given_reranker_is_kept_where_training_harms_it(tiny, trained, tmp_pat
     training.train(reranker_flags(tiny, tmp_path / "model", model_name_or_path=base, new_head=False, learning_rate=0.5,
                                   num_train_epochs=1))
     said = capsys.readouterr().out
-    assert "training has not improved it on dev" in said and "is kept" in said and "kept step 0" in said
+    assert "training did not improve the reranker on dev" in said and "is kept" in said and "kept step 0" in said
     one, other = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "model"))
     torch.testing.assert_close(one, other, atol=0, rtol=0)
 
@@ -105,10 +105,10 @@ def test_what_went_wrong_is_said():
     assert [text.split(":")[0] for text in training_warnings(None, flat, words)] == [
         "the scores have collapsed (spread 0.0010 on dev)"]
     assert [text.split("(")[0].strip() for text in training_warnings(before, before | {"mrr@10": 0.5}, words)] == [
-        "training has not improved it on dev"]
+        "training did not improve the reranker on dev"]
     assert not list(training_warnings(before, before | {"mrr@10": 0.51}, words))
     assert [text.split("(")[0].strip() for text in training_warnings(None, before, {"mrr@10": 0.51})] == [
-        "it orders BM25's hits worse than BM25"]
+        "the reranker ranks BM25's hits worse than BM25 itself"]
     assert not list(training_warnings(None, before, {"mrr@10": 0.5}))
 
 

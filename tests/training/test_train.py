@@ -42,7 +42,8 @@ def prepare(settings, label="neg10"):
 def flags(settings, label="neg10"):
     """Flag -> value."""
     recipe = find_recipe(settings, label)
-    words = finetuning.flags_of(settings, recipe, settings.with_overrides(recipe.settings), settings.output_dir / "partial")
+    tuned = settings.with_overrides(recipe.settings)
+    words = finetuning.flags_of(settings, recipe, tuned, settings.output_dir / "partial")
     return dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2], strict=True))
 
 
@@ -79,8 +80,8 @@ def test_what_a_setting_asks_for_becomes_a_flag(built):
     given = flags(changed, "neg10_seed43")
     assert given["seed"] == "43" and given["negatives_cross_device"] == "True"
     assert given["passage_instruction_for_retrieval"] == "text: " and "query_instruction_for_retrieval" not in given
-    taught = flags(built, "hard_kd")
-    assert (taught["knowledge_distillation"], taught["kd_loss_type"]) == ("True", "kl_div")
+    distilled = flags(built, "hard_kd")
+    assert (distilled["knowledge_distillation"], distilled["kd_loss_type"]) == ("True", "kl_div")
     assert flags(dataclasses.replace(built, distillation_loss="margin"), "hard_kd")["kd_loss_type"] == "margin_mse"
     theirs = flags(dataclasses.replace(built, trainer="flagembedding"))
     assert theirs["save_strategy"] == "no" and not {"grad_cache_chunk", "dev_steps", "dev_data"} & theirs.keys()
@@ -123,7 +124,7 @@ def test_the_log_says_the_precision_that_is_used(built, untrained, monkeypatch, 
 def test_a_finished_model_is_moved_aside_only_when_told_so(built, untrained, monkeypatch, capsys):
     folder = finetuning.finetune(built, "neg10")
     assert folder == built.output_dir / "neg10" and (folder / RECORD).exists()
-    with pytest.raises(UserError, match="neg10 holds a finished model; OVERWRITE=1 moves it aside and trains anew"):
+    with pytest.raises(UserError, match="neg10 holds a finished model; OVERWRITE=1 moves it aside and trains again"):
         finetuning.finetune(built, "neg10")
     assert len(untrained) == 1
     (folder / "model.safetensors").write_text("old weights")
@@ -132,14 +133,14 @@ def test_a_finished_model_is_moved_aside_only_when_told_so(built, untrained, mon
     [aside] = [path for path in built.output_dir.iterdir() if path.name.startswith("neg10.2")]
     assert (aside / "model.safetensors").read_text() == "old weights" and len(untrained) == 2
     assert (folder / "model.safetensors").read_text() == "weights"
-    assert f"the old model is now {aside}\n" in capsys.readouterr().out
+    assert f"moved the old model to {aside}\n" in capsys.readouterr().out
 
 
 def test_what_is_no_model_is_never_moved_aside(built, untrained, monkeypatch):
     """Such as the folder of another experiment, `output/demo` beside the models in `output`."""
     (built.output_dir / "neg10" / "neg50").mkdir(parents=True)
     monkeypatch.setenv("OVERWRITE", "1")
-    with pytest.raises(UserError, match="neg10 holds something else than a model .*: move it out of the way"):
+    with pytest.raises(UserError, match="neg10 holds something else than a model .*: move it away"):
         finetuning.finetune(built, "neg10")
     assert (built.output_dir / "neg10" / "neg50").is_dir() and not untrained
 
@@ -155,17 +156,17 @@ def test_what_cannot_be_trained_is_refused_before_the_old_model_moves(built, unt
         prepare(dataclasses.replace(built, base_model="/no/model"))
     for changes in ({"query_expansion": 9}, {"query_expansion": 9, "architecture": "both"},
                     {"query_expansion": built.query_max_len + 1, "architecture": "multi_vector"}):
-        with pytest.raises(UserError, match="QUERY_EXPANSION=.* goes with ARCHITECTURE=multi_vector alone"):
+        with pytest.raises(UserError, match="QUERY_EXPANSION=.* needs ARCHITECTURE=multi_vector"):
             prepare(dataclasses.replace(built, **changes))
     for changes in ({"matryoshka_dims": "64 8"}, {"matryoshka_dims": "8", "architecture": "both"}):
-        with pytest.raises(UserError, match="MATRYOSHKA_DIMS=.* goes with .* below the 64 dimensions"):
+        with pytest.raises(UserError, match="MATRYOSHKA_DIMS=.* needs .* below the 64 dimensions"):
             prepare(dataclasses.replace(built, **changes))
     with pytest.raises(UserError, match="NNODES=2 needs RDZV_ENDPOINT=HOST:PORT"):
         prepare(dataclasses.replace(built, nnodes=2))
     for changes in ({"nnodes": 2, "rdzv_endpoint": "node:1"}, {"max_restarts": 1}):
         with pytest.raises(UserError, match="FlagEmbedding's trainer has no (several nodes|restart)"):
             prepare(dataclasses.replace(built, trainer="flagembedding", **changes))
-    with pytest.raises(UserError, match="FlagEmbedding's trainer has no margin of a teacher's scores"):
+    with pytest.raises(UserError, match="FlagEmbedding's trainer has no margin distillation"):
         prepare(dataclasses.replace(built, trainer="flagembedding", distillation_loss="margin"), "hard_kd")
     assert folder.exists() and len(untrained) == 1
 
@@ -231,7 +232,7 @@ def test_a_model_that_only_lacks_its_name_is_not_trained_again(built, untrained)
     assert (folder / "model.safetensors").read_text() == "done" and not untrained
     assert not unfinished.exists() and not (folder / ".lock").exists() and not (folder / "checkpoint-3").exists()
     assert verify_manifest(folder) is None
-    write_checksummed(folder / RECORD, read_checksummed(folder / RECORD) | {"label": "neg50"})  # whole, but of another making
+    write_checksummed(folder / RECORD, read_checksummed(folder / RECORD) | {"label": "neg50"})  # another recipe's
     assert verify_manifest(folder) == RECORD
 
 
@@ -319,7 +320,7 @@ def test_flagembeddings_trainer_is_given_the_folder_of_a_pinned_model(built, mon
 
 @pytest.mark.parametrize("words, message", [
     (["neg11"], "there is no recipe 'neg11' in .*: it has neg10, neg50, neg10_eighth"),
-    ([], "give one label of a recipe"), (["neg10", "neg50"], "give one label of a recipe"),
+    ([], "give exactly one recipe label"), (["neg10", "neg50"], "give exactly one recipe label"),
     (["hard_round2"], "hard_round2 mines with the model hard, which is not in"),
 ])
 def test_what_goes_wrong_is_one_line(built, monkeypatch, words, message):
@@ -415,8 +416,8 @@ def test_a_killed_training_is_one_line_and_can_be_continued(built, tmp_path, one
         process.join(60)
     assert process.exitcode == 1
     assert [line for line in errors.read_text().splitlines() if "it/s]" not in line] == [
-        "error: training process 0 was killed by signal 9 (perhaps for want of memory: GRAD_CACHE_CHUNK); the same "
-        "command continues it"]
+        "error: training process 0 was killed by signal 9 (possibly out of memory: set GRAD_CACHE_CHUNK); run the same "
+        "command again to continue"]
     step = int(complete_checkpoints(unfinished)[0].name.rpartition("-")[2])
     with pytest.raises(UserError, match="holds an interrupted training with other settings"):
         finetuning.finetune(dataclasses.replace(settings, batch_size=2), "neg10")

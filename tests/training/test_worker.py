@@ -157,7 +157,7 @@ def test_the_best_checkpoint_by_dev_metric_is_the_model(tiny, tmp_path, monkeypa
     if strategy == "steps":
         assert kept[10] == {"checkpoint-7", "checkpoint-10"} and kept[20] == {"checkpoint-14", "checkpoint-20"}
     output = capsys.readouterr().out
-    assert "the best checkpoint (mrr@10 0.6000) stays behind the base model (0.7000)" in output
+    assert "the best checkpoint (mrr@10 0.6000) is worse than the base model (0.7000)" in output
     assert f"finished after {last} steps, kept step 14" in output
 
 
@@ -246,7 +246,8 @@ def test_truncated_vectors_are_trained_and_the_folder_says_so(tiny, tmp_path):
 
 def test_queries_filled_up_in_training_are_filled_up_in_use(tiny, tmp_path):
     """With as many vectors as sentence-transformers has, and the same; what is longer stays as it is."""
-    changes = {"architecture": "multi_vector", "query_expansion": 9, "learning_rate": 1e-3, "num_train_epochs": 1, **dev(tiny)}
+    changes = {"architecture": "multi_vector", "query_expansion": 9, "learning_rate": 1e-3, "num_train_epochs": 1,
+               **dev(tiny)}
     training.train(flags(tiny, tmp_path / "filled", **changes))
     config = EncoderConfig("x", "x", str(tmp_path / "filled"), "cls", "find: ", "", 16, 48)
     queries = ["river moon", " ".join(["river moon"] * 6)]
@@ -341,11 +342,11 @@ def test_what_a_teacher_teaches_can_be_chosen(tiny, tmp_path):
     ({"dev_data": "only_test"}, "only_test has no dev queries: it needs qrels/dev.tsv"),
     ({"per_device_train_batch_size": 61, "dataloader_drop_last": True}, "60 training queries are fewer than the 61"),
     ({"learning_rate": "fast"}, "learning_rate"),
-    ({"query_instruction_format": "{}: {} ?"}, "the format '{}: {} .' is no prompt before the text"),
-    ({"query_instruction_format": "{}"}, "the format '{}' is no prompt before the text"),
-    ({"use_mrl": True, "architecture": "both"}, "--use_mrl truncates a text's one vector"),
-    ({"use_mrl": True, "reranker": True}, "--use_mrl truncates a text's one vector"),
-    ({"knowledge_distillation": True, "kd_loss_type": "m3_kd_loss"}, "give --mask_false_negatives False with it"),
+    ({"query_instruction_format": "{}: {} ?"}, "the format '{}: {} .' does not put the prompt before the text"),
+    ({"query_instruction_format": "{}"}, "the format '{}' does not put the prompt before the text"),
+    ({"use_mrl": True, "architecture": "both"}, "--use_mrl truncates single vectors"),
+    ({"use_mrl": True, "reranker": True}, "--use_mrl truncates single vectors"),
+    ({"knowledge_distillation": True, "kd_loss_type": "m3_kd_loss"}, "use it with --mask_false_negatives False"),
 ])
 def test_bad_input_is_found_before_a_model_is_loaded(tiny, tmp_path, monkeypatch, changes, message):
     write_collection(tmp_path / "only_test", Collection({"q": "a"}, {"p": "b"}, {"q": {"p": 1}}, {"q": "test"}))
