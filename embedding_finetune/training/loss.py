@@ -53,7 +53,8 @@ class ContrastiveModel(nn.Module):
     negative) of model and teacher (Hofstätter et al. 2020, arXiv 2010.02666), times the temperature, to match the scale
     of the cross entropy it is added to. `mrl_dims` are the Matryoshka dimensions, including the full one: the loss is
     their mean, as with FlagEmbedding's use_mrl (the sum in Kusupati et al. 2022, arXiv 2205.13147); () for the full
-    dimension alone. `added` are the ids of multi_vector.special_token_ids, `longest` is the maximum length of a text in tokens.
+    dimension alone. `added` are the ids of multi_vector.special_token_ids, `longest` is the maximum length of a text in
+    tokens.
     """
 
     def __init__(self, encoder, *, dense=(), pooling="cls", normalize=True, temperature=0.02,
