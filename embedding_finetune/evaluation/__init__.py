@@ -1,1 +1,1 @@
-"""From runs to numbers that can be trusted: metrics, intervals and tests, results, plots, the report page."""
+"""Evaluation: metrics, significance tests, saved results, plots and the report page."""

@@ -1,4 +1,7 @@
-"""What to take, computed from the numbers: chosen on dev queries, and stated with what the test queries say of it."""
+"""The recommendation: which system to use, computed from the comparison, and what it costs.
+
+Dev queries select the two finalists. Test queries are used only to report and compare them.
+"""
 
 import time
 
@@ -15,56 +18,58 @@ TIMED_QUERIES, TIMED_PASSAGES = 32, 128
 
 
 def format_difference(pair, digits=3):
-    """A difference of `against` with its 95 % interval, for people."""
+    """Format a paired difference (an entry of `against`) with its 95 % interval."""
     return "{difference:+.{digits}f} [{ci95[0]:+.{digits}f}, {ci95[1]:+.{digits}f}]".format(**pair, digits=digits)
 
 
 def required_queries(pair, kind=""):
-    """How many queries would tell the two apart, in two digits: more would claim to know more than it does."""
+    """Phrase with the number of queries needed to confirm a difference, in two significant digits; "" where unknown."""
     needed = pair.get("queries_needed")
-    return f"about {float(f'{needed:.2g}'):,.0f} {kind}queries would tell" if needed else ""
+    return f"about {float(f'{needed:.2g}'):,.0f} {kind}queries would be needed" if needed else ""
 
 
 def recommendation(rows, metric=METRIC):
-    """Sentences: which of the two finalists (results.finalists) to take, what it gains, and what that costs elsewhere.
+    """Sentences on which of the two finalists (results.finalists) to use, its gain, and its out-of-domain cost.
 
-    The fine-tuned one has to be better beyond doubt, which is a planned comparison: what needs no training is there
-    already. Without both finalists, a sentence that says what is missing.
+    The fine-tuned finalist is recommended only if it is significantly better, which is a planned comparison. Without
+    both finalists, a sentence says which one is missing.
     """
     by_label, (ready, tuned) = {row["label"]: row for row in rows}, finalists(rows)
     if any(row.get("pseudo_queries") for row in rows):
         return f"Nothing to recommend. {PSEUDO_QUERY_CAVEAT}"
     if not ready or not tuned:
-        return f"Nothing to recommend yet: no {'fine-tuned' if ready else 'other'} model has been evaluated."
+        missing = "fine-tuned model" if ready else "system without training"
+        return f"Nothing to recommend yet: no {missing} has been evaluated."
     pair = tuned["against"][ready["label"]][metric]
     found = outcome(pair)
     taken = tuned if found.significant and found.word == "better" else ready
     seen = "; ".join(filter(None, [format_difference(pair), required_queries(pair, "test ")]))
-    words = [f"Take {taken['label']}, which {'was fine-tuned' if taken is tuned else 'needs no training'}. On dev "
-             f"queries {ready['label']} ({ready['model']}) is the best of what needs none, {tuned['label']} of what "
-             f"was fine-tuned; on test queries that one has {metric} {tuned['metrics'][metric]:.3f} against "
-             f"{ready['metrics'][metric]:.3f}: {found.word}{found.note} ({seen})."]
+    words = [f"Use {taken['label']} ({'fine-tuned' if taken is tuned else 'no training'}). On dev queries, "
+             f"{ready['label']} ({ready['model']}) is the best system without training and {tuned['label']} the best "
+             f"fine-tuned one. On test queries, {tuned['label']} has {metric} {tuned['metrics'][metric]:.3f} against "
+             f"{ready['metrics'][metric]:.3f} of {ready['label']}: {found.word}{found.note} ({seen})."]
     if taken["label"] != "bm25" and "bm25" in by_label:
-        words.append(f"BM25 alone, without any model: {by_label['bm25']['metrics'][metric]:.3f}, so "
-                     f"{format_difference(taken['against']['bm25'][metric])} for {taken['label']}.")
+        words.append(f"BM25 alone has {by_label['bm25']['metrics'][metric]:.3f}; {taken['label']} differs from it by "
+                     f"{format_difference(taken['against']['bm25'][metric])}.")
     model = by_label.get(taken.get("hybrid_of", taken["label"]), {})
     for name, measured in model.get("eval_sets", {}).items() if taken is tuned else ():
-        lost = [f"{format_difference(pairs[metric])} against {other}" for other, pairs in measured.get("against", {}).items()]
-        words.append(f"Elsewhere, on {name}, {model['label']} has {measured[metric]:.3f}: {', '.join(lost)}.")
+        lost = [f"{format_difference(pairs[metric])} compared with {other}"
+                for other, pairs in measured.get("against", {}).items()]
+        words.append(f"Out of domain, on {name}, {model['label']} has {measured[metric]:.3f}: {', '.join(lost)}.")
     return " ".join(words)
 
 
 def costs(settings, collection, rows):
-    """One line for BM25 and each finalist: size, and speed measured here and now.
+    """Table of size and speed, with one row for BM25 and one for each finalist; speed is measured on this machine.
 
-    Milliseconds to encode one query alone (a fusion takes BM25's search, too, and a second stage what it took when it
-    was measured), passages encoded in a second, megabytes of weights, bytes a passage in the index: a vector in
-    float32, and what a second stage keeps.
+    Columns: milliseconds per query, encoded one at a time (plus the BM25 search of a fusion, plus the reranking time
+    recorded in the result); passages encoded per second; megabytes of weights; bytes per passage in the index (a
+    float32 vector plus what a reranker stores).
     """
     test, by_label, table = collection.split("test"), {row["label"]: row for row in rows}, {}
     queries, passages = list(test.queries.values())[:TIMED_QUERIES + 1], list(test.corpus.values())[:TIMED_PASSAGES + 1]
-    words = make_retriever("bm25", settings.bm25_language).index(test.corpus)
-    bm25 = _seconds(lambda texts: words.search(dict(enumerate(texts))), queries)
+    retriever = make_retriever("bm25", settings.bm25_language).index(test.corpus)
+    bm25 = _seconds(lambda texts: retriever.search(dict(enumerate(texts))), queries)
     for label in dict.fromkeys(["bm25", *(row["label"] for row in finalists(rows) if row)]):
         row, line = by_label.get(label, {}), table.setdefault(label, {})
         model = row.get("hybrid_of", label)
@@ -74,16 +79,16 @@ def costs(settings, collection, rows):
             encoder = Encoder(load_encoder_config(settings, model), batch_size=1)
             seconds += _seconds(encoder.encode_queries, queries)
             encoder.batch_size = settings.encode_batch_size
-            line["passages a second"] = f"{1 / _seconds(encoder.encode_passages, passages):.0f}"
+            line["passages per second"] = f"{1 / _seconds(encoder.encode_passages, passages):.0f}"
             line["MB of weights"] = f"{size['weights'] / 1e6:.0f}" if size["weights"] else ""
             stored = 4 * size["vector"] + row.get("bytes_per_passage", 0) if size["vector"] else 0
-            line["bytes a passage"] = f"{stored}" if stored else ""
-        line["ms a query"] = f"{1000 * seconds:.1f}" if seconds else ""
+            line["bytes per passage"] = f"{stored}" if stored else ""
+        line["ms per query"] = f"{1000 * seconds:.1f}" if seconds else ""
     return pd.DataFrame.from_dict(table, orient="index").fillna("")
 
 
 def _seconds(work, texts):
-    """Seconds a text, once everything is loaded."""
+    """Seconds per text, after a warm-up call."""
     work(texts[:1])
     began = time.perf_counter()
     work(texts[1:])

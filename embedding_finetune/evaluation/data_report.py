@@ -1,7 +1,8 @@
-"""What the data are like, before any training: counts, lengths, languages, suspicious rows, and a first search.
+"""Data report before training: counts, lengths, languages, suspicious pairs, and a baseline check.
 
-`DATA_DIR/dataset_report.json` holds it; what would take long is looked at in a seeded sample, whose size is stated.
-It ends with sentences computed from it: what to mend first, and what the test set can tell.
+The report is written to `DATA_DIR/dataset_report.json`. Expensive statistics use a seeded sample, whose size is
+reported. It ends with sentences computed from it: what to fix first, and the smallest difference that the test set can
+detect.
 """
 
 from collections import Counter
@@ -23,41 +24,41 @@ from embedding_finetune.retrieval.analyzer import SHARE, language_shares, script
 from embedding_finetune.retrieval.base import make_retriever
 from embedding_finetune.retrieval.dense import Dense
 
-TEXTS = 10_000  # passages, or pairs, that are looked at one by one
-CHECK_QUERIES, CHECK_PASSAGES = 200, 1000  # of the first search
-RIVALS = 3  # that a fine-tuned model is compared with: raw, bm25, reference
-DIFFERENCES = (0.01, 0.02, 0.05, 0.1)  # in recall@1, of which the report says how many queries they take
-WORTH_A_SENTENCE = 0.01  # share of the rows
+TEXTS = 10_000  # sample size of passages or pairs
+CHECK_QUERIES, CHECK_PASSAGES = 200, 1000  # of the baseline check
+RIVALS = 3  # baselines of a fine-tuned model: raw, bm25, reference
+DIFFERENCES = (0.01, 0.02, 0.05, 0.1)  # in recall@1; the report says how many queries are needed for each
+WORTH_A_SENTENCE = 0.01  # problems that affect a smaller share of the rows are not mentioned
 TAG = regex.compile(r"</?(a|b|br|div|em|h[1-6]|i|img|li|ol|p|pre|script|span|strong|style|table|td|th|tr|u|ul)\b[^<>]*>"
                     r"|&(amp|gt|lt|nbsp|quot|#\d+);", regex.IGNORECASE)
 FIXES = {  # kind of suspicious pair -> what to do
-    "query and passage are equal": "they teach nothing: drop them",
-    "query stands in the passage": "BM25 finds them without understanding: hide the query there, or drop them",
-    "passage stands in the query": "the question holds its answer: drop them",
+    "query and passage are equal": "nothing can be learned from them: drop them",
+    "query stands in the passage": "BM25 finds them by exact match: remove the query from the passage, or drop them",
+    "passage stands in the query": "the query contains its answer: drop them",
     "HTML": "strip the tags",
-    "mojibake": "read the source in its right encoding, or let ftfy mend it",
-    "passage of fewer than 3 words": "they answer little: drop them, or join them with what stands around them",
+    "mojibake": "read the source with its correct encoding, or repair it with ftfy",
+    "passage of fewer than 3 words": "they rarely answer a query: drop them, or merge them with the text around them",
 }
-# How far a ready-made model was ahead of BM25 in recall@1, and what fine-tuning its one vector then brought, on the
-# sets of docs/second_ladder.ipynb: the further behind, the more.
+# Per dataset of docs/second_ladder.ipynb: lead of an off-the-shelf model over BM25 in recall@1, and the gain from
+# fine-tuning it as a single-vector model. The further the model was behind, the larger the gain.
 MEASURED = {"MS MARCO": (0.09, 0.00), "docstrings": (0.02, 0.07), "COVID-QA": (-0.20, 0.14)}
-ALIKE = 0.1  # differences from these beyond which nothing is said
+ALIKE = 0.1  # a lead that differs more than this from all of MEASURED is not compared with them
 
 
-def report_data(settings, collection, counts, first_look=True):
-    """The report of a collection with its parts, as it is written to dataset_report.json; `counts` is what reading it
-    did (sources.read_pairs). `first_look=False` leaves out the search.
+def report_data(settings, collection, counts, baseline_check=True):
+    """Write the report of a collection with its splits to dataset_report.json; returns it as a dict.
 
-    Raises UserError when the base model cannot be had.
+    `counts` are the row counts of cleaning.read_pairs. `baseline_check=False` skips the search. Raises UserError when
+    the base model is not available.
     """
     rng, config = np.random.default_rng(settings.seed), base_encoder_config(settings)
     report = {"reading": dict(counts), "counts": _count(collection), "suspicious": suspicious_pairs(collection, rng),
               "near_duplicates": _near_duplicates(collection, rng), "tokens": token_lengths(config, collection, rng),
               "languages": {side: {f"{code or 'unknown'} ({script_title(script)})": round(share, 4)
                                    for (script, code), share in language_shares(list(texts.values())).items()
-                                   if share >= SHARE}  # below, it is a stretch of text that was taken for another's
+                                   if share >= SHARE}  # smaller shares are mostly misdetected text
                             for side, texts in (("queries", collection.queries), ("passages", collection.corpus))}}
-    if first_look and report["counts"]["dev queries"]:
+    if baseline_check and report["counts"]["dev queries"]:
         report["first_look"] = _baseline_check(settings, config, collection, rng)
     report["test_set"] = minimum_detectable_effect(report["counts"]["test queries"], report.get("first_look"))
     report["sentences"] = summary_sentences(report)
@@ -72,20 +73,20 @@ def _count(collection):
             "passages that answer nothing": len(collection.corpus) - len(uses),
             "passages that answer several queries": sum(count > 1 for count in uses.values()),
             "queries with several positives": sum(len(collection.positives(query)) > 1 for query in collection.queries),
-            **{f"{part} queries": sum(own == part for own in collection.splits.values()) for part in SPLITS}}
+            **{f"{name} queries": sum(split == name for split in collection.splits.values()) for name in SPLITS}}
 
 
-def _some(items, number, rng):
-    """A seeded sample in its order; all where there are no more."""
+def _sample(items, number, rng):
+    """A random sample of at most `number` items, in their original order."""
     items = list(items)
     chosen = np.sort(rng.permutation(len(items))[:number])
     return [items[index] for index in chosen]
 
 
 def suspicious_pairs(collection, rng):
-    """Kind -> number and share of the pairs, and the query ids of three; `of` is the number of pairs looked at."""
-    pairs = _some(((query, passage) for query in collection.queries for passage in collection.positives(query)),
-                  TEXTS, rng)
+    """Kind -> number of pairs, their share, and three query ids; `of` is the number of sampled pairs."""
+    pairs = _sample(((query, passage) for query in collection.queries for passage in collection.positives(query)),
+                    TEXTS, rng)
     found = {kind: [] for kind in FIXES}
     for query, passage in pairs:
         for kind in _suspicions(collection.queries[query], collection.corpus[passage]):
@@ -95,7 +96,8 @@ def suspicious_pairs(collection, rng):
 
 
 def _suspicions(query, passage):
-    asked, answer = (f" {' '.join(word_tokens(text))} " for text in (query, passage))  # a word is whole, or one character
+    # The spaces at both ends make only whole words match; in scripts without spaces a word is one character.
+    asked, answer = (f" {' '.join(word_tokens(text))} " for text in (query, passage))
     if normalize(query) == normalize(passage):
         yield "query and passage are equal"
     elif asked in answer and len(asked.split()) > 2:
@@ -111,7 +113,7 @@ def _suspicions(query, passage):
 
 
 def _near_duplicates(collection, rng):
-    texts = _some(collection.corpus.values(), TEXTS, rng)
+    texts = _sample(collection.corpus.values(), TEXTS, rng)
     pairs = near_duplicates(texts)
     return {"of": len(texts), "pairs": len(pairs), "passages": len(np.unique(pairs)),
             "share": len(np.unique(pairs)) / max(1, len(texts)),
@@ -119,22 +121,22 @@ def _near_duplicates(collection, rng):
 
 
 def token_lengths(config, collection, rng):
-    """Lengths of queries and passages in the base model's tokens, prompt included, and the share that is cut.
+    """Lengths of queries and passages in tokens of the base model, prompt included, and the share that is truncated.
 
-    `limit` is what the settings allow, `unknown` the share of the tokens that the model has no word for, `histogram`
-    how many texts lie between each two of `edges`.
+    `limit` is the maximum length of the settings, `cut` the share of longer texts, `unknown` the share of [UNK] tokens,
+    `histogram` the number of texts between consecutive `edges`, `most` the number of positions of the model.
     """
     tokenizer, found = load("AutoTokenizer", config.name, config.trusted), {}
     for side, texts, prompt, limit in (("queries", collection.queries, config.query_prompt, config.query_max_len),
                                        ("passages", collection.corpus, config.passage_prompt, config.passage_max_len)):
-        some = [prompt + text for text in _some(texts.values(), TEXTS, rng)]
-        ids = tokenizer(some, verbose=False)["input_ids"]
+        sample = [prompt + text for text in _sample(texts.values(), TEXTS, rng)]
+        ids = tokenizer(sample, verbose=False)["input_ids"]
         sizes = np.array([len(row) for row in ids])
         unknown = sum(row.count(tokenizer.unk_token_id) for row in ids)
-        top = int(np.quantile(sizes, 0.99))  # the longest are counted with these
+        top = int(np.quantile(sizes, 0.99))  # longer texts are counted in the last bin
         histogram, edges = np.histogram(np.minimum(sizes, top), bins=np.arange(0, top + 2 + top // 40, 1 + top // 40))
         found[side] = {
-            "of": len(some), "limit": limit, "cut": float((sizes > limit).mean()),
+            "of": len(sample), "limit": limit, "cut": float((sizes > limit).mean()),
             "unknown": float(unknown / sizes.sum()),
             **{name: int(np.quantile(sizes, share, method="inverted_cdf")) for name, share in
                (("median", 0.5), ("90 %", 0.9), ("95 %", 0.95), ("99 %", 0.99), ("longest", 1))},
@@ -143,11 +145,11 @@ def token_lengths(config, collection, rng):
 
 
 def _baseline_check(settings, config, collection, rng):
-    """How far BM25 and the untrained base get on dev queries, in a small corpus; and how often only one is right."""
+    """Metrics of BM25 and the untrained base model on dev queries over a small corpus, and how often they disagree."""
     dev = collection.split("dev").sample(CHECK_QUERIES, settings.seed)
     judged = dev.judged_passages()
-    others = [passage for passage in collection.corpus if passage not in judged]
-    chosen = judged | set(_some(others, max(0, CHECK_PASSAGES - len(judged)), rng))
+    unjudged = [passage for passage in collection.corpus if passage not in judged]
+    chosen = judged | set(_sample(unjudged, max(0, CHECK_PASSAGES - len(judged)), rng))
     corpus = {passage: text for passage, text in collection.corpus.items() if passage in chosen}
     bm25 = make_retriever("bm25", settings.bm25_language).index(corpus)
     base = Dense(make_encoder(settings, config)).index(corpus)
@@ -160,13 +162,13 @@ def _baseline_check(settings, config, collection, rng):
             "bm25_to_base": rows[0]["against"]["base"]["recall@1"], "disagree": float((gaps != 0).mean())}
 
 
-def minimum_detectable_effect(size, first_look=None):
-    """How many queries it takes to tell each of DIFFERENCES in recall@1, and the least that `size` queries tell.
+def minimum_detectable_effect(size, baseline_check=None):
+    """Queries needed to detect each of DIFFERENCES in recall@1, and the smallest difference that `size` queries detect.
 
-    Two models are taken to disagree on as many queries as BM25 and the base do in the first look, on a fifth without
-    one; the difference must hold among RIVALS planned comparisons (significance.queries_needed).
+    Two models are assumed to disagree on the same share of queries as BM25 and the base model in the baseline check, or
+    on 20 % without a check. The test is corrected for RIVALS planned comparisons (significance.queries_needed).
     """
-    disagree = first_look["disagree"] if first_look else 0.2
+    disagree = baseline_check["disagree"] if baseline_check else 0.2
 
     def needed(difference):
         better, worse = (round(5000 * (max(disagree, difference) + sign * difference)) for sign in (1, -1))
@@ -177,50 +179,55 @@ def minimum_detectable_effect(size, first_look=None):
 
 
 def summary_sentences(report):
-    """What follows from a report: what to mend, the most frequent first, how far a search gets, what the test tells."""
+    """Sentences computed from a report: problems by frequency, the baseline check, the detectable difference."""
     problems, tokens = [], report["tokens"]
     for side, name in (("queries", "QUERY_MAX_LEN"), ("passages", "PASSAGE_MAX_LEN")):
-        own = tokens[side]
-        wanted = min(own["95 %"], tokens["most"])
-        advice = f"raise it to {wanted}, which 95 % fit" if wanted == own["95 %"] else "split them"
-        problems.append((own["cut"], f"{name}={own['limit']} cuts {own['cut']:.1%} of the {side}: {advice}"))
-        problems.append((own["unknown"], f"{tokens['model']} does not know {own['unknown']:.1%} of what the {side} "
-                         "say, its vocabulary is of another language: take a multilingual base, or one of theirs"))
+        lengths = tokens[side]
+        wanted = min(lengths["95 %"], tokens["most"])
+        advice = f"raise it to {wanted}, which fits 95 %" if wanted == lengths["95 %"] else "split them"
+        problems.append((lengths["cut"], f"{name}={lengths['limit']} truncates {lengths['cut']:.1%} of the {side}: "
+                         f"{advice}"))
+        problems.append((lengths["unknown"], f"{tokens['model']} has no vocabulary entry for "
+                         f"{lengths['unknown']:.1%} of the tokens of the {side}: use a "
+                         "multilingual base model, or one for their language"))
     for kind, advice in FIXES.items():
-        own = report["suspicious"][kind]
-        problems.append((own["share"], f"{kind}: {own['pairs']} of {report['suspicious']['of']} pairs, such as query "
-                         f"{', '.join(own['queries'])}; {advice}"))
+        found = report["suspicious"][kind]
+        problems.append((found["share"], f"{kind}: {found['pairs']} of {report['suspicious']['of']} pairs, such as "
+                         f"query {', '.join(found['queries'])}; {advice}"))
     near = report["near_duplicates"]
-    problems.append((near["share"], f"{near['passages']} of {near['of']} passages say nearly the same as another one: "
-                     "a search that finds the other one is counted as wrong; merge them, or list both as positives"))
+    problems.append((near["share"], f"{near['passages']} of {near['of']} passages are near-duplicates of another one: "
+                     "a search that returns the other one counts as wrong; merge them, or list both as positives"))
     asked, answers = report["languages"]["queries"], report["languages"]["passages"]
     apart = 1 - sum(min(share, answers.get(language, 0)) for language, share in asked.items())
-    problems.append((apart * (apart > 0.5), f"the queries are in {', '.join(asked)}, the passages in "
-                     f"{', '.join(answers)}: they share few words, so BM25 is no rival; take a multilingual base"))
-    worst = sorted((problem for problem in problems if problem[0] >= WORTH_A_SENTENCE), key=lambda one: -one[0])
-    order = [f"{'To mend first' if number == 0 else 'Then'}: {text}." for number, (_, text) in enumerate(worst)]
-    return (order or ["Nothing to mend was found."]) + _of_the_search(report) + [_of_the_test(report["test_set"])]
+    problems.append((apart if apart > 0.5 else 0.0, f"the queries are in {', '.join(asked)}, the passages in "
+                     f"{', '.join(answers)}: they share few words, so BM25 is a weak baseline; "
+                     "use a multilingual base model"))
+    worst = sorted((problem for problem in problems if problem[0] >= WORTH_A_SENTENCE), key=lambda problem: -problem[0])
+    order = [f"{'Fix first' if number == 0 else 'Then'}: {text}." for number, (_, text) in enumerate(worst)]
+    return (order or ["No problems found."]) + _baseline_sentences(report) + [_test_set_sentence(report["test_set"])]
 
 
-def _of_the_search(report):
-    look = report.get("first_look")
-    if not look:
+def _baseline_sentences(report):
+    check = report.get("first_look")
+    if not check:
         return []
-    bm25, base = look["bm25"]["recall@1"], look["base"]["recall@1"]
-    found = outcome(look["bm25_to_base"])
-    hint = ("words alone nearly suffice, there is little to win; harder queries would tell more" if bm25 >= 0.9 else
-            f"BM25 is ahead{found.note}: a model must first catch up with it" if found.word == "better" else
-            f"the base is ahead already{found.note}: fine-tuning has to improve on a good model"
+    bm25, base = check["bm25"]["recall@1"], check["base"]["recall@1"]
+    found = outcome(check["bm25_to_base"])
+    hint = ("lexical matching nearly suffices, so there is little to gain; harder queries would test more"
+            if bm25 >= 0.9 else
+            f"BM25 is ahead{found.note}: fine-tuning must first close this gap" if found.word == "better" else
+            f"the base model is already ahead{found.note}: fine-tuning has to improve on a good model"
             if found.word == "worse" else "no significant difference between the two")
     name, (lead, gain) = min(MEASURED.items(), key=lambda item: abs(item[1][0] - (base - bm25)))
-    alike = (f" Where a base was {abs(lead):.2f} {'ahead' if lead > 0 else 'behind'}, on {name}, fine-tuning its one "
-             f"vector brought {gain:+.2f} (docs/second_look.md).") if abs(lead - (base - bm25)) < ALIKE else ""
-    return [f"Of {look['queries']} dev queries in {look['passages']} passages BM25 ranks a positive first for "
-            f"{bm25:.1%}, the untrained base for {base:.1%}: {hint}.{alike}"]
+    alike = (f" On {name}, where the base model was {abs(lead):.2f} {'ahead' if lead > 0 else 'behind'}, single-vector "
+             f"fine-tuning gained {gain:+.2f} (docs/second_look.md).") if abs(lead - (base - bm25)) < ALIKE else ""
+    return [f"Of {check['queries']} dev queries over {check['passages']} passages, BM25 ranks a positive first for "
+            f"{bm25:.1%}, the untrained base model for {base:.1%}: {hint}.{alike}"]
 
 
-def _of_the_test(test):
-    tells = f"a difference of {test['tells']} in recall@1 or more" if test["tells"] else "no difference below 0.5"
+def _test_set_sentence(test):
+    detects = (f"can detect a difference of {test['tells']} in recall@1 or more" if test["tells"] else
+               "cannot detect a difference in recall@1 below 0.5")
     needed = ", ".join(f"{float(f'{number:.2g}'):,.0f} for {gap}" for gap, number in test["needed"].items())
-    return (f"The {test['queries']} test queries tell {tells} (at {1 - ALPHA:.0%}, if two models disagree on "
-            f"{test['disagree']:.0%} of the queries); it takes about {needed}.")
+    return (f"The {test['queries']} test queries {detects} (at {1 - ALPHA:.0%}, if two models disagree on "
+            f"{test['disagree']:.0%} of the queries); queries needed: about {needed}.")

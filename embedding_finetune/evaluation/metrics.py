@@ -1,4 +1,4 @@
-"""How good a run is, by the judgements: recall, MRR and nDCG as trec_eval defines them, through ir_measures."""
+"""Retrieval metrics of a run: recall, MRR and nDCG as defined by trec_eval, computed with ir_measures."""
 
 import ir_measures
 import pandas as pd
@@ -8,15 +8,15 @@ from embedding_finetune.retrieval.fusion import weighted_sum_fusion
 from embedding_finetune.settings import SELECTION_METRIC
 
 MEASURES = {"recall@1": R @ 1, "recall@10": R @ 10, "recall@100": R @ 100, "mrr@10": RR @ 10, "ndcg@10": nDCG @ 10}
-WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))  # of BM25, beside a cosine
+WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))  # of BM25, added to a cosine
 
 
 def per_query(qrels, run):
-    """Every measure for every judged query: a DataFrame with query ids as index and `recall@1` .. `ndcg@10` as columns.
+    """All metrics per judged query: a DataFrame with query ids as index and `recall@1` .. `ndcg@10` as columns.
 
-    recall@k: share of the query's positives (grade above 0) among its first k passages; mrr@10: 1 / rank of the first
-    positive, 0 beyond rank 10; ndcg@10: the grades found, discounted by log2(rank + 1), over the best possible. A
-    query that the run lacks counts as 0.
+    recall@k: share of the query's positives (grade above 0) in the top k; mrr@10: 1 / rank of the first positive, 0
+    beyond rank 10; ndcg@10: sum of the grades in the top 10, discounted by log2(rank + 1), divided by the ideal sum.
+    Queries missing from the run score 0.
     """
     names = {measure: name for name, measure in MEASURES.items()}
     values = {query: dict.fromkeys(MEASURES, 0.0) for query in qrels}
@@ -26,17 +26,17 @@ def per_query(qrels, run):
 
 
 def mean(table):
-    """The means over queries, as plain numbers."""
+    """Means over queries, as floats."""
     return {name: float(value) for name, value in table.mean().items()}
 
 
 def measure(collection, run):
-    """The means over the collection's queries."""
+    """Mean metrics of a run over the collection's queries."""
     return mean(per_query(collection.qrels, run))
 
 
 def first_positive_rank(collection, run):
-    """Rank of each query's first positive, 1 for the best; a Series by query id, with NaN where the run has none."""
+    """Rank of each query's first positive, from 1: a Series by query id, NaN where the run contains none."""
     def rank(query):
         positives = set(collection.positives(query))
         return next((rank for rank, passage in enumerate(run.get(query, ()), start=1) if passage in positives), None)
@@ -44,22 +44,22 @@ def first_positive_rank(collection, run):
 
 
 def reciprocal_rank(collection, run):
-    """MRR@10 alone, which takes a hundredth of the time of all measures: for a choice among many runs."""
+    """MRR@10 only. About 100 times faster than `measure`, for tuning over many runs."""
     rank = first_positive_rank(collection, run)
     return float((1 / rank[rank <= 10]).sum() / max(1, len(rank)))
 
 
 def by_corpus_size(collection, retriever):
-    """Metrics while the corpus grows from the positives alone to the whole: rows with `passages` and the measures.
+    """Metrics for corpora of growing size, from only the positives to all passages: rows of `passages` and the metrics.
 
-    The retriever ends with the whole corpus indexed.
+    Afterwards the retriever holds the full corpus.
     """
     return [{"passages": len(subset.corpus), **measure(subset, retriever.index(subset.corpus).search(subset.queries))}
             for subset in collection.growing_corpora()]
 
 
 def choose_weight(collection, bm25, dense, weights=WEIGHTS):
-    """The weight of `fuse_scores` with the best MRR@10, the smallest of equals: for dev queries, never for test."""
+    """Weight of `weighted_sum_fusion` with the best MRR@10, ties to the smallest. Use it with dev queries only."""
     def value(weight):
         return round(measure(collection, weighted_sum_fusion(bm25, dense, weight))[SELECTION_METRIC], 9), -weight
     return max(weights, key=value)

@@ -10,13 +10,13 @@ from cycler import cycler
 from embedding_finetune.evaluation.conclusion import METRIC
 from embedding_finetune.training.log import read_log
 
-ORANGE, GREY = "#d1662b", "#5b6b7a"  # fine-tuned here, and everything else
+ORANGE, GREY = "#d1662b", "#5b6b7a"  # fine-tuned models, all others
 COLOURS = (ORANGE, GREY, "#2a6fdb", "#17876a", "#b83280", "#84681a", "#7a56e8", "#cf3f3f")
-LINES = cycler(linestyle=["-", "--", ":", "-."]) * cycler(color=COLOURS)  # one kind for each of 32 models
+LINES = cycler(linestyle=["-", "--", ":", "-."]) * cycler(color=COLOURS)  # 32 distinct line styles
 
 
 def plot(rows, names=(METRIC, "mrr@10", "recall@10")):
-    """Every model's metrics with their 95 % intervals; fine-tuned models in orange, the best in bold."""
+    """Plot the metrics of all models with 95 % intervals; fine-tuned models in orange, the best value in bold."""
     figure, axes = plt.subplots(1, len(names), figsize=(10, 0.4 * len(rows) + 1.2), sharey=True, layout="constrained")
     heights = np.arange(len(rows))[::-1]
     for axis, name in zip(axes, names):
@@ -41,7 +41,7 @@ def plot(rows, names=(METRIC, "mrr@10", "recall@10")):
 
 
 def plot_by_corpus_size(rows, metric=METRIC):
-    """The metric against the number of passages, for every model that was measured so."""
+    """Plot the metric against the corpus size, for all models with `by_corpus_size`."""
     figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
     axis.set_prop_cycle(LINES)
     for row in rows:
@@ -56,16 +56,16 @@ def plot_by_corpus_size(rows, metric=METRIC):
 
 
 def plot_training(settings, labels):
-    """Loss and dev metrics by step, from the training logs of these labels (those that have one)."""
+    """Plot loss and dev metrics by step, from the training logs of the labels that have one."""
     logs = {label: pd.DataFrame(log).set_index("step") for label in labels
             if (log := read_log(settings.output_dir / label))}
     figure, axes = plt.subplots(1, 3, figsize=(10, 2.6), layout="constrained")
     for axis, name in zip(axes, ("loss", "recall@10", "mrr@10")):
-        for (label, log), line in zip(logs.items(), cycle(LINES)):  # a label has the same line on each axis
+        for (label, log), line in zip(logs.items(), cycle(LINES)):  # the same line style for a label on all axes
             if name in log:
                 points = log[name].dropna()
                 axis.plot(points.index, points, **line, marker="o", markersize=3, label=label)
-        axis.set(title=name + " on dev" * (name != "loss"), xlabel="step")
+        axis.set(title=name if name == "loss" else f"{name} on dev", xlabel="step")
         _tidy(axis)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside right center", ncols=1 + len(labels) // 14)
@@ -73,7 +73,7 @@ def plot_training(settings, labels):
 
 
 def plot_cosines(test, query_vectors, passage_vectors, seed, number=2000):
-    """Histograms of two kinds of cosine: a query and its positive, and two random passages."""
+    """Plot histograms of the cosines of queries with their positives, and of pairs of random passages."""
     position = {passage: index for index, passage in enumerate(test.corpus)}
     positives = [position[test.positives(query)[0]] for query in test.queries]
     first = np.random.default_rng(seed).permutation(len(passage_vectors))[:number]
@@ -89,16 +89,15 @@ def plot_cosines(test, query_vectors, passage_vectors, seed, number=2000):
 
 
 def plot_lengths(tokens):
-    """Histograms of the lengths of queries and passages, from a data report's `tokens`; what lies beyond the line is
-    cut.
-    """
+    """Plot histograms of query and passage lengths, from `tokens` of a data report, with the truncation limit."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 2.4), layout="constrained")
     for axis, side in zip(axes, ("queries", "passages")):
-        own = tokens[side]
-        axis.stairs(own["histogram"], own["edges"], fill=True, color=GREY)
-        if own["limit"] <= own["edges"][-1]:
-            axis.axvline(own["limit"], color=ORANGE)
-        axis.set(title=f"{side}, {own['cut']:.1%} cut at {own['limit']}", xlabel=f"tokens of {tokens['model']}")
+        lengths = tokens[side]
+        axis.stairs(lengths["histogram"], lengths["edges"], fill=True, color=GREY)
+        if lengths["limit"] <= lengths["edges"][-1]:
+            axis.axvline(lengths["limit"], color=ORANGE)
+        axis.set(title=f"{side}, {lengths['cut']:.1%} truncated at {lengths['limit']}",
+                 xlabel=f"tokens of {tokens['model']}")
         _tidy(axis)
     return figure
 

@@ -1,7 +1,7 @@
-"""A page to look at: where one model beats another, and the queries behind it.
+"""HTML report: where one model beats another, and the queries behind the difference.
 
-`write_page` turns the runs, the judgements and the comparison into OUTPUT_DIR/report.html, one file that needs no
-network; `exemplary_cases` gives a notebook a few of the queries that one model answers and another does not.
+`write_page` writes runs, judgements and comparison to OUTPUT_DIR/report.html, a single file that works offline.
+`example_queries` returns a few queries that one model answers and another does not, for a notebook.
 """
 
 import json
@@ -21,10 +21,10 @@ from embedding_finetune.evaluation.tables import verdict
 from embedding_finetune.files import UserError, atomic_write
 from embedding_finetune.training.log import read_log
 
-DEPTH = 100  # ranks that are looked at; runs are at least this deep (or as deep as the corpus)
-SHOWN = 5  # passages of each model on the page
-PASSAGE_CHARACTERS = 1000  # longer passages are cut on the page, and say so
-CURVE_POINTS = 300  # a longer training curve is averaged down to about as many points
+DEPTH = 100  # ranks considered; runs are at least this deep, or as deep as the corpus
+SHOWN = 5  # passages shown per model
+PASSAGE_CHARACTERS = 1000  # longer passages are truncated on the page, with a note
+CURVE_POINTS = 300  # longer training curves are averaged down to about this many points
 ROW_FIELDS = ("label", "model", "dataset", "metrics", "ci95", "against", "note", "chosen", "ms_per_query",
               "bytes_per_passage")  # of comparison.json
 TEMPLATE = Path(__file__).with_name("report_page.html")
@@ -32,47 +32,47 @@ TEMPLATE = Path(__file__).with_name("report_page.html")
 
 @dataclass
 class ReportData:
-    """Runs and judgements as arrays; queries and passages are numbered in the order of the test set."""
+    """Runs and judgements as arrays; query and passage numbers are positions in the test set."""
 
-    rows: list  # of comparison.json, one a model
+    rows: list  # of comparison.json, one per model
     query_ids: list
     queries: list
     passages: list
-    judged: np.ndarray  # (judgements, 2): number of a query and of a passage that answers it
-    rankings: dict  # label -> (queries, DEPTH) numbers of passages, -1 past the end of a short run
+    judged: np.ndarray  # (judgements, 2): query number, number of a passage that answers it
+    rankings: dict  # label -> (queries, DEPTH) passage numbers, -1 past the end of a short run
 
     @property
     def labels(self):
         return [row["label"] for row in self.rows]
 
     def positives(self):
-        """For each query the numbers of its positives."""
+        """Passage numbers of the positives, a list per query."""
         found = [[] for _ in self.queries]
         for query, passage in self.judged.tolist():
             found[query].append(passage)
         return found
 
     def judged_ranks(self, label):
-        """Rank of each judged passage in a run, DEPTH + 1 when it is not among the first DEPTH."""
+        """Rank of each judged passage in a run, DEPTH + 1 if it is not in the top DEPTH."""
         hits = self.rankings[label][self.judged[:, 0]] == self.judged[:, 1:]
         return np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, DEPTH + 1)
 
     def first_ranks(self):
-        """Frame (queries x labels) with the rank of the first positive, DEPTH + 1 when it is deeper or absent."""
+        """DataFrame (queries x labels) of the rank of the first positive, DEPTH + 1 if it is not in the top DEPTH."""
         ranks = pd.DataFrame({label: self.judged_ranks(label) for label in self.labels})
         return ranks.groupby(self.judged[:, 0]).min()
 
     def recall_curve(self, label):
-        """Recall@k for k = 1 .. DEPTH: the found share of each query's positives, averaged over queries."""
+        """Recall@k for k = 1 .. DEPTH, averaged over queries."""
         share = 1 / np.bincount(self.judged[:, 0])[self.judged[:, 0]]
         found = np.bincount(self.judged_ranks(label), weights=share, minlength=DEPTH + 2)[1:DEPTH + 1]
         return found.cumsum() / len(self.queries)
 
 
 def load(settings, collection, rows):
-    """The evidence about the test part of a collection: the runs of the `rows` of results.compare.
+    """Load the ReportData of the test split of a collection: the runs of the `rows` of results.compare.
 
-    Raises UserError when a run is missing, or does not belong to this test set.
+    Raises UserError when a run is missing or does not belong to this test set.
     """
     test = collection.split("test")
     number = {passage: index for index, passage in enumerate(test.corpus)}
@@ -84,15 +84,15 @@ def load(settings, collection, rows):
         try:
             tops = [[number[passage] for passage in islice(run[query], DEPTH)] for query in test.queries]
         except KeyError as error:
-            raise UserError(f"the run of {label} ranks the passage {error}, which the corpus lacks: evaluate it "
-                            "again") from None
+            raise UserError(f"the run of {label} ranks the passage {error}, which is not in the corpus: evaluate "
+                            "it again") from None
         rankings[label] = np.array([top + [-1] * (DEPTH - len(top)) for top in tops], np.int32)
     return ReportData(rows, list(test.queries), list(map(clean_text, test.queries.values())),
-                    list(map(clean_text, test.corpus.values())), judged, rankings)
+                      list(map(clean_text, test.corpus.values())), judged, rankings)
 
 
 def suspected_false_negatives(evidence):
-    """For each query the shown passages that are no positives but near-duplicates of one (so perhaps unlabelled)."""
+    """Shown passages per query that are not positives but near-duplicates of one, and so may be missing labels."""
     shown = np.concatenate([ranking[:, :SHOWN] for ranking in evidence.rankings.values()], axis=1)
     used = np.union1d(shown[shown >= 0], evidence.judged[:, 1])
     near = {passage: set() for passage in used.tolist()}
@@ -105,7 +105,7 @@ def suspected_false_negatives(evidence):
 
 
 def hub_passages(evidence):
-    """For each query the passage that more than half of the models (of at least two) put first, or -1."""
+    """Passage per query that more than half of the models (and at least two) rank first, or -1."""
     first = np.stack([ranking[:, 0] for ranking in evidence.rankings.values()], axis=1)
     votes = (first[:, :, None] == first[:, None, :]).sum(axis=2)
     best = np.take_along_axis(first, votes.argmax(axis=1)[:, None], axis=1)[:, 0]
@@ -113,11 +113,12 @@ def hub_passages(evidence):
 
 
 def suspected_label_errors(evidence, near=None, liked=None):
-    """Frame (label; errors, near_duplicate, favourite): first places that hold no positive, and how many of these look
-    like a passage that nobody labelled: a near-duplicate of a positive, or the first choice of most models.
+    """Count, per label, top-ranked passages that are not positives, and those of them that may be missing labels.
 
-    The second sign is weak: models that share training data or words share mistakes. Both only say where to look.
-    `near` and `liked` are what unlabelled and favourites return, if they are at hand.
+    Returns a DataFrame (label; errors, near_duplicate, favourite). A missing label is suspected for a near-duplicate of
+    a positive, and for the passage that most models rank first. The second sign is weak, since models that share
+    training data share mistakes. Both only suggest what to inspect. `near` and `liked` are the results of
+    suspected_false_negatives and hub_passages, if already computed.
     """
     near = suspected_false_negatives(evidence) if near is None else near
     liked = hub_passages(evidence) if liked is None else liked
@@ -130,7 +131,7 @@ def suspected_label_errors(evidence, near=None, liked=None):
 
 
 def example_queries(evidence, right, wrong, count=5):
-    """The queries whose positive `right` puts first and `wrong` ranks deepest, as a frame for a notebook."""
+    """DataFrame of queries whose positive `right` ranks first and `wrong` ranks lowest."""
     ranks = evidence.first_ranks()
     cases = ranks[(ranks[right] == 1) & (ranks[wrong] > 1)]
     cases = cases.sort_values(wrong, ascending=False, kind="stable").head(count)
@@ -143,7 +144,7 @@ def example_queries(evidence, right, wrong, count=5):
 
 
 def training_curves(output_dir, labels):
-    """Loss and dev metrics by step, of the models with a training log: label -> {"loss": [[step, value], ..], ..}."""
+    """Loss and dev metrics by step of the labels with a training log: label -> {"loss": [[step, value], ..], ..}."""
     curves = {}
     for label in labels:
         table = pd.DataFrame(read_log(Path(output_dir) / label))
@@ -155,11 +156,11 @@ def training_curves(output_dir, labels):
 
 
 def page_data(evidence, curves):
-    """Everything the page shows, as one JSON-able dict; passages that no list shows are left out."""
+    """All data of the page as a JSON-serializable dict, without the passages that are never shown."""
     near, liked, positives = suspected_false_negatives(evidence), hub_passages(evidence), evidence.positives()
     ranks, tops = evidence.first_ranks(), {label: ranking[:, :SHOWN] for label, ranking in evidence.rankings.items()}
     used = np.unique(np.concatenate([evidence.judged[:, 1], *(top[top >= 0] for top in tops.values())]))
-    number = np.full(len(evidence.passages) + 1, -1)  # the last entry serves the -1 of a short run
+    number = np.full(len(evidence.passages) + 1, -1)  # index -1, the end of a short run, maps to the last entry: -1
     number[used] = np.arange(len(used))
     return {
         "rows": [{name: row[name] for name in ROW_FIELDS if name in row} for row in evidence.rows],
@@ -167,7 +168,7 @@ def page_data(evidence, curves):
         "recommendation": recommendation(evidence.rows),
         "labels": evidence.labels, "depth": DEPTH, "shown": SHOWN, "corpus": len(evidence.passages),
         "ids": evidence.query_ids, "queries": evidence.queries,
-        "passages": [text if len(text) <= PASSAGE_CHARACTERS else text[:PASSAGE_CHARACTERS] + " … (cut)"
+        "passages": [text if len(text) <= PASSAGE_CHARACTERS else text[:PASSAGE_CHARACTERS] + " … (truncated)"
                      for text in (evidence.passages[passage] for passage in used)],
         "positives": [number[row].tolist() for row in positives], "near": [number[row].tolist() for row in near],
         "favourites": number[liked].tolist(),
@@ -179,12 +180,12 @@ def page_data(evidence, curves):
 
 
 def verdicts(rows):
-    """label -> other label -> metric -> what may be said of the two, as in the notebooks."""
+    """label -> other label -> metric -> verdict on the pair, as in the notebooks."""
     return _of_pairs(rows, lambda label, other, pair: verdict(label if pair["difference"] >= 0 else other, pair))
 
 
 def significant(rows):
-    """The same for whether a planned comparison found a difference."""
+    """label -> other label -> metric -> whether a planned comparison found a significant difference."""
     return _of_pairs(rows, lambda label, other, pair: pair["planned"] and outcome(pair).significant)
 
 
@@ -194,9 +195,9 @@ def _of_pairs(rows, function):
 
 
 def render(data):
-    """The page, in UTF-8 bytes, for what `page_data` returned."""
+    """Render the page for the result of `page_data`; returns UTF-8 bytes."""
     data = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    data = data.replace("<", "\\u003c")  # no text can close the script element it is stored in
+    data = data.replace("<", "\\u003c")  # so that no text can close the script element
     page = TEMPLATE.read_text(encoding="utf-8").replace("__DATA__", data)
     return page.encode("utf-8")
 

@@ -1,9 +1,9 @@
-"""What was measured: a run and a result for each label, and the planned comparison of all that still fits.
+"""Saved runs and results by label, and the planned comparison of all current results.
 
-In OUTPUT_DIR, for a label:
+Files in OUTPUT_DIR:
 
-    runs/LABEL.trec, runs/dev/LABEL.trec    its rankings of the test and of the dev queries
-    results/LABEL.json                      its metrics on both, how it was used, and the content of its model
+    runs/LABEL.trec, runs/dev/LABEL.trec    rankings of the test queries and of the dev queries
+    results/LABEL.json                      metrics on both, configuration and revision of the model
 """
 
 import time
@@ -27,17 +27,17 @@ from embedding_finetune.retrieval.trec import pad_run, read_run, write_run
 from embedding_finetune.settings import SELECTION_METRIC
 from embedding_finetune.training.model_card import write_metrics
 
-RESULT = {"label": str, "metrics": dict, "dev": dict, "used": dict, "settings": dict}  # what any has
-PSEUDO_QUERY_CAVEAT = ("The test queries are pseudo-queries, made from the passages that they are to find: these numbers are no "
-            "proof of anything about queries that people write. Write some, and set DOCUMENT_QUERIES.")
+RESULT = {"label": str, "metrics": dict, "dev": dict, "used": dict, "settings": dict}  # keys of every result
+PSEUDO_QUERY_CAVEAT = ("The test queries are pseudo-queries, made from the passages that they should retrieve: these "
+                       "numbers say nothing about human-written queries. Write some and set DOCUMENT_QUERIES.")
 
 
 def save_result(settings, collection, label, runs, *, model, used=None, **more):
-    """Write the runs and results/LABEL.json, and the metrics into a fine-tuned model's card; returns the result.
+    """Write the runs, results/LABEL.json, and the metrics in the card of a fine-tuned model; returns the result.
 
-    `runs` has a run for "test" and for "dev"; `model` names what ranked; `used` (dict) says how: pooling, prompts,
-    lengths. `more` enters the result as it is, such as `facts` of an encoder, `by_corpus_size` (see metrics),
-    `eval_sets`.
+    `runs` has a run for "test" and one for "dev". `model` is the display name of the system, `used` (dict) its
+    configuration: pooling, prompts, lengths. `more` is added to the result unchanged, such as `model_metadata`,
+    `by_corpus_size` (see metrics) or `eval_sets`.
     """
     runs = {part: pad_run(run, collection.corpus, DEPTH) for part, run in runs.items()}
     metrics = {part: measure(collection.split(part), run) for part, run in runs.items()}
@@ -57,32 +57,36 @@ def save_result(settings, collection, label, runs, *, model, used=None, **more):
 
 
 def model_metadata(settings, encoder):
-    """What a result says of a model: its name and use, what it has seen, its content, and its recipe if it has one."""
+    """Fields of a result that describe a model: name, configuration, training data, revision, size, recipe (if any)."""
     config, recipe = encoder.config, all_recipes(settings).get(encoder.config.label)
-    return {"model": config.title, "used": asdict(config), "note": config.training_data_note, "content": encoder.revision,
-            "size": model_size(config.name),
-            **({"recipe": recipe.repeats or recipe.label, "about": recipe.description, "share": recipe.train_fraction} if recipe else
-               {})}
+    metadata = {"model": config.title, "used": asdict(config), "note": config.training_data_note,
+                "content": encoder.revision, "size": model_size(config.name)}
+    if recipe:
+        metadata |= {"recipe": recipe.repeats or recipe.label, "about": recipe.description,
+                     "share": recipe.train_fraction}
+    return metadata
 
 
 def evaluate_out_of_domain(settings, retriever):
-    """Metrics of a retriever on the test sets of OUT_OF_DOMAIN_SETS by name, with those of each query (`each`: query id ->
-    metrics), since models are compared query by query; the retriever itself keeps its corpus."""
+    """Metrics of a retriever on each test set of OUT_OF_DOMAIN_SETS: name -> metrics.
+
+    `each` holds the metrics per query (query id -> metrics) for paired comparisons. The retriever keeps its own corpus.
+    """
     found = {}
-    for name, other in out_of_domain_sets(settings).items():
-        test = other.split("test")
+    for name, collection in out_of_domain_sets(settings).items():
+        test = collection.split("test")
         each = per_query(test.qrels, copy(retriever).index(test.corpus).search(test.queries))
         found[name] = mean(each) | {"each": each.round(6).to_dict("index")}
     return found
 
 
 def read_measured_run(settings, collection, label, part="test"):
-    """The run of a label as it was saved. Raises UserError when it is missing or ranks other queries."""
+    """Read the saved run of a label. Raises UserError when it is missing or does not match the data or the result."""
     path = _run_path(settings, label, part)
     run, result = read_run(path), read_checksummed(settings.output_dir / "results" / f"{label}.json", RESULT) or {}
     if set(run) != set(collection.split(part).queries):
-        raise UserError(f"{path} ranks other queries than {settings.data_dir} has: evaluate {label} again, or delete "
-                        f"its result in {settings.output_dir / 'results'}")
+        raise UserError(f"{path} ranks other queries than those of {settings.data_dir}: evaluate {label} again, or "
+                        f"delete its result in {settings.output_dir / 'results'}")
     if result.get("runs", {}).get(part) not in (None, sha256(path)):
         raise UserError(f"{path} is not the run that was measured: evaluate {label} again")
     return run
@@ -93,11 +97,10 @@ def _run_path(settings, label, part):
 
 
 def load_results(settings):
-    """The results that fit today's data and models, in the order of the story; and why others are left out, a line
-    each.
+    """Load the current results in display order; returns them and a line per result that is left out.
 
-    A result is left out when it was measured on other data, by other metrics, with another model than the label has
-    now, or with the same model used otherwise.
+    A result is left out when it was measured on other data, with other metrics, with another model than the label has
+    now, or with another configuration of the same model.
     """
     results, left_out, contents = [], [], {}
     for path in sorted((settings.output_dir / "results").glob("*.json")):
@@ -105,7 +108,7 @@ def load_results(settings):
             continue
         result = read_checksummed(path, RESULT)
         if result is None or result["label"] != path.stem:
-            raise UserError(f"{path} is no result, or a damaged one: evaluate {path.stem} again, or delete the file")
+            raise UserError(f"{path} is not a result, or is damaged: evaluate {path.stem} again, or delete the file")
         reason = _stale_reason(settings, result, contents)
         if reason:
             left_out.append(f"{result['label']} is left out: {reason}; evaluate it again")
@@ -117,23 +120,23 @@ def load_results(settings):
 
 
 def _stale_reason(settings, result, contents):
-    """Why a result no longer fits, or None; `contents` keeps the contents of models that were looked up before."""
+    """Why a result is no longer current, or None; `contents` caches the revisions of models by label."""
     label = result.get("hybrid_of", result["label"])
     if "second_weight" in result:
         return "it was measured by an earlier version"
     if result.get("data") != data_identity(settings):
         return "it was measured on other data"
     if result["metrics"].keys() != MEASURES.keys():
-        return "it was measured by other metrics"
-    told = result["settings"].get("BM25_LANGUAGE", settings.bm25_language)
-    if told != settings.bm25_language and (result.get("content") is None or "hybrid_of" in result):
-        return f"it was measured with BM25_LANGUAGE={told}"
+        return "it was measured with other metrics"
+    language = result["settings"].get("BM25_LANGUAGE", settings.bm25_language)
+    if language != settings.bm25_language and (result.get("content") is None or "hybrid_of" in result):
+        return f"it was measured with BM25_LANGUAGE={language}"
     models = [(label, result)] + [(second["model"], second) for second in [result.get("second")] if second]
     return next(filter(None, (_changed(settings, *model, contents) for model in models)), None)
 
 
 def _changed(settings, label, measured, contents):
-    """What of a model has changed since it was measured, or None; `measured` has its `content` and `used`."""
+    """How a model has changed since it was measured, or None; `measured` holds its `content` and `used`."""
     if measured.get("content") is None:
         return None
     try:
@@ -141,7 +144,7 @@ def _changed(settings, label, measured, contents):
         if label not in contents:
             contents[label] = model_content(config.name if config else str(settings.output_dir / label))
     except UserError as error:
-        return f"its model cannot be looked at ({error})"
+        return f"its model cannot be read ({error})"
     if contents[label] != measured["content"]:
         return "its model has changed since"
     changed = [name for name, value in (config.identity if config else {}).items()
@@ -150,24 +153,29 @@ def _changed(settings, label, measured, contents):
 
 
 def best_fine_tuned(results):
-    """The fine-tuned model that is compared with the rivals: the best on dev queries; None if none was measured."""
+    """The fine-tuned model to compare with the baselines: the best on dev queries, or None if there is none."""
     return best_on_dev(filter(is_fine_tuned, results))
 
 
 def is_fine_tuned(result):
-    """Whether a result is that of a recipe; not so repetitions with other seeds, fusions with BM25, and models that
-    were trained on a share of the queries, for the learning curve."""
+    """Whether a result belongs to a recipe itself.
+
+    False for repetitions with other seeds, fusions with BM25, and models trained on a fraction of the queries for the
+    learning curve.
+    """
     return result.get("recipe") == result["label"] and result.get("share", 1) == 1
 
 
 def best_on_dev(results):
-    """The result with the best MRR@10 on dev queries, the first of equals; None if there are none."""
+    """The result with the best MRR@10 on dev queries, ties to the first; None if there are no results."""
     return max(results, key=lambda result: result["dev"][SELECTION_METRIC], default=None)
 
 
 def finalists(results):
-    """What there is to choose between, as dev queries have it: the best of all that needs no training, and the best
-    that does, each alone or fused with BM25. Either may be None."""
+    """The best system without training and the best fine-tuned one on dev queries, each alone or fused with BM25.
+
+    Either may be None.
+    """
     tuned = {result["label"] for result in filter(is_fine_tuned, results)}
     ready = {result["label"] for result in results if "recipe" not in result and "hybrid_of" not in result}
     return tuple(best_on_dev(result for result in results if result.get("hybrid_of", result["label"]) in labels)
@@ -175,33 +183,37 @@ def finalists(results):
 
 
 def planned_pairs(results):
-    """The comparisons that were planned, as pairs of labels: the fine-tuned model that dev chose against raw, BM25
-    and the reference, each other recipe against neg10, and the best with training against the best without (see
-    finalists). They are the family that is corrected; all other pairs are exploration."""
+    """The planned comparisons as pairs of labels; only these are corrected for multiple testing.
+
+    They are: the best fine-tuned model on dev queries against raw, bm25 and reference; every other recipe against
+    neg10; the best fine-tuned system against the best without training (see finalists). All other pairs are
+    exploratory.
+    """
     measured, best = {result["label"] for result in results}, best_fine_tuned(results)
-    rivals = [(best["label"], rival) for rival in ("raw", "bm25", "reference") if rival in measured] if best else []
+    baselines = [(best["label"], label) for label in ("raw", "bm25", "reference") if label in measured] if best else []
     others = [(result["label"], "neg10") for result in filter(is_fine_tuned, results)
               if result["label"] != "neg10" and "neg10" in measured]
     last = [(tuned["label"], ready["label"]) for ready, tuned in [finalists(results)] if ready and tuned]
-    return list(dict.fromkeys(rivals + others + last))
+    return list(dict.fromkeys(baselines + others + last))
 
 
 def compare(settings, collection):
-    """Everything measured so far: the rows of comparison.json, and why results are left out, a line each.
+    """Compare all current results; returns the rows of comparison.json and a line per result that is left out.
 
-    A row is a result with `ci95` and `against` (see significance.add_significance), computed from the run files;
-    `chosen` marks the fine-tuned model that dev chose, `finalist` the best with and without training.
+    A row is a result with `ci95` and `against` (see significance.add_significance), computed from the run files.
+    `chosen` marks the best fine-tuned model on dev queries, `finalist` the best systems with and without training.
     """
     results, left_out = load_results(settings)
     if not results:
-        raise UserError(f"{settings.output_dir / 'results'} has no result of today's data: run an evaluation notebook")
+        raise UserError(f"{settings.output_dir / 'results'} has no result for the current data: run an evaluation "
+                        "notebook")
     test = collection.split("test")
     frames = {}
     for result in results:
         run = read_measured_run(settings, collection, result["label"])
         frame = frames[result["label"]] = per_query(test.qrels, run)
         if any(abs(mean(frame)[name] - value) > 1e-6 for name, value in result["metrics"].items()):
-            raise UserError(f"the run and the result of {result['label']} do not belong together: evaluate it again")
+            raise UserError(f"the run and the result of {result['label']} do not match: evaluate it again")
     best, last = best_fine_tuned(results), [result["label"] for result in finalists(results) if result]
     rows = add_significance(results, frames, planned_pairs(results), seed=settings.seed)
     return [row | {"chosen": best is not None and row["label"] == best["label"], "finalist": row["label"] in last,
@@ -209,11 +221,13 @@ def compare(settings, collection):
 
 
 def compare_out_of_domain(row, rows, seed):
-    """`eval_sets` of a row with, in place of each query's values, `against`: other label -> metric -> difference and
-    ci95, of raw and reference where they answered the same queries."""
-    found, beside = {}, [other for other in rows if other["label"] in ("raw", "reference")]
+    """`eval_sets` of a row, with paired differences to raw and reference instead of the values per query.
+
+    `against` is other label -> metric -> difference and ci95, for labels evaluated on the same queries.
+    """
+    found, baselines = {}, [other for other in rows if other["label"] in ("raw", "reference")]
     for name, measured in row.get("eval_sets", {}).items():
-        each = {other["label"]: other.get("eval_sets", {}).get(name, {}).get("each", {}) for other in (row, *beside)}
+        each = {other["label"]: other.get("eval_sets", {}).get(name, {}).get("each", {}) for other in (row, *baselines)}
         frames = {label: pd.DataFrame.from_dict(values, orient="index") for label, values in each.items()
                   if values and values.keys() == each[row["label"]].keys()}
         lines = [{"label": label} for label in frames]

@@ -1,22 +1,22 @@
-"""Which differences between models are real: intervals and paired tests over the test queries.
+"""Significance of differences between models: confidence intervals and paired tests over the test queries.
 
-Every model answered the same queries, so differences are taken query by query. All randomness is shared: one resample
-of the queries (or one set of sign flips) serves every model and metric, which keeps differences paired and turns the
-work into one matrix product per chunk.
+All models are evaluated on the same queries, so differences are computed per query. All models and metrics share the
+random resamples of the queries and the random sign flips. This keeps differences paired and reduces the computation to
+one matrix product per chunk.
 
-Interval: percentile bootstrap over queries, 95 %. It speaks of other queries of the same kind on the same corpus; it
-does not cover training seeds, nor other data sets.
+Interval: percentile bootstrap over queries, 95 %. It covers other queries of the same kind on the same corpus. It does
+not cover training seeds or other datasets.
 
 Test: two-sided paired randomisation test (random sign flips of the per-query differences) on the mean, the test
 recommended by Smucker, Allan and Carterette, "A Comparison of Statistical Significance Tests for Information Retrieval
 Evaluation", CIKM 2007. Ihemelandu and Ekstrand, "Inference at Scale: Significance Testing for Large Search and
-Recommendation Experiments", SIGIR 2023, find it and the bootstrap well behaved for thousands of queries (unlike the
-Wilcoxon and sign tests), and remind that with so many queries tiny differences become significant: read the size of a
-difference and its interval first.
+Recommendation Experiments", SIGIR 2023, find it and the bootstrap reliable for thousands of queries (unlike the
+Wilcoxon and sign tests). They note that with so many queries tiny differences become significant, so the size of a
+difference and its interval matter first.
 
 Correction: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 1979,
-over the planned comparisons within one metric. All other pairs are exploration: their p-values are as they are, and
-say where to look, not what is so.
+over the planned comparisons within one metric. All other pairs are exploratory: their p-values are uncorrected, and
+only suggest hypotheses.
 """
 
 from itertools import combinations
@@ -30,18 +30,18 @@ from embedding_finetune.files import UserError
 
 RESAMPLES = 10_000
 ALPHA = 0.05  # 95 % intervals; a planned pair is called distinguishable when its Holm-corrected p-value is below this
-POWER = 0.8  # probability to find a difference, in `queries_needed`
-MOST_QUERIES = 1_000_000
+POWER = 0.8  # probability of detecting a difference, in `queries_needed`
+MOST_QUERIES = 1_000_000  # larger results of `queries_needed` are not reported
 CHUNK_BYTES = 64_000_000  # size of one chunk of resampling weights
-ROUNDING = 1e-9  # sums this close are the same value added up in another order
+ROUNDING = 1e-9  # sums this close differ only in the order of addition
 
 
 def stack(frames):
-    """Align per-query values of several models.
+    """Align the per-query values of several models.
 
-    `frames`: label -> DataFrame (index: query id, columns: metrics), as `metrics.per_query` returns it.
-    Returns (metrics, array of shape (queries, models, metrics)); raises UserError when the models did not answer
-    the same queries, since differences would then not be paired.
+    `frames`: label -> DataFrame (index: query id, columns: metrics), as returned by `metrics.per_query`. Returns
+    (metrics, array of shape (queries, models, metrics)). Raises UserError when the queries of the models differ, since
+    differences could not be paired.
     """
     first_label, first = next(iter(frames.items()))
     for label, frame in frames.items():
@@ -59,10 +59,10 @@ def _chunks(resamples, queries):
 
 
 def bootstrap_means(values, *, resamples=RESAMPLES, seed=0):
-    """Means of the columns of `values` (queries, columns) over resampled queries; shape (resamples, columns)."""
+    """Column means of `values` (queries, columns) over resampled queries; shape (resamples, columns)."""
     rng, queries = np.random.default_rng(seed), len(values)
     means = []
-    for size in _chunks(resamples, queries):  # counts of how often each query was drawn: one multinomial a resample
+    for size in _chunks(resamples, queries):  # counts: how often each query was drawn in each resample
         drawn = rng.integers(queries, size=(size, queries), dtype=np.int32) + np.arange(size)[:, None] * queries
         counts = np.bincount(drawn.ravel(), minlength=size * queries).reshape(size, queries)
         means.append(counts.astype(float) @ values / queries)
@@ -70,9 +70,9 @@ def bootstrap_means(values, *, resamples=RESAMPLES, seed=0):
 
 
 def sign_flip_sums(values, *, resamples=RESAMPLES, seed=0):
-    """Sums of the columns of `values` (queries, columns) under random signs per query; shape (resamples, columns).
+    """Column sums of `values` (queries, columns) under random signs per query; shape (resamples, columns).
 
-    Subtracting two columns of the result gives what flipping the signs of their per-query difference would give.
+    The difference of two columns of the result is the sum of their per-query differences under the same signs.
     """
     rng, queries = np.random.default_rng(seed), len(values)
     sums = []
@@ -83,22 +83,22 @@ def sign_flip_sums(values, *, resamples=RESAMPLES, seed=0):
 
 
 def interval(samples):
-    """Percentile interval of bootstrap samples (resamples, columns): low and high end, each of shape (columns,)."""
-    return np.quantile(samples, [ALPHA / 2, 1 - ALPHA / 2], axis=0).round(12) + 0.0  # rounding noise and -0.0 away
+    """Percentile interval of bootstrap samples (resamples, columns): lower and upper end, each of shape (columns,)."""
+    return np.quantile(samples, [ALPHA / 2, 1 - ALPHA / 2], axis=0).round(12) + 0.0  # removes rounding noise and -0.0
 
 
 def p_value(flipped, observed):
     """Two-sided p-value of an observed sum among sums under random signs, (count + 1) / (resamples + 1).
 
-    The observed signs are one of the possible outcomes, so p is never 0 (Phipson and Smyth 2010); for two identical
-    runs every outcome is as extreme as the observed one and p is exactly 1.
+    The observed signs are one of the possible outcomes, so p is never 0 (Phipson and Smyth 2010). For two identical
+    runs, every outcome is as extreme as the observed one and p is exactly 1.
     """
     extreme = np.abs(flipped) >= np.abs(observed) - ROUNDING
     return (extreme.sum(axis=0) + 1) / (len(flipped) + 1)
 
 
 def holm(p_values):
-    """Holm's step-down correction of a 1-d array of p-values, in the order given."""
+    """Apply Holm's step-down correction to a 1-d array of p-values; keeps their order."""
     p_values = np.asarray(p_values, float)
     order = np.argsort(p_values, kind="stable")
     stepped = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
@@ -108,20 +108,23 @@ def holm(p_values):
 
 
 class Outcome(NamedTuple):
-    """What a comparison shows of the first of two models; see `outcome`."""
+    """Result of comparing the first of two models with the second; see `outcome`."""
 
     word: str  # "better", "worse" or "not distinguishable"
     significant: bool
-    note: str  # to be put after `word` where interval and test disagree, else ""
+    note: str  # follows `word` where interval and test disagree, else ""
 
 
 def excludes_zero(ci95):
+    """Whether an interval [low, high] lies entirely above or below 0."""
     return bool(ci95[0] > ROUNDING or ci95[1] < -ROUNDING)
 
 
 def outcome(pair):
-    """The Outcome of a comparison with its `difference`, `ci95` and corrected `p_value`; without a p-value, which only
-    the learning curve lacks, the interval decides alone."""
+    """Outcome of a comparison with `difference`, `ci95` and corrected `p_value`.
+
+    Without a p-value (as in the learning curve), the interval alone decides.
+    """
     apart = excludes_zero(pair["ci95"])
     significant = bool(pair["p_value"] < ALPHA) if "p_value" in pair else apart
     if abs(pair["difference"]) < ROUNDING or not (significant or apart):
@@ -132,34 +135,32 @@ def outcome(pair):
 
 
 def queries_needed(gaps, comparisons=1, *, power=POWER):
-    """How many queries it would take to call a difference real: so many that it is found with probability `power`.
+    """Number of queries needed to detect a difference as large as the observed one with probability `power`.
 
-    `gaps` are the per-query differences at hand; future queries are taken to be like them, so the answer is for a
-    difference as large as the one seen. Under random signs the sum over n queries spreads by sqrt(n E[gap^2]), in
-    truth it lies n E[gap] from 0 and spreads by the standard deviation of the gaps: both as normal, at ALPHA over the
-    number of `comparisons` (Holm's first and strictest step; the calculation of Webber, Moffat and Zobel, "Statistical
-    Power in Retrieval Experimentation", CIKM 2008, for this test). None for more than MOST_QUERIES, or without any
-    difference.
+    `gaps` are the observed per-query differences; future queries are assumed to have the same distribution. Under
+    random signs, the sum over n queries has standard deviation sqrt(n E[gap^2]); the actual sum has mean n E[gap] and
+    standard deviation sqrt(n) std(gap). Both are approximated as normal, at level ALPHA / `comparisons` (Holm's first
+    and strictest step). The calculation follows Webber, Moffat and Zobel, "Statistical Power in Retrieval
+    Experimentation", CIKM 2008, adapted to this test. Returns None above MOST_QUERIES, or without a difference.
     """
     gaps, quantile = np.asarray(gaps, float), NormalDist().inv_cdf
     if abs(gaps.mean()) < ROUNDING:
         return None
     reach = quantile(1 - ALPHA / comparisons / 2) * np.sqrt((gaps**2).mean()) + quantile(power) * gaps.std()
-    fewest = 1 + np.log2(comparisons / ALPHA)  # with fewer queries even signs that all agree are not rare enough
+    fewest = 1 + np.log2(comparisons / ALPHA)  # below this, p stays above the level even if all signs agree
     needed = np.ceil(max((reach / gaps.mean()) ** 2, fewest))
     return int(needed) if needed <= MOST_QUERIES else None
 
 
 def compare(frames, planned=None, *, resamples=RESAMPLES, seed=0):
-    """Intervals of every model and comparison of every pair; `frames` as in `stack`, `planned` a list of pairs of
-    labels.
+    """Compute intervals of all models and compare all pairs.
 
-    Returns two tidy frames:
+    `frames` is as in `stack`; `planned` is a list of pairs of labels. Returns two DataFrames in long format:
     models  label, metric, mean, low, high
     pairs   a, b, metric, difference (mean of a minus mean of b), low, high, p_raw, p_value, planned, wins, ties, losses
             (queries on which a is better, equal, worse), needed. p_value is Holm-corrected over the planned pairs of
-            the metric (all pairs, if `planned` is None) and p_raw for the others; `needed` is queries_needed for
-            planned pairs that are not distinguishable, else NaN
+            the metric (all pairs, if `planned` is None) and equals p_raw for the others. needed is queries_needed for
+            planned pairs that are not significant, else NaN
     """
     labels = list(frames)
     metrics, values = stack(frames)
@@ -193,11 +194,11 @@ def compare(frames, planned=None, *, resamples=RESAMPLES, seed=0):
 
 
 def add_significance(rows, frames, planned=None, *, resamples=RESAMPLES, seed=0):
-    """Comparison rows (dicts with `label`) with `ci95` and `against` added; `frames` has one frame per row's label.
+    """Add `ci95` and `against` to rows (dicts with `label`); `frames` has a DataFrame per label.
 
     ci95      metric -> [low, high]
-    against   other label -> metric -> {difference, ci95, p_value, planned, wins, ties, losses, and queries_needed where
-              `compare` has it}, seen from the row's model
+    against   other label -> metric -> {difference (row minus other), ci95, p_value, planned, wins, ties, losses, and
+              queries_needed where `compare` returns it}
     """
     labels = [row["label"] for row in rows]
     models, pairs = compare({label: frames[label] for label in labels}, planned, resamples=resamples, seed=seed)

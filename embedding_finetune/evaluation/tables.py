@@ -30,13 +30,13 @@ def write_comparison(settings, rows):
 
 
 def as_table(results, labels=None):
-    """One row a model, one column a metric."""
+    """Table with one row per model and one column per metric."""
     table = pd.DataFrame({result["label"]: result["metrics"] for result in results}).T.rename_axis("model")
     return table if labels is None else table.loc[labels]
 
 
 def comparison_table(rows, metrics=(METRIC, "recall@10", "mrr@10"), digits=3):
-    """Rows of results.compare as a frame of text, best model of the first metric first: mean and 95 % interval."""
+    """Table of means with 95 % intervals from rows of results.compare, sorted by the first metric, best first."""
     def cell(row, metric):
         low, high = row["ci95"][metric]
         return f"{row['metrics'][metric]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
@@ -47,15 +47,15 @@ def comparison_table(rows, metrics=(METRIC, "recall@10", "mrr@10"), digits=3):
 
 
 def planned_table(rows, metric=METRIC):
-    """One line a planned comparison."""
+    """Table with one row per planned comparison."""
     return pairs_table(rows, metric, planned=True)
 
 
 def pairs_table(rows, metric=METRIC, of=None, against=None, planned=None, digits=3):
-    """One line a pair, the better model first: difference, interval, p-value, wins / ties / losses, verdict.
+    """Table with one row per pair, better model first: difference, interval, p-value, wins / ties / losses, verdict.
 
-    `of` keeps the pairs with that model, `against` those of them with one of these; `planned` keeps only the planned
-    pairs (True) or only the others (False).
+    `of` keeps the pairs with that model; `against` restricts the other model to these labels; `planned` keeps only
+    planned pairs (True) or only exploratory ones (False).
     """
     lines = []
     for one, other in combinations(rows, 2):
@@ -79,69 +79,72 @@ def pairs_table(rows, metric=METRIC, of=None, against=None, planned=None, digits
 
 
 def verdict(better, pair):
-    """What may be said of a pair of models of which `better` has the higher mean."""
+    """Verdict on a pair of models, of which `better` has the higher mean."""
     if not pair["planned"]:
         return f"exploration: interval {'excludes' if excludes_zero(pair['ci95']) else 'includes'} 0"
     found = outcome(pair)
-    said = found.word if found.word == "not distinguishable" else f"{better} is better{found.note}"
-    return said if found.significant else f"{said}; {required_queries(pair) or 'too small a difference to plan for'}"
+    text = found.word if found.word == "not distinguishable" else f"{better} is better{found.note}"
+    return text if found.significant else f"{text}; {required_queries(pair) or 'difference too small to plan for'}"
 
 
 def conclusion(rows, metric=METRIC):
-    """Sentences computed from recall@1: what fine-tuning bought, and how that stands against BM25 and the reference."""
+    """Sentences on the effect of fine-tuning, and how the best model compares with BM25 and the off-the-shelf model."""
     by_label, tuned = {row["label"]: row for row in rows}, list(filter(is_fine_tuned, rows))
     best = next((row for row in rows if row.get("chosen")), None)
     caveat = f" {PSEUDO_QUERY_CAVEAT}" if any(row.get("pseudo_queries") for row in rows) else ""
     if "raw" not in by_label or best is None:
-        return "The raw model and a fine-tuned one have to be evaluated before there is anything to conclude." + caveat
+        return "Nothing to conclude yet: evaluate the raw model and a fine-tuned one." + caveat
 
     def against(label):
         pair = best["against"][label][metric]
         (low, high), found = pair["ci95"], outcome(pair)
-        said = f"{found.word} {'from' if found.word == 'not distinguishable' else 'than'} {label}{found.note}"
-        seen = [f"{by_label[label]['metrics'][metric]:.3f}",
-                f"difference {pair['difference']:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}]"]
-        return f"{said} ({'; '.join([*seen, *filter(None, [required_queries(pair, 'test ')])])})"
+        text = f"{found.word} {'from' if found.word == 'not distinguishable' else 'than'} {label}{found.note}"
+        numbers = [f"{by_label[label]['metrics'][metric]:.3f}",
+                   f"difference {pair['difference']:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}]"]
+        return f"{text} ({'; '.join([*numbers, *filter(None, [required_queries(pair, 'test ')])])})"
 
-    rivals = [label for label in ("bm25", "reference") if label in by_label]
-    first = (f"Fine-tuning took {metric} from {by_label['raw']['metrics'][metric]:.3f} (raw) to "
+    baselines = [label for label in ("bm25", "reference") if label in by_label]
+    first = (f"Fine-tuning changed {metric} from {by_label['raw']['metrics'][metric]:.3f} (raw) to "
              + " and ".join(f"{row['metrics'][metric]:.3f} ({row['label']})" for row in tuned)
              + f": {best['label']}, the best on dev queries, is {against('raw')}.")
-    second = f"It is {' and '.join(map(against, rivals))}." if rivals else "No rival is measured yet."
+    second = (f"It is {' and '.join(map(against, baselines))}." if baselines else
+              "No other baseline has been evaluated yet.")
     return f"{first} {second}{caveat}"
 
 
 def seeds_table(rows, metric=METRIC):
-    """Mean and spread (standard deviation) over the seeds of each recipe, beside the 95 % interval of its first seed.
+    """Table of mean and standard deviation over the seeds of each recipe, and the 95 % interval of its first seed.
 
-    The interval speaks of other queries, the spread of other seeds: a difference should outlast both. Empty with one
-    seed.
+    The interval covers other queries, the standard deviation other seeds; a difference should exceed both. Empty when
+    there is only one seed.
     """
     table = {}
     for row in rows:
         values = [other["metrics"][metric] for other in rows if other.get("recipe") == row["label"]]
         if len(values) > 1:
-            table[row["label"]] = {"seeds": len(values), "mean": np.mean(values), "spread": np.std(values, ddof=1),
-                                   "interval of one": "[{:.3f}, {:.3f}]".format(*row["ci95"][metric])}
+            table[row["label"]] = {"seeds": len(values), "mean": np.mean(values), "std": np.std(values, ddof=1),
+                                   "interval of first seed": "[{:.3f}, {:.3f}]".format(*row["ci95"][metric])}
     return pd.DataFrame.from_dict(table, orient="index").rename_axis(metric)
 
 
 def out_of_domain_table(rows, metric=METRIC):
-    """One row a model: the metric on the experiment's own test set, then on those of OUT_OF_DOMAIN_SETS, each with the paired
-    difference to raw and to the reference (95 % interval); empty without any set."""
+    """Table of the metric on the experiment's test set and on each of OUT_OF_DOMAIN_SETS, one row per model.
+
+    Each out-of-domain value has the paired differences to raw and reference with 95 % intervals. Empty without sets.
+    """
     table = {}
     for row in rows:
         if row.get("eval_sets"):
-            line = table[row["label"]] = {"own": f"{row['metrics'][metric]:.3f}"}
+            line = table[row["label"]] = {"in-domain": f"{row['metrics'][metric]:.3f}"}
             for name, measured in row["eval_sets"].items():
                 line[name] = f"{measured[metric]:.3f}"
                 for other, pairs in measured.get("against", {}).items():
-                    line[f"{name}, beside {other}"] = format_difference(pairs[metric])
+                    line[f"{name}, difference to {other}"] = format_difference(pairs[metric])
     return pd.DataFrame.from_dict(table, orient="index").fillna("").rename_axis(metric)
 
 
 def examples(test, run, *, right, number=3):
-    """A few queries whose first passage is a positive (`right=True`) or is not, with both texts, as a table."""
+    """Table of a few queries whose first passage is a positive (`right=True`) or is not (`right=False`)."""
     rank = first_positive_rank(test, run)
     chosen = rank.index[(rank == 1) == right][:number]
     return pd.DataFrame([{
@@ -153,7 +156,7 @@ def examples(test, run, *, right, number=3):
 
 
 def changed_queries(test, wrong, right, number=3):
-    """A few queries whose first passage is no positive in the run `wrong`, but is one in the run `right`: a table."""
+    """Table of a few queries whose first passage is a positive in the run `right` but not in the run `wrong`."""
     before, after = (first_positive_rank(test, run) for run in (wrong, right))
     return pd.DataFrame([{
         "query": test.queries[query], "wrong": _short(test.corpus[next(iter(wrong[query]))]),

@@ -62,7 +62,8 @@ def test_of_very_many_pairs_a_seeded_sample_is_looked_at(monkeypatch):
 def test_lengths_are_those_of_the_tokenizer(tmp_path, settings):
     collection = collection_of(PAIRS)
     model = tiny_bert(tmp_path / "bert", [*collection.queries.values(), *collection.corpus.values()][:6])
-    config = replace(base_encoder_config(settings), name=str(model), query_prompt="ask: ", query_max_len=10, passage_max_len=20)
+    config = replace(base_encoder_config(settings), name=str(model), query_prompt="ask: ", query_max_len=10,
+                     passage_max_len=20)
     found = token_lengths(config, collection, np.random.default_rng(0))
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     for side, texts, prompt, limit in (("queries", collection.queries, "ask: ", 10),
@@ -75,7 +76,7 @@ def test_lengths_are_those_of_the_tokenizer(tmp_path, settings):
         assert own["unknown"] == sum(row.count(tokenizer.unk_token_id) for row in ids) / sizes.sum()
     assert found["passages"]["unknown"] > 0 and found["most"] == 512 and 0 < found["passages"]["cut"] < 1
     figure = plot_lengths(found)
-    assert [axis.get_title() for axis in figure.axes][1] == f"passages, {found['passages']['cut']:.1%} cut at 20"
+    assert [axis.get_title() for axis in figure.axes][1] == f"passages, {found['passages']['cut']:.1%} truncated at 20"
 
 
 def test_the_test_set_is_measured_by_the_formula():
@@ -102,7 +103,7 @@ def test_a_report_says_what_is_there_and_is_the_same_again(built):
     of_parts = sum(counts[f"{part} queries"] for part in ("train", "dev", "test"))
     assert counts["queries"] == len(collection.queries) == of_parts
     uses = {passage: sum(passage in own for own in collection.qrels.values()) for passage in collection.corpus}
-    assert counts["passages that answer several queries"] == sum(config > 1 for config in uses.values()) > 0
+    assert counts["passages that answer several queries"] == sum(count > 1 for count in uses.values()) > 0
     assert counts["pairs"] == sum(uses.values()) and counts["passages that answer nothing"] == 0
     look = report["first_look"]
     assert look["queries"] == counts["dev queries"] and look["passages"] == len(collection.corpus)
@@ -114,11 +115,11 @@ def test_a_report_says_what_is_there_and_is_the_same_again(built):
     assert pair["wins"] + pair["ties"] + pair["losses"] == look["queries"]
     first = content_hash(report)
     assert content_hash(report_data(built, collection, {"rows read": 120})) == first
-    without = report_data(built, collection, {}, first_look=False)
+    without = report_data(built, collection, {}, baseline_check=False)
     assert "first_look" not in without and without["test_set"]["disagree"] == 0.2
 
 
-def test_the_first_look_is_small_whatever_the_size(built, monkeypatch):
+def test_the_baseline_check_is_small_whatever_the_size(built, monkeypatch):
     monkeypatch.setattr(module, "CHECK_QUERIES", 2)
     monkeypatch.setattr(module, "CHECK_PASSAGES", 20)
     look = report_data(built, read_data(built), {})["first_look"]
@@ -139,50 +140,50 @@ def report_of(**changes):
 
 def test_the_sentences_say_the_most_frequent_first():
     assert summary_sentences(report_of()) == [
-        "Nothing to mend was found.",
-        "The 1000 test queries tell a difference of 0.05 in recall@1 or more (at 95%, if two models disagree on 20% of "
-        "the queries); it takes about 21,000 for 0.01, 5,200 for 0.02, 840 for 0.05, 210 for 0.1."]
+        "No problems found.",
+        "The 1000 test queries can detect a difference of 0.05 in recall@1 or more (at 95%, if two models disagree on "
+        "20% of the queries); queries needed: about 21,000 for 0.01, 5,200 for 0.02, 840 for 0.05, 210 for 0.1."]
     said = summary_sentences(report_of(
         passages={"cut": 0.3, "95 %": 700, "unknown": 0.4},
         suspicious={"HTML": {"pairs": 35, "share": 0.35, "queries": ["a", "b"]},
                     "mojibake": {"pairs": 0, "share": 0.009, "queries": ["c"]}},
         near_duplicates={"of": 50, "passages": 4, "share": 0.08},
         languages={"queries": {"en (Latin)": 1.0}, "passages": {"zh (CJK)": 0.9, "en (Latin)": 0.1}}))
-    starts = ["To mend first: the queries are in en (Latin), the passages in zh (CJK), en (Latin): they share few",
-              "Then: bert does not know 40.0% of what the passages say",
+    starts = ["Fix first: the queries are in en (Latin), the passages in zh (CJK), en (Latin): they share few",
+              "Then: bert has no vocabulary entry for 40.0% of the tokens of the passages",
               "Then: HTML: 35 of 100 pairs, such as query a, b",
-              "Then: PASSAGE_MAX_LEN=96 cuts 30.0% of the passages: split them.",
-              "Then: 4 of 50 passages say nearly the same as another one"]
+              "Then: PASSAGE_MAX_LEN=96 truncates 30.0% of the passages: split them.",
+              "Then: 4 of 50 passages are near-duplicates of another one"]
     assert len(said) == 6 and all(one.startswith(start) for one, start in zip(said, starts))
 
 
 def look_of(bm25, base, half=0.01, p=0.001):
-    """A first look with these values of recall@1 and an interval of the difference that reaches `half` to each side."""
+    """A baseline check with these values of recall@1; the interval of the difference has the half-width `half`."""
     pair = {"difference": bm25 - base, "ci95": [bm25 - base - half, bm25 - base + half], "p_value": p}
     return {"queries": 80, "passages": 900, "bm25": {"recall@1": bm25}, "base": {"recall@1": base},
             "bm25_to_base": pair}
 
 
 @pytest.mark.parametrize("bm25, base, half, p, hint", [
-    (0.95, 0.5, 0.01, 0.001, "little to win"), (0.6, 0.5, 0.01, 0.001, "BM25 is ahead: a model"),
-    (0.5, 0.6, 0.01, 0.001, "the base is ahead already: fine"),
+    (0.95, 0.5, 0.01, 0.001, "little to gain"), (0.6, 0.5, 0.01, 0.001, "BM25 is ahead: fine-tuning"),
+    (0.5, 0.6, 0.01, 0.001, "the base model is already ahead: fine"),
     (0.6, 0.5, 0.2, 0.3, "no significant difference"), (0.5, 0.6, 0.2, 0.3, "no significant difference"),
     (0.5, 0.5, 0.0, 1.0, "no significant difference"),
-    (0.6, 0.5, 0.2, 0.01, "BM25 is ahead, though the interval includes 0: a model")])
-def test_the_first_look_is_put_into_words(bm25, base, half, p, hint):
+    (0.6, 0.5, 0.2, 0.01, "BM25 is ahead, though the interval includes 0: fine-tuning")])
+def test_the_baseline_check_is_put_into_words(bm25, base, half, p, hint):
     said = summary_sentences(report_of(first_look=look_of(bm25, base, half, p)))[1]
-    assert said.startswith(f"Of 80 dev queries in 900 passages BM25 ranks a positive first for {bm25:.1%}")
+    assert said.startswith(f"Of 80 dev queries over 900 passages, BM25 ranks a positive first for {bm25:.1%}")
     assert hint in said
 
 
 @pytest.mark.parametrize("bm25, base, told", [
-    (0.50, 0.58, "Where a base was 0.09 ahead, on MS MARCO, fine-tuning its one vector brought +0.00"),
-    (0.50, 0.52, "Where a base was 0.02 ahead, on docstrings, fine-tuning its one vector brought +0.07"),
-    (0.50, 0.28, "Where a base was 0.20 behind, on COVID-QA, fine-tuning its one vector brought +0.14"),
+    (0.50, 0.58, "On MS MARCO, where the base model was 0.09 ahead, single-vector fine-tuning gained +0.00"),
+    (0.50, 0.52, "On docstrings, where the base model was 0.02 ahead, single-vector fine-tuning gained +0.07"),
+    (0.50, 0.28, "On COVID-QA, where the base model was 0.20 behind, single-vector fine-tuning gained +0.14"),
     (0.80, 0.02, ""), (0.30, 0.60, "")])
-def test_what_training_brought_where_it_was_alike_stands_beside_the_first_look(bm25, base, told):
+def test_what_training_brought_where_it_was_alike_stands_beside_the_baseline_check(bm25, base, told):
     said = summary_sentences(report_of(first_look=look_of(bm25, base)))[1]
-    assert told in said and ("Where a base was" in said) == bool(told)
+    assert told in said and ("where the base model was" in said) == bool(told)
 
 
 def test_what_training_brought_is_what_the_ladder_measured():

@@ -51,10 +51,11 @@ def test_a_curve_that_lies_on_the_line(measured):
     there, gain = follow(curve, 320)
     assert (there[0], gain[0]) == pytest.approx((0.6, 0.1))
     assert follow(curve, 40)[0][0] == pytest.approx(0.3)
-    assert summary(curve).startswith("Each doubling of the training queries has brought +0.100 [+0.0")
-    assert "through 4 points from 20 to 160 queries. Twice as many, 320, would be expected at 0.600 [" in summary(curve)
-    assert "From the line through the others the last point differs by +0.000 [" in summary(curve)
-    assert "speaks against the line" in summary(curve)
+    assert summary(curve).startswith("Each doubling of the training queries gained +0.100 [+0.0")
+    assert ("to 4 points from 20 to 160 queries). Twice as many, 320, are expected to reach 0.600 ["
+            in summary(curve))
+    assert "The last point differs from the line through the others by +0.000 [" in summary(curve)
+    assert "no evidence against the line" in summary(curve)
 
 
 def test_the_interval_of_the_gain_is_that_of_the_queries_own_gains(measured):
@@ -70,19 +71,19 @@ def test_the_interval_of_the_gain_is_that_of_the_queries_own_gains(measured):
 
 
 @pytest.mark.parametrize("right, expected", [
-    ({"neg10_half": 40, "neg10": 41}, "too noisy to tell"),
-    ({"neg10_half": 40, "neg10": 20}, "More of them have made it worse"),
-    ({"neg10_quarter": 10, "neg10_half": 50, "neg10": 52}, "the curve bends, expect less"),
-    ({"neg10_quarter": 10, "neg10_half": 12, "neg10": 60}, "nothing that speaks against the line"),
-    (STEADY | {"neg10_half_long": 30}, "the others bring +0.200 [+0.1"),
-    (STEADY | {"neg10_half_long": 30}, "it is pairs that are missing"),
-    (STEADY | {"neg10_half_long": 50}, "train longer before you look for more pairs"),
-    (STEADY | {"neg10_half_long": 60}, "train longer before you look for more pairs")])
+    ({"neg10_half": 40, "neg10": 41}, "too noisy to predict"),
+    ({"neg10_half": 40, "neg10": 20}, "More queries made it worse"),
+    ({"neg10_quarter": 10, "neg10_half": 50, "neg10": 52}, "the curve flattens, expect less"),
+    ({"neg10_quarter": 10, "neg10_half": 12, "neg10": 60}, "no evidence against the line"),
+    (STEADY | {"neg10_half_long": 30}, "the remaining queries add +0.200 [+0.1"),
+    (STEADY | {"neg10_half_long": 30}, "more pairs help"),
+    (STEADY | {"neg10_half_long": 50}, "train longer before you collect more pairs"),
+    (STEADY | {"neg10_half_long": 60}, "train longer before you collect more pairs")])
 def test_what_is_said_follows_the_numbers(measured, right, expected):
     save(measured, right)
     text = summary(learning_curve(measured, DATA))
     assert expected in text
-    assert sum(words in text for words in ("would be expected", "too noisy", "have made it worse")) == 1
+    assert sum(words in text for words in ("are expected to reach", "too noisy", "made it worse")) == 1
     assert ("the line through the others" in text) == (len(right) > 2) and "\n" not in text
 
 
@@ -91,7 +92,7 @@ def test_as_many_steps_as_with_all_is_no_point_of_the_line(measured):
     curve = learning_curve(measured, DATA)
     assert curve["same_steps"].sum() == 1 and curve.loc["neg10_half_long", "queries"] == 80
     assert follow(curve[~curve["same_steps"]], 320)[0][0] == pytest.approx(0.6)
-    assert "would be expected at 0.600" in summary(curve)
+    assert "are expected to reach 0.600" in summary(curve)
 
 
 def test_seeds_are_averaged_and_widen_the_interval(measured):
@@ -104,9 +105,10 @@ def test_seeds_are_averaged_and_widen_the_interval(measured):
     assert both["low"] < 0.5 and both["high"] > 0.7 and both["high"] - both["low"] > alone["high"] - alone["low"]
 
 
-def test_too_few_shares_are_refused_by_name(measured):
+def test_too_few_fractions_are_refused_by_name(measured):
     save(measured, {"neg10": 50, "neg10_half_long": 40, "neg50": 60})
-    with pytest.raises(UserError, match="the learning curve of neg10 needs results of two shares .* `make curve`"):
+    message = "the learning curve of neg10 needs results for at least two fractions .* `make curve`"
+    with pytest.raises(UserError, match=message):
         learning_curve(measured, DATA)
     with pytest.raises(UserError, match="there is no recipe 'nothing'"):
         learning_curve(measured, DATA, "nothing")
@@ -129,5 +131,5 @@ def test_the_notebook_shows_it(measured, capsys):
     for cell in notebook.cells:
         if cell.cell_type == "code":
             exec(cell.source, names)
-    assert "Each doubling of the training queries has brought +0.100" in capsys.readouterr().out
+    assert "Each doubling of the training queries gained +0.100" in capsys.readouterr().out
     assert len(names["curve"]) == 4 and plt.get_fignums()

@@ -163,7 +163,8 @@ def test_page_is_one_file_and_no_text_escapes_its_data(evidence, settings):
     assert len(scripts.found) == 2  # the data and the program, nothing from a passage
     data = json.loads(scripts.found[0][1])
     assert data["passages"][data["positives"][3][0]] == NASTY.replace("\ud800", "?")
-    assert [len(text) for text in data["passages"] if text.endswith(" … (cut)")] == [report.PASSAGE_CHARACTERS + 8]
+    truncated = [text for text in data["passages"] if text.endswith(" … (truncated)")]
+    assert [len(text) for text in truncated] == [report.PASSAGE_CHARACTERS + 14]
     assert PASSAGES["p0"] not in data["passages"] and data["passages"][data["near"][0][0]] == PASSAGES["p2"]
     assert not re.search(r"""(src|href)=["'](?!data:)|url\(|@import|https?://(?!www\.w3\.org/2000/svg)""", page)
 
@@ -260,7 +261,7 @@ def test_planned_comparisons_are_those_of_the_notebooks(page, evidence):
                      line["p"].replace("(", "").replace(")", ""), line["wins / ties / losses"], line["verdict"]]
                     for line in planned_table(evidence.rows, metric).to_dict("records")]
         assert table(page, "planned") == expected and len(expected) == 2
-    assert "Dev chose tuned." in page.locator("#planned caption").inner_text()
+    assert "Best on dev queries: tuned." in page.locator("#planned caption").inner_text()
     assert page.locator("#planned .win").count() == 2 and page.locator("#pairs .loss").count() == 0
 
 
@@ -272,7 +273,7 @@ def test_one_model_is_shown_against_all_others(page, evidence):
     page.focus("#model")
     page.keyboard.type("bm25")
     against = evidence.rows[0]["against"]
-    rows = {row[0].replace(" chosen on dev", ""): row[1:] for row in table(page, "pairs")}
+    rows = {row[0].replace(" best on dev", ""): row[1:] for row in table(page, "pairs")}
     assert set(rows) == {"tuned", "raw"} and page.locator("#pairs .loss").count() == 1
     for label, (difference, p, wins, said) in rows.items():
         pair = against[label]["recall@1"]
@@ -303,7 +304,7 @@ def test_numbers_of_the_page_are_those_of_the_comparison(page, evidence):
     ranked = sorted(evidence.rows, key=lambda row: -row["metrics"]["recall@1"])
     shown = page.locator("#comparison tbody tr").all_inner_texts()
     for row, text in zip(ranked, shown, strict=True):  # best first
-        assert row["label"] in text and ("chosen on dev" in text) == (row["label"] == "tuned")
+        assert row["label"] in text and ("best on dev" in text) == (row["label"] == "tuned")
         for metric in METRICS:
             low, high = row["ci95"][metric]
             assert f"{row['metrics'][metric]:.3f}" in text and f"{low:.3f} – {high:.3f}" in text
@@ -314,7 +315,7 @@ def test_numbers_of_the_page_are_those_of_the_comparison(page, evidence):
 
 def test_the_page_says_what_to_take(page, evidence):
     said = page.locator("#take").inner_text()
-    assert said == recommendation(evidence.rows) and said.startswith("Take tuned, which was fine-tuned.")
+    assert said == recommendation(evidence.rows) and said.startswith("Use tuned (fine-tuned).")
 
 
 def test_a_note_stands_once_with_the_labels_it_is_about(page):
@@ -326,7 +327,7 @@ def test_a_model_alone_is_compared_with_nothing(evidence, settings, open_page):
     evidence.rows = comparison_rows(["bm25"], np.random.default_rng(0).random((1, 9, 5)), None, [])
     page = open_page(report.write_page(settings, evidence))
     assert page.locator("#one").is_hidden() and table(page, "planned") == []
-    assert "none before a fine-tuned model" in page.locator("#planned caption").inner_text()
+    assert "None yet: evaluate a fine-tuned model" in page.locator("#planned caption").inner_text()
     assert page.locator("#count").inner_text() == "5 of 5 queries"
 
 

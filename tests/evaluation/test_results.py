@@ -54,7 +54,7 @@ def finished(settings, label, pooling="mean"):
 
 
 class Model:
-    """What `results.facts` asks of an encoder, without the model in memory."""
+    """What `results.model_metadata` asks of an encoder, without the model in memory."""
 
     def __init__(self, settings, label):
         self.config = load_encoder_config(settings, label)
@@ -76,7 +76,8 @@ def save_hybrid(settings, label, dev=1, test=1):
 def test_a_result_has_metrics_of_both_parts_and_runs_for_every_tool(measured):
     few = {"test": {query: {"p0": 3.0} for query in DATA.split("test").queries}, "dev": run("dev", 2)}
     folder = finished(measured, "neg10")
-    result = results.save_result(measured, DATA, "neg10", few, **results.model_metadata(measured, Model(measured, "neg10")))
+    metadata = results.model_metadata(measured, Model(measured, "neg10"))
+    result = results.save_result(measured, DATA, "neg10", few, **metadata)
     assert result["metrics"]["recall@1"] == 0.5 and result["dev"]["recall@1"] == pytest.approx(2 / 3)
     assert (result["queries"], result["corpus"], result["recipe"]) == (2, 6, "neg10")
     assert read_checksummed(measured.output_dir / "results" / "neg10.json") == result
@@ -139,7 +140,7 @@ def test_the_planned_comparisons():
     assert results.planned_pairs(others) == [] and results.best_fine_tuned(others) is None
 
 
-def test_a_share_of_the_queries_is_a_point_of_the_curve_and_no_candidate():
+def test_a_fraction_of_the_queries_is_a_point_of_the_curve_and_no_candidate():
     def result(label, dev, **more):
         return {"label": label, "dev": {"mrr@10": dev}, **more}
 
@@ -168,7 +169,7 @@ def gone(settings):
 
 @pytest.mark.parametrize("change, reason", [(trained_anew, "its model has changed since"),
                                             (used_otherwise, "it was measured with another pooling"),
-                                            (gone, "its model cannot be looked at (")])
+                                            (gone, "its model cannot be read (")])
 def test_a_result_that_no_longer_fits_its_model_is_left_out_by_name(measured, change, reason):
     finished(measured, "neg10")
     for label in ("bm25", "raw", "neg10"):
@@ -196,7 +197,7 @@ def test_a_result_of_other_metrics_is_left_out(measured, monkeypatch):
     save(measured, "bm25")
     monkeypatch.setitem(results.MEASURES, "recall@5", results.MEASURES["recall@10"])
     left_out = results.load_results(measured)[1]
-    assert left_out == ["bm25 is left out: it was measured by other metrics; evaluate it again"]
+    assert left_out == ["bm25 is left out: it was measured with other metrics; evaluate it again"]
 
 
 def test_results_of_other_data_are_left_out_all_of_them_even_bm25s(measured, monkeypatch):
@@ -206,7 +207,7 @@ def test_results_of_other_data_are_left_out_all_of_them_even_bm25s(measured, mon
     write_data(measured, other, {"source": "seven"})
     assert results.load_results(measured) == ([], [f"{label} is left out: it was measured on other data; evaluate it "
                                                    "again" for label in ("bm25", "raw")])
-    with pytest.raises(UserError, match="has no result of today's data: run an evaluation notebook"):
+    with pytest.raises(UserError, match="has no result for the current data: run an evaluation notebook"):
         results.compare(measured, other)
     write_data(measured, DATA, {"source": "six"})  # the same files again are the same data
     assert [result["label"] for result in results.load_results(measured)[0]] == ["bm25", "raw"]
@@ -233,16 +234,16 @@ def test_runs_and_results_that_do_not_belong_together_are_named(measured):
         results.compare(measured, DATA)
     result = measured.output_dir / "results" / "bm25.json"
     write_checksummed(result, read_checksummed(result) | {"runs": {}})  # as an earlier version wrote it
-    with pytest.raises(UserError, match="the run and the result of bm25 do not belong together"):
+    with pytest.raises(UserError, match="the run and the result of bm25 do not match: evaluate it again"):
         results.compare(measured, DATA)
     path.unlink()
     with pytest.raises(UserError, match="bm25.trec does not exist"):
         results.compare(measured, DATA)
     write_checksummed(result, read_checksummed(result) | {"label": "raw"})  # two that were exchanged
-    with pytest.raises(UserError, match="bm25.json is no result"):
+    with pytest.raises(UserError, match="bm25.json is not a result, or is damaged"):
         results.load_results(measured)
     (measured.output_dir / "results" / "bm25.json").write_text("[]")
-    with pytest.raises(UserError, match="bm25.json is no result"):
+    with pytest.raises(UserError, match="bm25.json is not a result, or is damaged"):
         results.load_results(measured)
 
 
@@ -273,7 +274,7 @@ def test_other_test_sets_are_measured_on_their_own_corpus(measured, tmp_path):
         results.evaluate_out_of_domain(replace(measured, out_of_domain_sets="nowhere"), retriever)
 
 
-def test_what_is_lost_elsewhere_is_a_paired_difference_on_the_same_queries():
+def test_what_is_lost_out_of_domain_is_a_paired_difference_on_the_same_queries():
     def row(label, *values):
         each = {f"q{number}": {"recall@1": value} for number, value in enumerate(values)}
         return {"label": label, "eval_sets": {"far": {"recall@1": sum(values) / len(values), "each": each}}}

@@ -63,7 +63,7 @@ def test_only_planned_pairs_may_be_called_better():
     pairs = tables.pairs_table(ROWS).set_index("pair")
     assert pairs["verdict"].to_dict() == {
         "bm25 - raw": "exploration: interval excludes 0", "neg10 - raw": "neg10 is better",
-        "neg50 - raw": "neg50 is better", "neg10 - bm25": "not distinguishable; about 12,000 queries would tell",
+        "neg50 - raw": "neg50 is better", "neg10 - bm25": "not distinguishable; about 12,000 queries would be needed",
         "bm25 - neg50": "exploration: interval includes 0", "neg10 - neg50": "exploration: interval excludes 0"}
     assert pairs.loc["neg10 - bm25"].tolist()[:4] == ["+0.010", "[-0.010, +0.030]", "0.2000 (Holm)", "20 / 950 / 30"]
     assert pairs.loc["neg10 - neg50", "p"] == "0.0400 (uncorrected)"
@@ -86,12 +86,12 @@ def test_pairs_can_be_picked():
     (pair(0.1, 0.049), "neg10 is better"),
     (pair(0.1, 0.049, half=0.11), "neg10 is better, though the interval includes 0"),
     (pair(0.1, 0.05),
-     "neg10 is better by its interval alone, not after correction; too small a difference to plan for"),
+     "neg10 is better by its interval alone, not after correction; difference too small to plan for"),
     (pair(0.1, 0.05, queries_needed=1472),
-     "neg10 is better by its interval alone, not after correction; about 1,500 queries would tell"),
-    (pair(0.0, 1.0), "not distinguishable; too small a difference to plan for"),
-    (pair(0.0, 0.01), "not distinguishable; too small a difference to plan for"),
-    (pair(0.01, 0.3, queries_needed=96), "not distinguishable; about 96 queries would tell"),
+     "neg10 is better by its interval alone, not after correction; about 1,500 queries would be needed"),
+    (pair(0.0, 1.0), "not distinguishable; difference too small to plan for"),
+    (pair(0.0, 0.01), "not distinguishable; difference too small to plan for"),
+    (pair(0.01, 0.3, queries_needed=96), "not distinguishable; about 96 queries would be needed"),
     (pair(-0.1, 0.001, planned=False), "exploration: interval excludes 0")])
 def test_verdicts(seen, verdict):
     assert tables.verdict("neg10", seen["recall@1"]) == verdict
@@ -102,22 +102,23 @@ def test_the_conclusion_follows_the_numbers():
                reference=pair(0.01, 0.6, queries_needed=43210))
     others = [row("bm25", 0.8), row("raw", 0.3), row("neg10", 0.72), row("reference", 0.7)]
     assert tables.conclusion([*others, best]) == (
-        "Fine-tuning took recall@1 from 0.300 (raw) to 0.720 (neg10) and 0.710 (neg50): neg50, the best on dev "
+        "Fine-tuning changed recall@1 from 0.300 (raw) to 0.720 (neg10) and 0.710 (neg50): neg50, the best on dev "
         "queries, is better than raw (0.300; difference +0.410, 95 % interval [+0.390, +0.430]). It is worse than bm25 "
         "(0.800; difference -0.090, 95 % interval [-0.110, -0.070]) and not distinguishable from reference (0.700; "
-        "difference +0.010, 95 % interval [-0.010, +0.030]; about 43,000 test queries would tell).")
+        "difference +0.010, 95 % interval [-0.010, +0.030]; about 43,000 test queries would be needed).")
     alike = row("neg50", 0.7, chosen=True, raw=pair(0.4, 0.001), bm25=pair(0.0, 0.01))
     assert "It is not distinguishable from bm25 (0.800; difference +0.000" in tables.conclusion([*others[:2], alike])
-    assert "No rival is measured yet" in tables.conclusion([best, others[1]])
-    assert "have to be evaluated" in tables.conclusion(others[:2]) == tables.conclusion([best])
+    assert "No other baseline has been evaluated yet" in tables.conclusion([best, others[1]])
+    assert "Nothing to conclude yet" in tables.conclusion(others[:2]) == tables.conclusion([best])
 
 
 def test_numbers_of_pseudo_queries_are_called_no_proof():
     best = row("neg50", 0.71, chosen=True, raw=pair(0.41, 0.001))
     for rows in ([best], [best, row("raw", 0.3)]):
         said = tables.conclusion(rows)
-        assert "no proof" not in said
-        assert tables.conclusion([{**one, "pseudo_queries": 3} for one in rows]) == f"{said} {tables.PSEUDO_QUERY_CAVEAT}"
+        assert "pseudo-queries" not in said
+        caveat = tables.PSEUDO_QUERY_CAVEAT
+        assert tables.conclusion([{**one, "pseudo_queries": 3} for one in rows]) == f"{said} {caveat}"
         assert tables.conclusion([{**one, "pseudo_queries": 0} for one in rows]) == said
 
 
@@ -228,8 +229,8 @@ def test_seeds_are_summed_up_beside_the_interval_of_one():
             repeated("neg10_seed44", 0.7, "neg10"), repeated("neg50", 0.9, "neg50")]
     table = tables.seeds_table(rows)
     assert list(table.index) == ["neg10"] and table.loc["neg10", "seeds"] == 3
-    assert table.loc["neg10", "mean"] == pytest.approx(0.6) and table.loc["neg10", "spread"] == pytest.approx(0.1)
-    assert table.loc["neg10", "interval of one"] == "[0.400, 0.600]"
+    assert table.loc["neg10", "mean"] == pytest.approx(0.6) and table.loc["neg10", "std"] == pytest.approx(0.1)
+    assert table.loc["neg10", "interval of first seed"] == "[0.400, 0.600]"
     assert tables.seeds_table(rows[:2]).empty
 
 
@@ -239,6 +240,6 @@ def test_other_test_sets_stand_beside_the_own_one_with_what_is_lost_there():
             {"label": "raw", "metrics": {"recall@1": 0.4}, "eval_sets": {"far": {"recall@1": 0.5}}},
             {"label": "hybrid", "metrics": {"recall@1": 0.6}, "eval_sets": {}}]
     assert tables.out_of_domain_table(rows).to_dict("index") == {
-        "bm25": {"own": "0.500", "far": "0.400", "far, beside raw": "-0.100 [-0.150, -0.050]"},
-        "raw": {"own": "0.400", "far": "0.500", "far, beside raw": ""}}
+        "bm25": {"in-domain": "0.500", "far": "0.400", "far, difference to raw": "-0.100 [-0.150, -0.050]"},
+        "raw": {"in-domain": "0.400", "far": "0.500", "far, difference to raw": ""}}
     assert tables.out_of_domain_table(rows[2:]).empty
