@@ -1,4 +1,4 @@
-"""Fine-tune a BERT into an embedding model, and measure honestly what that gains.
+"""Fine-tune text embedding models and compare them with BM25 and off-the-shelf models.
 
 The modules in data-flow order; each imports only from modules above it:
 
@@ -7,8 +7,8 @@ The modules in data-flow order; each imports only from modules above it:
     version                  the version of the package
     labels                   which labels a model may have
     profiles                 values of settings from the environment and from profiles/
-    settings_view            the settings as a notebook shows them
-    settings                 every setting: type, default, check, purpose
+    settings_view            table of the settings for notebooks
+    settings                 all settings: type, default, check, purpose
     recipes                  the fine-tunings in profiles/recipes.toml
     artifacts/manifest       checksums of records and folders
     artifacts/staging        temporary folders, commits by rename, locks
@@ -22,16 +22,16 @@ The modules in data-flow order; each imports only from modules above it:
     data/readers/docstrings  docstrings of installed packages
     data/documents/files     text, Markdown, HTML and PDF files
     data/documents/chunker   documents split into passages, and pseudo-queries for them
-    data/cleaning            pairs of any format, cleaned alike
+    data/cleaning            cleaning of pairs of any format
     data/out_of_domain       test sets of other domains
     data/splits              leak-free train / dev / test split
     data/negatives           random negatives, and the filter of mined ones
     data/row_store           training rows by id over one memory-mapped store of passages
-    data/leakage             check that nothing of dev or test is in a training file
+    data/leakage             check that training files contain nothing of dev or test
 
     models/fast_layers       faster linear layers and dropout on a CPU
     models/batching          length-sorted batches
-    models/embedding_cache   embeddings on disk, found by what they were made of
+    models/embedding_cache   embeddings on disk, by model and text
     models/compiled_model    ONNX and OpenVINO in place of PyTorch
     models/encoder_config    pooling, prompts and lengths, read from the model
     models/modeling          loading an encoder and the layers after it
@@ -57,7 +57,7 @@ The modules in data-flow order; each imports only from modules above it:
     training/training_data   training files, written again only when something changed
     training/provenance      what a model was trained from
     training/mining          hard negatives and teacher scores
-    training/batches         what a step draws, and its batches
+    training/batches         sampling of training batches
     training/loss            the contrastive loss, GradCache
     evaluation/metrics       recall, MRR and nDCG from runs and judgments
     training/dev_evaluator   dev metrics during a training
@@ -68,14 +68,14 @@ The modules in data-flow order; each imports only from modules above it:
     training/reranker        training a cross-encoder
     training/export_multi_vector   export of the multi-vector part of a model
     training/model_card      the card of a finished model
-    training/export          a folder that three libraries load alike
+    training/export          a model folder that three libraries load
     training/merging         a fine-tuned model averaged with its base
     training/worker          one training process
     training/launcher        the processes of a training on one or several machines
     training/train           from a recipe to a finished model
 
     evaluation/significance  confidence intervals and paired tests
-    evaluation/data_report   what the data are like before any training
+    evaluation/data_report   statistics and problems of the data before training
     evaluation/results       saved results, and the planned comparison of them
     evaluation/tuning        depth and weights of reranking, tuned on dev queries
     evaluation/conclusion    the recommendation
@@ -84,7 +84,7 @@ The modules in data-flow order; each imports only from modules above it:
     evaluation/learning_curve      results by number of training queries
     evaluation/report_page   the HTML report
 
-    serving/abstention       the score from which a hit is likely to answer
+    serving/abstention       score threshold for answering
     serving/query_encoder    query embeddings without PyTorch
     serving/available        what can be searched
     serving/index            saved indexes
@@ -108,11 +108,11 @@ from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else ONNX Runtime reports its use to its makers, unasked
-sys.modules.setdefault("openvino_telemetry", None)  # and so do OpenVINO, when it is imported, and NNCF
-# nbformat imports it, through jsonschema, for a check of addresses that no notebook needs: six seconds, each time.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # turns off telemetry of ONNX Runtime
+sys.modules.setdefault("openvino_telemetry", None)  # and of OpenVINO and NNCF
+# nbformat imports it through jsonschema for URL checks that no notebook needs, which takes six seconds.
 sys.modules.setdefault("rfc3987_syntax", None)
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # bm25s takes JAX where it is installed, and JAX most of a GPU's memory
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # bm25s uses JAX if installed, which reserves most of the GPU memory
 
 _needed = ("torch", "transformers", "FlagEmbedding", "faiss")
 _missing = [name for name in _needed if importlib.util.find_spec(name) is None]

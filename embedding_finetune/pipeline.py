@@ -1,10 +1,10 @@
-"""The whole experiment in one go: every notebook and script in the order in which a person would run them.
+"""Run the whole experiment: all notebooks and scripts in order.
 
     python -m embedding_finetune run                what `make run` calls
-    python -m embedding_finetune run --notebooks    what `make notebooks` calls: put the outputs of the last run into
+    python -m embedding_finetune run --notebooks    what `make notebooks` calls: copy the outputs of the last run into
                                                     the notebooks
 
-Executed copies of the notebooks go to OUTPUT_DIR/notebooks; the notebooks themselves stay as they are.
+Executed copies of the notebooks go to OUTPUT_DIR/notebooks; the notebooks themselves are not changed.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from embedding_finetune.recipes import find_recipe, trained_labels
 from embedding_finetune.settings import ROOT, Settings, display_value
 from embedding_finetune.training.provenance import is_current, training_script
 
-# Other fine-tuned models take eval_train_hard.ipynb, other ready-made ones eval_bge_m3.ipynb.
+# Other fine-tuned models use eval_train_hard.ipynb, other off-the-shelf ones eval_bge_m3.ipynb.
 NOTEBOOK_OF = {"raw": "eval_raw_bert.ipynb", "neg10": "eval_train_neg10.ipynb", "neg50": "eval_train_neg50.ipynb",
                "reference": "eval_bge_m3.ipynb", "late_reference": "rerank.ipynb"}
 
@@ -32,28 +32,27 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def plan(settings):
-    """The steps as pairs: a notebook or script, and the label it runs for where that is not its own.
+    """The steps as pairs: a notebook or script, and its label (None if it is fixed in the notebook).
 
-    RECIPES adds fine-tunings, SEEDS repeats all fine-tunings, EXTRA_MODELS adds evaluations, RERANKERS second looks
-    at their hits; the comparison comes last, and after it the learning curve where a recipe takes a share of the
-    queries.
+    RECIPES adds trainings, SEEDS repeats all trainings, EXTRA_MODELS adds evaluations, RERANKERS adds rerankers. The
+    comparison comes last, followed by the learning curve if a recipe uses a fraction of the queries.
     """
     trained, others = trained_labels(settings), [label for label in pretrained(settings) if label not in NOTEBOOK_OF]
     models = [label for label in trained if find_recipe(settings, label).kind == "bi_encoder"]
     stages = settings.rerankers.split()
     evaluated = ["raw", *models, *others, "reference"]
-    shares = any(find_recipe(settings, label).train_fraction < 1 for label in trained)
+    has_fractions = any(find_recipe(settings, label).train_fraction < 1 for label in trained)
     default = dict.fromkeys(trained, "eval_train_hard.ipynb") | dict.fromkeys(others, "eval_bge_m3.ipynb")
     default |= dict.fromkeys(stages, "rerank.ipynb")
     return [("build_train_dataset.ipynb", None), ("build_eval_dataset.ipynb", None),
             *((training_script(label).split()[0], label) for label in trained),
             *((NOTEBOOK_OF.get(label, default.get(label)), None if label in NOTEBOOK_OF else label)
               for label in evaluated + stages),
-            ("compare.ipynb", None), *[("learning_curve.ipynb", None)] * shares]
+            ("compare.ipynb", None), *([("learning_curve.ipynb", None)] if has_fractions else [])]
 
 
 def run_pipeline(settings):
-    """Run the plan; a model that is already trained with these settings and files is kept. Raises UserError."""
+    """Run all steps of the plan; a model trained with the same settings and files is kept. Raises UserError."""
     steps, folder = plan(settings), settings.output_dir / "notebooks"
     for number, (step, label) in enumerate(steps, start=1):
         started = time.monotonic()
@@ -67,20 +66,19 @@ def run_pipeline(settings):
 
 
 def run_script(settings, script, label):
-    """Run the fine-tuning script of a label unless its model is there already."""
+    """Run the training script of a label, unless its model is current."""
     if is_current(settings, find_recipe(settings, label)) and not may_overwrite():
-        _say(f"{display_value(settings.output_dir / label)} is trained with these settings and this file already: kept "
-             "(OVERWRITE=1 trains it anew)")
+        _say(f"{display_value(settings.output_dir / label)} is already trained with these settings and this file: kept "
+             "(OVERWRITE=1 trains it again)")
     elif subprocess.run(["bash", ROOT / script, label], check=False).returncode:
-        raise UserError(f"{script} failed, its own messages are above")
+        raise UserError(f"{script} failed; see its messages above")
 
 
 def run_notebook(path, folder, label=None):
-    """Execute a notebook top to bottom and keep the executed copy in `folder`; an evaluation may be run for another
-    `label`.
+    """Execute a notebook and save the executed copy in `folder`; `label` runs an evaluation notebook for that label.
 
-    A heading of the notebook is printed when its cells begin to run. If a cell fails, the copy is kept as
-    NAME.failed.ipynb. The copy has no outputs but those of this run.
+    Headings are printed when their cells start. The copy contains only outputs of this run. If a cell fails, the copy
+    is saved as NAME.failed.ipynb and UserError is raised.
     """
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
@@ -97,7 +95,7 @@ def run_notebook(path, folder, label=None):
             _say(f"    {headings[cell_index]}")
 
     try:
-        with tempfile.TemporaryDirectory() as sockets:  # local sockets, which only this user can listen to
+        with tempfile.TemporaryDirectory() as sockets:  # sockets that only this user can access
             client = NotebookClient(notebook, timeout=None, kernel_name="python3", coalesce_streams=True,
                                     resources={"metadata": {"path": str(ROOT)}}, on_cell_execute=announce,
                                     config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}))
@@ -111,7 +109,7 @@ def run_notebook(path, folder, label=None):
 
 
 def _headings(notebook):
-    """Index of a code cell -> the nearest heading above it, where that heading is new."""
+    """Index of a code cell -> the heading above it, for the first code cell under each heading."""
     headings, latest = {}, None
     for index, cell in enumerate(notebook.cells):
         found = re.search(r"^#+ (.*)", cell.source, flags=re.MULTILINE) if cell.cell_type == "markdown" else None
@@ -126,15 +124,14 @@ def _say(text):
 
 
 def keep_outputs(settings):
-    """Put the outputs of the executed copies in OUTPUT_DIR/notebooks into the notebooks themselves, without what
-    moves by itself.
+    """Copy the outputs of the executed copies in OUTPUT_DIR/notebooks into the notebooks, without progress bars.
 
-    A cell's metadata says of which source its outputs are, so that a test can tell outputs that are no longer true.
+    The metadata of a cell holds the hash of the source of its outputs, so that a test can detect outdated outputs.
     """
     for path in sorted(ROOT.glob("*.ipynb")):
         copy = settings.output_dir / "notebooks" / path.name
         if not copy.exists():
-            _say(f"{path.name}: no executed copy in {display_value(copy.parent)}, left as it is")
+            _say(f"{path.name}: no executed copy in {display_value(copy.parent)}, not changed")
             continue
         notebook, executed = nbformat.read(path, as_version=4), nbformat.read(copy, as_version=4)
         done = {cell.source: cell for cell in executed.cells if cell.cell_type == "code"}
@@ -155,11 +152,11 @@ def keep_outputs(settings):
 
 
 def source_hash(source):
-    """What tells a cell's source from another."""
+    """Short hash of the source of a cell."""
     return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
 def main():
     parser = CommandLine("run", __doc__)
-    parser.add_argument("--notebooks", action="store_true", help="put the outputs of the last run into the notebooks")
+    parser.add_argument("--notebooks", action="store_true", help="copy the outputs of the last run into the notebooks")
     (keep_outputs if parser.parse_args().notebooks else run_pipeline)(Settings.load())

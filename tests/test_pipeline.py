@@ -215,7 +215,7 @@ def test_running_again_keeps_models_and_data(finished, tmp_path, capsys):
         assert path.stat().st_mtime_ns == before[path][1]
 
 
-def test_a_model_of_other_settings_is_trained_anew_by_the_script(finished, monkeypatch):
+def test_a_model_of_other_settings_is_trained_again_by_the_script(finished, monkeypatch):
     settings, _ = finished
     calls = []
     monkeypatch.setattr(pipeline.subprocess, "run", lambda command, check: calls.append(command) or finished_with(0))
@@ -224,7 +224,7 @@ def test_a_model_of_other_settings_is_trained_anew_by_the_script(finished, monke
     pipeline.run_script(settings, "finetune_hard.sh", "hard_kd")
     assert calls == [["bash", ROOT / "finetune_neg10.sh", "neg10"], ["bash", ROOT / "finetune_hard.sh", "hard_kd"]]
     monkeypatch.setattr(pipeline.subprocess, "run", lambda command, check: finished_with(1))
-    with pytest.raises(UserError, match="finetune_neg10.sh failed, its own messages are above"):
+    with pytest.raises(UserError, match="finetune_neg10.sh failed; see its messages above"):
         pipeline.run_script(settings, "finetune_neg10.sh", "neg10")
 
 
@@ -388,7 +388,8 @@ def test_outputs_of_the_last_run_are_put_into_the_notebooks(finished, root, caps
         assert all(cell.metadata["outputs_of"] == pipeline.source_hash(cell.source) for cell in cells)
         assert sum(bool(cell.outputs) for cell in cells) > 4
         outputs = [output for cell in cells for output in cell.outputs]
-        assert all(output.get("name") != "stderr" and pipeline.WIDGET not in output.get("data", {}) for output in outputs)
+        assert all(output.get("name") != "stderr" and pipeline.WIDGET not in output.get("data", {})
+                   for output in outputs)
         nbformat.validate(nbformat.read(root / name, as_version=4))
     kept = {path.name: path.read_bytes() for path in root.glob("*.ipynb")}
     pipeline.keep_outputs(finished[0])

@@ -25,8 +25,8 @@ def config(tmp_path_factory):
     """A finished model that is used as the page says of output/demo/neg10."""
     folder = tmp_path_factory.mktemp("use")
     prompt = re.search(r'query_instruction_for_retrieval="(.*)"', PAGE)[1]
-    config = EncoderConfig("neg10", "neg10", str(tiny_bert(folder / "base", [QUERY, PASSAGE, prompt] * 2)), "cls", prompt, "",
-                   48, 96)
+    base = str(tiny_bert(folder / "base", [QUERY, PASSAGE, prompt] * 2))
+    config = EncoderConfig("neg10", "neg10", base, "cls", prompt, "", 48, 96)
     model = transformers.AutoModel.from_pretrained(config.name)
     export(model, transformers.AutoTokenizer.from_pretrained(config.name), folder / "neg10", config)
     return EncoderConfig(**(vars(config) | {"name": str(folder / "neg10")}))

@@ -1,1 +1,1 @@
-"""Features with requirements of their own: BGE-M3, ONNX and OpenVINO, Ray, publishing."""
+"""Optional features: BGE-M3 scores, ONNX and OpenVINO export, Ray, index advisor, publishing."""

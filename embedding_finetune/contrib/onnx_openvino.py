@@ -1,15 +1,15 @@
-"""A model compiled to ONNX or OpenVINO, in int8 and bfloat16 too, and what that costs and buys.
+"""Export of a model to ONNX or OpenVINO in float32, int8 or bfloat16, with its size, speed and quality.
 
     python -m embedding_finetune export LABEL [FORM ..]    FORM: onnx, onnx-int8, openvino, openvino-int8,
-                                                            openvino-bf16; default: all that this processor runs
+                                                            openvino-bf16; default: all that this processor supports
 
-OUTPUT_DIR/LABEL-FORM is a model's folder that carries the same pooling, prompts and lengths: its name is a label like
-any other here, and sentence-transformers loads it with `backend=` (docs/smaller.md). Results of each are saved and
-enter the comparison; OUTPUT_DIR/results/smaller_LABEL.md has size, speed, and the paired difference to LABEL.
+OUTPUT_DIR/LABEL-FORM is a model folder with the same pooling, prompts and lengths. Its name is a label like any other,
+and sentence-transformers loads it with `backend=` (docs/smaller.md). The results of each form are saved and enter the
+comparison. OUTPUT_DIR/results/smaller_LABEL.md has size, speed and the paired difference to LABEL.
 
-Weights and activations in int8 are quantised by NNCF after training (static; SmoothQuant, Xiao et al., ICML 2023, and
-bias correction), calibrated on passages of the training part. Nothing is computed from a batch, as dynamic quantisation
-would: a text has the same vector in every company.
+int8 is static post-training quantisation of weights and activations by NNCF (SmoothQuant, Xiao et al., ICML 2023, and
+bias correction), calibrated on passages of the training split. Unlike dynamic quantisation, nothing depends on the
+batch: a text always has the same vector.
 """
 
 import logging
@@ -56,7 +56,7 @@ from embedding_finetune.training.provenance import check_trained
 CALIBRATION, TIMED_PASSAGES, TIMED_QUERIES, ROUNDS = 300, 256, 50, 3
 CARD = """# {name}
 
-The model {label}, compiled to {form} and used as {label} is: pooling, prompts and lengths are in its files.
+The model {label}, exported to {form}, with the same pooling, prompts and lengths, which are in its files.
 
 ```python
 from sentence_transformers import SentenceTransformer   # pip install "sentence-transformers[{kind}]"
@@ -70,30 +70,32 @@ Not evaluated yet.
 
 
 def runs_here(form):
-    """Whether this processor has the instructions for a form."""
+    """Whether this processor supports a form."""
     return not form.endswith("bf16") or has_bf16()
 
 
 def make(settings, encoder_config, form, texts, work):
-    """Make OUTPUT_DIR/LABEL-FORM of the model that `use` names, unless it is there; returns its folder.
+    """Export the model of an EncoderConfig to OUTPUT_DIR/LABEL-FORM, unless it is current; returns the folder.
 
-    `texts` calibrate int8; `work` is a folder for what the forms have in common. Raises UserError when the folder holds
-    something else (OVERWRITE=1 replaces it), or when the model cannot be compiled.
+    `texts` are the int8 calibration data; `work` is a folder for graphs that the forms share. Raises UserError when the
+    folder holds another export (OVERWRITE=1 replaces it) or another model, and when the export fails.
     """
     folder, (kind, _, numbers) = settings.output_dir / f"{encoder_config.label}-{form}", form.partition("-")
-    said = {"label": encoder_config.label, "seen": encoder_config.training_data_note}  # for people, and no reason to make it anew
-    made_of = {"form": form, "use": encoder_config.identity | said, "content": model_content(encoder_config.name),
-               "calibration": content_hash(texts)}
+    # Descriptive fields, which are not part of the identity.
+    description = {"label": encoder_config.label, "seen": encoder_config.training_data_note}
+    made_of = {"form": form, "use": encoder_config.identity | description,
+               "content": model_content(encoder_config.name), "calibration": content_hash(texts)}
     record = read_json(folder / COMPILED_RECORD) or {}
     before = record.get("made_of", {})
     if before | {"use": identity_of(before.get("use", {}))} == made_of | {"use": encoder_config.identity}:
-        print(f"{display_value(folder)} is of these weights already: kept", flush=True)
+        print(f"{display_value(folder)} is already made from these weights: kept", flush=True)
         return folder
     if folder.exists() and not record:
-        raise UserError(f"{display_value(folder)} is no compiled model: move it out of the way")
+        raise UserError(f"{display_value(folder)} is not a compiled model: move it out of the way")
     if folder.exists() and not may_overwrite():
-        raise UserError(f"{display_value(folder)} is of other weights, or of another use; OVERWRITE=1 replaces it")
-    print(f"making {display_value(folder)}", flush=True)
+        raise UserError(f"{display_value(folder)} was made from other weights or with another configuration; "
+                        "OVERWRITE=1 replaces it")
+    print(f"exporting {display_value(folder)}", flush=True)
     partial = folder.with_name(f"{folder.name}.partial")
     graph = partial / GRAPHS[kind]
     try:
@@ -101,7 +103,8 @@ def make(settings, encoder_config, form, texts, work):
         graph.parent.mkdir(parents=True)
         tokenizer = load("AutoTokenizer", encoder_config.name, encoder_config.trusted)
         source = _traced(encoder_config, tokenizer, work / "model.onnx")
-        source = _quantize(encoder_config, tokenizer, texts, source, work / "int8.onnx") if numbers == "int8" else source
+        if numbers == "int8":
+            source = _quantize(encoder_config, tokenizer, texts, source, work / "int8.onnx")
         if kind == "onnx":
             shutil.copy(source, graph)
         else:
@@ -113,11 +116,12 @@ def make(settings, encoder_config, form, texts, work):
         dense = DenseLayers.load(encoder_config.name, encoder_config.dense)
         dense.save(partial)
         write_encoder_config(partial, config.hidden_size, replace(encoder_config, dense=dense.folders))
-        (partial / "README.md").write_text(CARD.format(name=folder.name, label=encoder_config.label, form=form, kind=kind,
-                                                       heading=METRICS_HEADING), encoding="utf-8")
+        card = CARD.format(name=folder.name, label=encoder_config.label, form=form, kind=kind, heading=METRICS_HEADING)
+        (partial / "README.md").write_text(card, encoding="utf-8")
         graphs = {file.name: sha256(file) for file in sorted(graph.parent.iterdir())}
         precision = "bf16" if numbers == "bf16" else "f32"
-        write_json(partial / COMPILED_RECORD, {"format": kind, "precision": precision, "made_of": made_of, "graph": graphs})
+        record = {"format": kind, "precision": precision, "made_of": made_of, "graph": graphs}
+        write_json(partial / COMPILED_RECORD, record)
         shutil.rmtree(folder, ignore_errors=True)
         return partial.rename(folder)
     except OSError as error:
@@ -127,10 +131,10 @@ def make(settings, encoder_config, form, texts, work):
 
 
 def _traced(config, tokenizer, path):
-    """Write the encoder to `path`, unless it is there, as an ONNX graph in float32: what the tokenizer gives ->
-    last_hidden_state. Returns `path`.
+    """Export the encoder to `path` as a float32 ONNX graph, unless it exists; returns `path`.
 
-    By the exporter that traces: the newer one gives the same vectors and takes a minute where this takes seconds.
+    The graph maps the tokenizer's output to last_hidden_state. The tracing exporter is used: the newer one gives the
+    same vectors but takes a minute instead of seconds.
     """
     if path.exists():
         return path
@@ -158,7 +162,7 @@ def _traced(config, tokenizer, path):
 
 
 def _quantize(config, tokenizer, texts, source, path):
-    """Write the ONNX graph `source` in int8 to `path`, unless it is there; returns `path`."""
+    """Quantise the ONNX graph `source` to int8 at `path`, unless it exists; returns `path`."""
     if not path.exists():
         import nncf
         import onnx
@@ -175,17 +179,17 @@ def _quantize(config, tokenizer, texts, source, path):
 
 
 def lowest_cosine(one, other):
-    """Of the rows of two arrays (texts, dimensions)."""
+    """Lowest cosine between corresponding rows of two arrays (texts, dimensions)."""
     return float(((one * other).sum(axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)).min())
 
 
 def speeds(encoders, passages, queries, rounds=ROUNDS):
-    """For each of `encoders` (by label): passages a second in batches, and milliseconds a query alone (the median).
+    """Passages per second in batches, and median milliseconds per single query, for each of `encoders` (by label).
 
-    The best of some rounds in which each takes its turn, so that what else the machine does falls on all alike.
+    Takes the best of several rounds. The encoders alternate in each round, so that other load affects all of them.
     """
     found = {label: (0.0, np.inf) for label in encoders}
-    for encoder in encoders.values():  # the first call loads
+    for encoder in encoders.values():  # the first call loads the model
         encoder.encode_passages(passages[:8])
     for _ in range(rounds):
         for label, encoder in encoders.items():
@@ -201,37 +205,38 @@ def speeds(encoders, passages, queries, rounds=ROUNDS):
 
 
 def measure(settings, collection, label, folders):
-    """Measure LABEL and its compiled forms, save the results of these; returns the table, a row each.
+    """Evaluate LABEL and its compiled forms and save the results of the forms; returns a table with one row each.
 
-    Raises UserError, and removes the folder, when a graph in float32 gives other vectors (cosine below 0.9999).
+    Raises UserError, and removes the folder, when a float32 graph gives different vectors (cosine below 0.9999).
     """
     test, dev, cache = collection.split("test"), collection.split("dev"), settings.output_dir / "cache"
-    uses = {name: load_encoder_config(settings, name) for name in (label, *(folder.name for folder in folders))}
+    configs = {name: load_encoder_config(settings, name) for name in (label, *(folder.name for folder in folders))}
     runs, frames, vectors, lowest = {}, {}, {}, {}
-    for name, config in uses.items():
+    for name, config in configs.items():
         dense = Dense(Encoder(config, settings.encode_batch_size, cache)).index(test.corpus)
         runs[name] = {"test": dense.search(test.queries), "dev": dense.search(dev.queries)}
         frames[name], vectors[name] = per_query(test.qrels, runs[name]["test"]), dense.vectors
         lowest[name] = lowest_cosine(dense.vectors, vectors[label])
         if name.endswith(("-onnx", "-openvino")) and not lowest[name] >= 0.9999:
             shutil.rmtree(settings.output_dir / name)
-            raise UserError(f"{name} gives other vectors than {label} (cosine {lowest[name]:.4f}): not kept")
+            raise UserError(f"{name} gives different vectors from {label} (cosine {lowest[name]:.4f}): not kept")
     draw = np.random.default_rng(settings.seed).permutation
     passages = [list(test.corpus.values())[row] for row in draw(len(test.corpus))[:TIMED_PASSAGES]]
     queries = [list(test.queries.values())[row] for row in draw(len(test.queries))[:TIMED_QUERIES]]
-    encoders = {name: Encoder(config, settings.encode_batch_size) for name, config in uses.items()}
+    encoders = {name: Encoder(config, settings.encode_batch_size) for name, config in configs.items()}
     speed = speeds(encoders, passages, queries)
     rows = add_significance([{"label": name, "metrics": mean(frame)} for name, frame in frames.items()], frames,
-                            [(name, label) for name in uses if name != label], seed=settings.seed)
+                            [(name, label) for name in configs if name != label], seed=settings.seed)
     table = []
     for row in rows:
         name, encoder = row["label"], encoders[row["label"]]
         cost = {"mb": _megabytes(encoder.config.name), "passages_per_second": speed[name][0],
                 "ms_per_query": speed[name][1], "lowest_cosine": lowest[name]}
         if name != label:
-            save_result(settings, collection, name, runs[name], **model_metadata(settings, encoder), compiled_of=label, **cost)
+            save_result(settings, collection, name, runs[name], **model_metadata(settings, encoder), compiled_of=label,
+                        **cost)
         table.append({"model": name, "MB": f"{cost['mb']:.0f}", "passages/s": f"{cost['passages_per_second']:.0f}",
-                      "ms a query": f"{cost['ms_per_query']:.1f}", "lowest cosine": f"{cost['lowest_cosine']:.4f}",
+                      "ms per query": f"{cost['ms_per_query']:.1f}", "lowest cosine": f"{cost['lowest_cosine']:.4f}",
                       **{metric: _cell(row, label, metric) for metric in (METRIC, SELECTION_METRIC)}})
     return pd.DataFrame(table)
 
@@ -247,24 +252,27 @@ def _cell(row, label, metric):
 
 
 def export_compiled(settings, label, forms=()):
-    """Make and measure the forms of a label, or all that this processor runs; returns the table. Raises UserError as
-    `make` does."""
+    """Export and evaluate the forms of a label, by default all that this processor supports; returns the table.
+
+    Raises UserError as `make` and `measure` do, and for unknown or unsupported forms.
+    """
     forms = forms or [*filter(runs_here, COMPILED_FORMATS)]
     for form in forms:
         if form not in COMPILED_FORMATS:
-            raise UserError(f"there is no form {form!r}: give some of {', '.join(COMPILED_FORMATS)}")
+            raise UserError(f"there is no form {form!r}: choose from {', '.join(COMPILED_FORMATS)}")
         if not runs_here(form):
-            raise UserError("this processor has no instructions for bfloat16: give some of "
+            raise UserError("this processor has no instructions for bfloat16: choose from "
                             f"{', '.join(filter(runs_here, COMPILED_FORMATS))}")
     if label in compiled_labels(settings):
-        raise UserError(f"{label} is a compiled model: give the label of the model that it was made of")
+        raise UserError(f"{label} is a compiled model: give the label of the model it was made from")
     check_trained(settings, label)
     collection, config = read_data(settings), load_encoder_config(settings, label)
     train = collection.split("train")
     ids, _ = train.positive_pool()
     drawn = np.random.default_rng(settings.seed).permutation(len(ids))[:CALIBRATION]
     with tempfile.TemporaryDirectory() as work:
-        folders = [make(settings, config, form, [train.corpus[ids[row]] for row in drawn], Path(work)) for form in forms]
+        texts = [train.corpus[ids[row]] for row in drawn]
+        folders = [make(settings, config, form, texts, Path(work)) for form in forms]
     table = measure(settings, collection, label, folders)
     with atomic_write(settings.output_dir / "results" / f"smaller_{label}.md") as file:
         file.write(table.to_markdown(index=False, disable_numparse=True) + "\n")
@@ -277,5 +285,6 @@ def main():
     parser.add_argument("forms", nargs="*", metavar="FORM")
     options = parser.parse_args()
     if not options.label:
-        raise UserError("give a label and perhaps forms, e.g. `python -m embedding_finetune export neg10 onnx-int8`")
-    print(export_compiled(Settings.load(), options.label, options.forms).to_markdown(index=False, disable_numparse=True))
+        raise UserError("give a label and optionally forms, e.g. `python -m embedding_finetune export neg10 onnx-int8`")
+    table = export_compiled(Settings.load(), options.label, options.forms)
+    print(table.to_markdown(index=False, disable_numparse=True))

@@ -1,10 +1,10 @@
-"""A model's folder for the hub: its files, and a card that says what was measured, against what, and how it was made.
+"""Publishing: a model folder for the Hugging Face Hub, with a card of its results, baselines and training settings.
 
     python -m embedding_finetune publish LABEL [--to NAMESPACE/NAME] [--upload]
 
-OUTPUT_DIR/publish/LABEL is the folder, whose card is for you to read and to mend; only --upload sends it into a
-repository, which is private until you open it on its page. HF_TOKEN (or an earlier `hf auth login`) says who you are.
-The folder holds no training texts, and no path of this machine: that is checked.
+The folder is OUTPUT_DIR/publish/LABEL; read and edit its card before you publish it. Only --upload sends it to a
+repository, which is private until you change that on its page. HF_TOKEN (or an earlier `hf auth login`) identifies you.
+The folder contains no training texts and no paths of this machine, which is checked.
 """
 
 import json
@@ -33,13 +33,13 @@ from embedding_finetune.settings import ROOT, Settings, display_value, path_of, 
 from embedding_finetune.training.model_card import METRICS_HEADING
 from embedding_finetune.training.provenance import RECORD as TRAINED
 
-KEPT_BACK = (MODEL_CARD, MANIFEST, TRAINED, "training_log.jsonl")  # the card is written anew, the records are for here
+KEPT_BACK = (MODEL_CARD, MANIFEST, TRAINED, "training_log.jsonl")  # the card is rewritten, the records are local
 FACTS = "results.json"
-BUNDLED = "sentence-transformers/all-MiniLM-L6-v2"  # what the value `bundled` is
+BUNDLED = "sentence-transformers/all-MiniLM-L6-v2"  # the model behind the value `bundled`
 DATA_NOTES = {
-    "msmarco": "MS MARCO's dev pairs, which are for non-commercial research",
+    "msmarco": "the dev pairs of MS MARCO, which are for non-commercial research",
     "docstrings": "docstrings of Python packages (first paragraph and the rest), each under the licence of its package",
-    "": "a data set that is not published here; its licence is for its owner to say",
+    "": "a dataset that is not published here; ask its owner for its licence",
 }
 SECTIONS = """## Results
 
@@ -49,9 +49,9 @@ SECTIONS = """## Results
 
 {pairs}
 
-{models}. Only planned comparisons are tests (paired randomisation, Holm-corrected); the others are exploration. The
-model to compare, the checkpoint and every weight were chosen on dev queries. Splits are by query and by passage; no
-test query or its passages were trained on.
+{models}. Only planned comparisons are tested (paired randomisation, Holm-corrected); the others are exploratory. The
+model to compare, the checkpoint and all weights were selected on dev queries. Splits are by query and by passage: no
+test query and none of its passages were used in training.
 
 ## Licence and data
 
@@ -66,11 +66,10 @@ Licence of the model: {licence}. It was made from {base}, whose licence holds as
 
 
 def prepare(settings, label, to=None):
-    """Make OUTPUT_DIR/publish/LABEL, unless it is there and says what is known today; returns the folder.
+    """Build OUTPUT_DIR/publish/LABEL, unless it exists and is current; returns the folder.
 
-    Raises UserError when the label has no model, when its results or those that it is compared with do not fit today's
-    data and models, when the folder says something else than what is known today or a file of it, the card aside, is
-    not as it was made (OVERWRITE=1 makes it anew), or when something private is in a file.
+    Raises UserError when the label has no model, when a result of the comparison is outdated, when the folder is
+    outdated or a file other than the card has changed (OVERWRITE=1 rebuilds it), or when a file contains a local path.
     """
     with lock(settings.output_dir / "publish"):
         return _prepared(settings, label, to)
@@ -85,17 +84,19 @@ def _prepared(settings, label, to):
     if row is None:
         stale = [line for line in left_out if line.startswith(f"{label} is left out")]
         raise UserError(stale[0] if stale else f"{label} has no results: evaluate it first")
-    if left_out:  # the card would not say what it lacks
+    if left_out:  # the card would omit them without a note
         raise UserError(f"{left_out[0]}, or move its result out of {display_value(settings.output_dir / 'results')}")
     known = ("label", "queries", "corpus", "metrics", "dev", "ci95", "against", "content", "data", "finished")
     facts = json.loads(json.dumps({name: row.get(name) for name in known} | {"published_as": to}))
     if folder.exists() and not may_overwrite():
         if changed := verify_manifest(folder):
-            raise UserError(f"{display_value(folder / changed)} is not as it was made; OVERWRITE=1 makes the folder anew")
+            raise UserError(f"{display_value(folder / changed)} has changed since it was made; OVERWRITE=1 rebuilds "
+                            "the folder")
         if read_json(folder / FACTS) == facts:
-            print(f"{display_value(folder)} is there: kept as it is (OVERWRITE=1 makes it anew)")
+            print(f"{display_value(folder)} is current: kept (OVERWRITE=1 rebuilds it)")
             return folder
-        raise UserError(f"{display_value(folder)} was made for other results or another name; OVERWRITE=1 makes it anew")
+        raise UserError(f"{display_value(folder)} was made for other results or another name; OVERWRITE=1 "
+                        "rebuilds it")
     partial = folder.with_name(f"{label}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -116,18 +117,18 @@ def _prepared(settings, label, to):
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if not settings.model_license:
-        print("licence unknown: the card says so; MODEL_LICENSE=apache-2.0, say, states one (it is yours to choose, "
-              "within the licences of base model and data)")
+        print("licence unknown, as stated in the card: set it, for example MODEL_LICENSE=apache-2.0 (the choice is "
+              "yours, within the licences of base model and data)")
     return folder
 
 
 def card(settings, label, to, rows, row):
-    """The text of README.md: the model's own card down to its metrics, then what was measured, against what, and how
-    the model was made."""
+    """Text of README.md: the model's own card up to its metrics, then results, comparisons and training settings."""
     source = settings.output_dir / label
-    made_of = (read_json(source / COMPILED_RECORD) or {}).get("made_of", {})  # a compiled model has no record of a training
-    of = made_of.get("use", {}).get("label", label)
-    record = read_json(settings.output_dir / of / TRAINED) or {}
+    # A compiled model has no training record: use that of the model it was made from.
+    made_of = (read_json(source / COMPILED_RECORD) or {}).get("made_of", {})
+    trained_label = made_of.get("use", {}).get("label", label)
+    record = read_json(settings.output_dir / trained_label / TRAINED) or {}
     made = {name: public(value) for name, value in (record.get("settings", {}) | record.get("recipe", {})).items()}
     base, data = made.get("BASE_MODEL", "?"), settings.dataset
     base = {"bundled": BUNDLED}.get(base, base)
@@ -147,17 +148,17 @@ def card(settings, label, to, rows, row):
     own = (source / "README.md").read_text(encoding="utf-8").partition(METRICS_HEADING)[0]
     own = re.sub(r"\A---\n.*?\n---\n+", "", own, flags=re.DOTALL)
     own = re.sub(r"\bPATH\b", lambda _: repr(to or label), own)
-    note = DATA_NOTES.get(data) or (f"{hub_data}: its page says under which licence" if hub_data else DATA_NOTES[""])
+    note = DATA_NOTES.get(data) or (f"{hub_data}; its licence is on its page" if hub_data else DATA_NOTES[""])
     return f"---\n{head.to_yaml()}\n---\n\n{own}" + SECTIONS.format(
         queries=row["queries"], passages=row["corpus"], table=comparison_table(rows).to_markdown(disable_numparse=True),
         pairs=pairs_table(rows, of=label).to_markdown(index=False, disable_numparse=True), base=base, data=note,
         models="; ".join(f"{other['label']} is {other.get('about') or public(other['model'])}" for other in rows),
-        licence=settings.model_license or "unknown, as its owner has not stated one", facts=FACTS,
+        licence=settings.model_license or "unknown (not stated by its owner)", facts=FACTS,
         settings="\n".join(["| setting | value |", "| --- | --- |", *(f"| {name} | {made[name]} |" for name in made)]))
 
 
 def public(value):
-    """A setting's value, or `a local folder` where it is a path."""
+    """The value of a setting, or `a local folder` if it is a path."""
     text = str(value)
     slashes = split_revision(text)[0].count("/")
     local = text.startswith(("/", "~", ".")) or slashes > 1 or (slashes and path_of(text).exists())
@@ -165,21 +166,21 @@ def public(value):
 
 
 def check_private(settings, folder):
-    """Raise UserError when a file in `folder`, weights aside, names a folder or file of this machine."""
+    """Raise UserError when a file in `folder`, except weights, contains a path of this machine."""
     paths = {str(Path.home()), str(ROOT), *(str(value) for value in vars(settings).values())}
     paths = [re.escape(path) for path in paths if path.startswith("/") and len(path) > 1]
     names = re.compile(rf"({'|'.join(paths)})(?=[/\"'\s:,)]|$)".encode())
     for path in sorted(folder.rglob("*")):
         found = path.is_file() and path.suffix not in (".safetensors", ".bin") and names.search(path.read_bytes())
         if found:
-            raise UserError(f"{path.relative_to(folder)} names {found[0].decode()}, which is this machine's: mend that "
-                            "file of the model, then run the same command again")
+            raise UserError(f"{path.relative_to(folder)} contains {found[0].decode()}, a path of this machine: fix "
+                            "that file of the model, then run the same command again")
 
 
 def upload(folder, to):
-    """Send the folder to the repository `to`, made private if it is new; returns the address of the commit.
+    """Upload the folder to the repository `to`, created as private if it is new; returns the URL of the commit.
 
-    Raises UserError when the hub does not take it.
+    Raises UserError when the upload fails.
     """
     api = HfApi(endpoint=constants.ENDPOINT)
     try:
@@ -187,23 +188,23 @@ def upload(folder, to):
         return api.upload_folder(repo_id=to, folder_path=folder, commit_message="Model, card and results",
                                  ignore_patterns=[MANIFEST]).commit_url
     except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
-        raise UserError(f"the hub at {constants.ENDPOINT} does not take {to} ({one_line(error)}); the folder {folder} "
-                        "is whole: the same command tries again") from None
+        raise UserError(f"the Hugging Face Hub at {constants.ENDPOINT} does not accept {to} ({one_line(error)}); the "
+                        f"folder {folder} is complete: run the same command to try again") from None
 
 
 def main():
     parser = CommandLine("publish", __doc__.split("\n")[0])
     parser.add_argument("label")
-    parser.add_argument("--to", metavar="NAMESPACE/NAME", help="the repository that the card names")
-    parser.add_argument("--upload", action="store_true", help="send the folder there")
-    asked, settings = parser.parse_args(), Settings.load()
-    if asked.to and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", asked.to, re.ASCII):
-        raise UserError(f"--to {asked.to} is no name that the hub could have: give NAMESPACE/NAME")
-    if asked.upload and not (asked.to and settings.model_license and get_token()):
-        missing = {"--to NAMESPACE/NAME": asked.to, "MODEL_LICENSE (or MODEL_LICENSE=unknown)": settings.model_license,
-                   "HF_TOKEN": get_token()}
+    parser.add_argument("--to", metavar="NAMESPACE/NAME", help="repository named in the card")
+    parser.add_argument("--upload", action="store_true", help="upload the folder to that repository")
+    options, settings = parser.parse_args(), Settings.load()
+    if options.to and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", options.to, re.ASCII):
+        raise UserError(f"--to {options.to} is not a valid repository name: give NAMESPACE/NAME")
+    if options.upload and not (options.to and settings.model_license and get_token()):
+        missing = {"--to NAMESPACE/NAME": options.to,
+                   "MODEL_LICENSE (or MODEL_LICENSE=unknown)": settings.model_license, "HF_TOKEN": get_token()}
         raise UserError(f"--upload needs {', '.join(name for name, value in missing.items() if not value)}")
-    folder = prepare(settings, asked.label, asked.to)
-    print(f"{display_value(folder)}: read {display_value(folder / 'README.md')} before others do")
-    if asked.upload:
-        print(f"uploaded: {upload(folder, asked.to)}")
+    folder = prepare(settings, options.label, options.to)
+    print(f"{display_value(folder)}: read {display_value(folder / 'README.md')} before you publish it")
+    if options.upload:
+        print(f"uploaded: {upload(folder, options.to)}")

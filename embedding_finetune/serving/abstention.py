@@ -1,19 +1,19 @@
-"""From which score on an answer is likely, by the dev queries."""
+"""Abstention: the score threshold from which a first hit is likely to answer, tuned on dev queries."""
 
 import numpy as np
 
 
 def is_answerable(hits):
-    """Whether the best of the hits of a query reaches the threshold; without a threshold any hit does."""
+    """Whether the best hit of a query reaches the threshold. Without a threshold, any hit counts."""
     return bool(hits) and hits[0].get("above_threshold", True)
 
 
 def choose_threshold(best, precision):
-    """The lowest score from which on a best hit is right often enough: dict of threshold (None if there is none),
-    answered, right, queries.
+    """Lowest score threshold at which the best hits have the given precision.
 
-    `best` has (score, right or wrong) of the best hit of each dev query; of those that reach the threshold at least the
-    share `precision` is right. All are judged by the labels, so that a right answer without a label counts as wrong.
+    `best` has (score, whether it is right) for the best hit of each dev query. Returns a dict of threshold (None if no
+    score has that precision), answered (queries that reach it), right, queries, precision. A correct passage without a
+    label counts as wrong.
     """
     scores, right = np.array([score for score, _ in best]), np.array([hit for _, hit in best], bool)
     chosen = {"threshold": None, "answered": 0, "right": 0, "queries": len(best), "precision": precision}
@@ -26,10 +26,10 @@ def choose_threshold(best, precision):
 
 
 def threshold_line(abstention):
-    """What `choose_threshold` found, in a sentence."""
-    said = abstention | {"percent": f"{abstention['precision']:.0%}"}
-    if said["threshold"] is None:
-        return ("no threshold: from no score on is the first hit right for {percent} of the {queries} dev queries"
-                .format(**said))
-    return ("an answer is likely from a score of {threshold:.4g} on: of {queries} dev queries {answered} reach it, and "
-            "the first hit is right for {right} of them (wanted: {percent})".format(**said))
+    """Sentence that describes a result of `choose_threshold`."""
+    values = abstention | {"percent": f"{abstention['precision']:.0%}"}
+    if values["threshold"] is None:
+        return ("no threshold: at no minimum score is the first hit right for {percent} of the queries that reach it "
+                "({queries} dev queries)".format(**values))
+    return ("a first hit is likely to answer from a score of {threshold:.4g}: {answered} of {queries} dev queries "
+            "reach it, and the first hit is right for {right} of them (target: {percent})".format(**values))

@@ -1,12 +1,11 @@
-"""Which labels can be searched, and which one is searched by default."""
+"""Labels that can be searched, and the default label."""
 
 from embedding_finetune.artifacts.manifest import file_stamps, read_checksummed, write_checksummed
 from embedding_finetune.files import UserError
 
 
 def labels(settings):
-    """What can be searched with: retrievers, ready-made models, fine-tuned and compiled ones, fusions that were
-    measured."""
+    """Labels that can be searched: retrievers, off-the-shelf, fine-tuned and compiled models, evaluated fusions."""
     from embedding_finetune.models.encoder_config import compiled_labels, pretrained
     from embedding_finetune.recipes import all_recipes
     from embedding_finetune.retrieval.base import RETRIEVERS
@@ -17,15 +16,15 @@ def labels(settings):
 
 
 def check_label(settings, label):
-    """Raise UserError unless it can be searched with."""
+    """Raise UserError unless the label can be searched."""
     if label not in labels(settings):
-        raise UserError(f"there is no model {label[:100]!r} to search with; there are {', '.join(labels(settings))}")
+        raise UserError(f"there is no model {label[:100]!r} to search with; available: {', '.join(labels(settings))}")
 
 
 def default_label(settings):
-    """The fine-tuned model that dev chose among those that are measured (see evaluation.results).
+    """The best fine-tuned model on dev queries (see evaluation.results).
 
-    Raises UserError when there is none.
+    The answer is cached until results, models or settings change. Raises UserError when there is no such model.
     """
     memo = settings.output_dir / "index" / "default.json"
     files = [*(settings.output_dir / "results").glob("*.json"), *settings.output_dir.glob("*/model.safetensors")]
@@ -37,8 +36,8 @@ def default_label(settings):
     results, left_out = load_results(settings)
     best = best_fine_tuned(results)
     if best is None:
-        raise UserError("no fine-tuned model is measured that fits today's data and models "
-                        f"({'; '.join(left_out) or 'there is no result of any'}): evaluate one, or say which model: "
+        raise UserError("no fine-tuned model has a current result "
+                        f"({'; '.join(left_out) or 'none has been evaluated'}): evaluate one, or choose a model by "
                         f"--model {', '.join(labels(settings))}")
     write_checksummed(memo, today | {"label": best["label"]})
     return best["label"]

@@ -1,16 +1,16 @@
-"""A saved index of a label: made, found again in a fraction of a second, and asked.
+"""Saved search indexes: built once per label, opened in a fraction of a second, rebuilt when model or data change.
 
-LABEL is a model's (raw, reference, a recipe's ..), bm25, or hybrid_LABEL as the comparison fused it, with a second
-stage where LABEL is that of one. In OUTPUT_DIR/index/LABEL/IDENTITY, where IDENTITY is the hash of everything that the
-index was made from:
+LABEL is a model (raw, reference, a recipe), bm25, or hybrid_LABEL with the evaluated fusion weight, and with reranking
+if LABEL is a reranker. An index is stored in OUTPUT_DIR/index/LABEL/IDENTITY, where IDENTITY is the hash of everything
+it depends on:
 
-    passages.jsonl, offsets.npy    the passages (id, text, source), and at which byte each begins
-    vectors.npy, bm25/, ..         what the retriever or second stage keeps, mapped into memory rather than read
-    faiss.index, milvus.json       where INDEX says so
-    manifest.json                  what it was made from, and from which score on it answers; written last
+    passages.jsonl, offsets.npy    passages (id, text, source), and the byte offset of each
+    vectors.npy, bm25/, ..         data of the retriever or reranker, memory-mapped
+    faiss.index, milvus.json       approximate index, if INDEX asks for one
+    manifest.json                  inputs and abstention threshold; written last
 
-As long as settings and files are those that an index was made from (by size and time of change), it is taken as it is,
-without PyTorch, transformers or a question to the hub.
+While settings and input files are unchanged (by size and modification time), an index is opened as it is, without
+PyTorch, transformers or requests to the Hugging Face Hub.
 """
 
 import contextlib
@@ -36,13 +36,13 @@ from embedding_finetune.serving.abstention import choose_threshold
 from embedding_finetune.serving.available import check_label
 from embedding_finetune.settings import display_value
 
-FUSION = "hybrid_of", "weight", "rerank_weight", "depth"  # of a result, what its index needs to know
-FORMAT = 2  # of an index: another number makes all of them anew
-CHANGING = "data or model of {} changed while its index was opened: ask again"
+FUSION = "hybrid_of", "weight", "rerank_weight", "depth"  # keys of a result that its index depends on
+FORMAT = 2  # version of the index format: changing it rebuilds all indexes
+CHANGING = "data or model of {} changed while its index was opened: try again"
 
 
 class Index:
-    """An index that is open: `answer` queries; `manifest` says what it was made from."""
+    """An open index; `manifest` describes what it was built from."""
 
     def __init__(self, folder, manifest, retriever):
         self.folder, self.manifest, self.retriever = folder, manifest, retriever
@@ -50,10 +50,9 @@ class Index:
         self._passages = np.memmap(folder / "passages.jsonl", mode="r")
 
     def answer(self, queries, k):
-        """For each query (a list of texts) its `k` best passages: dicts of rank, score, id, text, and source where
-        there is one.
+        """Top `k` passages per query (list of texts): dicts of rank, score, id, text, and source if known.
 
-        Where a threshold is known, `above_threshold` says on which side of it the score lies.
+        With an abstention threshold, each hit also has `above_threshold`.
         """
         threshold = self.manifest["abstention"]["threshold"]
         found = []
@@ -71,18 +70,20 @@ class Index:
 
 
 def exactness_line(manifest):
-    """How much of an exact search an index finds, in a sentence; "" of an exact one."""
-    return ("{index} finds {recall:.1%} of the exact first {depth} of {queries} dev queries, in {ms:.2f} ms a query "
-            "beside {exact_ms:.2f}".format(**manifest["recall_vs_exact"]) if "recall_vs_exact" in manifest else "")
+    """Sentence on the recall of an approximate index compared with exact search; "" for an exact index."""
+    if "recall_vs_exact" not in manifest:
+        return ""
+    return ("{index} finds {recall:.1%} of the exact top {depth} of {queries} dev queries, in {ms:.2f} ms per query "
+            "compared with {exact_ms:.2f} ms for exact search".format(**manifest["recall_vs_exact"]))
 
 
 def open_index(settings, label):
-    """The Index of a label, made anew where model or data have changed since, which is said on standard error.
+    """Open the Index of a label; builds it if missing, damaged or outdated, with a note on standard error.
 
-    Raises UserError when there is no such model, or when its index cannot be made.
+    Raises UserError when there is no such model, or when its index cannot be built or read.
     """
     if not re.fullmatch(r"[\w-]+", label, re.ASCII):
-        raise UserError(f"{label!r} is no label: it has letters, digits, _ and -")
+        raise UserError(f"{label!r} is not a label: use letters, digits, _ and -")
     home = settings.output_dir / "index" / label
     damaged = False
     for path in home.glob("*/manifest.json"):
@@ -96,38 +97,38 @@ def open_index(settings, label):
     try:
         home.mkdir(parents=True, exist_ok=True)
         with open(home / ".lock", "w") as lock, contextlib.redirect_stdout(sys.stderr):  # stdout is for answers
-            fcntl.flock(lock, fcntl.LOCK_EX)  # of two that want to make it, the second finds it made
-            return _renewed(settings, label, home, read_all=damaged)
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, then finds the index built
+            return _found_or_built(settings, label, home, read_all=damaged)
     except Exception as error:
         if isinstance(error, UserError) or not is_disk_error(error):
             raise
-        raise UserError(f"cannot write {home}: {one_line(error)}; free some space and ask again") from error
+        raise UserError(f"cannot write {home}: {one_line(error)}; free some space and try again") from error
 
 
 def is_current(settings, manifest):
-    """Whether settings and files are still those that an index was made from."""
+    """Whether settings and input files are those that an index was built from."""
     return (isinstance(manifest, dict) and manifest["settings"] == settings.as_dict()
             and manifest["files"] == file_stamps(manifest["files"]))
 
 
 def _opened_if_whole(settings, folder, manifest):
-    """The Index in a finished folder, or None where a file of it is not as the manifest says.
+    """Open the Index in a finished folder; returns None if a file differs from the manifest.
 
-    Raises UserError when it cannot be opened for any other reason, such as too little memory: the folder stays.
+    Raises UserError when it cannot be opened for another reason, such as too little memory; the folder is kept.
     """
     try:
         return _opened(settings, folder, manifest)
     except UserError:
         raise
-    except Exception as error:  # each of the readers has errors of its own
+    except Exception as error:  # numpy, faiss, bm25s and ONNX Runtime raise different errors
         if not has_same_content(folder, manifest.get("own", {}), read_all=True):
             return None
-        raise UserError(f"cannot read {display_value(folder)}: {one_line(error)}; mend that (memory, permission, the disk), "
-                        "or remove this folder: it is made anew") from error
+        raise UserError(f"cannot read {display_value(folder)}: {one_line(error)}; fix the cause (memory, permissions, "
+                        "disk), or remove this folder to rebuild it") from error
 
 
 def _opened(settings, folder, manifest):
-    """The Index in a finished folder."""
+    """Open the Index in a finished folder."""
     from embedding_finetune.retrieval.base import RETRIEVERS, make_retriever
     from embedding_finetune.retrieval.dense import Dense
     from embedding_finetune.retrieval.fusion import HybridRetriever
@@ -138,15 +139,15 @@ def _opened(settings, folder, manifest):
         if [bm25.folder.name, dense.folder.name] != manifest["facts"]["parts"]:
             raise UserError(CHANGING.format(label))
         fused = HybridRetriever(bm25.retriever, dense.retriever, manifest["weight"])
-        return Index(dense.folder, manifest, _reordered(settings, folder, manifest, fused))
+        return Index(dense.folder, manifest, _with_reranker(settings, folder, manifest, fused))
     if label in RETRIEVERS:
         return Index(folder, manifest, make_retriever(label, settings.bm25_language).load(folder))
     encoder = QueryEncoder(folder) if (folder / GRAPH).exists() else _encoder(settings, label, cached=False)
     return Index(folder, manifest, Dense(encoder, manifest["facts"]["index"]).load(folder))
 
 
-def _reordered(settings, folder, manifest, fused):
-    """The fused retriever with the second stage of an index, if it has one."""
+def _with_reranker(settings, folder, manifest, fused):
+    """The fused retriever, with the reranker of the index if it has one."""
     if "second" not in manifest:
         return fused
     from embedding_finetune.retrieval.rerank import RerankedRetriever
@@ -161,9 +162,11 @@ def _encoder(settings, label, cached=True):
     return make_encoder(settings, load_encoder_config(settings, label), cached)
 
 
-def _renewed(settings, label, home, read_all=False):
-    """The Index of today's model and data: found by its identity, or made. `read_all` compares all of its files with
-    its manifest, not only those touched since."""
+def _found_or_built(settings, label, home, read_all=False):
+    """The Index of the current model and data: found by its identity, or built.
+
+    `read_all` verifies all files against the manifest, not only those with a new modification time.
+    """
     from embedding_finetune.data.collection import read_data
     facts, files = _source(settings, label)
     collection = read_data(settings)
@@ -172,8 +175,8 @@ def _renewed(settings, label, home, read_all=False):
     manifest, damaged = read_checksummed(folder / "manifest.json"), folder.exists()
     if manifest is None or not has_same_content(folder, manifest.get("own", {}), read_all):
         why = ("it is damaged" if damaged else "model or data have changed" if any(home.glob("*/manifest.json"))
-               else "there was none")
-        print(f"making the index of {label}, {len(collection.corpus):,} passages: {why}", file=sys.stderr)
+               else "there is none yet")
+        print(f"building the index of {label}, {len(collection.corpus):,} passages: {why}", file=sys.stderr)
         partial = home / ".partial"
         for path in (partial, folder):
             shutil.rmtree(path, ignore_errors=True)
@@ -182,9 +185,10 @@ def _renewed(settings, label, home, read_all=False):
         if file_stamps(files) != files:
             raise UserError(CHANGING.format(label))
         partial.rename(folder)
-        for other in () if damaged else home.iterdir():  # of earlier models or data; who has one open keeps it
-            if other.is_dir() and other != folder:
-                shutil.rmtree(other, ignore_errors=True)
+        # Remove indexes of earlier models or data; a process that has one open can go on using it.
+        for old in () if damaged else home.iterdir():
+            if old.is_dir() and old != folder:
+                shutil.rmtree(old, ignore_errors=True)
     abstention = choose_threshold(manifest["dev"], settings.abstention_precision)
     own = fingerprints(folder, manifest.get("own", {}))
     own.pop("manifest.json", None)
@@ -192,12 +196,12 @@ def _renewed(settings, label, home, read_all=False):
     write_checksummed(folder / "manifest.json", manifest)
     index = _opened_if_whole(settings, folder, manifest)
     if index is None and read_all:
-        raise UserError(f"{display_value(folder)} is damaged as soon as it is written: check the disk")
-    return index or _renewed(settings, label, home, read_all=True)
+        raise UserError(f"{display_value(folder)} is damaged right after it was written: check the disk")
+    return index or _found_or_built(settings, label, home, read_all=True)
 
 
 def _source(settings, label):
-    """What the index of a label depends on: a dict of facts, and the stamps of the files behind them."""
+    """What the index of a label depends on: a dict of facts, and the stamps of their files."""
     from embedding_finetune.data.collection import data_identity
     from embedding_finetune.hub import MODEL_FILES, model_content
     from embedding_finetune.models.encoder_config import load_encoder_config
@@ -224,13 +228,13 @@ def _source(settings, label):
         return facts | {"language": settings.bm25_language}, files
     check_trained(settings, label)
     config = load_encoder_config(settings, label)
-    own = (file for file in sorted(Path(config.name).rglob("*")) if file.suffix in MODEL_FILES)
-    files |= file_stamps([settings.model_file, *own])
+    model_files = (file for file in sorted(Path(config.name).rglob("*")) if file.suffix in MODEL_FILES)
+    files |= file_stamps([settings.model_file, *model_files])
     return facts | {"use": config.identity, "content": model_content(config.name), "index": settings.index}, files
 
 
 def _identity(facts):
-    """Facts without what is only said of the models in them, which results and earlier versions have in them."""
+    """Facts without descriptive fields of models (titles, notes), which results and older indexes contain."""
     from embedding_finetune.models.encoder_config import identity_of
     facts = facts | ({"use": identity_of(facts["use"])} if "use" in facts else {})
     second = facts.get("second")
@@ -238,7 +242,7 @@ def _identity(facts):
 
 
 def _make(settings, label, folder, facts, collection):
-    """Write an index to an empty folder; returns its manifest, without the part that follows from today's settings."""
+    """Write an index to an empty folder; returns its manifest, without the part that depends on settings alone."""
     from embedding_finetune.models.compiled_model import compiled_format
     from embedding_finetune.retrieval.ann import FLAT
     from embedding_finetune.retrieval.base import RETRIEVERS, make_retriever
@@ -260,16 +264,18 @@ def _make(settings, label, folder, facts, collection):
                 offsets.append(offsets[-1] + file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n"))
         np.save(folder / "offsets.npy", np.array(offsets))
         try:
-            if label not in RETRIEVERS and not compiled_format(retriever.encoder.config.name):  # a compiled model has a graph
+            # A compiled model is a graph already.
+            if label not in RETRIEVERS and not compiled_format(retriever.encoder.config.name):
                 save_query_encoder(folder, retriever.encoder)
         except UserError as error:
-            if is_disk_error(error) or is_memory_error(error):  # which is no fault of the model, and may be over next time
+            if is_disk_error(error) or is_memory_error(error):  # not caused by the model, and perhaps temporary
                 raise
-            print(f"{error}: PyTorch encodes its queries, and a search takes some seconds more", file=sys.stderr)
+            print(f"{error}: PyTorch encodes its queries, so a search takes some seconds longer", file=sys.stderr)
     index, dev = _opened(settings, folder, manifest), collection.split("dev")
     if facts.get("index", FLAT) != FLAT and dev.queries:
         manifest["recall_vs_exact"] = index.retriever.recall_vs_exact(list(dev.queries.values()))
-    best = {query: [hit for hit in hits if hit["id"] != query][:1]  # such a passage is the query itself, as in ArguAna
+    # A passage with the id of the query is the query itself, as in ArguAna.
+    best = {query: [hit for hit in hits if hit["id"] != query][:1]
             for query, hits in zip(dev.queries, index.answer(list(dev.queries.values()), 2) if dev.queries else ())}
     scored = [(query, hits[0]) for query, hits in best.items() if hits]
     return manifest | {"dev": [[hit["score"], hit["id"] in dev.positives(query)] for query, hit in scored]}

@@ -1,7 +1,7 @@
-"""Queries turned into vectors by ONNX Runtime: a search need not wait for PyTorch, whose import takes longer than it.
+"""Query encoding with ONNX Runtime, which avoids the slow import of PyTorch at search time.
 
-`save_query_encoder` writes, once an index, the model with its pooling as a graph of ONNX; `QueryEncoder` runs it. The
-weights stay float32, and the vectors are those of encoder.Encoder, which is checked when the graph is written.
+`save_query_encoder` exports the model with its pooling as an ONNX graph, once per index; `QueryEncoder` runs it. The
+weights stay in float32. The export checks that the vectors equal those of encoder.Encoder.
 """
 
 import os
@@ -16,15 +16,14 @@ from embedding_finetune.models.batching import sub_batch_rows
 
 GRAPH, TOKENIZER, FACTS = "queries.onnx", "tokenizer.json", "queries.json"
 SAMPLES = ("how far is the moon", "what is a dot product?", "x", "月亮有多远", "one two three four five " * 30)
-KNOWN = 4096  # queries whose vectors are kept in memory
-CALL_COST = 16  # of a batch beside its tokens, in tokens: an estimate
+KNOWN = 4096  # size of the cache of query vectors
+CALL_COST = 16  # estimated overhead per batch, in tokens
 
 
 def save_query_encoder(folder, encoder):
-    """Write what QueryEncoder reads to `folder`; `encoder` is the Encoder of the model.
+    """Export the Encoder `encoder` to `folder` for QueryEncoder.
 
-    Raises UserError, and leaves no graph, when the model cannot be written as a graph, or when its vectors differ
-    (cosine below 0.9999).
+    Raises UserError, and leaves no graph, when the export fails or its vectors differ (cosine below 0.9999).
     """
     import torch
 
@@ -34,7 +33,7 @@ def save_query_encoder(folder, encoder):
     config = encoder.config
     tokenizer = load("AutoTokenizer", config.name, config.trusted)
     if not getattr(tokenizer, "is_fast", False):
-        raise UserError(f"{config.title} has a tokenizer that only Python code can run")
+        raise UserError(f"{config.title} has no fast tokenizer")
     tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
     model, dense = load_encoder(config.name, config.dense, config.trusted)
     batch = dict(tokenizer(list(SAMPLES[:2]), padding=True, padding_side="right", return_tensors="pt"))
@@ -45,28 +44,30 @@ def save_query_encoder(folder, encoder):
             self.model, self.dense = model, dense
 
         def forward(self, *tensors):
-            given = dict(zip(batch, tensors))
-            return pooled_embeddings(self.model(**given).last_hidden_state, self.dense, given["attention_mask"], config)
+            inputs = dict(zip(batch, tensors))
+            hidden = self.model(**inputs).last_hidden_state
+            return pooled_embeddings(hidden, self.dense, inputs["attention_mask"], config)
 
     free = {name: {0: "texts", 1: "tokens"} for name in batch} | {"vectors": {0: "texts"}}
     write_json(folder / FACTS, {"use": asdict(config), "padding": tokenizer.pad_token_id})
     try:
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")
-            # The newer exporter (dynamo=True) gives the same vectors, and takes half a minute instead of a second.
+            # The newer exporter (dynamo=True) gives the same vectors but takes half a minute instead of a second.
             torch.onnx.export(Queries().eval(), tuple(batch.values()), str(folder / GRAPH), dynamo=False,
                               input_names=list(batch), output_names=["vectors"], dynamic_axes=free)
-        one, other = (which.encode_queries(SAMPLES) for which in (QueryEncoder(folder), encoder))
-        lowest = ((one * other).sum(axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)).min()
+        found, expected = (each.encode_queries(SAMPLES) for each in (QueryEncoder(folder), encoder))
+        cosines = (found * expected).sum(axis=1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+        lowest = cosines.min()
         if not lowest >= 0.9999:
-            raise ValueError(f"its vectors are others, cosine {lowest:.5f}")
-    except Exception as error:  # exporter and runtime have errors of their own
+            raise ValueError(f"its vectors differ, cosine {lowest:.5f}")
+    except Exception as error:  # exporter and runtime raise many types of errors
         (folder / GRAPH).unlink(missing_ok=True)
-        raise UserError(f"{config.title} cannot be written as a graph ({one_line(error)})") from error
+        raise UserError(f"{config.title} cannot be exported to ONNX ({one_line(error)})") from error
 
 
 class QueryEncoder:
-    """What `save_query_encoder` wrote, as an encoder of queries; `use` says as much of it as a reader wants to know."""
+    """Query encoder over the files of `save_query_encoder`; `config` holds the fields of the EncoderConfig."""
 
     def __init__(self, folder):
         import onnxruntime
@@ -76,26 +77,26 @@ class QueryEncoder:
         self.config = SimpleNamespace(**facts["use"])
         self.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         self.tokenizer.enable_truncation(self.config.query_max_len)
-        self.tokenizer.no_padding()  # which its file may ask for: here texts of like length are padded together
+        self.tokenizer.no_padding()  # its file may enable padding; here batches are sorted by length and padded below
         self.padding = facts["padding"]
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)  # as PyTorch reads it; 0: all
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores are others', too
+        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)  # as in PyTorch; 0: all cores
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # frees idle cores
         self.session = onnxruntime.InferenceSession(str(folder / GRAPH), options, providers=["CPUExecutionProvider"])
-        self.known = {}  # the vectors of the last queries: people ask alike, and page by page
-        self.inputs = [given.name for given in self.session.get_inputs()]
+        self.known = {}  # cache of query vectors: queries repeat, for example when paging
+        self.inputs = [tensor.name for tensor in self.session.get_inputs()]
 
     def encode_queries(self, texts):
-        """Vectors of queries, prompt included; float32 of shape (texts, dimensions)."""
+        """Embed queries with their prompt; returns float32 vectors of shape (texts, dimensions)."""
         values = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
         missing = sorted(set(texts) - self.known.keys())
         found = self.tokenizer.encode_batch([self.config.query_prompt + text for text in missing])
-        for some in sub_batch_rows([len(tokens) for tokens in found], CALL_COST):
-            for row in some:
-                found[row].pad(len(found[some[0]]), pad_id=self.padding)
-            batch = {name: np.array([getattr(found[row], values[name]) for row in some], np.int64)
+        for rows in sub_batch_rows([len(tokens) for tokens in found], CALL_COST):
+            for row in rows:
+                found[row].pad(len(found[rows[0]]), pad_id=self.padding)
+            batch = {name: np.array([getattr(found[row], values[name]) for row in rows], np.int64)
                      for name in self.inputs}
-            self.known.update(zip((missing[row] for row in some), self.session.run(None, batch)[0]))
+            self.known.update(zip((missing[row] for row in rows), self.session.run(None, batch)[0]))
         vectors = np.stack([self.known[text] for text in texts])
         for text in list(self.known)[:max(0, len(self.known) - KNOWN)]:
             del self.known[text]

@@ -1,4 +1,4 @@
-"""Indexes that stay open and follow their files, and a thread that answers together what waits together."""
+"""Open indexes that are reloaded when their files change, and a thread that answers waiting queries in batches."""
 
 import asyncio
 import contextlib
@@ -13,71 +13,74 @@ from embedding_finetune.files import UserError, one_line
 from embedding_finetune.serving.available import check_label, labels
 from embedding_finetune.serving.index import is_current, open_index
 
-WAITING = 256  # queries that may wait; more are sent away
-MAX_BATCH = 32  # queries that are answered together
-RECHECK_SECONDS = 60.0  # seconds after which what could not be opened is tried again, though its files have not changed
+WAITING = 256  # length of the queue; further queries are refused
+MAX_BATCH = 32  # queries per batch
+RECHECK_SECONDS = 60.0  # an index that failed to open is tried again after this time, even if its files are unchanged
 
 log = logging.getLogger(__name__)
 
 
 class Overloaded(Exception):
-    """Not now: `args[0]` says why; the client may come again."""
+    """The server cannot answer now: `args[0]` says why, and the client may retry."""
 
 
 class IndexRegistry:
-    """The indexes that are open, and the thread that opens them."""
+    """The open indexes, and the loader thread that opens them."""
 
     def __init__(self, settings, default):
-        """`default` is the label of who names none. Raises UserError when it cannot be opened."""
+        """Open the index of `default`, the label used when a request names none. Raises UserError when that fails."""
         self.settings, self.default, self.labels = settings, default, labels(settings)
         self.open = {default: open_index(settings, default)}
         self.opening, self.failed, self.tried, self.complaint = set(), {}, {}, ""
-        self.librarian = ThreadPoolExecutor(1)
+        self.loader = ThreadPoolExecutor(1)
 
     def get(self, label):
-        """The Index of a label. Raises Busy while it is being opened, UserError when it cannot be."""
+        """The Index of a label. Raises Overloaded while it is being opened, UserError when it cannot be opened."""
         label = label or self.default
         if label in self.open:
             return self.open[label]
         check_label(self.settings, label)
         if label in self.failed:
-            raise UserError(self.failed.pop(label))  # the next one who asks tries again
-        self._fetch(label)
+            raise UserError(self.failed.pop(label))  # the next request tries again
+        self._load_later(label)
         raise Overloaded(f"the index of {label} is being opened")
 
     def refresh(self):
-        """Open anew what has changed; what cannot be opened stays as it is, until its files change again or AGAIN has
-        passed. Where the files cannot be looked at, the log says so, and the next look may see more."""
+        """Reload the indexes whose files have changed.
+
+        If reloading fails, the old index stays open, and loading is tried again when the files change or after
+        RECHECK_SECONDS. Errors while checking the files are logged.
+        """
         complaint = ""
         try:
-            self._look()
-        except Exception as error:  # recipes that are half written, a folder that is moved
+            self._reload_changed()
+        except Exception as error:  # such as half-written recipes or a moved folder
             complaint = one_line(error)
         if complaint not in ("", self.complaint):
-            log.warning("whether files have changed cannot be seen: %s", complaint)
+            log.warning("cannot check whether files have changed: %s", complaint)
         self.complaint = complaint
 
-    def _look(self):
+    def _reload_changed(self):
         self.labels = labels(self.settings)
         for label, index in list(self.open.items()):
             if not is_current(self.settings, index.manifest):
                 files, (failed, when) = file_stamps(index.manifest["files"]), self.tried.get(label, (None, 0))
                 if files != failed or time.monotonic() > when + RECHECK_SECONDS:
-                    self._fetch(label, files)
+                    self._load_later(label, files)
 
-    def _fetch(self, label, files=None):
-        """Let it be opened, unless that is being done; `files` are the stamps that it is to be opened with."""
+    def _load_later(self, label, files=None):
+        """Queue a label for loading, unless it is being loaded; `files` are the stamps of its files at this time."""
         if label not in self.opening:
             self.opening.add(label)
-            self.librarian.submit(self._bring, label, files)
+            self.loader.submit(self._load, label, files)
 
-    def _bring(self, label, files):
+    def _load(self, label, files):
         try:
             self.open[label] = open_index(self.settings, label)
             self.tried.pop(label, None)
             log.info("%s is open", label)
         except Exception as error:
-            self.tried[label] = files, time.monotonic()  # not before: they may have changed again in the meantime
+            self.tried[label] = files, time.monotonic()  # set after loading: the files may have changed meanwhile
             if label not in self.open:
                 self.failed[label] = one_line(error)
             log.warning("%s cannot be opened: %s", label, one_line(error))
@@ -86,14 +89,14 @@ class IndexRegistry:
 
 
 class QueryBatcher:
-    """One thread that answers the queries that wait, together those for the same index and the same number of hits."""
+    """A thread that answers waiting queries, batched by index and number of hits."""
 
     def __init__(self):
         self.waiting = queue.Queue(WAITING)
         threading.Thread(target=self._work, daemon=True).start()
 
     async def ask(self, index, query, k):
-        """The hits of a query (see index.Index.answer). Raises Busy when too many wait."""
+        """The hits of a query (see index.Index.answer). Raises Overloaded when the queue is full."""
         future = asyncio.get_running_loop().create_future()
         try:
             self.waiting.put_nowait((future, index, query, k))
@@ -106,16 +109,16 @@ class QueryBatcher:
             taken = [self.waiting.get()]
             while len(taken) < MAX_BATCH and not self.waiting.empty():
                 taken.append(self.waiting.get())
-            taken = [one for one in taken if not one[0].done()]  # some have gone away
+            taken = [one for one in taken if not one[0].done()]  # drops queries of clients that have disconnected
             for index, k in dict.fromkeys((index, k) for _, index, _, k in taken):
                 self._answer(index, k, [one for one in taken if one[1] is index and one[3] == k])
 
     def _answer(self, index, k, taken):
-        try:  # with the same k alone: an approximate index finds other passages for a larger one
+        try:  # all with the same k, since an approximate index finds different passages for a larger one
             found = index.answer([query for _, _, query, _ in taken], k)
             hits = [(future, future.set_result, hits) for (future, *_), hits in zip(taken, found, strict=True)]
         except Exception as error:
-            if len(taken) > 1:  # one query may be the cause: the others get their answers
+            if len(taken) > 1:  # if one query is the cause, the others still get answers
                 for one in taken:
                     self._answer(index, k, [one])
                 return
@@ -127,4 +130,4 @@ class QueryBatcher:
                     settle(value)
 
         with contextlib.suppress(RuntimeError):  # the server has shut down
-            taken[0][0].get_loop().call_soon_threadsafe(deliver)  # once: waking the loop is not for nothing
+            taken[0][0].get_loop().call_soon_threadsafe(deliver)  # one call per batch, since waking the loop is slow

@@ -2,8 +2,8 @@
 
     python -m embedding_finetune search "how do I join two tables" [--model LABEL] [-k 5] [--json]
 
-By default the fine-tuned model that dev chose answers. Where no passage reaches the threshold (see docs/scores.md) that
-is said, with --json on standard error.
+The default model is the best fine-tuned one on dev queries. If no passage reaches the abstention threshold (see
+docs/scores.md), a note says so; with --json it goes to standard error.
 """
 
 import json
@@ -20,28 +20,30 @@ NOT_LIKELY = "no passage is likely to answer this"
 
 
 def _show(index, hits, note):
-    about = (f"{index.manifest['label']}, {index.manifest['passages']:,} passages; "
-             f"{threshold_line(index.manifest['abstention'])}")
-    print(*filter(None, [about, exactness_line(index.manifest), note and f"\n{note}"]), "", sep="\n")
+    header = (f"{index.manifest['label']}, {index.manifest['passages']:,} passages; "
+              f"{threshold_line(index.manifest['abstention'])}")
+    print(*filter(None, [header, exactness_line(index.manifest), note and f"\n{note}"]), "", sep="\n")
     for hit in hits:
-        text = "".join(letter if letter.isprintable() else " " for letter in hit["text"])  # no escape sequences
+        text = "".join(letter if letter.isprintable() else " " for letter in hit["text"])  # removes escape sequences
         source = f"  {hit['source']}" if "source" in hit else ""
         print(f"{hit['rank']:3}  {hit['score']:.4f}  {hit['id']}{source}")
-        print(f"     {text[:SHOWN]}{' …' * (len(text) > SHOWN)}\n")
+        print(f"     {text[:SHOWN]}{' …' if len(text) > SHOWN else ''}\n")
 
 
 def main():
-    """Raises UserError when the query is empty or there is no such model."""
+    """Run the `search` command. Raises UserError when the query is empty or there is no such model."""
     parser = CommandLine("search", "Search the corpus.")
     parser.add_argument("query")
     parser.add_argument("--model", metavar="LABEL",
-                        help="raw, reference, a recipe's label, bm25, hybrid_LABEL, LABEL-FORM of a compiled model")
-    parser.add_argument("-k", type=int, default=5, help="passages that are shown (5)")
-    parser.add_argument("--json", action="store_true", help="a list of rank, score, id, text, source, above_threshold")
+                        help="raw, reference, the label of a recipe, bm25, hybrid_LABEL, or LABEL-FORM of a compiled "
+                             "model")
+    parser.add_argument("-k", type=int, default=5, help="number of passages to show (default: 5)")
+    parser.add_argument("--json", action="store_true", 
+                        help="print a JSON list of rank, score, id, text, source, above_threshold")
     options = parser.parse_args()
-    query = options.query.encode("utf-8", "replace").decode().strip()  # half a surrogate pair is no text
+    query = options.query.encode("utf-8", "replace").decode().strip()  # lone surrogates are not valid text
     if not query or options.k < 1:
-        raise UserError("give a query that is not empty" if not query else "-k must be 1 or more")
+        raise UserError("the query is empty: give one that is not empty" if not query else "-k must be 1 or more")
     settings = Settings.load()
     index = open_index(settings, options.model or default_label(settings))
     [hits] = index.answer([query], options.k)
@@ -49,7 +51,8 @@ def main():
     sys.stdout.reconfigure(errors="replace")
     try:
         if options.json:
-            print(note, file=sys.stderr, end="\n" * bool(note))
+            if note:
+                print(note, file=sys.stderr)
             print(json.dumps(hits, ensure_ascii=False, indent=2))
         else:
             _show(index, hits, note)

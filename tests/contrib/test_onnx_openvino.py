@@ -83,11 +83,11 @@ def test_a_compiled_model_is_searched_with_as_any_other(compiled, label, capsys)
         found = open_index(compiled, label).answer(list(queries.values()), 3)
         assert [[hit["id"] for hit in hits] for hits in found] == [list(ranking) for ranking in expected.values()]
     said = capsys.readouterr().err
-    assert said.count("making the index") == 1 and "PyTorch" not in said
+    assert said.count("building the index") == 1 and "PyTorch" not in said
     shelf = IndexRegistry(compiled, "bm25")  # of a server
     with pytest.raises(Overloaded, match=f"the index of {label} is being opened"):
         shelf.get(label)
-    shelf.librarian.submit(int).result()
+    shelf.loader.submit(int).result()
     assert label in shelf.labels and shelf.get(label).manifest["label"] == label
 
 
@@ -109,7 +109,7 @@ def test_a_compiled_model_of_other_weights_or_another_split_is_not_searched_with
     assert "neg10-onnx was made of other weights than neg10 has: run `OVERWRITE=1 python -m" in message()
     source.write_text(source.read_text().replace('"data": "', '"data": "other'))
     assert "neg10 was trained on another split" in message()
-    with pytest.raises(UserError, match="neg10-onnx is a compiled model: give the label of the model that it was made"):
+    with pytest.raises(UserError, match="neg10-onnx is a compiled model: give the label of the model it was made f"):
         onnx_openvino.export_compiled(compiled, "neg10-onnx", ["openvino"])
 
 
@@ -128,43 +128,46 @@ def test_what_is_there_is_kept_and_what_is_of_other_weights_is_in_the_way(compil
     first = model_content(str(folder))
     monkeypatch.setattr(onnx_openvino, "measure", lambda *args: pd.DataFrame([{"model": "measured"}]))
     onnx_openvino.export_compiled(compiled, "neg10", ["onnx"])
-    assert "neg10-onnx is of these weights already: kept" in capsys.readouterr().out
+    assert "neg10-onnx is already made from these weights: kept" in capsys.readouterr().out
     config = compiled.output_dir / "neg10" / "config.json"
     (config.parent / MANIFEST).unlink()  # so that the folder may be changed
     config.write_text(config.read_text().replace('"hidden_dropout_prob": 0.1', '"hidden_dropout_prob": 0.2'))
-    with pytest.raises(UserError, match="neg10-onnx is of other weights, .*; OVERWRITE=1 replaces it"):
+    with pytest.raises(UserError, match="neg10-onnx was made from other weights .*; OVERWRITE=1 replaces it"):
         onnx_openvino.export_compiled(compiled, "neg10", ["onnx"])
     assert model_content(str(folder)) == first
     monkeypatch.setenv("OVERWRITE", "1")
     onnx_openvino.export_compiled(compiled, "neg10", ["onnx"])
     assert model_content(str(folder)) != first
     (folder / "compiled.json").unlink()  # another model of this name, which no OVERWRITE may remove
-    with pytest.raises(UserError, match="neg10-onnx is no compiled model: move it out of the way"):
+    with pytest.raises(UserError, match="neg10-onnx is not a compiled model: move it out of the way"):
         onnx_openvino.export_compiled(compiled, "neg10", ["onnx"])
     assert (folder / "config.json").exists() and not list(compiled.output_dir.glob("*partial*"))
 
 
-def test_what_is_only_said_of_a_model_is_no_reason_to_make_its_forms_anew(compiled, monkeypatch, capsys):
+def test_what_is_only_said_of_a_model_is_no_reason_to_export_it_again(compiled, monkeypatch, capsys):
     record = compiled.output_dir / "neg10-onnx" / "compiled.json"
     monkeypatch.setattr(onnx_openvino, "measure", lambda *args: pd.DataFrame([{"model": "measured"}]))
     monkeypatch.setattr(onnx_openvino, "load_encoder_config", lambda settings, label: replace(
-        load_encoder_config(settings, label), title="another", training_data_note="said otherwise", overrides="pooling", note="of a file"))
+        load_encoder_config(settings, label), title="another", training_data_note="said otherwise", overrides="pooling",
+        note="of a file"))
     before = read_json(record)
     assert not {"title", "name", "note"} & before["made_of"]["use"].keys()  # where it is, the hub need not know
     onnx_openvino.export_compiled(compiled, "neg10", ["onnx"])
     before["made_of"]["use"] |= {"note": "as an earlier version has it"}
     write_json(record, before)
     onnx_openvino.export_compiled(compiled, "neg10", ["onnx"])
-    assert capsys.readouterr().out.count("neg10-onnx is of these weights already: kept") == 2
-    monkeypatch.setattr(onnx_openvino, "load_encoder_config", lambda settings, label: replace(load_encoder_config(settings, label), pooling="mean"))
-    with pytest.raises(UserError, match="neg10-onnx is of other weights, or of another use; OVERWRITE=1 replaces it"):
+    assert capsys.readouterr().out.count("neg10-onnx is already made from these weights: kept") == 2
+    monkeypatch.setattr(onnx_openvino, "load_encoder_config", lambda settings, label: replace(
+        load_encoder_config(settings, label), pooling="mean"))
+    message = "neg10-onnx was made from other weights or with another configuration; OVERWRITE=1 replaces it"
+    with pytest.raises(UserError, match=message):
         onnx_openvino.export_compiled(compiled, "neg10", ["onnx"])
 
 
 def test_a_graph_with_other_vectors_is_not_kept(compiled, monkeypatch):
     monkeypatch.setattr(onnx_openvino, "lowest_cosine", lambda one, other: 1.0 if one is other else 0.9998)
     before = (compiled.output_dir / "results" / "neg10-onnx.json").read_bytes()
-    with pytest.raises(UserError, match="neg10-onnx gives other vectors than neg10 .cosine 0.9998.: not kept"):
+    with pytest.raises(UserError, match="neg10-onnx gives different vectors from neg10 .cosine 0.9998.: not kept"):
         onnx_openvino.export_compiled(compiled, "neg10", ["onnx"])
     assert not (compiled.output_dir / "neg10-onnx").exists()
     assert (compiled.output_dir / "results" / "neg10-onnx.json").read_bytes() == before
@@ -184,13 +187,13 @@ def test_int8_is_calibrated_on_training_passages_alone(compiled, monkeypatch):
 
 def test_without_the_instructions_bfloat16_is_refused_and_left_out(compiled, monkeypatch):
     made = []
-    for place in ("smaller", "retrieval.compiled"):
+    for place in ("contrib.onnx_openvino", "models.compiled_model"):
         monkeypatch.setattr(f"embedding_finetune.{place}.has_bf16", lambda: False)
     monkeypatch.setattr(onnx_openvino, "make", lambda settings, config, form, *more: made.append(form))
     monkeypatch.setattr(onnx_openvino, "measure", lambda *args: pd.DataFrame([{"model": "measured"}]))
     onnx_openvino.export_compiled(compiled, "neg10")
     assert made == ["onnx", "onnx-int8", "openvino", "openvino-int8"]
-    with pytest.raises(UserError, match="no instructions for bfloat16: give some of onnx, onnx-int8, openvino, openv"):
+    with pytest.raises(UserError, match="no instructions for bfloat16: choose from onnx, onnx-int8, openvino, openv"):
         onnx_openvino.export_compiled(compiled, "neg10", ["openvino-bf16"])
     record = compiled.output_dir / "neg10-openvino" / "compiled.json"
     record.write_text(record.read_text().replace('"f32"', '"bf16"'))  # made on a machine that has them
@@ -205,7 +208,8 @@ def test_an_xlm_roberta_without_token_types_compiles_too(compiled, tmp_path, mon
     onnx_openvino.export_compiled(settings, "reference", ["openvino"])
     found = vectors(settings, "reference-openvino")
     assert (found * vectors(settings, "reference")).sum(axis=1).min() >= 0.9999
-    assert load_encoder_config(settings, "reference-openvino").training_data_note == "unknown"  # and not fine-tuned on this data
+    # .. and not fine-tuned on this data
+    assert load_encoder_config(settings, "reference-openvino").training_data_note == "unknown"
 
 
 def test_a_broken_graph_and_bad_arguments_are_one_line(compiled, monkeypatch):
@@ -213,7 +217,7 @@ def test_a_broken_graph_and_bad_arguments_are_one_line(compiled, monkeypatch):
         (compiled.output_dir / f"neg10-{form}" / graph).write_bytes(b"no graph")
         with pytest.raises(UserError, match=f"cannot load .*{graph} .*compile it again with"):
             Encoder(load_encoder_config(compiled, f"neg10-{form}")).encode_queries(["a"])
-    with pytest.raises(UserError, match="there is no form 'int4': give some of onnx, onnx-int8, openvino"):
+    with pytest.raises(UserError, match="there is no form 'int4': choose from onnx, onnx-int8, openvino"):
         onnx_openvino.export_compiled(compiled, "neg10", ["int4"])
     with pytest.raises(UserError, match="neg50 holds no finished model"):
         onnx_openvino.export_compiled(compiled, "neg50")

@@ -78,7 +78,7 @@ def test_nothing_of_the_machine_or_of_the_texts_is_in_it(measured, monkeypatch):
     assert not any(text.encode() in everything for text in (*collection.queries.values(), *collection.corpus.values()))
     write_json(config, json.loads(before) | {"note": f"see {measured.data_dir}/x"})
     evaluate(measured, "neg10")
-    with pytest.raises(UserError, match="tokenizer_config.json names .*data, which is this machine's"):
+    with pytest.raises(UserError, match="tokenizer_config.json contains .*data, a path of this machine"):
         prepare(measured, "neg10")
     config.write_text(before)
     evaluate(measured, "neg10")
@@ -89,7 +89,7 @@ def test_nothing_of_the_machine_or_of_the_texts_is_in_it(measured, monkeypatch):
 def test_a_licence_is_never_invented(measured, monkeypatch, capsys):
     monkeypatch.setenv("OVERWRITE", "1")
     card = ModelCard((prepare(measured, "neg10") / "README.md").read_text())
-    assert card.data.license == "unknown" and "unknown, as its owner has not stated one" in card.text
+    assert card.data.license == "unknown" and "unknown (not stated by its owner)" in card.text
     assert card.data.language is None and "licence unknown" in capsys.readouterr().out
     monkeypatch.setenv("MODEL_LICENSE", "a licence of mine")
     with pytest.raises(UserError, match="MODEL_LICENSE=a licence of mine is impossible"):
@@ -102,7 +102,7 @@ def test_a_folder_is_kept_with_its_edits_until_something_changes(measured, monke
     monkeypatch.delenv("OVERWRITE")
     card.write_text(card.read_text() + "\nMine.\n")
     prepare(measured, "neg10")
-    with pytest.raises(UserError, match="made for other results or another name; OVERWRITE=1 makes it anew"):
+    with pytest.raises(UserError, match="made for other results or another name; OVERWRITE=1 rebuilds it"):
         prepare(measured, "neg10", "me/mine")
     assert card.read_text().endswith("\nMine.\n")
 
@@ -135,7 +135,8 @@ def test_what_was_changed_since_is_not_sent_but_for_the_card(measured, monkeypat
     (folder / "README.md").write_text("mine")
     assert prepare(measured, "neg10", "me/mine") == folder
     (folder / "modules.json").write_text("[]")
-    with pytest.raises(UserError, match="neg10/modules.json is not as it was made; OVERWRITE=1 makes the folder anew"):
+    message = "neg10/modules.json has changed since it was made; OVERWRITE=1 rebuilds the folder"
+    with pytest.raises(UserError, match=message):
         prepare(measured, "neg10", "me/mine")
 
 
@@ -170,7 +171,7 @@ def test_only_upload_uploads_and_what_arrives_loads_by_its_name(measured, main, 
     able = {"MODEL_LICENSE": "mit", "HF_TOKEN": "hf_good"}
     with hub({"models": {}}, uploads=tmp_path / "store") as endpoint:
         main(endpoint, "--to", "me/mine", **able)
-        assert endpoint.requests == [] and "before others do" in capsys.readouterr().out
+        assert endpoint.requests == [] and "before you publish it" in capsys.readouterr().out
         main(endpoint, "--to", "me/mine", "--upload", **able)
         assert f"uploaded: {endpoint}/me/mine/commit/" in capsys.readouterr().out
         sent = files(tmp_path / "store" / "me" / "mine")
@@ -183,8 +184,9 @@ def test_only_upload_uploads_and_what_arrives_loads_by_its_name(measured, main, 
 @pytest.mark.parametrize("words, able, message", [
     (["--to", "me/mine"], {"HF_TOKEN": "hf_good"}, r"--upload needs MODEL_LICENSE \(or MODEL_LICENSE=unknown\)$"),
     ([], {}, r"--upload needs --to NAMESPACE/NAME, MODEL_LICENSE .*, HF_TOKEN$"),
-    (["--to", "mine"], {}, "--to mine is no name that the hub could have: give NAMESPACE/NAME$"),
-    (["--to", "me/mine"], {"MODEL_LICENSE": "mit", "HF_TOKEN": "hf_bad"}, "the hub at .* does not take me/mine .*401"),
+    (["--to", "mine"], {}, "--to mine is not a valid repository name: give NAMESPACE/NAME$"),
+    (["--to", "me/mine"], {"MODEL_LICENSE": "mit", "HF_TOKEN": "hf_bad"},
+     "the Hugging Face Hub at .* does not accept me/mine .*401"),
 ])
 def test_an_upload_that_cannot_be_is_one_line(main, tmp_path, words, able, message):
     with hub({"models": {}}, uploads=tmp_path / "store") as endpoint, pytest.raises(UserError, match=message) as caught:
@@ -193,5 +195,6 @@ def test_an_upload_that_cannot_be_is_one_line(main, tmp_path, words, able, messa
 
 
 def test_a_hub_that_is_not_there_is_one_line(main):
-    with pytest.raises(UserError, match="the hub at http://127.0.0.1:1 does not take me/mine .*is whole: the same"):
+    message = "the Hugging Face Hub at http://127.0.0.1:1 does not accept me/mine .*is complete: run the same"
+    with pytest.raises(UserError, match=message):
         main("http://127.0.0.1:1", "--upload", "--to", "me/mine", MODEL_LICENSE="mit", HF_TOKEN="hf_good")

@@ -1,4 +1,4 @@
-"""Shares by the workers of a Ray cluster, made on this machine: what processes write, whoever is killed on the way."""
+"""Shards by the workers of a Ray cluster, made on this machine: what processes write, whoever is killed on the way."""
 
 import dataclasses
 import os
@@ -55,7 +55,7 @@ def address(tmp_path_factory):
 
 @pytest.fixture
 def clustered(built, address, monkeypatch):
-    """The experiment with that RAY_ADDRESS; a share takes a core, and has one thread, as the tests have."""
+    """The experiment with that RAY_ADDRESS; a shard takes a core, and has one thread, as the tests have."""
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(ray_encode, "resources", lambda machines, shares: ({"num_cpus": 1}, 1))
     return built.load()
@@ -94,13 +94,13 @@ def test_workers_write_what_processes_write_though_one_is_killed(clustered, tmp_
 
 
 @pytest.mark.long
-def test_a_share_that_kills_every_worker_is_one_line(clustered, tmp_path, monkeypatch):
+def test_a_shard_that_kills_every_worker_is_one_line(clustered, tmp_path, monkeypatch):
     def die(part):
         (tmp_path / f"{part}.{os.getpid()}").touch()
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(ray_encode, "RETRIES", 1)
-    with pytest.raises(UserError, match="Ray at RAY_ADDRESS=.* gave up .*; the same command goes on from"):
+    with pytest.raises(UserError, match="Ray at RAY_ADDRESS=.* failed .*; run the same command again to continue"):
         for_each_shard(clustered, die, 1)
     assert len(list(tmp_path.glob("0.*"))) == 2
 
@@ -108,7 +108,7 @@ def test_a_share_that_kills_every_worker_is_one_line(clustered, tmp_path, monkey
 @pytest.mark.long
 def test_what_a_worker_says_is_one_line(clustered):
     settings = dataclasses.replace(clustered, dataset="elsewhere")  # the data are of another set: each worker refuses
-    with pytest.raises(UserError, match="share [12] of 2, on .*was made with other settings .*; the same command"):
+    with pytest.raises(UserError, match="shard [12] of 2, on .*was made with other settings .*; run the same command"):
         for_each_shard(settings, lambda part: read_data(settings), 2)
     assert not list(clustered.output_dir.rglob(".seen-*"))
 
@@ -119,10 +119,10 @@ def test_a_machine_must_see_the_same(built, tmp_path, monkeypatch):
     check_machine(built, tmp_path, here)
     with pytest.raises(UserError, match="OUTPUT_DIR must be on a disk that all machines share"):
         check_machine(built, tmp_path / "absent", here)
-    with pytest.raises(UserError, match="has torch .*, and the first machine 1.0: DATA_DIR, this package and what it"):
+    with pytest.raises(UserError, match="has torch .*, but the first machine 1.0: DATA_DIR, this package and its dep"):
         check_machine(built, tmp_path, here | {"torch": "1.0"})
     (built.data_dir / "dataset.json").unlink()
-    with pytest.raises(UserError, match=f"has data .*, and the first machine {here['data'][:12]}: DATA_DIR, this"):
+    with pytest.raises(UserError, match=f"has data .*, but the first machine {here['data'][:12]}: DATA_DIR, this"):
         check_machine(built, tmp_path, here)
 
 
@@ -132,7 +132,7 @@ def test_a_machine_must_see_the_same(built, tmp_path, monkeypatch):
     ([{"CPU": 16.0}, {"CPU": 8.0}, {"CPU": 8.0}], 4, {"num_cpus": 4}, 4),  # two on a machine
     ([{"CPU": 16.0}, {"CPU": 32.0, "GPU": 4.0}], 9, {"num_gpus": 1}, 8),
     ([{"CPU": 2.0, "GPU": 4.0}], 1, {"num_gpus": 1}, 1)])
-def test_a_share_has_a_gpu_or_its_part_of_the_cores(machines, shares, wanted, threads):
+def test_a_shard_has_a_gpu_or_its_part_of_the_cores(machines, shares, wanted, threads):
     assert resources(machines, shares) == (wanted, threads)
 
 
@@ -147,6 +147,7 @@ def test_without_ray_one_line_says_what_to_install(built, monkeypatch):
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:9", "ray://127.0.0.1:9", ":9", "127.0.0.1:port"])
 def test_without_a_cluster_one_line_says_so(built, address):
     began = time.monotonic()
-    with pytest.raises(UserError, match=f"no Ray cluster at RAY_ADDRESS={address} .*or give local for one on this"):
+    message = f"no Ray cluster at RAY_ADDRESS={address} .*or set it to local for one on this"
+    with pytest.raises(UserError, match=message):
         for_each_shard(dataclasses.replace(built, ray_address=address), print, 2)
     assert time.monotonic() - began < 15

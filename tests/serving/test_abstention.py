@@ -11,6 +11,6 @@ def test_threshold_by_hand():
     assert choose_threshold([[0.9, False], [0.5, True]], 0.9)["threshold"] is None
     assert choose_threshold([], 0.9)["queries"] == 0
     line = threshold_line(choose_threshold(best, 0.8))
-    assert line == ("an answer is likely from a score of 0.6 on: of 7 dev queries 5 reach it, and the first hit is "
-                    "right for 4 of them (wanted: 80%)")
+    assert line == ("a first hit is likely to answer from a score of 0.6: 5 of 7 dev queries reach it, and the first "
+                    "hit is right for 4 of them (target: 80%)")
     assert threshold_line(choose_threshold([], 0.8)).startswith("no threshold")

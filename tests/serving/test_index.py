@@ -44,7 +44,8 @@ def hybrid(settings, label, weight=0.3):
     return runs, collection
 
 
-@pytest.mark.parametrize("label, made", [("bm25", lambda config: BM25()), ("reference", lambda config: Dense(Encoder(config)))])
+@pytest.mark.parametrize("label, made", [("bm25", lambda config: BM25()),
+                                         ("reference", lambda config: Dense(Encoder(config)))])
 def test_an_index_answers_as_the_retriever_does(built, label, made):
     collection, config = read_data(built), load_encoder_config(built, "reference")
     retriever = made(config).index(collection.corpus)
@@ -60,7 +61,7 @@ def test_an_index_answers_as_the_retriever_does(built, label, made):
 
 
 @pytest.mark.parametrize("where", ["HNSW8 efSearch=200", "milvus:{folder}/milvus.db"])
-def test_vectors_may_be_looked_for_elsewhere_and_what_that_costs_is_said(built, where, tmp_path, capsys):
+def test_vectors_may_be_searched_approximately_and_what_that_costs_is_said(built, where, tmp_path, capsys):
     def answers(index):
         return [[hit | {"score": pytest.approx(hit["score"], abs=1e-5)} for hit in hits]
                 for hits in index.answer(QUERIES, 5)]
@@ -68,16 +69,17 @@ def test_vectors_may_be_looked_for_elsewhere_and_what_that_costs_is_said(built, 
     exact = open_index(built, "reference")
     there = built.__class__(**vars(built) | {"index": where.format(folder=tmp_path)})
     found = open_index(there, "reference")
-    assert capsys.readouterr().err.count("making the index of reference") == 2 and found.folder != exact.folder
+    assert capsys.readouterr().err.count("building the index of reference") == 2 and found.folder != exact.folder
     assert found.answer(QUERIES, 5) == open_index(there, "reference").answer(QUERIES, 5) == answers(exact)
     assert exactness_line(exact.manifest) == ""
-    assert re.fullmatch(re.escape(there.index) + r" finds 100.0% of the exact first 10 of \d+ dev queries, in "
-                        r"\d+\.\d\d ms a query beside \d+\.\d\d", exactness_line(found.manifest))
+    assert re.fullmatch(re.escape(there.index) + r" finds 100.0% of the exact top 10 of \d+ dev queries, in "
+                        r"\d+\.\d\d ms per query compared with \d+\.\d\d ms for exact search",
+                        exactness_line(found.manifest))
     hybrid(built, "reference")
     assert open_index(there, "hybrid_reference").answer(QUERIES, 5) == answers(open_index(built, "hybrid_reference"))
 
 
-def test_a_second_stage_answers_as_it_was_measured(built):
+def test_a_reranker_answers_as_it_was_measured(built):
     _, (_, fused) = measured_stage(built)
     run, test = read_measured_run(built, read_data(built), "hybrid_late_reference"), read_data(built).split("test")
     open_index(built, "hybrid_late_reference")
@@ -104,10 +106,10 @@ def test_data_that_change_while_an_index_is_made_or_opened_are_not_mixed(built, 
     make, corpus = index._make, built.data_dir / "corpus.jsonl"
     def slow(*given):
         made = make(*given)
-        os.utime(corpus)  # whoever writes it anew
+        os.utime(corpus)  # as if it were written again
         return made
     monkeypatch.setattr(index, "_make", slow)
-    with pytest.raises(UserError, match="data or model of reference changed while its index was opened: ask again"):
+    with pytest.raises(UserError, match="data or model of reference changed while its index was opened: try again"):
         open_index(built, "reference")
     monkeypatch.setattr(index, "_make", make)
     hybrid(built, "reference")
@@ -121,11 +123,12 @@ def test_data_that_change_while_an_index_is_made_or_opened_are_not_mixed(built, 
 
 def test_a_cold_search_loads_neither_pytorch_nor_transformers(built):
     open_index(built, "reference")
-    script = ("import sys; from embedding_finetune.serving.index import *; from embedding_finetune.settings import Settings;"
+    script = ("import sys; from embedding_finetune.serving.index import *; "
+              "from embedding_finetune.settings import Settings;"
               "print(len(open_index(Settings.load(), 'reference').answer(['otter'], 3)[0]), "
               "{'torch', 'transformers', 'huggingface_hub', 'pandas'} & set(sys.modules))")
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "3 set()\n" and "making" not in done.stderr
+    assert done.stdout == "3 set()\n" and "building" not in done.stderr
 
 
 def test_a_model_that_is_no_graph_is_asked_with_pytorch(built, monkeypatch, capsys):
@@ -137,7 +140,7 @@ def test_a_model_that_is_no_graph_is_asked_with_pytorch(built, monkeypatch, caps
     for _ in range(2):
         [hits] = open_index(built, "reference").answer(["otter"], 3)
         assert [hit["id"] for hit in hits] == [hit["id"] for hit in expected[0]]
-    assert capsys.readouterr().err.count("cannot be written as a graph (no such operator): PyTorch encodes") == 1
+    assert capsys.readouterr().err.count("cannot be exported to ONNX (no such operator): PyTorch encodes") == 1
 
 
 def test_queries_of_an_open_index_are_not_cached_on_disk(built, monkeypatch):
@@ -163,8 +166,8 @@ def test_queries_of_an_open_index_are_not_cached_on_disk(built, monkeypatch):
     assert files() == cached
 
 
-def test_what_changed_is_made_anew_and_said(built, capsys, monkeypatch):
-    made = lambda: capsys.readouterr().err.count("making the index of reference")  # noqa: E731
+def test_what_changed_is_rebuilt_and_said(built, capsys, monkeypatch):
+    made = lambda: capsys.readouterr().err.count("building the index of reference")  # noqa: E731
     first = open_index(built, "reference")
     assert made() == 1
     assert open_index(built, "reference").folder == first.folder and made() == 0
@@ -180,37 +183,37 @@ def test_what_changed_is_made_anew_and_said(built, capsys, monkeypatch):
         open_index(built, "reference")
 
 
-def test_what_is_only_said_of_a_model_makes_no_index_anew(built, tmp_path, capsys):
+def test_what_is_only_said_of_a_model_rebuilds_no_index(built, tmp_path, capsys):
     """The name of MODEL_FILE, and what results and the indexes of earlier versions say; its entries do."""
     models = tmp_path / "models.toml"
     models.write_text(f'["{built.reference_model}"]\npassage_prompt = "text: "\n')
     named = dataclasses.replace(built, model_file=models)
     measured_stage(named)
     folders = [open_index(named, label).folder for label in ("reference", "hybrid_late_reference")]
-    assert capsys.readouterr().err.count("making the index of") == 3  # and bm25
+    assert capsys.readouterr().err.count("building the index of") == 3  # and bm25
     renamed = dataclasses.replace(built, model_file=models.rename(tmp_path / "renamed.toml"))
-    assert open_index(renamed, "reference").folder == folders[0] and "making" not in capsys.readouterr().err
+    assert open_index(renamed, "reference").folder == folders[0] and "building" not in capsys.readouterr().err
 
     result = renamed.output_dir / "results" / "hybrid_late_reference.json"
     saved = read_checksummed(result)
     saved["second"]["used"] |= {"title": "another", "note": "said otherwise"}
     write_checksummed(result, saved)
     open_index(renamed, "hybrid_late_reference")
-    assert "making" not in capsys.readouterr().err
+    assert "building" not in capsys.readouterr().err
 
     of_old = renamed.output_dir / "index" / "reference" / "of_an_earlier_version"
     open_index(renamed, "reference").folder.rename(of_old)
     manifest = read_checksummed(of_old / "manifest.json")
     manifest["facts"]["use"] |= {"note": f"passage_prompt from {models}"}
     write_checksummed(of_old / "manifest.json", manifest | {"settings": named.as_dict()})
-    assert open_index(renamed, "reference").folder == of_old and "making" not in capsys.readouterr().err
+    assert open_index(renamed, "reference").folder == of_old and "building" not in capsys.readouterr().err
 
     renamed.model_file.write_text(renamed.model_file.read_text().replace("text: ", "another page: "))
     assert open_index(renamed, "reference").folder != of_old
-    assert "making the index of reference" in capsys.readouterr().err
+    assert "building the index of reference" in capsys.readouterr().err
 
 
-def test_a_damaged_index_and_an_interrupted_making_are_mended(built, capsys):
+def test_a_damaged_index_and_an_interrupted_build_are_repaired(built, capsys):
     folder = open_index(built, "bm25").folder
     (folder / "tie_rank.npy").write_bytes(b"")
     (folder.parent / ".partial").mkdir()
@@ -224,7 +227,7 @@ def test_a_damaged_index_and_an_interrupted_making_are_mended(built, capsys):
     assert open_index(built, "bm25").answer(["otter"], 3) == answer and path.read_bytes() == before
     assert "it is damaged" in capsys.readouterr().err
     path.touch()  # who copies an index does not damage it
-    assert open_index(built, "bm25").answer(["otter"], 3) == answer and "making" not in capsys.readouterr().err
+    assert open_index(built, "bm25").answer(["otter"], 3) == answer and "building" not in capsys.readouterr().err
     for name in ("queries.onnx", "passages.jsonl"):
         path = open_index(built, "reference").folder / name
         path.write_bytes(b"{" * (name != "passages.jsonl"))
@@ -233,16 +236,16 @@ def test_a_damaged_index_and_an_interrupted_making_are_mended(built, capsys):
 
 
 @pytest.mark.parametrize("label, message", [
-    ("nope", "there is no model 'nope' to search with; there are bm25, raw, reference"), ("../raw", "is no label"),
-    ("", "is no label"), ("hybrid_raw", "there is no model")])
+    ("nope", "there is no model 'nope' to search with; available: bm25, raw, reference"), ("../raw", "is not a label"),
+    ("", "is not a label"), ("hybrid_raw", "there is no model")])
 def test_labels_that_are_none(built, label, message):
     with pytest.raises(UserError, match=message):
         open_index(built, label)
     assert not (built.output_dir / "index").exists()
 
 
-def test_the_default_is_what_dev_chose(built, monkeypatch):
-    with pytest.raises(UserError, match="no fine-tuned model is measured .* --model bm25, raw, reference"):
+def test_the_default_is_the_best_on_dev(built, monkeypatch):
+    with pytest.raises(UserError, match="no fine-tuned model has a current result .* --model bm25, raw, reference"):
         default_label(built)
     rows = [{"label": "neg10"}, {"label": "neg50"}]
     monkeypatch.setattr("embedding_finetune.evaluation.results.load_results", lambda settings: (rows, []))
@@ -307,7 +310,7 @@ def test_an_index_that_cannot_be_opened_and_is_undamaged_is_kept(built, monkeypa
 
 
 @pytest.mark.parametrize("settings_changed", [False, True])
-def test_only_the_index_that_is_damaged_is_made_anew(built, capsys, settings_changed):
+def test_only_the_index_that_is_damaged_is_rebuilt(built, capsys, settings_changed):
     folder = open_index(built, "bm25").folder
     expected = open_index(built, "bm25").answer(["otter"], 3)
     other, path = folder.with_name("of_other_data"), folder / "tie_rank.npy"
@@ -319,7 +322,7 @@ def test_only_the_index_that_is_damaged_is_made_anew(built, capsys, settings_cha
     if settings_changed:
         built = dataclasses.replace(built, epochs=3.0)
     assert open_index(built, "bm25").answer(["otter"], 3) == expected and path.read_bytes() == before
-    assert "making the index of bm25" in (said := capsys.readouterr().err) and "it is damaged" in said
+    assert "building the index of bm25" in (said := capsys.readouterr().err) and "it is damaged" in said
     assert (other / "passages.jsonl").exists()
 
 

@@ -47,8 +47,9 @@ def test_passages_cannot_speak_to_the_terminal(capsys):
 
 
 @pytest.mark.parametrize("words, message", [
-    (("  ",), "give a query that is not empty"), (("x", "-k", "0"), "-k must be 1 or more"),
-    (("x", "--model", "nope"), "there is no model 'nope' to search with"), (("x",), "no fine-tuned model is measured")])
+    (("  ",), "the query is empty"), (("x", "-k", "0"), "-k must be 1 or more"),
+    (("x", "--model", "nope"), "there is no model 'nope' to search with"),
+    (("x",), "no fine-tuned model has a current result")])
 def test_what_cannot_be_searched_for(built, monkeypatch, capsys, words, message):
     with pytest.raises(UserError, match=message):
         searched(monkeypatch, capsys, *words)
@@ -57,6 +58,6 @@ def test_what_cannot_be_searched_for(built, monkeypatch, capsys, words, message)
 def test_a_full_disk_is_one_line(built):
     open_index(built, "bm25")
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-m", "embedding_finetune", "search", "otter", "--model", "bm25", "--json"],
-                              cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", "embedding_finetune", "search", "otter", "--model", "bm25", "--json"]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode and done.stderr.splitlines()[-1] == "error: cannot write the answer: No space left on device"

@@ -27,7 +27,8 @@ from embedding_finetune.serving.index import open_index
 from embedding_finetune.settings import ROOT, Settings
 
 PATIENT = 1.0  # seconds, in place of PATIENCE; and the files are looked at more often
-START = ("import sys; from embedding_finetune.serving import server, registry; server.PATIENCE, server.LOOK = 1.0, 0.2; "
+START = ("import sys; from embedding_finetune.serving import server, registry; "
+         "server.PATIENCE, server.LOOK = 1.0, 0.2; "
          "registry.WAITING = 8; server.main()")
 NASTY = '<img src=x onerror="window.hacked=1"></div><script>window.hacked = 1</script> &amp; \u202e'
 
@@ -127,7 +128,7 @@ def test_it_answers_as_the_index_does(server, experiment):
     ("/search", 422, "query.q: Field required"), ("/search?q=%20", 422, "query.q"),
     ("/search?q=" + "x" * 2001, 422, "at most 2000 characters"), ("/search?q=x&k=0", 422, "query.k"),
     ("/search?q=x&k=101", 422, "less than or equal to 100"), ("/search?q=x&k=many", 422, "query.k"),
-    ("/search?q=x&model=nope", 404, "there is no model 'nope' to search with; there are bm25, raw, reference"),
+    ("/search?q=x&model=nope", 404, "there is no model 'nope' to search with; available: bm25, raw, reference"),
     ("/search?q=x&model=..%2F..", 404, "there is no model"), ("/else", 404, "Not Found")])
 def test_malformed_queries_get_a_line(server, path, status, said):
     found = server.ask(path)
@@ -274,7 +275,7 @@ def looked(shelf, times=1):
     """After so many looks at the files, each with what it brings."""
     for _ in range(times):
         shelf.refresh()
-        shelf.librarian.submit(int).result()
+        shelf.loader.submit(int).result()
 
 
 def test_what_changes_while_it_is_opened_is_opened_again(monkeypatch):
@@ -301,7 +302,8 @@ def test_a_look_that_fails_is_said_once_and_not_the_last(monkeypatch, caplog):
     files = Files(monkeypatch)
     shelf, files.now, files.refused = registry.IndexRegistry(None, "x"), 2, "labels"
     looked(shelf, 3)
-    assert caplog.text.count("cannot be seen: cannot read the recipes") == 1 and files.log == [1]
+    assert caplog.text.count("cannot check whether files have changed: cannot read the recipes") == 1
+    assert files.log == [1]
     files.refused = None
     looked(shelf)
     assert files.log == [1, 2]
@@ -435,7 +437,7 @@ def test_search_compare_and_mark_by_keyboard_alone(page, server, experiment):
     press("ArrowDown"), press("r")
     status_is(page, "Passage 2 of bm25: right")
     press("r")
-    status_is(page, "Passage 2 of bm25: mark taken back")
+    status_is(page, "Passage 2 of bm25: mark removed")
     [row] = read_jsonl(experiment.data_dir / "marks.jsonl")
     assert row["neg"] == [] and len(row["pos"]) == 1
     page.reload()  # the query is in the address, the marks are in the file
@@ -445,7 +447,7 @@ def test_search_compare_and_mark_by_keyboard_alone(page, server, experiment):
     button = first.get_by_role("button", name="right: passage 1 of bm25")
     assert button.get_attribute("aria-pressed") == "true"
     button.click()
-    status_is(page, "mark taken back")
+    status_is(page, "mark removed")
     assert button.get_attribute("aria-pressed") == "false"
     assert (experiment.data_dir / "marks.jsonl").read_text() == ""
 
