@@ -174,10 +174,12 @@ def best_on_dev(results):
 def finalists(results):
     """The best system without training and the best fine-tuned one on dev queries, each alone or fused with BM25.
 
-    Either may be None.
+    A compiled form (ONNX or OpenVINO) counts as a system without training only if it was made from one; forms of
+    fine-tuned models are not finalists. Either finalist may be None.
     """
     tuned = {result["label"] for result in filter(is_fine_tuned, results)}
-    ready = {result["label"] for result in results if "recipe" not in result and "hybrid_of" not in result}
+    ready = {result["label"] for result in results if not result.keys() & {"recipe", "hybrid_of", "compiled_of"}}
+    ready |= {result["label"] for result in results if result.get("compiled_of") in ready}
     return tuple(best_on_dev(result for result in results if result.get("hybrid_of", result["label"]) in labels)
                  for labels in (ready, tuned))
 

@@ -153,7 +153,20 @@ def test_a_fraction_of_the_queries_is_a_point_of_the_curve_and_no_candidate():
     assert results.finalists(rows[3:]) == (rows[4], None) and results.finalists([]) == (None, None)
 
 
-def trained_anew(settings):
+def test_a_compiled_form_of_a_fine_tuned_model_is_no_system_without_training():
+    def result(label, dev, **more):
+        return {"label": label, "dev": {"mrr@10": dev}, **more}
+
+    rows = [result("bm25", 0.3), result("reference", 0.4), result("neg10", 0.6, recipe="neg10"),
+            result("neg10-onnx", 0.7, compiled_of="neg10"), result("hybrid_neg10-onnx", 0.9, hybrid_of="neg10-onnx")]
+    assert [row["label"] for row in results.finalists(rows)] == ["reference", "neg10"]
+    assert results.planned_pairs(rows)[-1] == ("neg10", "reference")
+    rows.append(result("reference-onnx", 0.5, compiled_of="reference"))
+    assert [row["label"] for row in results.finalists(rows)] == ["reference-onnx", "neg10"]
+    assert [row and row["label"] for row in results.finalists(rows[3:4])] == [None, None]  # neg10's result is left out
+
+
+def trained_again(settings):
     weights = settings.output_dir / "neg10" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
 
@@ -167,7 +180,7 @@ def gone(settings):
     shutil.rmtree(settings.output_dir / "neg10")
 
 
-@pytest.mark.parametrize("change, reason", [(trained_anew, "its model has changed since"),
+@pytest.mark.parametrize("change, reason", [(trained_again, "its model has changed since"),
                                             (used_otherwise, "it was measured with another pooling"),
                                             (gone, "its model cannot be read (")])
 def test_a_result_that_no_longer_fits_its_model_is_left_out_by_name(measured, change, reason):
