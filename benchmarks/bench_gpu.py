@@ -4,7 +4,7 @@
 
 The model is a bert-base of its configuration, with random weights and the vocabulary of the bundled model, which is
 bert-base-uncased's: speed and memory ask for no more. Training is that of bench_train.py (batch 4, group 8, length 512,
-dropout on), FlagEmbedding beside this package. Encoding is in fp16 as always on a GPU, passages of up to 512 tokens;
+dropout on), this package and FlagEmbedding. Encoding is in fp16 as always on a GPU, passages of up to 512 tokens;
 the limit is the time that the matrix products of the same tokens, without any padding, would take at the best rate of
 this model's shapes. The last line of standard output is one JSON object.
 """
@@ -23,7 +23,7 @@ from inputs import read_rows
 
 
 def training(folder, steps):
-    """Steps a second and GB at the peak by precision, and beside FlagEmbedding."""
+    """Steps a second and GB at the peak by precision, and compared with FlagEmbedding."""
     found = {}
     for precision in ("bf16", "fp16", "fp32"):
         for contender in ("ours", "flagembedding"):

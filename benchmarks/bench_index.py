@@ -1,11 +1,11 @@
-"""Approximate search beside exact search, side by side in one run, and what was foretold beside what came.
+"""Approximate search compared with exact search, in one run, and the extrapolated with the measured figures.
 
     python benchmarks/bench_index.py [--passages 1000000] [--queries 200] [--only NAME ..]
 
 Vectors are the bundled model's of the passages that PAIRS names, else of numpy's docstrings, each many times with
 noise (cosine to its origin about 0.8); queries are the pairs' own. So a query has hundreds of passages that are nearly
-equally near, which is harder than most corpora. A table of all candidates of embedding_finetune.contrib.index_advisor; the last
-line of standard output is one JSON object, of which docs/million.ipynb draws a picture.
+equally near, which is harder than most corpora. A table of all candidates of `choose-index`; the last line of standard
+output is one JSON object, of which docs/million.ipynb draws a picture.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from inputs import bundled_model, read_rows
 
 from embedding_finetune.contrib.index_advisor import SAMPLE, TARGET_RECALL, candidates, choose, measure
 
-NOISE = 0.75  # length of the noise beside the vector's, 1
+NOISE = 0.75  # length of the noise; that of the vector is 1
 
 
 def read_vectors(passages, queries):
@@ -46,7 +46,7 @@ def main():
     options = arguments.parse_args()
     vectors, queries = read_vectors(options.passages, options.queries)
     foretold = choose(vectors, queries, len(vectors))
-    print(f"foretold from {min(SAMPLE, len(vectors)):,} of {len(vectors):,}:\n{foretold.round(3).to_markdown()}",
+    print(f"extrapolated from {min(SAMPLE, len(vectors)):,} of {len(vectors):,}:\n{foretold.round(3).to_markdown()}",
           flush=True)
     rows = {}
     for name, where in candidates(*vectors.shape).items():

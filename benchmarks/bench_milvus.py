@@ -1,4 +1,4 @@
-"""The embedded Milvus beside exact search: loading, what a second start costs, size, memory, and a query.
+"""The embedded Milvus compared with exact search: loading, what a second start costs, size, memory, and a query.
 
     python benchmarks/bench_milvus.py [--passages 100000 1000000] [--kinds FLAT HNSW]
 
@@ -26,7 +26,7 @@ QUERIES = 100
 
 
 def loaded(folder, kind):
-    """What it costs to put all vectors of a folder into a collection beside them, or to find them there."""
+    """What it costs to put all vectors of a folder into a collection next to them, or to find them there."""
     began, vectors = time.perf_counter(), np.load(folder / "passages.npy", mmap_mode="r")
     index = make_index(f"milvus:{folder / f'{kind}.db'}#{kind}").build(vectors, folder)
     return index, {"seconds": round(time.perf_counter() - began, 1), "gb": round(_peak_gb(), 2)}

@@ -1,4 +1,4 @@
-"""Training rows by id: what writing, keeping and opening them costs, beside FlagEmbedding's format.
+"""Training rows by id: what writing, keeping and opening them costs, compared with FlagEmbedding's format.
 
     python benchmarks/bench_rows.py [--queries 500000] [--words 12]
 
@@ -35,7 +35,7 @@ PASSAGES_A_QUERY, HELD_OUT = 2, 0.01  # of the queries, for dev and for test eac
 
 
 def collection(queries, words):
-    """A made-up Collection: so many training queries, and the held-out ones beside them."""
+    """A made-up Collection: so many training queries, and the held-out ones."""
     held_out = max(1, round(HELD_OUT * queries))
     parts = {f"q{number}": part for number, part in enumerate(
         part for part, size in (("train", queries), ("dev", held_out), ("test", held_out)) for _ in range(size))}

@@ -1,4 +1,4 @@
-"""The second look, side by side in one run: 30 passages of one query by late interaction and by a cross-encoder, this
+"""Reranking, side by side in one run: 30 passages of one query by late interaction and by a cross-encoder, this
 package's against sentence-transformers', and against what the machine allows.
 
     python benchmarks/bench_second.py [--passages 2000] [--queries 50] [--depth 30] [--rounds 3] [--threads 2]
@@ -60,7 +60,8 @@ def late_contenders(config, folder, passages, queries, places):
     work = [2 * len(query) * size * width for query, size in zip(encoded, sizes)]
     moved = [2 * size * width for size in sizes]
     return {"late interaction": lambda number: next(stage.scores([queries[number]], [places[number]])),
-            "MaxSim alone": lambda number: maxsim_candidates(encoded[number], stage.vectors, stage.starts, places[number]),
+            "MaxSim alone": lambda number: maxsim_candidates(
+                encoded[number], stage.vectors, stage.starts, places[number]),
             "late interaction, sentence-transformers": sentence_transformers}, work, moved
 
 
@@ -86,7 +87,7 @@ def cross_contenders(folder, passages, queries, places):
 
     found = {"cross-encoder": ours("fp32"),
              "cross-encoder, sentence-transformers": lambda number: theirs.predict(pairs[number])}
-    if cpu_has("bf16"):  # elsewhere it would only be emulated
+    if cpu_has("bf16"):  # other processors would only emulate it
         found[IN_BF16] = ours("bf16")
     return found, work
 
@@ -122,8 +123,8 @@ def main():
         for texts in read_texts(options.passages, options.queries))
     rng = random.Random(0)
     places = [rng.sample(range(len(passages)), options.depth) for _ in queries]
-    encoder_config = EncoderConfig(label="", title="bundled", name=path, pooling="mean", query_prompt="", passage_prompt="",
-                   query_max_len=LENGTH, passage_max_len=2 * LENGTH)
+    encoder_config = EncoderConfig(label="", title="bundled", name=path, pooling="mean", query_prompt="",
+                                   passage_prompt="", query_max_len=LENGTH, passage_max_len=2 * LENGTH)
     with tempfile.TemporaryDirectory() as folder:
         late, max_sim_work, moved = late_contenders(encoder_config, Path(folder) / "late", passages, queries, places)
         cross, cross_work = cross_contenders(f"{folder}/cross", passages, queries, places)

@@ -3,7 +3,7 @@
     PROFILE=demo python benchmarks/bench_serve.py [--model LABEL] [--requests 1000] [--clients 32] [--singles 100]
 
 It needs a finished experiment (make demo). Clients are threads of this process, each with one connection that it keeps;
-every request has another query of the data set. Beside that, in the same run and without a server: one `encode` call a
+every request has another query of the data set. In addition, in the same run and without a server: one `encode` call a
 query, by sentence-transformers and by this package. The server and the clients share the cores. On a machine that
 others load, too, compare the processor's seconds (cpu_ratio), under OMP_NUM_THREADS=1. The last line of standard output
 is one JSON object.
@@ -85,7 +85,8 @@ def main():
     options = parser.parse_args()
     os.environ.setdefault("TQDM_DISABLE", "1")
     from embedding_finetune.files import read_jsonl
-    from embedding_finetune.serving.index import default_label, open_index
+    from embedding_finetune.serving.available import default_label
+    from embedding_finetune.serving.index import open_index
     from embedding_finetune.settings import Settings
 
     settings = Settings.load()

@@ -70,7 +70,7 @@ def train_and_measure(demo, row, seed):
         make_training_file(settings, find_recipe(settings, "neg10"), collection)
         batches.QUERY_REMOVAL_RATE = hidden
         if not (folder / "neg10").exists():
-            finetune(settings, "neg10", one_process=True)  # in this process, where HIDDEN is what it is
+            finetune(settings, "neg10", one_process=True)  # in this process, where QUERY_REMOVAL_RATE is set
         encoder = Encoder(load_encoder_config(settings, "neg10"), settings.encode_batch_size)
         dense = Dense(encoder).index(collection.corpus)
         found = {part: dense.search(collection.split(part).queries) for part in ("test", "dev")}

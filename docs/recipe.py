@@ -1,4 +1,4 @@
-"""The recipe ladder: one change at a time, at equal steps; chosen on dev queries, reported on test queries.
+"""The ablation of recipes: one change at a time, at equal steps; chosen on dev queries, reported on test queries.
 
     python docs/recipe.py docstrings mined [--seed 43]    one row: mines, fine-tunes, measures; continues what is there
     python docs/recipe.py collect (or: table)             docs/recipe.json from all finished rows (or: as tables)
@@ -25,18 +25,18 @@ from embedding_finetune.data.collection import read_data  # noqa: E402
 from embedding_finetune.evaluation import metrics, results, significance  # noqa: E402
 from embedding_finetune.files import read_json, run_command_line, write_json  # noqa: E402
 from embedding_finetune.settings import Settings  # noqa: E402
-from embedding_finetune.training import train
+from embedding_finetune.training import train as training  # noqa: E402
 
 OUTPUT, LADDER, SEED, STEPS = ROOT / "output" / "ladder", ROOT / "docs" / "recipe.json", 42, 64
 COMMON = {"PROFILE": "demo", "SEED": str(SEED), "DEV_FRACTION": "0.1", "DEV_STEPS": "0.99", "DEV_CORPUS_SIZE": "0"}
-SETS = {"docstrings": {"DATASET": "docstrings", "MAX_QUERIES": "6000"},  # PAIRS: a file in the place of the hub's pairs
+SETS = {"docstrings": {"DATASET": "docstrings", "MAX_QUERIES": "6000"},  # PAIRS: a file in place of the Hub's pairs
         "msmarco": {"DATASET": os.environ.get("PAIRS", "msmarco"), "MAX_QUERIES": "0", "PASSAGE_MAX_LEN": "128"}}
 BEFORE = "build_train_dataset", "build_eval_dataset", "eval_raw_bert", "eval_bge_m3"  # they make the data and BASELINES
 BASELINES = "bm25", "reference", "hybrid_reference", "random-10"
 
 
 def settings_of(name, **more):
-    """The settings of a set's ladder; they are put into the environment, where the notebooks find them."""
+    """The settings of a set's ablation; they are put into the environment, where the notebooks find them."""
     own = {"RECIPE_FILE": f"docs/ladder_{name}.toml", "OUTPUT_DIR": OUTPUT / name, "DATA_DIR": OUTPUT / name / "data"}
     os.environ.update({key: str(value) for key, value in (COMMON | SETS[name] | own | more).items()})
     return Settings.load()
@@ -53,7 +53,7 @@ def run_row(name, label, seed):
     settings = settings_of(name, EPOCHS=(STEPS - 0.5) / steps_an_epoch)  # the steps are rounded up
     if not (output / label).exists():
         started, minutes = time.monotonic(), read_json(output / "minutes.json") or {}
-        train.finetune(settings, label)
+        training.finetune(settings, label)
         write_json(output / "minutes.json", minutes | {label: (time.monotonic() - started) / 60})
     pipeline.run_notebook(ROOT / "eval_train_hard.ipynb", output / "notebooks", label)
 
@@ -69,7 +69,7 @@ def collect(name):
         entry, seed = ladder.get(of.partition("_seed")[0]), of.partition("_seed")[2] or str(SEED)
         values = metrics.per_query(test.qrels, results.read_measured_run(settings, test, label))
         result |= {"entry": entry or {}, "seed": seed, "minutes": minutes.get(of, 0), "values": values}
-        found.setdefault(entry["about"] + " + hybrid" * (of != label) if entry else label, []).append(result)
+        found.setdefault(entry["description"] + " + hybrid" * (of != label) if entry else label, []).append(result)
     means = {row: sum(result["values"] for result in found[row]) / len(found[row]) for row in found}
     compared = significance.add_significance([{"label": row} for row in means], means, planned=[], seed=SEED)
     rows = [{"set": name, **_row(row, found[row["label"]], means[row["label"]].mean(), ladder)} for row in compared]
@@ -80,12 +80,12 @@ def _row(row, seeds, means, ladder):
     against = {other: pair["recall@1"] for other, pair in row["against"].items()}
     label, first, entry = row["label"], seeds[0], seeds[0]["entry"]
     base = label.removesuffix(" + hybrid")  # a fusion changes the row that it fuses
-    changes, own = (ladder.get(entry.get("like"), {}).get("about"), entry) if base == label else (base, {})
-    by = {key: own[key] for key in own if key not in ("about", "like", "file", "settings")} | own.get("settings", {})
+    changes, own = (ladder.get(entry.get("extends"), {}).get("description"), entry) if base == label else (base, {})
+    by = {key: own[key] for key in own if key not in ("description", "extends", "file", "settings")}
     return {"label": label, "queries": first["queries"], "corpus": first["corpus"], "dev": first["dev"]["mrr@10"],
-            **means[["recall@1", "recall@10", "mrr@10"]], "ci95": row["ci95"]["recall@1"], "changes": changes, "by": by,
-            "seeds": len(seeds) * bool(entry), "steps": STEPS * bool(entry), "weight": first.get("weight"),
-            "minutes": round(sum(result["minutes"] for result in seeds) / len(seeds), 1),
+            **means[["recall@1", "recall@10", "mrr@10"]], "ci95": row["ci95"]["recall@1"], "changes": changes,
+            "by": by | own.get("settings", {}), "seeds": len(seeds) * bool(entry), "steps": STEPS * bool(entry),
+            "weight": first.get("weight"), "minutes": round(sum(result["minutes"] for result in seeds) / len(seeds), 1),
             "recall@1 by seed": {result["seed"]: result["metrics"]["recall@1"] for result in seeds if entry},
             "against": {"row": changes, **against[changes]} if changes in against else None,
             "baselines": {other: against[other] for other in BASELINES if entry and other in against}}

@@ -1,14 +1,14 @@
-"""The ladder of the second look: what token vectors bring, untrained and trained, and at what cost.
+"""The ablation of reranking: what token vectors bring, untrained and trained, and at what cost.
 
     python docs/second_ladder.py docstrings late_tokens    one system: trains what it needs, and measures it
-    python docs/second_ladder.py docstrings msmarco_dense  a model that another set has trained, as it travels
+    python docs/second_ladder.py docstrings msmarco_dense  a model that another set has trained, out of domain
     python docs/second_ladder.py costs                     ms a query of all that is finished, one by one
     python docs/second_ladder.py collect (or: table)       docs/recipe.json from all that is finished
 
-A system is a recipe of docs/ladder_second.toml, tokens_seed43 with another seed, or a second stage of such models, as
+A system is a recipe of docs/ladder_second.toml, tokens_seed43 with another seed, or a reranker of such models, as
 late_tokens_seed43_on_dense. All models begin with the bundled one, used as it was made. PAIRS is a file of MS MARCO's
-pairs in the place of the hub's, DOCSTRINGS one of docstrings in the place of the installed packages', COVIDQA a folder
-with pairs.jsonl and corpus.jsonl. The sets sympy and torch are the docstrings of one package each: what one has trained
+pairs in place of the Hub's, DOCSTRINGS one of docstrings in place of the installed packages', COVIDQA a folder with
+pairs.jsonl and corpus.jsonl. The sets sympy and torch are the docstrings of one package each: what one has trained
 meets the other's.
 """
 
@@ -44,7 +44,7 @@ COMMON = {"PROFILE": "demo", "RECIPE_FILE": "docs/ladder_second.toml", "BASE_POO
 LARGE_BATCH = {"BATCH_SIZE": "128", "GRAD_CACHE_CHUNK": "128", "LEARNING_RATE": "1e-4", "EPOCHS": "2"}
 PACKAGES = "sympy", "torch"
 COVIDQA = Path(os.environ.get("COVIDQA", "covidqa"))
-SETS = {  # batches and rates are those that dev chose for one vector in docs/ladder.md
+SETS = {  # batches and rates are the best on dev for single-vector in docs/ladder.md
     "docstrings": {"DATASET": os.environ.get("DOCSTRINGS", "docstrings"), "MAX_QUERIES": "6000", **LARGE_BATCH},
     "msmarco": {"DATASET": os.environ.get("PAIRS", "msmarco"), "MAX_QUERIES": "0", "PASSAGE_MAX_LEN": "128",
                 "LEARNING_RATE": "2e-5", "EPOCHS": "0.5"},
@@ -59,7 +59,7 @@ TIMED = 100  # queries
 
 
 def settings_of(name, **more):
-    """The settings of a set's ladder; they are put into the environment, where the notebooks find them."""
+    """The settings of a set's ablation; they are put into the environment, where the notebooks find them."""
     own = {"OUTPUT_DIR": OUTPUT / name, "DATA_DIR": OUTPUT / name / "data",
            "EXTRA_MODELS": " ".join(f"{label}={folder}" for label, folder in travelled(name).items())}
     for key in {key for settings in SETS.values() for key in settings}:  # of the set before
@@ -76,7 +76,7 @@ def travelled(name):
 
 
 def run_system(name, label):
-    """Train and measure a recipe or a second stage, after the models that it needs; what is there is kept."""
+    """Train and measure a recipe or a reranker, after the models that it needs; what is there is kept."""
     if name in PACKAGES and not (OUTPUT / f"{name}.jsonl").exists():
         rows = read_docstrings([name])
         write_jsonl(OUTPUT / f"{name}.jsonl", ({"query": row.query, "pos": row.positives} for row in rows))
@@ -111,7 +111,7 @@ def train(settings, name, label):
 
 
 def evaluate(name, label, notebook):
-    """Measure one vector a passage, alone and fused with BM25; its tokens are kept in the same pass."""
+    """Measure the single-vector part, alone and fused with BM25; token vectors are kept in the same pass."""
     settings = settings_of(name, RERANKERS=f"late_{label}")
     pipeline.run_notebook(ladder.ROOT / notebook, settings.output_dir / "notebooks", label)
     settings_of(name)
@@ -224,7 +224,7 @@ def table(rows):
     frame = pd.DataFrame([{
         "system": row["label"], "trained": ", ".join(row["trained"]), "dev": row["dev"] and f"{row['dev']:.3f}",
         "recall@1": shown(*row["ci95"], row["recall@1"]),
-        "beside hybrid_reference": against and shown(*against["ci95"], against["difference"],
+        "compared with hybrid_reference": against and shown(*against["ci95"], against["difference"],
                                                      "{:+.3f} [{:+.3f}, {:+.3f}]"),
         **{key: row[key] for key in ("seeds", "minutes", "ms_per_query", "bytes_per_passage")}}
         for row in rows for against in [row["baselines"].get("hybrid_reference")]])

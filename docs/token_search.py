@@ -1,6 +1,6 @@
-"""What a search of all passages by their tokens finds beside a second look at the first hits of BM25 and one vector.
+"""What multi-vector retrieval finds compared with reranking the first hits of BM25 and a single-vector model.
 
-    python docs/token_search.py docstrings dense [dense]    a set of second_ladder.py, a model, whose hits are looked at
+    python docs/token_search.py docstrings dense [dense]    a set of second_ladder.py, a model, whose hits are reranked
 
 After `python docs/second_ladder.py SET late_MODEL_on_FIRST`. Weights are chosen on dev; differences are paired, with
 95 % intervals. Prints a table, and what it cost.
@@ -45,14 +45,14 @@ def main():
     alone = {part: search.search(of.queries) for part, of in parts.items()}
     weight = choose_weight(parts["dev"], bm25["dev"], alone["dev"])
     runs = {label: read_measured_run(settings, collection, label, "test") for label in (stage, f"hybrid_{stage}")}
-    runs |= {"all passages": alone["test"], f"all passages + {weight} BM25": weighted_sum_fusion(bm25["test"], alone["test"],
-                                                                                          weight)}
+    fused = weighted_sum_fusion(bm25["test"], alone["test"], weight)
+    runs |= {"all passages": alone["test"], f"all passages + {weight} BM25": fused}
     frames = {label: per_query(parts["test"].qrels, run) for label, run in runs.items()}
     rows = {}
     for row in add_significance([{"label": label} for label in frames], frames, planned=[], seed=ladder.SEED):
         values = frames[row["label"]].mean()
         rows[row["label"]] = {key: f"{values[key]:.3f}" for key in ("recall@1", "recall@10", "mrr@10")} | {
-            f"recall@1 beside {label}": "{difference:+.3f} [{ci95[0]:+.3f}, {ci95[1]:+.3f}]".format(**pair["recall@1"])
+            f"recall@1 against {label}": "{difference:+.3f} [{ci95[0]:+.3f}, {ci95[1]:+.3f}]".format(**pair["recall@1"])
             for label, pair in row["against"].items() if label in (stage, f"hybrid_{stage}")}
     print(pd.DataFrame.from_dict(rows, orient="index").fillna("").to_markdown(disable_numparse=True))
     test = parts["test"]

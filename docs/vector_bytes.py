@@ -1,4 +1,4 @@
-"""What one vector a passage may lose: memory against quality of several values of INDEX, on sets of second_ladder.py.
+"""What single-vector embeddings may lose: memory against quality by INDEX, on sets of second_ladder.py.
 
     python docs/vector_bytes.py [--sets msmarco covidqa ..]
 

@@ -115,8 +115,8 @@ print("READ", len(found.queries), len(found.corpus))
 collection = read_data(settings)
 for label in ("bm25", "overlap"):
     ranked = make_retriever(label).index(collection.corpus)
-    runs = {{part: ranked.search(collection.part(part).queries) for part in ("test", "dev")}}
-    save_result(settings, collection, label, runs, model=ranked.about, used=ranked.used)
+    runs = {{part: ranked.search(collection.split(part).queries) for part in ("test", "dev")}}
+    save_result(settings, collection, label, runs, model=ranked.description, used=ranked.config)
 rows, _ = compare(settings, collection)
 print("COMPARED", *(row["label"] for row in rows))
 """

@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 
 from embedding_finetune.data.collection import Collection, write_data
+from embedding_finetune.deprecation import rename_recipe, rename_settings
 from embedding_finetune.evaluation.results import save_result
 from embedding_finetune.recipes import KEYS, all_recipes, find_recipe
 from embedding_finetune.settings import ROOT
@@ -37,7 +38,7 @@ def rows_of(name, trained=True):
 
 def flat(some):
     """What a recipe says but for its name: keys and settings side by side."""
-    return {key: getattr(some, key) for key in KEYS if key not in ("about", "file", "settings")} | some.settings
+    return {key: getattr(some, key) for key in KEYS if key not in ("description", "file", "settings")} | some.settings
 
 
 @pytest.mark.parametrize("name", recipe.SETS)
@@ -49,10 +50,11 @@ def test_each_row_is_an_entry_and_says_in_what_it_differs(name):
     assert set(rows) == {*about.values(), *(f"{row} + hybrid" for row in about.values())}
     for label, entry in entries.items():
         settings.with_overrides(entry.settings)
-        row, like = rows[entry.description], raw[label].get("like")
-        assert row["changes"] == about.get(like) and rows[f"{entry.description} + hybrid"]["changes"] == entry.description
-        before = flat(entries[like]) if like else flat(entry)
-        assert row["by"] == {key: value for key, value in flat(entry).items() if before.get(key) != value}
+        row, fused, base = rows[entry.description], rows[f"{entry.description} + hybrid"], raw[label].get("extends")
+        assert row["changes"] == about.get(base) and fused["changes"] == entry.description
+        before = flat(entries[base]) if base else flat(entry)
+        by = rename_settings(rename_recipe(row["by"]))  # measured under earlier names
+        assert by == {key: value for key, value in flat(entry).items() if before.get(key) != value}
 
 
 @pytest.mark.parametrize("name", recipe.SETS)
@@ -181,7 +183,8 @@ def test_finished_rows_are_collected(tmp_path, monkeypatch):
 def test_a_row_takes_as_many_steps_as_all_others(label, batch, monkeypatch):
     settings, _ = write_collection_of("msmarco")
     asked = []
-    monkeypatch.setattr(recipe.pipeline, "run_notebook", lambda path, folder, label=None: asked.append((path.stem, label)))
+    monkeypatch.setattr(recipe.pipeline, "run_notebook",
+                        lambda path, folder, label=None: asked.append((path.stem, label)))
 
     def train(settings, label):
         entry = find_recipe(settings, label)

@@ -161,9 +161,9 @@ def test_a_system_is_made_of_what_it_needs_once(monkeypatch):
     ladder.run_system("msmarco", "late_taught_by_tokens_seed43_on_dense")
     assert [step for step in asked if step[1]] == [
         ("train", "tokens"), ("eval_train_hard", "tokens"), ("eval_bge_m3", "reference"),
-        ("second_stage", "late_tokens_on_reference"), ("train", "taught_by_tokens_seed43"),
+        ("rerank", "late_tokens_on_reference"), ("train", "taught_by_tokens_seed43"),
         ("eval_train_hard", "taught_by_tokens_seed43"), ("train", "dense"), ("eval_train_hard", "dense"),
-        ("second_stage", "late_taught_by_tokens_seed43_on_dense")]
+        ("rerank", "late_taught_by_tokens_seed43_on_dense")]
     asked.clear()
     ladder.run_system("msmarco", "late_tokens_on_reference")
     assert not asked
