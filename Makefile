@@ -1,4 +1,4 @@
-# make demo    the whole experiment in some minutes, without a GPU and without a model hub
+# make demo    the whole experiment in some minutes, without a GPU and without the Hugging Face Hub
 # make test    the tests, but for the long ones: make test-long
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -50,10 +50,10 @@ faults: install  ## break it on purpose: kills, full disks, damaged files, odd i
 soak: install  ## the server for half an hour under load and faults, every answer checked; docs/reliability.md
 	PYTHONPATH=$(CURDIR):$(CURDIR)/tests python -m faults soak --page docs/reliability.md
 
-bench-train: install  ## training speed and memory beside FlagEmbedding and sentence-transformers (PAIRS=file.jsonl)
+bench-train: install  ## training speed and memory compared with FlagEmbedding and sentence-transformers (PAIRS=file.jsonl)
 	python benchmarks/bench_train.py
 
-bench-encode: install  ## encoding speed beside FlagEmbedding and sentence-transformers (PAIRS=file.jsonl)
+bench-encode: install  ## encoding speed compared with FlagEmbedding and sentence-transformers (PAIRS=file.jsonl)
 	python benchmarks/bench_encode.py
 
 bench-search: install  ## search in 1 million vectors, side by side with the bare product of matrices
@@ -65,19 +65,19 @@ bench-mining: install  ## mining's search in 1 million mapped vectors, block by 
 bench: install  ## all benchmarks into benchmarks/results.json and results.md; some hours on two idle cores
 	python benchmarks/bench.py
 
-bench-negatives: install  ## random negatives beside the tutorial's loop
+bench-negatives: install  ## random negatives compared with the tutorial's loop
 	python benchmarks/bench_negatives.py
 
-bench-rows: install  ## half a million training rows by id: writing, size and opening, beside JSON lines
+bench-rows: install  ## half a million training rows by id: writing, size and opening, compared with JSON lines
 	python benchmarks/bench_rows.py
 
-bench-index: install  ## approximate search in 1 million vectors beside exact search, and what was foretold
+bench-index: install  ## approximate search in 1 million vectors compared with exact search, and with its extrapolation
 	python benchmarks/bench_index.py
 
 bench-million: install  ## a million passages through every step, killed ten times on the way (PAIRS=file.jsonl)
 	python benchmarks/bench_million.py
 
-bench-second: install  ## 30 passages of a query by token vectors and by a cross-encoder, beside sentence-transformers
+bench-second: install  ## 30 passages of a query by late interaction and by a cross-encoder, compared with sentence-transformers
 	python benchmarks/bench_second.py
 
 bench-gpu: install  ## a GPU: training at the tutorial's settings, memory, GradCache and encoding
