@@ -6,7 +6,7 @@ equal.
 
 The passages are made, not found: three sentences each, drawn from the passages of the pairs (PAIRS=file.jsonl, else
 numpy's docstrings), along with those passages themselves. So there are many that nearly answer; metrics mean nothing,
-sizes and times do. The model is a random BERT of 2 layers with a Dense layer up to `--dimensions`: it encodes in minutes,
+sizes and times do. The model is a random BERT of 2 layers with a Dense layer up to `--dimensions`: it encodes fast,
 its vectors as much room as others. The commands are those that a user types, each a process of its own. They run
 once undisturbed; then anew, killed at random moments and started again. The last line of standard output is one JSON
 object.
