@@ -172,16 +172,24 @@ def best_on_dev(results):
 
 
 def finalists(results):
-    """The best system without training and the best fine-tuned one on dev queries, each alone or fused with BM25.
+    """The best system without training and the best with it on dev queries, either may be None.
 
-    A compiled form (ONNX or OpenVINO) counts as a system without training only if it was made from one; forms of
-    fine-tuned models are not finalists. Either finalist may be None.
+    A system is a model, alone or fused with BM25, or reranked; it needs no training if none of its models does. A
+    compiled form (ONNX or OpenVINO) counts as a system without training only if it was made from one; forms of
+    fine-tuned models are not finalists.
     """
     tuned = {result["label"] for result in filter(is_fine_tuned, results)}
     ready = {result["label"] for result in results if not result.keys() & {"recipe", "hybrid_of", "compiled_of"}}
     ready |= {result["label"] for result in results if result.get("compiled_of") in ready}
-    return tuple(best_on_dev(result for result in results if result.get("hybrid_of", result["label"]) in labels)
-                 for labels in (ready, tuned))
+    without, trained = [], []
+    for result in results:
+        retriever = result.get("hybrid_of", result["label"])
+        reranker = result.get("second", {}).get("model", retriever)
+        if {retriever, reranker} <= ready:
+            without.append(result)
+        elif retriever in ready | tuned:
+            trained.append(result)
+    return best_on_dev(without), best_on_dev(trained)
 
 
 def planned_pairs(results):

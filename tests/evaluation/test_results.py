@@ -140,10 +140,11 @@ def test_the_planned_comparisons():
     assert results.planned_pairs(others) == [] and results.best_fine_tuned(others) is None
 
 
-def test_a_fraction_of_the_queries_is_a_point_of_the_curve_and_no_candidate():
-    def result(label, dev, **more):
-        return {"label": label, "dev": {"mrr@10": dev}, **more}
+def result(label, dev, **more):
+    return {"label": label, "dev": {"mrr@10": dev}, **more}
 
+
+def test_a_fraction_of_the_queries_is_a_point_of_the_curve_and_no_candidate():
     rows = [result("neg10", 0.6, recipe="neg10", share=1.0), result("half", 0.8, recipe="half", share=0.5),
             result("hybrid_half", 0.9, hybrid_of="half"), result("raw", 0.3),
             result("hybrid_raw", 0.4, hybrid_of="raw")]
@@ -154,9 +155,6 @@ def test_a_fraction_of_the_queries_is_a_point_of_the_curve_and_no_candidate():
 
 
 def test_a_compiled_form_of_a_fine_tuned_model_is_no_system_without_training():
-    def result(label, dev, **more):
-        return {"label": label, "dev": {"mrr@10": dev}, **more}
-
     rows = [result("bm25", 0.3), result("reference", 0.4), result("neg10", 0.6, recipe="neg10"),
             result("neg10-onnx", 0.7, compiled_of="neg10"), result("hybrid_neg10-onnx", 0.9, hybrid_of="neg10-onnx")]
     assert [row["label"] for row in results.finalists(rows)] == ["reference", "neg10"]
@@ -164,6 +162,18 @@ def test_a_compiled_form_of_a_fine_tuned_model_is_no_system_without_training():
     rows.append(result("reference-onnx", 0.5, compiled_of="reference"))
     assert [row["label"] for row in results.finalists(rows)] == ["reference-onnx", "neg10"]
     assert [row and row["label"] for row in results.finalists(rows[3:4])] == [None, None]  # neg10's result is left out
+
+
+def test_a_reranker_that_was_trained_makes_a_system_that_needs_training():
+    """Here by token embeddings of neg10 on the hits of the reference; a cross-encoder has no result of its own."""
+    of = {"hybrid_of": "reference"}
+    rows = [result("reference", 0.1), result("neg10", 0.2, recipe="neg10"),
+            result("hybrid_late_reference", 0.3, second={"model": "reference"}, **of),
+            result("hybrid_late_neg10_on_reference", 0.5, second={"model": "neg10"}, **of),
+            result("hybrid_rerank_mine_on_reference", 0.4, second={"model": "mine"}, **of)]
+    assert [row["label"] for row in results.finalists(rows)] == ["hybrid_late_reference",
+                                                                 "hybrid_late_neg10_on_reference"]
+    assert results.finalists([rows[0], rows[4]])[1]["label"] == "hybrid_rerank_mine_on_reference"
 
 
 def trained_again(settings):
