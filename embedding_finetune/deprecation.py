@@ -34,7 +34,7 @@ def rename_settings(given, source=""):
         new = SETTINGS.get(name, name)
         if new in renamed or (new != name and new in given):
             raise UserError(f"{source or 'a record'} gives {new} and {name}, its old name: remove {name}")
-        renamed[new] = SETTING_VALUES.get((new, value), value)
+        renamed[new] = SETTING_VALUES.get((new, str(value)), value)
         _notice(source, name, new)
         _notice(source, f"{new}={value}", f"{new}={renamed[new]}")
     return renamed

@@ -172,7 +172,7 @@ def test_what_the_hub_has_passes_the_check(repositories, monkeypatch):
 
 
 def test_a_name_that_cannot_be_is_said_to_be_neither_folder_nor_name():
-    with pytest.raises(UserError, match="output/neg10/missing is neither a folder nor a name"):
+    with pytest.raises(UserError, match="output/neg10/missing is neither a folder nor a valid name"):
         check_hub("output/neg10/missing")
 
 
@@ -349,7 +349,7 @@ def data(settings):
 
 def model(settings):
     encoder = Encoder(load_encoder_config(settings, "raw"))
-    return encoder.content, encoder.encode_queries(["when does the otter of Jukalom hunt"]).tolist()
+    return encoder.revision, encoder.encode_queries(["when does the otter of Jukalom hunt"]).tolist()
 
 def source(settings):
     return source_of(settings)

@@ -48,7 +48,7 @@ class CompiledModel:
             self._run = _onnx(path, threads) if kind == "onnx" else _openvino(path, threads, precision)
         except Exception as error:  # each library raises its own exceptions, some of them plain Exception
             raise UserError(f"cannot load {path} ({one_line(error)}); compile it again with `python -m "
-                            "embedding_finetune.contrib.onnx_openvino`") from None
+                            "embedding_finetune export`") from None
 
     def __call__(self, **batch):
         """Map tokenizer tensors by name to an object with `last_hidden_state` (texts, tokens, dimensions)."""

@@ -16,8 +16,8 @@ tags: [sentence-transformers, feature-extraction, dense-retrieval, FlagEmbedding
 # {name}
 
 An embedding model for retrieval: {pooling} pooling, {vectors}. {prompts}. Queries are truncated to
-{query_max_len} tokens, passages to {passage_max_len}. {libraries} give the same embeddings (cosine at least 0.9999,
-checked at export).
+{query_max_len} tokens, passages to {passage_max_len} tokens. {libraries} give the same embeddings
+(cosine at least 0.9999, checked at export).
 
 ```python
 from sentence_transformers import SentenceTransformer

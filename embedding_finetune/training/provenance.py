@@ -126,7 +126,7 @@ def _check_compiled(settings, label):
     check_trained(settings, source)
     if model_content(load_encoder_config(settings, source).name) != made_of["content"]:
         raise UserError(f"{label} was exported from other weights than {source} has now: run `OVERWRITE=1 python -m "
-                        f"embedding_finetune.contrib.onnx_openvino {source} {made_of['form']}`")
+                        f"embedding_finetune export {source} {made_of['form']}`")
 
 
 def training_script(label):

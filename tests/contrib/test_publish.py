@@ -117,7 +117,8 @@ def test_a_model_without_results_or_with_stale_ones_is_refused(measured, monkeyp
     evaluate(measured, "neg50")
     config = measured.output_dir / "neg50" / "config.json"
     config.write_text(config.read_text() + " ")
-    with pytest.raises(UserError, match="config.json has changed since it was written: restore it or build the model again"):
+    with pytest.raises(UserError, match="config.json has changed since it was written: restore it or build the model "
+                                        "again"):
         prepare(measured, "neg50")
     (config.parent / MANIFEST).unlink()
     with pytest.raises(UserError, match="neg50 is left out: its model has changed since; evaluate it again"):

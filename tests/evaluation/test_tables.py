@@ -177,7 +177,7 @@ def test_the_plot_marks_the_best_and_the_fine_tuned():
     values = {text.get_text(): text.get_fontweight() for text in axis.texts}
     assert [text for text, weight in values.items() if weight == "bold"] == [f"{max(map(float, values)):.3f}"]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["bm25", "raw", "reference", "neg10"]
-    assert [line.get_color() for line in axis.lines] == [tables.GREY] * 3 + [tables.ORANGE]
+    assert [line.get_color() for line in axis.lines] == [plots.GREY] * 3 + [plots.ORANGE]
 
 
 def test_the_plot_by_corpus_size_has_a_line_for_each_model_measured_so():

@@ -120,7 +120,7 @@ class Bench:
             return LOST, f"{lost} is gone"
         outcome = self.run(step)
         if outcome.how == DONE:
-            why = self.overrides(step, outcome.value, aside)
+            why = self.differs(step, outcome.value, aside)
             return (LOST, f"again: {why}") if why else (EQUAL, "")
         return LOST, f"again: {outcome.how} {outcome.said}"
 
@@ -128,7 +128,7 @@ class Bench:
         """The verdict over a run that has ended by itself; where the fault is over (`mended`), the same command again
         must come to the undisturbed end."""
         if outcome.how == DONE:
-            why = self.overrides(step, outcome.value, aside)
+            why = self.differs(step, outcome.value, aside)
             return (LOST, why) if why else (EQUAL, "")
         if outcome.how != REFUSED:
             return LOST, f"{outcome.how} {outcome.said}"

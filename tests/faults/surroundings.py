@@ -93,5 +93,5 @@ def in_ascii(bench, step):
                           errors="replace", env=environment)
     if done.returncode:
         return LOST, done.stderr[-2000:]
-    why = bench.overrides(step, bench.expected[step.name][1])
+    why = bench.differs(step, bench.expected[step.name][1])
     return (LOST, why) if why else (EQUAL, "")

@@ -28,5 +28,5 @@ def both(bench, step):
         return bench.verdict(step, outcomes[0])
     if len(done) == 2 and "OVERWRITE" in step.environment and step.name == "train over":
         return EQUAL, ""  # the second has moved the model of the first aside, as it was told
-    why = bench.overrides(step, done[0].value)
+    why = bench.differs(step, done[0].value)
     return (LOST, why) if why else (EQUAL, "") if len(done) == 2 else (CLEAR, "one was refused")

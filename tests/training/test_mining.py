@@ -82,7 +82,7 @@ def test_mining_in_blocks_finds_the_same_and_goes_on(built, monkeypatch):
                             asked.append(len(texts)) or top(self, texts, depth))
     for depth, searched in ((20, True), (20, False), (30, True)):
         asked.clear()
-        chosen, _ = Miner(built, dataclasses.replace(recipe, depth=depth)).mine(pool)
+        chosen, _ = Miner(built, dataclasses.replace(recipe, mining_top_k=depth)).mine(pool)
         assert (sum(asked) == 2 * len(pool.train.queries)) is searched and max(asked, default=0) <= 50
         assert depth != 20 or (chosen == expected[0]).all()
 

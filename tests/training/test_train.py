@@ -218,7 +218,7 @@ def test_data_that_changed_during_the_training_makes_the_model_stale(built, untr
 
 def test_a_training_that_left_no_model_is_not_finished(built, monkeypatch):
     monkeypatch.setattr(finetuning, "launch", lambda *args: None)
-    with pytest.raises(UserError, match="neg10.partial holds no model: the training did not finish"):
+    with pytest.raises(UserError, match="neg10.partial holds no model: training did not finish"):
         finetuning.finetune(built, "neg10")
     assert not (built.output_dir / "neg10").exists()
 
@@ -246,7 +246,7 @@ def test_the_log_begins_with_recipe_file_flags_and_the_time_it_takes(built, untr
     assert f"{module}\n" in output
     for name, value in zip(words[::2], words[1::2]):
         assert f"    {name} {value}\n" in output
-    assert "no GPU here: on this CPU the training takes roughly 0 min " in output and "PROFILE=demo" not in output
+    assert "no GPU found: training takes roughly 0 min " in output and "PROFILE=demo" not in output
     finetuning.finetune(dataclasses.replace(built, profile="msmarco"), "neg50")
     assert "; PROFILE=demo takes minutes\n" in capsys.readouterr().out
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

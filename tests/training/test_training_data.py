@@ -125,7 +125,7 @@ def test_other_passages_are_a_reason_to_make_all_files_anew(built, written):
     fewer = dataclasses.replace(collection, splits=parts)
     path_of(built).unlink()
     make_training_file(built, find_recipe(built, "neg10"), fewer)
-    with pytest.raises(UserError, match="training_neg_50.arrow belongs to other passages than those of "):
+    with pytest.raises(UserError, match="training_neg_50.arrow does not belong to the passages of "):
         read_rows([path_of(built, "neg50")])
     make(built, "neg50")
     assert len(read_rows([path_of(built, "neg50")])) > 50 and len(written) == 4
