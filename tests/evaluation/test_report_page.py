@@ -119,7 +119,8 @@ def test_training_curves_are_thinned_and_optional(evidence, settings):
 
 @pytest.mark.parametrize("content, message", [
     (None, "raw.trec does not exist: it is made by the evaluation notebooks"),
-    ("".join(f"{query} Q0 p9 1 1.0 raw\n" for query in QUERIES), "the run of raw ranks the passage 'p9', which is not in the corpus"),
+    ("".join(f"{query} Q0 p9 1 1.0 raw\n" for query in QUERIES),
+     "the run of raw ranks the passage 'p9', which is not in the corpus"),
     ("q1 Q0 p1 1 1.0 raw\n", "raw.trec ranks other queries than .* evaluate raw again"),
 ])
 def test_what_does_not_fit_together_is_named(evidence, settings, content, message):
