@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from baseline import differences
+from baseline import differences, run_differences
 
 
 def write_run(folder, loss=2.0, run="q1 Q0 p1 1 0.5 bm25\n"):
@@ -21,8 +21,13 @@ def write_run(folder, loss=2.0, run="q1 Q0 p1 1 0.5 bm25\n"):
     ({}, []),
     ({"loss": 2.0000001}, []),
     ({"loss": 2.00001}, ["run/neg10/training_log.jsonl: step 5, loss: 2.0 is now 2.00001"]),
+    ({"run": "q1 Q0 p1 1 0.5000001 bm25\n"}, []),
     ({"run": "q1 Q0 p1 1 0.50001 bm25\n"},
-     ["run/runs/bm25.trec: other content", "run/runs/dev/bm25.trec: other content"]),
+     ["run/runs/bm25.trec: query q1: 1 scores have moved, 1 passages are now 1",
+      "run/runs/dev/bm25.trec: query q1: 1 scores have moved, 1 passages are now 1"]),
+    ({"run": "q1 Q0 p1 1 0.5 bm25\nq1 Q0 p2 2 0.4 bm25\n"},
+     ["run/runs/bm25.trec: query q1: 1 scores have moved, 1 passages are now 2",
+      "run/runs/dev/bm25.trec: query q1: 1 scores have moved, 1 passages are now 2"]),
 ])
 def test_differences(tmp_path, changes, expected):
     stored, current = write_run(tmp_path / "stored"), write_run(tmp_path / "current", **changes)
@@ -35,3 +40,12 @@ def test_a_missing_file_is_a_difference(tmp_path):
     (stored / "run/neg10/training_log.jsonl").unlink()
     assert differences(stored, current) == ["data/corpus.jsonl: only in stored",
                                             "run/neg10/training_log.jsonl: step 5, loss: None is now 2.0"]
+
+
+def test_passages_of_equal_scores_may_swap_and_others_may_not():
+    before = {"q": {"a": 0.9, "b": 0.5, "c": 0.4}}
+    assert run_differences(before, {"q": {"a": 0.9, "c": 0.4, "b": 0.5}}) == []
+    assert run_differences(before, {"q": {"a": 0.9, "b": 0.5, "d": 0.4000001}}) == []  # the last place
+    assert run_differences(before, {"q": {"a": 0.9, "b": 0.4, "c": 0.5}}) == [
+        "query q: 2 scores have moved, 3 passages are now 3"]
+    assert run_differences(before, {}) == ["query q: 3 scores have moved, 3 passages are now 0"]
