@@ -185,7 +185,7 @@ def test_other_test_sets_and_seeds_are_shown(finished, environment):
     rows = {row["label"]: row for row in comparison(settings)}
     assert {label for label, row in rows.items() if row.get("eval_sets")} == {"bm25", *MODELS}
     assert rows["bm25"]["eval_sets"][name]["recall@1"] > 0.5  # its words are the places' names
-    assert re.search("^ +own ", text, re.MULTILINE) and re.search("seeds +mean +spread", text)
+    assert re.search("^ +in-domain ", text, re.MULTILINE) and re.search("seeds +mean +std", text)
     against = rows["neg10"]["eval_sets"][name]["against"]
     assert against.keys() == {"raw", "reference"} and "each" not in rows["neg10"]["eval_sets"][name]
 
@@ -208,7 +208,7 @@ def test_running_again_keeps_models_and_data(finished, tmp_path, capsys):
     for script, label in pipeline.plan(settings):
         if script.endswith(".sh"):
             pipeline.run_script(settings, script, label)
-    kept = capsys.readouterr().out.count(" is trained with these settings and this file already: kept")
+    kept = capsys.readouterr().out.count(" is already trained with these settings and this file: kept")
     assert kept == len(TRAINED) + 2  # and the rerankers
     assert {path: path.read_bytes() for path in before} == {path: content for path, (content, _) in before.items()}
     for path in (settings.output_dir / label / "model.safetensors" for label in TRAINED):
