@@ -34,7 +34,7 @@ def test_two_processes_give_what_one_gives(built, monkeypatch, tmp_path):
     status, said = run_forked(command, "embedding_finetune", "encode", "reference", "--processes", "2",
                               log=tmp_path / "log")
     assert status == 0, said
-    assert "share 1 of 2" in said and "share 2 of 2" in said
+    assert "shard 1 of 2" in said and "shard 2 of 2" in said
     assert all_are_there(built, monkeypatch)
 
 

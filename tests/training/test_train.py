@@ -460,7 +460,7 @@ def test_two_nodes_of_two_processes_train_as_one_on_the_joined_batch_through_a_k
     said = [log.read_text() for log in logs]
     assert [node.exitcode for node in nodes] == [0, 0], said
     folder = built.output_dir / "neg10"
-    assert "".join(said).count("was killed by signal 9: all start again from the last checkpoint") == 1
+    assert "".join(said).count("was killed by signal 9: restarting all from the last checkpoint") == 1
     assert "".join(said).count(f"continuing from {built.output_dir}/neg10.partial/checkpoint-1") == 1
     assert all(f"finished: {folder}\n" in text for text in said)
     theirs, ours = ({name: tensor for name, tensor in load_file(model / "model.safetensors").items()
