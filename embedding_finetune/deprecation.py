@@ -30,36 +30,38 @@ def rename_settings(given, source=""):
     both names of a setting are given.
     """
     renamed = {}
-    for name, value in given.items():
-        new = SETTINGS.get(name, name)
-        if new in renamed or (new != name and new in given):
-            raise UserError(f"{source or 'a record'} gives {new} and {name}, its old name: remove {name}")
-        renamed[new] = SETTING_VALUES.get((new, str(value)), value)
-        _notice(source, name, new)
-        _notice(source, f"{new}={value}", f"{new}={renamed[new]}")
+    for name, value in _renamed_keys(given, SETTINGS, source):
+        renamed[name] = SETTING_VALUES.get((name, str(value)), value)
+        _notice(source, f"{name}={value}", f"{name}={renamed[name]}")
     return renamed
 
 
 def rename_recipe(entry, source=""):
     """A recipe's keys and values under their current names; `source` and errors as in rename_settings."""
     renamed = {}
-    for name, value in entry.items():
-        new = RECIPE_KEYS.get(name, name)
-        if new in renamed or (new != name and new in entry):
-            raise UserError(f"{source or 'a record'} gives {new} and {name}, its old name: remove {name}")
+    for name, value in _renamed_keys(entry, RECIPE_KEYS, source):
         changed = value
-        if isinstance(value, str):
-            changed = RECIPE_VALUES.get((new, value), value)
-        if new == "filter" and isinstance(value, str) and value:
+        if name in ("settings", "new_head") and isinstance(value, dict):
+            changed = rename_settings(value, source)
+        elif name == "filter" and isinstance(value, str) and value:
             kind, *values = value.split()
             changed = " ".join([FILTERS.get(kind, kind), *values])
-        if new in ("settings", "new_head") and isinstance(value, dict):
-            changed = rename_settings(value, source)
-        renamed[new] = changed
-        _notice(source, name, new)
+        elif isinstance(value, str):
+            changed = RECIPE_VALUES.get((name, value), value)
+        renamed[name] = changed
         if isinstance(value, str):
-            _notice(source, f"{new} = {value!r}", f"{new} = {changed!r}")
+            _notice(source, f"{name} = {value!r}", f"{name} = {changed!r}")
     return renamed
+
+
+def _renamed_keys(given, names, source):
+    """Yield (current name, value) of `given`; `names` has old name -> current name. Raises UserError for both."""
+    for name, value in given.items():
+        new = names.get(name, name)
+        if new != name and new in given:
+            raise UserError(f"{source or 'a record'} gives {new} and {name}, its old name: remove {name}")
+        _notice(source, name, new)
+        yield new, value
 
 
 def run_renamed(old, command):
