@@ -6,6 +6,8 @@ The modules in data-flow order; each imports only from modules above it:
     deprecation              old names of settings, recipe keys and commands
     version                  the version of the package
     labels                   which labels a model may have
+    setting_checks           what values a setting may have
+    paths                    where each file of an experiment is
     profiles                 values of settings from the environment and from profiles/
     settings_view            table of the settings for notebooks
     settings                 all settings: type, default, check, purpose

@@ -53,7 +53,7 @@ def plan(settings):
 
 def run_pipeline(settings):
     """Run all steps of the plan; a model trained with the same settings and files is kept. Raises UserError."""
-    steps, folder = plan(settings), settings.output_dir / "notebooks"
+    steps, folder = plan(settings), settings.paths.notebooks
     for number, (step, label) in enumerate(steps, start=1):
         started = time.monotonic()
         title = f"[{number}/{len(steps)}] {step}" + (f" for {label}" if label and f"_{label}." not in step else "")
@@ -68,7 +68,7 @@ def run_pipeline(settings):
 def run_script(settings, script, label):
     """Run the training script of a label, unless its model is current."""
     if is_current(settings, find_recipe(settings, label)) and not may_overwrite():
-        _say(f"{display_value(settings.output_dir / label)} is already trained with these settings and this file: kept "
+        _say(f"{display_value(settings.paths.model(label))} is already trained with these settings and this file: kept "
              "(OVERWRITE=1 trains it again)")
     elif subprocess.run(["bash", ROOT / script, label], check=False).returncode:
         raise UserError(f"{script} failed; see its messages above")
@@ -129,7 +129,7 @@ def keep_outputs(settings):
     The metadata of a cell holds the hash of the source of its outputs, so that a test can detect outdated outputs.
     """
     for path in sorted(ROOT.glob("*.ipynb")):
-        copy = settings.output_dir / "notebooks" / path.name
+        copy = settings.paths.notebooks / path.name
         if not copy.exists():
             _say(f"{path.name}: no executed copy in {display_value(copy.parent)}, not changed")
             continue

@@ -16,8 +16,19 @@ from pathlib import Path
 
 from embedding_finetune.deprecation import run_renamed
 from embedding_finetune.files import CommandLine, UserError, run_command_line
-from embedding_finetune.labels import LABEL_RULE, is_valid_label
+from embedding_finetune.paths import Paths
 from embedding_finetune.profiles import ROOT, from_environment, from_profile
+from embedding_finetune.setting_checks import (
+    DIMENSION_LIST,
+    EXTRA_MODEL_LIST,
+    LANGUAGE,
+    POSITIVE,
+    RERANKER_LABELS,
+    RETRIEVERS,
+    at_least,
+    one_of,
+    within,
+)
 from embedding_finetune.settings_view import SettingsView, versions
 
 DATA, TRAINING, EVALUATION, NOTHING = "data", "training", "evaluation", "nothing"  # what a change invalidates
@@ -33,29 +44,6 @@ def setting(why, changes, default=dataclasses.MISSING, check=None, flag=None):
     return dataclasses.field(default=default, metadata={"why": why, "changes": changes, "check": check, "flag": flag})
 
 
-def at_least(low):
-    return lambda value: value >= low, f"must be {low} or more"
-
-
-def within(low, high):
-    return lambda value: low < value < high, f"must lie between {low} and {high}"
-
-
-def one_of(*values):
-    return lambda value: value in values, f"must be one of {', '.join(values)}"
-
-
-LANGUAGE = lambda code: re.fullmatch(r"[a-z]{2,4}", code), "must be auto, none or a code such as en or zh"
-POSITIVE = lambda value: value > 0, "must be more than 0"
-EXTRA_MODEL_LIST = (lambda text: all(re.fullmatch(r"[^,]+(,(cls|mean|last_token))?", model.partition("=")[2])
-                                  and is_valid_label(model.partition("=")[0]) for model in text.split()),
-                    f"must list label=model or label=model,pooling, with unused labels: {LABEL_RULE}")
-RETRIEVERS = (lambda text: "bm25" in text.split() and all(map(is_valid_label, {*text.split()} - {"bm25"})),
-              f"must list bm25 and optionally other retrievers, with unused labels: {LABEL_RULE}")
-RERANKER_LABELS = (lambda text: re.fullmatch(r"\s*([a-z0-9]+_[\w-]+\s*)*", text, re.ASCII),
-                   "must list rerankers such as late_reference or late_reference_on_neg10")
-DIMENSION_LIST = (lambda text: all(re.fullmatch(r"[1-9]\d*", dim) for dim in text.split()),
-                  "must list whole numbers above 0")
 MODEL_SETTINGS = {  # argument of EncoderConfig -> setting, which holds for the model it was given with and no other
     "BASE_MODEL": {"pooling": "BASE_POOLING", "query_prompt": "QUERY_PROMPT", "passage_prompt": "PASSAGE_PROMPT"},
     "REFERENCE_MODEL": {"pooling": "REFERENCE_POOLING", "query_prompt": "REFERENCE_PROMPT",
@@ -220,6 +208,11 @@ class Settings:
         """NAME -> value of all settings, or of those whose change invalidates one of `levels`."""
         return {name: display_value(getattr(self, name.lower())) for name, row in TABLE.items()
                 if not levels or row.metadata["changes"] in levels}
+
+    @property
+    def paths(self):
+        """Where the files of the experiment are."""
+        return Paths(self.data_dir, self.output_dir)
 
     def trusts(self, *names):
         """Whether TRUST_REMOTE_CODE lists a model by one of its `names`, with or without a revision; folders match as

@@ -80,7 +80,7 @@ def make(settings, encoder_config, form, texts, work):
     `texts` are the int8 calibration data; `work` is a folder for graphs that the forms share. Raises UserError when the
     folder holds another export (OVERWRITE=1 replaces it) or another model, and when the export fails.
     """
-    folder, (kind, _, numbers) = settings.output_dir / f"{encoder_config.label}-{form}", form.partition("-")
+    folder, (kind, _, numbers) = settings.paths.model(f"{encoder_config.label}-{form}"), form.partition("-")
     # Descriptive fields, which are not part of the identity.
     description = {"label": encoder_config.label, "seen": encoder_config.training_data_note}
     made_of = {"form": form, "use": encoder_config.identity | description,
@@ -209,7 +209,7 @@ def measure(settings, collection, label, folders):
 
     Raises UserError, and removes the folder, when a float32 graph gives different vectors (cosine below 0.9999).
     """
-    test, dev, cache = collection.split("test"), collection.split("dev"), settings.output_dir / "cache"
+    test, dev, cache = collection.split("test"), collection.split("dev"), settings.paths.cache
     configs = {name: load_encoder_config(settings, name) for name in (label, *(folder.name for folder in folders))}
     runs, frames, vectors, lowest = {}, {}, {}, {}
     for name, config in configs.items():
@@ -218,7 +218,7 @@ def measure(settings, collection, label, folders):
         frames[name], vectors[name] = per_query(test.qrels, runs[name]["test"]), dense.vectors
         lowest[name] = lowest_cosine(dense.vectors, vectors[label])
         if name.endswith(("-onnx", "-openvino")) and not lowest[name] >= 0.9999:
-            shutil.rmtree(settings.output_dir / name)
+            shutil.rmtree(settings.paths.model(name))
             raise UserError(f"{name} gives different vectors from {label} (cosine {lowest[name]:.4f}): not kept")
     draw = np.random.default_rng(settings.seed).permutation
     passages = [list(test.corpus.values())[row] for row in draw(len(test.corpus))[:TIMED_PASSAGES]]
@@ -274,7 +274,7 @@ def export_compiled(settings, label, forms=()):
         texts = [train.corpus[ids[row]] for row in drawn]
         folders = [make(settings, config, form, texts, Path(work)) for form in forms]
     table = measure(settings, collection, label, folders)
-    with atomic_write(settings.output_dir / "results" / f"smaller_{label}.md") as file:
+    with atomic_write(settings.paths.results / f"smaller_{label}.md") as file:
         file.write(table.to_markdown(index=False, disable_numparse=True) + "\n")
     return table
 

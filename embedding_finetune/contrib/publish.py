@@ -71,12 +71,12 @@ def prepare(settings, label, to=None):
     Raises UserError when the label has no model, when a result of the comparison is outdated, when the folder is
     outdated or a file other than the card has changed (OVERWRITE=1 rebuilds it), or when a file contains a local path.
     """
-    with lock(settings.output_dir / "publish"):
+    with lock(settings.paths.published("")):
         return _prepared(settings, label, to)
 
 
 def _prepared(settings, label, to):
-    source, folder = settings.output_dir / label, settings.output_dir / "publish" / label
+    source, folder = settings.paths.model(label), settings.paths.published(label)
     if not (source / "config.json").is_file():
         raise UserError(f"{display_value(source)} holds no finished model: give the label of one that was trained here")
     rows, left_out = compare(settings, read_data(settings))
@@ -85,7 +85,7 @@ def _prepared(settings, label, to):
         stale = [line for line in left_out if line.startswith(f"{label} is left out")]
         raise UserError(stale[0] if stale else f"{label} has no results: evaluate it first")
     if left_out:  # the card would omit them without a note
-        raise UserError(f"{left_out[0]}, or move its result out of {display_value(settings.output_dir / 'results')}")
+        raise UserError(f"{left_out[0]}, or move its result out of {display_value(settings.paths.results)}")
     known = ("label", "queries", "corpus", "metrics", "dev", "ci95", "against", "content", "data", "finished")
     facts = json.loads(json.dumps({name: row.get(name) for name in known} | {"published_as": to}))
     if folder.exists() and not may_overwrite():
@@ -124,11 +124,11 @@ def _prepared(settings, label, to):
 
 def card(settings, label, to, rows, row):
     """Text of README.md: the model's own card up to its metrics, then results, comparisons and training settings."""
-    source = settings.output_dir / label
+    source = settings.paths.model(label)
     # A compiled model has no training record: use that of the model it was made from.
     made_of = (read_json(source / COMPILED_RECORD) or {}).get("made_of", {})
     trained_label = made_of.get("use", {}).get("label", label)
-    record = read_json(settings.output_dir / trained_label / TRAINED) or {}
+    record = read_json(settings.paths.model(trained_label) / TRAINED) or {}
     made = {name: public(value) for name, value in (record.get("settings", {}) | record.get("recipe", {})).items()}
     base, data = made.get("BASE_MODEL", "?"), settings.dataset
     base = {"bundled": BUNDLED}.get(base, base)

@@ -32,7 +32,7 @@ def for_each_shard(settings, work, shards):
     Raises UserError when there is no such cluster, when a machine differs from this one (see `machine`), or when a
     shard fails or its worker is killed more than RETRIES times. The other shards are then stopped; their output stays.
     """
-    seen = settings.output_dir / "cache" / f".seen-{secrets.token_hex(8)}"
+    seen = settings.paths.cache / f".seen-{secrets.token_hex(8)}"
     with cluster(settings.ray_address) as ray:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
         wanted, threads = resources(machines, shards)
@@ -76,8 +76,8 @@ def check_machine(settings, seen, expected):
     deadline = time.monotonic() + FILE_VISIBILITY_LAG
     while not Path(seen).exists():
         if time.monotonic() > deadline:
-            raise UserError(f"does not see what the first machine writes to {settings.output_dir}: OUTPUT_DIR must be "
-                            "on a disk that all machines share")
+            raise UserError(f"does not see what the first machine writes to {settings.paths.output}: OUTPUT_DIR must "
+                            "be on a disk that all machines share")
         time.sleep(0.5)
     for name, value in machine(settings).items():
         if value != expected[name]:

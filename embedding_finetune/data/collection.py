@@ -166,7 +166,7 @@ def write_data(settings, collection, source):
     Raises UserError when DATA_DIR holds data of other settings or sources, since models trained on them could no longer
     be evaluated; OVERWRITE=1 replaces the data.
     """
-    folder, current = settings.data_dir, settings.as_dict(DATA) | source
+    folder, current = settings.paths.data, settings.as_dict(DATA) | source
     made_with = _record(settings)
     difference = _difference(made_with, current) if made_with else ""
     if difference and not may_overwrite():
@@ -179,7 +179,7 @@ def write_data(settings, collection, source):
 
 def read_data(settings):
     """The experiment's collection; raises UserError when it is missing, was made with other settings, or changed."""
-    folder, recorded = settings.data_dir, _record(settings)
+    folder, recorded = settings.paths.data, _record(settings)
     if recorded is None:
         what = "is damaged" if (folder / "dataset.json").exists() else "does not exist"
         raise UserError(f"{folder / 'dataset.json'} {what}: it is made by {MADE_BY}")
@@ -202,7 +202,7 @@ def _record(settings):
 
     Names of settings of earlier versions are translated; the first version recorded the settings only.
     """
-    record = read_checksummed(settings.data_dir / "dataset.json", having={})
+    record = read_checksummed(settings.paths.dataset_record, having={})
     return record and record | {"made_with": rename_settings(record.get("made_with", {}))}
 
 
@@ -222,9 +222,9 @@ def _difference(recorded, current):
 def write_test_files(settings, collection, query_prompt):
     """Write eval_dataset.json (query, pos, id, prompt) and qrels.trec of the test split."""
     test = collection.split("test")
-    write_jsonl(settings.data_dir / "eval_dataset.json", (
+    write_jsonl(settings.paths.data / "eval_dataset.json", (
         {"query": text, "pos": [test.corpus[passage] for passage in test.positives(query)], "id": query,
          "prompt": query_prompt} for query, text in test.queries.items()))
-    with atomic_write(settings.data_dir / "qrels.trec") as file:
+    with atomic_write(settings.paths.data / "qrels.trec") as file:
         for query, judged in test.qrels.items():
             file.writelines(f"{query} 0 {passage} {grade}\n" for passage, grade in judged.items())

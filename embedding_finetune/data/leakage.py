@@ -23,7 +23,7 @@ def check_leakage(settings, collection, files):
     share queries and positives with the training split, but no negative may be one of its positives or a near-duplicate
     of one. Raises UserError when anything leaked.
     """
-    tables, rows = [], {name: read_rows([settings.data_dir / name]) for name in files}
+    tables, rows = [], {name: read_rows([settings.paths.data / name]) for name in files}
     texts = _Texts(rows.values(), collection)
     for name in files:
         found = list(_found(name, rows[name], texts, collection))
@@ -32,7 +32,7 @@ def check_leakage(settings, collection, files):
             may_be = () if settings.group_near_duplicates else ("near-duplicates",)
             may_be += ("queries", "positives") if row["against"] in collection.predefined else ()
             if any(count for what, count in row.items() if what not in ("file", "against", *may_be)):
-                raise UserError(f"{settings.data_dir / name} is not clean, a count above 0 is a leak: "
+                raise UserError(f"{settings.paths.data / name} is not clean, a count above 0 is a leak: "
                                 f"{json.dumps(found)}; run both build notebooks again")
     return pd.concat(tables)
 

@@ -62,7 +62,7 @@ def report_data(settings, collection, counts, baseline_check=True):
         report["first_look"] = _baseline_check(settings, config, collection, rng)
     report["test_set"] = minimum_detectable_effect(report["counts"]["test queries"], report.get("first_look"))
     report["sentences"] = summary_sentences(report)
-    write_json(settings.data_dir / "dataset_report.json", report)
+    write_json(settings.paths.dataset_report, report)
     return report
 
 

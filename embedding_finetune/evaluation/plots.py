@@ -58,7 +58,7 @@ def plot_by_corpus_size(rows, metric=METRIC):
 def plot_training(settings, labels):
     """Plot loss and dev metrics by step, from the training logs of the labels that have one."""
     logs = {label: pd.DataFrame(log).set_index("step") for label in labels
-            if (log := read_log(settings.output_dir / label))}
+            if (log := read_log(settings.paths.model(label)))}
     figure, axes = plt.subplots(1, 3, figsize=(10, 2.6), layout="constrained")
     for axis, name in zip(axes, ("loss", "recall@10", "mrr@10")):
         for (label, log), line in zip(logs.items(), cycle(LINES)):  # the same line style for a label on all axes

@@ -204,8 +204,8 @@ def render(data):
 
 def write_page(settings, evidence):
     """Write OUTPUT_DIR/report.html; returns its path."""
-    path = settings.output_dir / "report.html"
-    page = render(page_data(evidence, training_curves(settings.output_dir, evidence.labels)))
+    path = settings.paths.report
+    page = render(page_data(evidence, training_curves(settings.paths.output, evidence.labels)))
     with atomic_write(path, "wb") as file:
         file.write(page)
     return path

@@ -42,9 +42,9 @@ def save_result(settings, collection, label, runs, *, model, used=None, **more):
     runs = {part: pad_run(run, collection.corpus, DEPTH) for part, run in runs.items()}
     metrics = {part: measure(collection.split(part), run) for part, run in runs.items()}
     pseudo = sum(query.startswith(PSEUDO_QUERY_PREFIX) for query in runs["test"])
-    if (settings.output_dir / label / "README.md").exists():
-        write_metrics(settings.output_dir / label, metrics["test"], PSEUDO_QUERY_CAVEAT if pseudo else "")
-    paths = {part: _run_path(settings, label, part) for part in runs}
+    if (settings.paths.model(label) / "README.md").exists():
+        write_metrics(settings.paths.model(label), metrics["test"], PSEUDO_QUERY_CAVEAT if pseudo else "")
+    paths = {part: settings.paths.run(label, part) for part in runs}
     for part, run in runs.items():
         write_run(paths[part], run, label)
     result = {"label": label, "model": model, "dataset": settings.dataset, "queries": len(runs["test"]),
@@ -52,7 +52,7 @@ def save_result(settings, collection, label, runs, *, model, used=None, **more):
               "dev": metrics["dev"], "used": used or {}, **more, "data": data_identity(settings),
               "runs": {part: sha256(path) for part, path in paths.items()}, "settings": settings.as_dict(),
               "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
-    write_checksummed(settings.output_dir / "results" / f"{label}.json", result)
+    write_checksummed(settings.paths.result(label), result)
     return result
 
 
@@ -82,18 +82,14 @@ def evaluate_out_of_domain(settings, retriever):
 
 def read_measured_run(settings, collection, label, part="test"):
     """Read the saved run of a label. Raises UserError when it is missing or does not match the data or the result."""
-    path = _run_path(settings, label, part)
-    run, result = read_run(path), read_checksummed(settings.output_dir / "results" / f"{label}.json", RESULT) or {}
+    path = settings.paths.run(label, part)
+    run, result = read_run(path), read_checksummed(settings.paths.result(label), RESULT) or {}
     if set(run) != set(collection.split(part).queries):
-        raise UserError(f"{path} ranks other queries than those of {settings.data_dir}: evaluate {label} again, or "
-                        f"delete its result in {settings.output_dir / 'results'}")
+        raise UserError(f"{path} ranks other queries than those of {settings.paths.data}: evaluate {label} again, or "
+                        f"delete its result in {settings.paths.results}")
     if result.get("runs", {}).get(part) not in (None, sha256(path)):
         raise UserError(f"{path} is not the run that was measured: evaluate {label} again")
     return run
-
-
-def _run_path(settings, label, part):
-    return settings.output_dir / "runs" / ("dev" if part == "dev" else "") / f"{label}.trec"
 
 
 def load_results(settings):
@@ -103,7 +99,7 @@ def load_results(settings):
     now, or with another configuration of the same model.
     """
     results, left_out, contents = [], [], {}
-    for path in sorted((settings.output_dir / "results").glob("*.json")):
+    for path in sorted(settings.paths.results.glob("*.json")):
         if path.stem == "comparison":
             continue
         result = read_checksummed(path, RESULT)
@@ -142,7 +138,7 @@ def _changed(settings, label, measured, contents):
     try:
         config = load_encoder_config(settings, label) if measured["used"] else None
         if label not in contents:
-            contents[label] = model_content(config.name if config else str(settings.output_dir / label))
+            contents[label] = model_content(config.name if config else str(settings.paths.model(label)))
     except UserError as error:
         return f"its model cannot be read ({error})"
     if contents[label] != measured["content"]:
@@ -215,7 +211,7 @@ def compare(settings, collection):
     """
     results, left_out = load_results(settings)
     if not results:
-        raise UserError(f"{settings.output_dir / 'results'} has no result for the current data: run an evaluation "
+        raise UserError(f"{settings.paths.results} has no result for the current data: run an evaluation "
                         "notebook")
     test = collection.split("test")
     frames = {}

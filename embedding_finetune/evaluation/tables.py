@@ -16,7 +16,7 @@ from embedding_finetune.files import atomic_write, write_json
 
 def write_comparison(settings, rows):
     """Write results/comparison.json, .md and .png from the rows of results.compare."""
-    folder = settings.output_dir / "results"
+    folder = settings.paths.results
     write_json(folder / "comparison.json", rows)
     parts, rest = [comparison_table(rows).to_markdown(disable_numparse=True)], pairs_table(rows, planned=False)
     for title, table in (("Planned comparisons", planned_table(rows)), ("Exploration: all other pairs", rest)):

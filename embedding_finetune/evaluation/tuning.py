@@ -56,7 +56,7 @@ def save_reranked(settings, collection, label, stage, alone, fused, chosen):
     Raises UserError when the first stage has no result.
     """
     _, model, first = parse_reranker_label(settings, label)
-    of = read_checksummed(settings.output_dir / "results" / f"{first}.json", RESULT)
+    of = read_checksummed(settings.paths.result(first), RESULT)
     if of is None:
         raise UserError(f"the result of {first} is missing or damaged: evaluate {first} first")
     more = {"hybrid_of": first, "used": of["used"], "content": of["content"], "depth": chosen["depth"],

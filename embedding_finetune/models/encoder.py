@@ -225,4 +225,4 @@ def make_encoder(settings, config, cached=True):
 
     Use `cached=False` for live queries: reading and writing the cache would take longer than encoding them.
     """
-    return Encoder(config, settings.encode_batch_size, cache=settings.output_dir / "cache" if cached else None)
+    return Encoder(config, settings.encode_batch_size, cache=settings.paths.cache if cached else None)

@@ -76,7 +76,7 @@ def load_encoder_config(settings, label):
     if label in models:
         title, *wanted = models[label]
         return _encoder_config(settings, label, title, model_path(title), wanted, seen_by(title), title)
-    folder = settings.output_dir / label
+    folder = settings.paths.model(label)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no finished model: run `bash finetune_hard.sh {label}` first")
     record = read_checksummed(folder / "training.json", having={"settings": dict})
@@ -139,7 +139,7 @@ def model_labels(settings):
 
 def compiled_labels(settings):
     """Labels of the compiled models in OUTPUT_DIR (see contrib.onnx_openvino)."""
-    folders = (path.parent.name for path in settings.output_dir.glob(f"*/{COMPILED_RECORD}"))
+    folders = (path.parent.name for path in settings.paths.output.glob(f"*/{COMPILED_RECORD}"))
     return sorted(name for name in folders if "." not in name)
 
 

@@ -62,7 +62,7 @@ class CrossEncoder(Reranker):
 
     @classmethod
     def of(cls, settings, label):
-        folder = settings.output_dir / label
+        folder = settings.paths.model(label)
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} holds no finished reranker: run `bash finetune_reranker.sh` first")
         record = read_checksummed(folder / "training.json", having={"settings": dict}) or {"settings": {}}

@@ -10,8 +10,8 @@ def labels(settings):
     from embedding_finetune.recipes import all_recipes
     from embedding_finetune.retrieval.base import RETRIEVERS
     tuned = [label for label, recipe in all_recipes(settings).items()
-             if recipe.kind == "bi_encoder" and (settings.output_dir / label / "config.json").is_file()]
-    fused = [path.stem for path in sorted((settings.output_dir / "results").glob("hybrid_*.json"))]
+             if recipe.kind == "bi_encoder" and (settings.paths.model(label) / "config.json").is_file()]
+    fused = [path.stem for path in sorted(settings.paths.results.glob("hybrid_*.json"))]
     return list(dict.fromkeys([*RETRIEVERS, *pretrained(settings), *tuned, *compiled_labels(settings), *fused]))
 
 
@@ -26,8 +26,8 @@ def default_label(settings):
 
     The answer is cached until results, models or settings change. Raises UserError when there is no such model.
     """
-    memo = settings.output_dir / "index" / "default.json"
-    files = [*(settings.output_dir / "results").glob("*.json"), *settings.output_dir.glob("*/model.safetensors")]
+    memo = settings.paths.index("default.json")
+    files = [*settings.paths.results.glob("*.json"), *settings.paths.output.glob("*/model.safetensors")]
     today = {"files": file_stamps(sorted(files)), "settings": settings.as_dict()}
     found = read_checksummed(memo)
     if isinstance(found, dict) and {name: found.get(name) for name in today} == today:

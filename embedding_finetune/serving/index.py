@@ -84,7 +84,7 @@ def open_index(settings, label):
     """
     if not re.fullmatch(r"[\w-]+", label, re.ASCII):
         raise UserError(f"{label!r} is not a label: use letters, digits, _ and -")
-    home = settings.output_dir / "index" / label
+    home = settings.paths.index(label)
     damaged = False
     for path in home.glob("*/manifest.json"):
         manifest = read_checksummed(path)
@@ -208,9 +208,9 @@ def _source(settings, label):
     from embedding_finetune.retrieval.base import RETRIEVERS
     from embedding_finetune.training.provenance import check_trained
     names = ("dataset.json", "corpus.jsonl", "queries.jsonl", "qrels/dev.tsv")
-    files = file_stamps(settings.data_dir / name for name in names)
+    files = file_stamps(settings.paths.data / name for name in names)
     facts = {"format": FORMAT, "data": data_identity(settings)}
-    path = settings.output_dir / "results" / f"{label}.json"
+    path = settings.paths.result(label)
     result = read_checksummed(path, having={"label": str}) or {}
     if path.exists() and not result:
         raise UserError(f"{display_value(path)} is damaged: evaluate {label} again")

@@ -34,7 +34,6 @@ from embedding_finetune.serving.registry import IndexRegistry, Overloaded, Query
 from embedding_finetune.settings import Settings
 
 PAGE = Path(__file__).with_name("server.html")
-FEEDBACK_FILE = "marks.jsonl"  # in DATA_DIR, in a format that DATASET reads
 LONGEST, DEEPEST = 2000, 100  # maximum characters of a query, and passages of an answer
 LOOK = 2.0  # seconds between checks for changed files
 PATIENCE = 10.0  # timeout in seconds for receiving a request, and for sending an answer
@@ -106,7 +105,7 @@ def application(settings, registry):
 
     app = FastAPI(title="embedding_finetune", description="Search with a fine-tuned model", docs_url=None,
                   redoc_url=None, lifespan=lifespan)
-    answers, marking, path = QueryBatcher(), asyncio.Lock(), settings.data_dir / FEEDBACK_FILE
+    answers, marking, path = QueryBatcher(), asyncio.Lock(), settings.paths.feedback
     errors = {404: {"description": "no such model"}, 503: {"description": "overloaded: see Retry-After"}}
 
     @app.exception_handler(Overloaded)

@@ -42,10 +42,10 @@ class Miner:
             self.stage = CrossEncoder(name, recipe.teacher, settings.trusts(recipe.teacher, name))
 
     def _use(self, label):
-        folder = self.settings.output_dir / label
+        folder = self.settings.paths.model(label)
         if label not in pretrained(self.settings) and not (folder / "config.json").is_file():
             raise UserError(f"{self.recipe.label} mines with the model {label}, which is not in "
-                            f"{self.settings.output_dir}: run `bash finetune_hard.sh {label}` first")
+                            f"{self.settings.paths.output}: run `bash finetune_hard.sh {label}` first")
         return load_encoder_config(self.settings, label)
 
     def revision(self):
@@ -88,7 +88,7 @@ class Miner:
     def _found(self, retriever, queries, passages, identity):
         """Positions of the top passages per query; `passages` is a hash of the corpus, `identity` that of the
         retriever."""
-        folder = self.settings.output_dir / "cache" / "hits"
+        folder = self.settings.paths.searches
         return resumable_search(retriever, queries, self.recipe.mining_top_k, folder, [identity, passages])
 
     def scores(self, pool, chosen):

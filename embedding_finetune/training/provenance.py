@@ -87,7 +87,7 @@ def same_training(record, today):
 def is_current(settings, recipe):
     """Whether the finished model was trained with the current training file, recipe and settings."""
     with contextlib.suppress(UserError):  # a missing or broken training file will be made again
-        return same_training(read_record(settings.output_dir / recipe.label), training_record(settings, recipe))
+        return same_training(read_record(settings.paths.model(recipe.label)), training_record(settings, recipe))
     return False
 
 
@@ -101,7 +101,7 @@ def check_trained(settings, label):
         return
     if label in compiled_labels(settings):
         return _check_compiled(settings, label)
-    recipe, folder = find_recipe(settings, label), settings.output_dir / label
+    recipe, folder = find_recipe(settings, label), settings.paths.model(label)
     recorded = read_record(folder)
     if recorded is None:
         raise UserError(f"{display_value(folder)} holds no finished model: run `bash {training_script(label)}` first")
@@ -117,7 +117,7 @@ def check_trained(settings, label):
 
 
 def _check_compiled(settings, label):
-    folder = settings.output_dir / label
+    folder = settings.paths.model(label)
     made_of = (read_json(folder / COMPILED_RECORD) or {}).get("made_of")
     if not made_of:
         raise UserError(f"{display_value(folder / COMPILED_RECORD)} is damaged: move the folder away, and export the "
@@ -136,4 +136,4 @@ def training_script(label):
 
 def trained_recipes(settings):
     """Labels of the recipes that have a finished model, in the order of RECIPE_FILE."""
-    return [label for label in all_recipes(settings) if read_record(settings.output_dir / label)]
+    return [label for label in all_recipes(settings) if read_record(settings.paths.model(label))]

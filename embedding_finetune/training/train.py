@@ -62,9 +62,8 @@ def prepare(settings, recipe):
     something else is in the way, if an interrupted training has other settings, if the training file cannot be made, or
     if the base model is not available or has too few positions for the lengths.
     """
-    tuned, finished = settings.with_overrides(recipe.settings), settings.output_dir / recipe.label
-    suffix = "flagembedding.partial" if tuned.trainer == "flagembedding" else "partial"
-    unfinished = settings.output_dir / f"{recipe.label}.{suffix}"
+    tuned, finished = settings.with_overrides(recipe.settings), settings.paths.model(recipe.label)
+    unfinished = settings.paths.unfinished(recipe.label, tuned.trainer)
     if finished.exists() and not (finished / RECORD).exists():
         raise UserError(f"{display_value(finished)} holds something else than a model of this recipe: move it away or "
                         "rename the recipe")
@@ -133,13 +132,13 @@ def flags_of(settings, recipe, tuned, output):
         "model_name_or_path": base, "sentence_pooling_method": config.pooling, "normalize_embeddings": config.normalize,
         "trust_remote_code": trusted or None,
         "train_data": training_path(settings, recipe) if ours else output / WITH_PROMPT,
-        "cache_path": settings.output_dir / ".cache",
+        "cache_path": settings.paths.output / ".cache",
         "query_instruction_for_retrieval": config.query_prompt or None, "query_instruction_format": "{}{}",
         "passage_instruction_for_retrieval": config.passage_prompt or None, "passage_instruction_format": "{}{}",
         **{row.metadata["flag"]: getattr(tuned, row.name) for row in TABLE.values()
            if row.metadata["flag"] and (ours or row.metadata["flag"] not in NOT_IN_FLAGEMBEDDING)},
         "dataloader_drop_last": True, "seed": tuned.seed, **precision(tuned.precision), "output_dir": output,
-        **({"save_strategy": "steps", "save_steps": 0.2, "dev_data": settings.data_dir} if ours  # five checkpoints
+        **({"save_strategy": "steps", "save_steps": 0.2, "dev_data": settings.paths.data} if ours  # five checkpoints
            else {"save_strategy": "no", "disable_tqdm": True}), "report_to": "none",
         **({"use_mrl": True, "mrl_dims": f"{embedding_dim(config)} {tuned.matryoshka_dims}"}
            if tuned.matryoshka_dims else {}),
@@ -197,11 +196,11 @@ def finetune(settings, label, one_process=False):
     """Train or merge the model of a recipe; returns the finished folder. Raises like `prepare`, `launch`, `merge`."""
     recipe = find_recipe(settings, label)
     print(f"fine-tuning {label} ({recipe.description}): profile {settings.profile}, data "
-          f"{display_value(settings.data_dir)}, output {display_value(settings.output_dir)}", flush=True)
+          f"{display_value(settings.paths.data)}, output {display_value(settings.paths.output)}", flush=True)
     if recipe.merge:
-        with lock(settings.output_dir):  # a second process waits and finds it done; a training locks its own folder
+        with lock(settings.paths.output):  # a second process waits and finds it done; a training locks its own folder
             return _merged(settings, recipe)
-    turn = partial(lock, settings.output_dir) if settings.nnodes > 1 else contextlib.nullcontext
+    turn = partial(lock, settings.paths.output) if settings.nnodes > 1 else contextlib.nullcontext
     with turn():
         tuned, unfinished = prepare(settings, recipe)  # runs on the first node; the others find it done
     if not (unfinished / "model.safetensors").exists():  # it exists if a run was stopped after training
@@ -220,7 +219,7 @@ def finetune(settings, label, one_process=False):
             complete(unfinished, base_encoder_config(tuned))
             (unfinished / WITH_PROMPT).unlink()
     with turn():
-        finished = settings.output_dir / label
+        finished = settings.paths.model(label)
         if settings.nnodes > 1 and not unfinished.exists() and finished.exists():
             return finished  # another node was faster
         if not (unfinished / "model.safetensors").exists():
@@ -232,7 +231,7 @@ def finetune(settings, label, one_process=False):
 
 
 def _merged(settings, recipe):
-    finished = settings.output_dir / recipe.label
+    finished = settings.paths.model(recipe.label)
     if settings.nnodes > 1 and finished.exists() and is_current(settings, recipe):
         return finished  # another node was faster
     _, unfinished = prepare(settings, recipe)

@@ -26,7 +26,7 @@ def training_path(settings, recipe):
 
 def export_path(settings, recipe):
     """Path of the training file in FlagEmbedding's format."""
-    return settings.data_dir / recipe.file
+    return settings.paths.data / recipe.file
 
 
 def make_training_file(settings, recipe, collection, miner=None):

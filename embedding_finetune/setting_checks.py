@@ -1,0 +1,30 @@
+"""Checks of settings: pairs of a predicate on the value and the demand that an error message states."""
+
+import re
+
+from embedding_finetune.labels import LABEL_RULE, is_valid_label
+
+
+def at_least(low):
+    return lambda value: value >= low, f"must be {low} or more"
+
+
+def within(low, high):
+    return lambda value: low < value < high, f"must lie between {low} and {high}"
+
+
+def one_of(*values):
+    return lambda value: value in values, f"must be one of {', '.join(values)}"
+
+
+LANGUAGE = lambda code: re.fullmatch(r"[a-z]{2,4}", code), "must be auto, none or a code such as en or zh"
+POSITIVE = lambda value: value > 0, "must be more than 0"
+EXTRA_MODEL_LIST = (lambda text: all(re.fullmatch(r"[^,]+(,(cls|mean|last_token))?", model.partition("=")[2])
+                                  and is_valid_label(model.partition("=")[0]) for model in text.split()),
+                    f"must list label=model or label=model,pooling, with unused labels: {LABEL_RULE}")
+RETRIEVERS = (lambda text: "bm25" in text.split() and all(map(is_valid_label, {*text.split()} - {"bm25"})),
+              f"must list bm25 and optionally other retrievers, with unused labels: {LABEL_RULE}")
+RERANKER_LABELS = (lambda text: re.fullmatch(r"\s*([a-z0-9]+_[\w-]+\s*)*", text, re.ASCII),
+                   "must list rerankers such as late_reference or late_reference_on_neg10")
+DIMENSION_LIST = (lambda text: all(re.fullmatch(r"[1-9]\d*", dim) for dim in text.split()),
+                  "must list whole numbers above 0")
