@@ -14,6 +14,7 @@ The modules in data-flow order; each imports only from modules above it:
     recipes                  the fine-tunings in profiles/recipes.toml
     artifacts/manifest       checksums of records and folders
     artifacts/staging        temporary folders, commits by rename, locks
+    artifacts/provenance     what an artifact was made from, and whether it is current
     hub                      the Hugging Face Hub: availability, revisions, loading
 
     data/normalize           when two texts count as the same
