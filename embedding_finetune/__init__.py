@@ -40,12 +40,14 @@ The modules in data-flow order; each imports only from modules above it:
     models/modeling          loading an encoder and the layers after it
     models/multi_vector      token embeddings and MaxSim
     models/encoder           texts to embeddings
+    models/query_encoder     query embeddings without PyTorch
 
     retrieval/trec           run and judgment files in TREC formats
     retrieval/analyzer       BM25 tokenization by script and language
     retrieval/exact_search   exact nearest neighbours
     retrieval/ann            approximate nearest neighbours: faiss, Milvus
     retrieval/base           the retriever interface, ties, top k
+    retrieval/system         what is evaluated, compared and searched
     retrieval/dense          dense retrieval
     retrieval/bm25           BM25
     retrieval/fusion         fusion of BM25 and a dense retriever
@@ -54,7 +56,7 @@ The modules in data-flow order; each imports only from modules above it:
     retrieval/late_interaction     reranking by token embeddings
     retrieval/multi_vector_search  retrieval by token embeddings
     retrieval/cross_encoder  reranking by a cross-encoder
-    contrib/bge_m3           reranking by the three scores of BGE-M3
+    retrieval/known_systems  systems and rerankers by label
     retrieval/rerankers      the kinds of rerankers by label
 
     training/training_data   training files, written again only when something changed
@@ -81,6 +83,7 @@ The modules in data-flow order; each imports only from modules above it:
     evaluation/data_report   statistics and problems of the data before training
     evaluation/results       saved results, and the planned comparison of them
     evaluation/tuning        depth and weights of reranking, tuned on dev queries
+    evaluation/evaluate      evaluation of a system
     evaluation/conclusion    the recommendation
     evaluation/plots         plots
     evaluation/tables        tables and sentences
@@ -88,13 +91,14 @@ The modules in data-flow order; each imports only from modules above it:
     evaluation/report_page   the HTML report
 
     serving/abstention       score threshold for answering
-    serving/query_encoder    query embeddings without PyTorch
+    models/query_encoder    query embeddings without PyTorch
     serving/available        what can be searched
     serving/index            saved indexes
     serving/search           search at the command line
     serving/registry         open indexes and batched queries
     serving/server           HTTP server and search page
 
+    contrib/bge_m3           reranking by the three scores of BGE-M3
     contrib/ray_encode       functions over shards on a Ray cluster
     models/parallel_encode   encoding by several processes
     contrib/index_advisor    a comparison of index types

@@ -3,6 +3,7 @@
 Records of earlier versions (dataset.json, training.json, ..) are translated without a notice.
 """
 
+import argparse
 import functools
 import importlib
 import sys
@@ -62,6 +63,14 @@ def _renamed_keys(given, names, source):
             raise UserError(f"{source or 'a record'} gives {new} and {name}, its old name: remove {name}")
         _notice(source, name, new)
         yield new, value
+
+
+class RenamedOption(argparse.Action):
+    """The old name of a command-line option, which prints a notice with the current name (`dest`)."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        _notice("command", option_string, f"--{self.dest}")
+        setattr(namespace, self.dest, value)
 
 
 def run_renamed(old, command):

@@ -26,8 +26,9 @@ import torch
 
 from embedding_finetune.artifacts.manifest import COMPILED_RECORD
 from embedding_finetune.data.collection import read_data
+from embedding_finetune.evaluation.evaluate import model_metadata
 from embedding_finetune.evaluation.metrics import mean, per_query
-from embedding_finetune.evaluation.results import model_metadata, save_result
+from embedding_finetune.evaluation.results import inputs_of, save_result
 from embedding_finetune.evaluation.significance import add_significance
 from embedding_finetune.evaluation.tables import METRIC
 from embedding_finetune.files import (
@@ -45,9 +46,10 @@ from embedding_finetune.hub import load, model_content
 from embedding_finetune.labels import COMPILED_FORMATS
 from embedding_finetune.models.compiled_model import GRAPHS, has_bf16, openvino_core
 from embedding_finetune.models.encoder import Encoder
-from embedding_finetune.models.encoder_config import compiled_labels, identity_of, load_encoder_config
+from embedding_finetune.models.encoder_config import compiled_models, identity_of, load_encoder_config
 from embedding_finetune.models.modeling import DenseLayers, load_encoder
 from embedding_finetune.retrieval.dense import Dense
+from embedding_finetune.retrieval.known_systems import find_system
 from embedding_finetune.settings import SELECTION_METRIC, Settings, display_value
 from embedding_finetune.training.export import SAMPLES, write_encoder_config
 from embedding_finetune.training.model_card import METRICS_HEADING
@@ -233,8 +235,9 @@ def measure(settings, collection, label, folders):
         cost = {"mb": _megabytes(encoder.config.name), "passages_per_second": speed[name][0],
                 "ms_per_query": speed[name][1], "lowest_cosine": lowest[name]}
         if name != label:
-            save_result(settings, collection, name, runs[name], **model_metadata(settings, encoder), compiled_of=label,
-                        **cost)
+            system = find_system(settings, name)
+            save_result(settings, collection, system, runs[name], inputs=inputs_of(settings, system),
+                        **model_metadata(settings, encoder.config), **cost)
         table.append({"model": name, "MB": f"{cost['mb']:.0f}", "passages/s": f"{cost['passages_per_second']:.0f}",
                       "ms per query": f"{cost['ms_per_query']:.1f}", "lowest cosine": f"{cost['lowest_cosine']:.4f}",
                       **{metric: _cell(row, label, metric) for metric in (METRIC, SELECTION_METRIC)}})
@@ -263,7 +266,7 @@ def export_compiled(settings, label, forms=()):
         if not runs_here(form):
             raise UserError("this processor has no instructions for bfloat16: choose from "
                             f"{', '.join(filter(runs_here, COMPILED_FORMATS))}")
-    if label in compiled_labels(settings):
+    if label in compiled_models(settings):
         raise UserError(f"{label} is a compiled model: give the label of the model it was made from")
     check_trained(settings, label)
     collection, config = read_data(settings), load_encoder_config(settings, label)

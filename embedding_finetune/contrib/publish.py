@@ -86,7 +86,8 @@ def _prepared(settings, label, to):
         raise UserError(stale[0] if stale else f"{label} has no results: evaluate it first")
     if left_out:  # the card would omit them without a note
         raise UserError(f"{left_out[0]}, or move its result out of {display_value(settings.paths.results)}")
-    known = ("label", "queries", "corpus", "metrics", "dev", "ci95", "against", "content", "data", "finished")
+    known = ("label", "queries", "corpus", "metrics", "dev", "ci95", "against", "system", "inputs", "parameters",
+             "finished")
     facts = json.loads(json.dumps({name: row.get(name) for name in known} | {"published_as": to}))
     if folder.exists() and not may_overwrite():
         if changed := verify_manifest(folder):
@@ -152,7 +153,7 @@ def card(settings, label, to, rows, row):
     return f"---\n{head.to_yaml()}\n---\n\n{own}" + SECTIONS.format(
         queries=row["queries"], passages=row["corpus"], table=comparison_table(rows).to_markdown(disable_numparse=True),
         pairs=pairs_table(rows, of=label).to_markdown(index=False, disable_numparse=True), base=base, data=note,
-        models="; ".join(f"{other['label']} is {other.get('about') or public(other['model'])}" for other in rows),
+        models="; ".join(f"{other['label']} is {other.get('description') or public(other['model'])}" for other in rows),
         licence=settings.model_license or "unknown (not stated by its owner)", facts=FACTS,
         settings="\n".join(["| setting | value |", "| --- | --- |", *(f"| {name} | {made[name]} |" for name in made)]))
 

@@ -7,7 +7,7 @@ import time
 
 import pandas as pd
 
-from embedding_finetune.evaluation.results import PSEUDO_QUERY_CAVEAT, finalists
+from embedding_finetune.evaluation.results import PSEUDO_QUERY_CAVEAT, finalists, system_of
 from embedding_finetune.evaluation.significance import outcome
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import load_encoder_config
@@ -51,7 +51,7 @@ def recommendation(rows, metric=METRIC):
     if taken["label"] != "bm25" and "bm25" in by_label:
         words.append(f"BM25 alone has {by_label['bm25']['metrics'][metric]:.3f}; {taken['label']} differs from it by "
                      f"{format_difference(taken['against']['bm25'][metric])}.")
-    model = by_label.get(taken.get("hybrid_of", taken["label"]), {})
+    model = by_label.get(system_of(taken).encoder, {})
     for name, measured in model.get("eval_sets", {}).items() if taken is tuned else ():
         lost = [f"{format_difference(pairs[metric])} compared with {other}"
                 for other, pairs in measured.get("against", {}).items()]
@@ -72,7 +72,7 @@ def costs(settings, collection, rows):
     bm25 = _seconds(lambda texts: retriever.search(dict(enumerate(texts))), queries)
     for label in dict.fromkeys(["bm25", *(row["label"] for row in finalists(rows) if row)]):
         row, line = by_label.get(label, {}), table.setdefault(label, {})
-        model = row.get("hybrid_of", label)
+        model = system_of(row).encoder if row else label
         size, seconds = by_label.get(model, {}).get("size") or {}, bm25 if model != label or label == "bm25" else 0
         seconds += row.get("ms_per_query", 0) / 1000
         if size:

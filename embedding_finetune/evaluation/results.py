@@ -1,44 +1,45 @@
-"""Saved runs and results by label, and the planned comparison of all current results.
+"""Saved runs and results by system, and the planned comparison of all current results.
 
 Files in OUTPUT_DIR:
 
     runs/LABEL.trec, runs/dev/LABEL.trec    rankings of the test queries and of the dev queries
-    results/LABEL.json                      metrics on both, configuration and revision of the model
+    results/LABEL.json                      metrics on both, the system, and what they were measured with
 """
 
+import functools
 import time
-from copy import copy
 from dataclasses import asdict
 
 import pandas as pd
 
 from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
+from embedding_finetune.artifacts.provenance import stale_reason
 from embedding_finetune.data.collection import data_identity
 from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX
-from embedding_finetune.data.out_of_domain import out_of_domain_sets
 from embedding_finetune.evaluation.metrics import MEASURES, mean, measure, per_query
 from embedding_finetune.evaluation.significance import add_significance
 from embedding_finetune.files import UserError, sha256
-from embedding_finetune.hub import model_content, model_size
-from embedding_finetune.models.encoder_config import load_encoder_config, pretrained
+from embedding_finetune.hub import model_content
+from embedding_finetune.models.encoder_config import load_encoder_config, model_identity, pretrained
 from embedding_finetune.recipes import all_recipes
 from embedding_finetune.retrieval.base import DEPTH
+from embedding_finetune.retrieval.system import CROSS_ENCODER, System
 from embedding_finetune.retrieval.trec import pad_run, read_run, write_run
-from embedding_finetune.settings import SELECTION_METRIC
+from embedding_finetune.settings import SELECTION_METRIC, display_value
 from embedding_finetune.training.model_card import write_metrics
 
-RESULT = {"label": str, "metrics": dict, "dev": dict, "used": dict, "settings": dict}  # keys of every result
+RESULT = {"label": str, "metrics": dict, "dev": dict, "inputs": dict, "system": dict}  # keys of every result
 PSEUDO_QUERY_CAVEAT = ("The test queries are pseudo-queries, made from the passages that they should retrieve: these "
                        "numbers say nothing about human-written queries. Write some and set DOCUMENT_QUERIES.")
 
 
-def save_result(settings, collection, label, runs, *, model, used=None, **more):
+def save_result(settings, collection, system, runs, *, model, inputs, **more):
     """Write the runs, results/LABEL.json, and the metrics in the card of a fine-tuned model; returns the result.
 
-    `runs` has a run for "test" and one for "dev". `model` is the display name of the system, `used` (dict) its
-    configuration: pooling, prompts, lengths. `more` is added to the result unchanged, such as `model_metadata`,
-    `by_corpus_size` (see metrics) or `eval_sets`.
+    `runs` has a run for "test" and one for "dev". `model` is the system's name in words, `inputs` what it was measured
+    with (see evaluate.inputs_of). `more` is added to the result unchanged, such as `parameters` or `by_corpus_size`.
     """
+    label = system.label
     runs = {part: pad_run(run, collection.corpus, DEPTH) for part, run in runs.items()}
     metrics = {part: measure(collection.split(part), run) for part, run in runs.items()}
     pseudo = sum(query.startswith(PSEUDO_QUERY_PREFIX) for query in runs["test"])
@@ -47,47 +48,59 @@ def save_result(settings, collection, label, runs, *, model, used=None, **more):
     paths = {part: settings.paths.run(label, part) for part in runs}
     for part, run in runs.items():
         write_run(paths[part], run, label)
-    result = {"label": label, "model": model, "dataset": settings.dataset, "queries": len(runs["test"]),
-              "pseudo_queries": pseudo, "corpus": len(collection.corpus), "metrics": metrics["test"],
-              "dev": metrics["dev"], "used": used or {}, **more, "data": data_identity(settings),
-              "runs": {part: sha256(path) for part, path in paths.items()}, "settings": settings.as_dict(),
-              "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
+    result = {"label": label, "model": model, "system": asdict(system), "dataset": settings.dataset,
+              "queries": len(runs["test"]), "pseudo_queries": pseudo, "corpus": len(collection.corpus),
+              "metrics": metrics["test"], "dev": metrics["dev"], **more,
+              "inputs": inputs, "runs": {part: sha256(path) for part, path in paths.items()},
+              "settings": settings.as_dict(), "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
     write_checksummed(settings.paths.result(label), result)
     return result
 
 
-def model_metadata(settings, encoder):
-    """Fields of a result that describe a model: name, configuration, training data, revision, size, recipe (if any)."""
-    config, recipe = encoder.config, all_recipes(settings).get(encoder.config.label)
-    metadata = {"model": config.title, "used": asdict(config), "note": config.training_data_note,
-                "content": encoder.revision, "size": model_size(config.name)}
-    if recipe:
-        metadata |= {"recipe": recipe.repeats or recipe.label, "about": recipe.description,
-                     "share": recipe.train_fraction}
-    return metadata
+def inputs_of(settings, system, identify=None):
+    """What a result of the system depends on, see artifacts.provenance; raises UserError when a model is not available.
 
-
-def evaluate_out_of_domain(settings, retriever):
-    """Metrics of a retriever on each test set of OUT_OF_DOMAIN_SETS: name -> metrics.
-
-    `each` holds the metrics per query (query id -> metrics) for paired comparisons. The retriever keeps its own corpus.
+    `identify` (label of a model, whether it is a cross-encoder -> identity) may keep what it has computed.
     """
-    found = {}
-    for name, collection in out_of_domain_sets(settings).items():
-        test = collection.split("test")
-        each = per_query(test.qrels, copy(retriever).index(test.corpus).search(test.queries))
-        found[name] = mean(each) | {"each": each.round(6).to_dict("index")}
-    return found
+    identify = identify or functools.partial(_identity, settings)
+    inputs = {"data": data_identity(settings), "metrics": list(MEASURES)}
+    if system.fused or system.reranker or not system.has_model:
+        inputs["BM25_LANGUAGE"] = settings.bm25_language
+    models = {system.encoder: False} if system.has_model else {}
+    models |= {system.reranker_model: system.reranker == CROSS_ENCODER} if system.reranker else {}
+    return inputs | {"models": {label: identify(label, is_cross_encoder) for label, is_cross_encoder in models.items()}}
+
+
+def _identity(settings, label, is_cross_encoder):
+    if is_cross_encoder:
+        return {"revision": model_content(settings.paths.model(label))}
+    return model_identity(load_encoder_config(settings, label))
+
+
+def system_of(result):
+    """The System of a result or of a row of the comparison."""
+    return System(**result["system"])
+
+
+def read_result(settings, label):
+    """The result of a system; raises UserError when it is missing, damaged, or was written by an earlier version."""
+    path = settings.paths.result(label)
+    result = read_checksummed(path, RESULT)
+    if result is None:
+        kept = read_checksummed(path, {"label": str})
+        found = "was written by an earlier version" if kept else "is damaged" if path.exists() else "does not exist"
+        raise UserError(f"the result of {label}, {display_value(path)}, {found}: evaluate {label} again")
+    return result
 
 
 def read_measured_run(settings, collection, label, part="test"):
     """Read the saved run of a label. Raises UserError when it is missing or does not match the data or the result."""
-    path = settings.paths.run(label, part)
-    run, result = read_run(path), read_checksummed(settings.paths.result(label), RESULT) or {}
+    path, result = settings.paths.run(label, part), read_result(settings, label)
+    run = read_run(path)
     if set(run) != set(collection.split(part).queries):
         raise UserError(f"{path} ranks other queries than those of {settings.paths.data}: evaluate {label} again, or "
                         f"delete its result in {settings.paths.results}")
-    if result.get("runs", {}).get(part) not in (None, sha256(path)):
+    if result["runs"][part] != sha256(path):
         raise UserError(f"{path} is not the run that was measured: evaluate {label} again")
     return run
 
@@ -95,17 +108,16 @@ def read_measured_run(settings, collection, label, part="test"):
 def load_results(settings):
     """Load the current results in display order; returns them and a line per result that is left out.
 
-    A result is left out when it was measured on other data, with other metrics, with another model than the label has
-    now, or with another configuration of the same model.
+    A result is left out when the data, the metrics or a model have changed since it was measured.
     """
-    results, left_out, contents = [], [], {}
+    results, left_out, identify = [], [], functools.cache(functools.partial(_identity, settings))
     for path in sorted(settings.paths.results.glob("*.json")):
         if path.stem == "comparison":
             continue
-        result = read_checksummed(path, RESULT)
+        result = read_checksummed(path, {"label": str, "metrics": dict})
         if result is None or result["label"] != path.stem:
             raise UserError(f"{path} is not a result, or is damaged: evaluate {path.stem} again, or delete the file")
-        reason = _stale_reason(settings, result, contents)
+        reason = result_stale_reason(settings, result, identify)
         if reason:
             left_out.append(f"{result['label']} is left out: {reason}; evaluate it again")
         else:
@@ -115,37 +127,15 @@ def load_results(settings):
     return sorted(results, key=lambda result: (order.get(result["label"], len(order)), result["label"])), left_out
 
 
-def _stale_reason(settings, result, contents):
-    """Why a result is no longer current, or None; `contents` caches the revisions of models by label."""
-    label = result.get("hybrid_of", result["label"])
-    if "second_weight" in result:
+def result_stale_reason(settings, result, identify=None):
+    """Why a result is no longer current, or None; `identify` as in inputs_of."""
+    if "system" not in result:
         return "it was measured by an earlier version"
-    if result.get("data") != data_identity(settings):
-        return "it was measured on other data"
-    if result["metrics"].keys() != MEASURES.keys():
-        return "it was measured with other metrics"
-    language = result["settings"].get("BM25_LANGUAGE", settings.bm25_language)
-    if language != settings.bm25_language and (result.get("content") is None or "hybrid_of" in result):
-        return f"it was measured with BM25_LANGUAGE={language}"
-    models = [(label, result)] + [(second["model"], second) for second in [result.get("second")] if second]
-    return next(filter(None, (_changed(settings, *model, contents) for model in models)), None)
-
-
-def _changed(settings, label, measured, contents):
-    """How a model has changed since it was measured, or None; `measured` holds its `content` and `used`."""
-    if measured.get("content") is None:
-        return None
     try:
-        config = load_encoder_config(settings, label) if measured["used"] else None
-        if label not in contents:
-            contents[label] = model_content(config.name if config else str(settings.paths.model(label)))
+        reason = stale_reason(result["inputs"], inputs_of(settings, system_of(result), identify))
     except UserError as error:
         return f"its model cannot be read ({error})"
-    if contents[label] != measured["content"]:
-        return "its model has changed since"
-    changed = [name for name, value in (config.identity if config else {}).items()
-               if measured["used"].get(name, value) != value]
-    return f"it was measured with another {changed[0]}" if changed else None
+    return reason and f"it was measured with other inputs ({reason})"
 
 
 def best_fine_tuned(results):
@@ -159,7 +149,7 @@ def is_fine_tuned(result):
     False for repetitions with other seeds, fusions with BM25, and models trained on a fraction of the queries for the
     learning curve.
     """
-    return result.get("recipe") == result["label"] and result.get("share", 1) == 1
+    return result.get("recipe") == result["label"] and result.get("train_fraction", 1) == 1
 
 
 def best_on_dev(results):
@@ -175,15 +165,16 @@ def finalists(results):
     fine-tuned models are not finalists.
     """
     tuned = {result["label"] for result in filter(is_fine_tuned, results)}
-    ready = {result["label"] for result in results if not result.keys() & {"recipe", "hybrid_of", "compiled_of"}}
-    ready |= {result["label"] for result in results if result.get("compiled_of") in ready}
+    systems = {result["label"]: system_of(result) for result in results}
+    recipes = {systems[result["label"]].retriever for result in results if "recipe" in result}
+    ready = {system for system in systems.values() if system.is_single and system.retriever not in recipes}
+    ready = {label for system in ready for label in (system.retriever, system.encoder)}
     without, trained = [], []
     for result in results:
-        retriever = result.get("hybrid_of", result["label"])
-        reranker = result.get("second", {}).get("model", retriever)
-        if {retriever, reranker} <= ready:
+        system = systems[result["label"]]
+        if {system.encoder, system.reranker_model or system.encoder} <= ready:
             without.append(result)
-        elif retriever in ready | tuned:
+        elif system.encoder in ready | tuned:
             trained.append(result)
     return best_on_dev(without), best_on_dev(trained)
 

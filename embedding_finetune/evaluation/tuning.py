@@ -1,11 +1,8 @@
 """Tuning of reranking depth and score weights on dev queries."""
 
-from embedding_finetune.artifacts.manifest import read_checksummed
 from embedding_finetune.evaluation.metrics import reciprocal_rank
-from embedding_finetune.evaluation.results import RESULT, save_result
-from embedding_finetune.files import UserError
 from embedding_finetune.retrieval.fusion import weighted_sum_fusion
-from embedding_finetune.retrieval.rerank import DEPTHS, candidate_union, interpolate_scores, parse_reranker_label
+from embedding_finetune.retrieval.rerank import DEPTHS, candidate_union, interpolate_scores
 
 BM25_WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
 WEIGHTS = 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0  # of reranker scores, added to the first-stage score
@@ -23,7 +20,7 @@ def candidate_recall(collection, bm25, dense, depths=DEPTHS):
 
 
 def tune_reranking(dev, bm25, dense, second, depths=DEPTHS):
-    """Best `weight` of BM25, `rerank_weight` and `depth` by MRR@10 on dev queries; never call it with test queries.
+    """Best `bm25_weight`, `rerank_weight` and `depth` by MRR@10 on dev queries; never call it with test queries.
 
     `bm25` and `dense` are runs of the dev queries, `second` is the run of the reranker over their union at the largest
     depth. The weights are tuned at that depth, then the depth with these weights. Ties go to the smallest value, which
@@ -39,31 +36,11 @@ def tune_reranking(dev, bm25, dense, second, depths=DEPTHS):
     weight, rerank_weight = max(((bm25_weight, weight) for bm25_weight in BM25_WEIGHTS for weight in WEIGHTS),
                                 key=lambda pair: (value(first[pair[0]], pair[1], max(depths)), -pair[0], -pair[1]))
     depth = max(depths, key=lambda depth: (value(first[weight], rerank_weight, depth), -depth))
-    return {"weight": weight, "rerank_weight": rerank_weight, "depth": depth}
+    return {"bm25_weight": weight, "rerank_weight": rerank_weight, "depth": depth}
 
 
-def rerank_run(bm25, dense, second, *, weight, rerank_weight, depth):
-    """Run of BM25 and a dense model, reranked. `weight` 0 ignores BM25's scores; `rerank_weight` None ranks by the
+def rerank_run(bm25, dense, second, *, bm25_weight, rerank_weight, depth):
+    """Run of BM25 and a dense model, reranked. `bm25_weight` 0 ignores BM25's scores; `rerank_weight` None ranks by the
     reranker alone."""
     candidates = candidate_union(dense, bm25, depth=depth)
-    return interpolate_scores(weighted_sum_fusion(bm25, dense, weight), second, rerank_weight, candidates)
-
-
-def save_reranked(settings, collection, label, stage, alone, fused, chosen):
-    """Save the results of a reranker: `alone` as LABEL, `fused` with BM25 and the first stage as hybrid_LABEL.
-
-    Both have a run for "test" and one for "dev". `chosen` is the result of `tune_reranking`. Returns both results.
-    Raises UserError when the first stage has no result.
-    """
-    _, model, first = parse_reranker_label(settings, label)
-    of = read_checksummed(settings.paths.result(first), RESULT)
-    if of is None:
-        raise UserError(f"the result of {first} is missing or damaged: evaluate {first} first")
-    more = {"hybrid_of": first, "used": of["used"], "content": of["content"], "depth": chosen["depth"],
-            "second": {"stage": label, "model": model, "used": stage.config, "content": stage.revision},
-            "ms_per_query": round(stage.ms_per_query, 3), "bytes_per_passage": round(stage.bytes_per_passage)}
-    return (save_result(settings, collection, label, alone, model=f"{stage.description}, after BM25 and {of['model']}",
-                        weight=0.0, rerank_weight=None, **more),
-            save_result(settings, collection, f"hybrid_{label}", fused,
-                        model=f"BM25 + {of['model']} + {stage.description}", weight=chosen["weight"],
-                        rerank_weight=chosen["rerank_weight"], **more))
+    return interpolate_scores(weighted_sum_fusion(bm25, dense, bm25_weight), second, rerank_weight, candidates)

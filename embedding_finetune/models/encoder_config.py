@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass, field
 
 from embedding_finetune.artifacts.manifest import COMPILED_RECORD, read_checksummed
 from embedding_finetune.files import UserError, read_json
-from embedding_finetune.hub import check_hub, load, model_path, positions_of, read_model_file
-from embedding_finetune.recipes import all_recipes
+from embedding_finetune.hub import check_hub, load, model_content, model_path, positions_of, read_model_file
 from embedding_finetune.settings import MODEL_SETTINGS, POOLINGS, display_value, split_revision
 
 # Published training data of models. A model trained on MS MARCO is not evaluated zero-shot on it.
@@ -65,6 +64,11 @@ class EncoderConfig:
 def identity_of(used):
     """The fields (name -> value) of an EncoderConfig that affect vectors; records also hold informative fields."""
     return {name: value for name, value in used.items() if name not in NOT_IDENTITY}
+
+
+def model_identity(config):
+    """What vectors of a model depend on: its EncoderConfig and the content of its files."""
+    return {"config": config.identity, "revision": model_content(config.name)}
 
 
 def load_encoder_config(settings, label):
@@ -132,15 +136,14 @@ def pretrained(settings):
     }
 
 
-def model_labels(settings):
-    """Labels of all models: pretrained, of recipes (trained or not) and compiled."""
-    return [*pretrained(settings), *all_recipes(settings), *compiled_labels(settings)]
-
-
-def compiled_labels(settings):
-    """Labels of the compiled models in OUTPUT_DIR (see contrib.onnx_openvino)."""
-    folders = (path.parent.name for path in settings.paths.output.glob(f"*/{COMPILED_RECORD}"))
-    return sorted(name for name in folders if "." not in name)
+def compiled_models(settings):
+    """Label -> (label of its source, runtime, precision) of the compiled models in OUTPUT_DIR."""
+    found = {}
+    for path in sorted(settings.paths.output.glob(f"*/{COMPILED_RECORD}")):
+        made_of = (read_json(path) or {}).get("made_of") or {"use": {}, "form": ""}
+        runtime, _, precision = made_of["form"].partition("-")
+        found[path.parent.name] = made_of["use"].get("label", ""), runtime, precision or "fp32"
+    return {label: parts for label, parts in found.items() if "." not in label}
 
 
 def from_registry(settings):

@@ -1,42 +1,16 @@
-"""Reranking: labels, base class of rerankers, and combination of their scores with the first stage.
+"""Reranking: base class of rerankers, and combination of their scores with the first stage."""
 
-A reranker is named KIND_MODEL_on_FIRST: `late_reference_on_neg10` reranks the top passages of BM25 and neg10 by the
-token vectors of the off-the-shelf model. If both models are the same, `late_neg10` is enough.
-"""
-
-import re
 import time
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from embedding_finetune.files import UserError
-from embedding_finetune.labels import RERANKER_KINDS
-from embedding_finetune.models.encoder_config import model_labels
 from embedding_finetune.retrieval.base import DEPTH, top_k
 from embedding_finetune.retrieval.fusion import HybridRetriever
 
 DEPTHS = 10, 20, 30, 50  # reranked passages of BM25 and of the model; the best depth is selected on dev queries
 FEW = 20  # no progress bar for fewer queries
-
-
-def parse_reranker_label(settings, label):
-    """Parse a reranker's label into (kind, label of its model, label of the first-stage model).
-
-    Labels of models may contain `_on_`, so existing labels decide where to split. Raises UserError when the label is
-    not that of a reranker, or is ambiguous.
-    """
-    kind, _, rest = label.partition("_")
-    if kind not in RERANKER_KINDS or not re.fullmatch(r"[\w-]+", rest, re.ASCII):
-        raise UserError(f"{label!r} is no reranker: it must be KIND_MODEL or KIND_MODEL_on_FIRST, such as "
-                        f"late_reference_on_neg10; kinds are {', '.join(RERANKER_KINDS)}")
-    split = [(rest[:place.start()], rest[place.end():]) for place in re.finditer("_on_", rest)]
-    known = {*model_labels(settings)}
-    found = [pair for pair in ((rest, rest), *split) if known.issuperset(pair)] or split or [(rest, rest)]
-    if len(found) > 1:
-        raise UserError(f"{label!r} can be read as {' or '.join(f'{model} on {first}' for model, first in found)}: "
-                        "rename one of these models")
-    return kind, *found[0]
 
 
 class Reranker:
@@ -53,6 +27,11 @@ class Reranker:
     def of(cls, settings, label):
         """The reranker with the model of a label. Raises UserError when it is not available."""
         raise NotImplementedError
+
+    @property
+    def identity(self):
+        """What its scores depend on besides the texts, see encoder_config.EncoderConfig."""
+        return {"config": self.config, "revision": self.revision}
 
     def index(self, corpus):
         """Index the corpus (id -> text); returns the reranker."""

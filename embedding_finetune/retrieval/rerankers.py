@@ -1,23 +1,19 @@
-"""Registry of rerankers by the kind in their labels."""
+"""Rerankers by kind: late interaction, the three scores of BGE-M3, cross-encoders."""
 
-from embedding_finetune.contrib.bge_m3 import M3
-from embedding_finetune.labels import RERANKER_KINDS
+from embedding_finetune import contrib
 from embedding_finetune.retrieval.cross_encoder import CrossEncoder
+from embedding_finetune.retrieval.known_systems import find_system
 from embedding_finetune.retrieval.late_interaction import LateInteraction
-from embedding_finetune.retrieval.rerank import parse_reranker_label
-
-CLASSES = {"late": LateInteraction, "m3": M3, "rerank": CrossEncoder}
 
 
-def is_reranker(label):
-    """Whether a label is that of a reranker, such as `late_reference`."""
-    return label.partition("_")[0] in RERANKER_KINDS and "_" in label
+def make_reranker(settings, kind, model):
+    """Create the reranker of a kind (late, m3 or rerank) with the model of a label, still without a corpus.
 
-
-def make_reranker(settings, label):
-    """Create the reranker of a label, still without a corpus. Raises UserError when the label is invalid."""
-    kind, model, _ = parse_reranker_label(settings, label)
-    return CLASSES[kind].of(settings, model)
+    Raises UserError when the model is not available.
+    """
+    kinds = {"late": LateInteraction, "rerank": CrossEncoder}
+    reranker = kinds[kind] if kind in kinds else contrib.load("bge_m3").M3
+    return reranker.of(settings, model)
 
 
 def needs_token_embeddings(settings, label):
@@ -25,4 +21,5 @@ def needs_token_embeddings(settings, label):
 
     Its evaluation then stores them in the same pass that computes the vectors of the passages.
     """
-    return ("late", label) in [parse_reranker_label(settings, stage)[:2] for stage in settings.rerankers.split()]
+    systems = [find_system(settings, stage) for stage in settings.rerankers.split()]
+    return ("late", label) in [(system.reranker, system.reranker_model) for system in systems]

@@ -1,24 +1,24 @@
-"""Labels that can be searched, and the default label."""
+"""Systems that can be searched, and the default one."""
+
+import argparse
 
 from embedding_finetune.artifacts.manifest import file_stamps, read_checksummed, write_checksummed
+from embedding_finetune.deprecation import RenamedOption
 from embedding_finetune.files import UserError
 
 
 def labels(settings):
-    """Labels that can be searched: retrievers, off-the-shelf, fine-tuned and compiled models, evaluated fusions."""
-    from embedding_finetune.models.encoder_config import compiled_labels, pretrained
+    """Labels that can be searched: retrievers whose models exist, and fused and reranked systems with a result."""
     from embedding_finetune.recipes import all_recipes
-    from embedding_finetune.retrieval.base import RETRIEVERS
-    tuned = [label for label, recipe in all_recipes(settings).items()
-             if recipe.kind == "bi_encoder" and (settings.paths.model(label) / "config.json").is_file()]
-    fused = [path.stem for path in sorted(settings.paths.results.glob("hybrid_*.json"))]
-    return list(dict.fromkeys([*RETRIEVERS, *pretrained(settings), *tuned, *compiled_labels(settings), *fused]))
+    from embedding_finetune.retrieval.known_systems import all_systems
+    recipes, measured = all_recipes(settings), {path.stem for path in settings.paths.results.glob("*.json")}
 
+    def is_available(system):
+        if not system.is_single:
+            return system.label in measured
+        return system.label not in recipes or (settings.paths.model(system.label) / "config.json").is_file()
 
-def check_label(settings, label):
-    """Raise UserError unless the label can be searched."""
-    if label not in labels(settings):
-        raise UserError(f"there is no model {label[:100]!r} to search with; available: {', '.join(labels(settings))}")
+    return [system.label for system in all_systems(settings) if is_available(system)]
 
 
 def default_label(settings):
@@ -37,7 +37,14 @@ def default_label(settings):
     best = best_fine_tuned(results)
     if best is None:
         raise UserError("no fine-tuned model has a current result "
-                        f"({'; '.join(left_out) or 'none has been evaluated'}): evaluate one, or choose a model by "
-                        f"--model {', '.join(labels(settings))}")
+                        f"({'; '.join(left_out) or 'none has been evaluated'}): evaluate one, or choose a system by "
+                        f"--system {', '.join(labels(settings))}")
     write_checksummed(memo, today | {"label": best["label"]})
     return best["label"]
+
+
+def add_system_option(parser, text):
+    """Add --system LABEL to a command line; `--model`, its old name, prints a notice."""
+    parser.add_argument("--system", metavar="LABEL", help=text)
+    parser.add_argument("--model", metavar="LABEL", dest="system", action=RenamedOption,
+                        help=argparse.SUPPRESS)

@@ -1,11 +1,10 @@
 """Saved search indexes: built once per label, opened in a fraction of a second, rebuilt when model or data change.
 
-LABEL is a model (raw, reference, a recipe), bm25, or hybrid_LABEL with the evaluated fusion weight, and with reranking
-if LABEL is a reranker. An index is stored in OUTPUT_DIR/index/LABEL/IDENTITY, where IDENTITY is the hash of everything
-it depends on:
+Every system can be searched, fused and reranked ones with the weights and depths of their results. An index is stored
+in OUTPUT_DIR/index/LABEL/IDENTITY, where LABEL is that of the system and IDENTITY the hash of everything it depends on:
 
     passages.jsonl, offsets.npy    passages (id, text, source), and the byte offset of each
-    vectors.npy, bm25/, ..         data of the retriever or reranker, memory-mapped
+    vectors.npy, bm25/, ..         data of the retriever or of the reranker, memory-mapped
     faiss.index, milvus.json       approximate index, if INDEX asks for one
     manifest.json                  inputs and abstention threshold; written last
 
@@ -19,6 +18,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +33,9 @@ from embedding_finetune.artifacts.manifest import (
 )
 from embedding_finetune.files import UserError, atomic_write, content_hash, is_disk_error, is_memory_error, one_line
 from embedding_finetune.serving.abstention import choose_threshold
-from embedding_finetune.serving.available import check_label
 from embedding_finetune.settings import display_value
 
-FUSION = "hybrid_of", "weight", "rerank_weight", "depth"  # keys of a result that its index depends on
-FORMAT = 2  # version of the index format: changing it rebuilds all indexes
+FORMAT = 3  # version of the index format: changing it rebuilds all indexes
 CHANGING = "data or model of {} changed while its index was opened: try again"
 
 
@@ -93,12 +91,13 @@ def open_index(settings, label):
             if index:
                 return index
             damaged = True
-    check_label(settings, label)
+    from embedding_finetune.retrieval.known_systems import find_system
+    system = find_system(settings, label)
     try:
         home.mkdir(parents=True, exist_ok=True)
         with open(home / ".lock", "w") as lock, contextlib.redirect_stdout(sys.stderr):  # stdout is for answers
             fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, then finds the index built
-            return _found_or_built(settings, label, home, read_all=damaged)
+            return _found_or_built(settings, system, home, read_all=damaged)
     except Exception as error:
         if isinstance(error, UserError) or not is_disk_error(error):
             raise
@@ -107,8 +106,8 @@ def open_index(settings, label):
 
 def is_current(settings, manifest):
     """Whether settings and input files are those that an index was built from."""
-    return (isinstance(manifest, dict) and manifest["settings"] == settings.as_dict()
-            and manifest["files"] == file_stamps(manifest["files"]))
+    return (isinstance(manifest, dict) and manifest.get("inputs", {}).get("format") == FORMAT
+            and manifest["settings"] == settings.as_dict() and manifest["files"] == file_stamps(manifest["files"]))
 
 
 def _opened_if_whole(settings, folder, manifest):
@@ -129,61 +128,62 @@ def _opened_if_whole(settings, folder, manifest):
 
 def _opened(settings, folder, manifest):
     """Open the Index in a finished folder."""
-    from embedding_finetune.retrieval.base import RETRIEVERS, make_retriever
+    from embedding_finetune.retrieval.base import make_retriever
+    from embedding_finetune.retrieval.system import System
+    system, parameters = System(**manifest["system"]), manifest["parameters"]
+    if not system.is_single:
+        bm25, dense = (open_index(settings, part) for part in ("bm25", system.encoder))
+        if [bm25.folder.name, dense.folder.name] != manifest["inputs"]["parts"]:
+            raise UserError(CHANGING.format(system.label))
+        return Index(dense.folder, manifest, _combined(settings, folder, system, parameters, bm25, dense))
+    if not system.has_model:
+        return Index(folder, manifest, make_retriever(system.retriever, settings.bm25_language).load(folder))
+    from embedding_finetune.models.query_encoder import GRAPH, QueryEncoder
     from embedding_finetune.retrieval.dense import Dense
+    encoder = QueryEncoder(folder) if (folder / GRAPH).exists() else _encoder(settings, system, cached=False)
+    return Index(folder, manifest, Dense(encoder, manifest["inputs"]["index"]).load(folder))
+
+
+def _combined(settings, folder, system, parameters, bm25, dense):
+    """The retriever of a fused or reranked system over its two open indexes."""
     from embedding_finetune.retrieval.fusion import HybridRetriever
-    from embedding_finetune.serving.query_encoder import GRAPH, QueryEncoder
-    label = manifest["label"]
-    if "weight" in manifest:
-        bm25, dense = (open_index(settings, part) for part in ("bm25", manifest["hybrid_of"]))
-        if [bm25.folder.name, dense.folder.name] != manifest["facts"]["parts"]:
-            raise UserError(CHANGING.format(label))
-        fused = HybridRetriever(bm25.retriever, dense.retriever, manifest["weight"])
-        return Index(dense.folder, manifest, _with_reranker(settings, folder, manifest, fused))
-    if label in RETRIEVERS:
-        return Index(folder, manifest, make_retriever(label, settings.bm25_language).load(folder))
-    encoder = QueryEncoder(folder) if (folder / GRAPH).exists() else _encoder(settings, label, cached=False)
-    return Index(folder, manifest, Dense(encoder, manifest["facts"]["index"]).load(folder))
-
-
-def _with_reranker(settings, folder, manifest, fused):
-    """The fused retriever, with the reranker of the index if it has one."""
-    if "second" not in manifest:
+    fused = HybridRetriever(bm25.retriever, dense.retriever, parameters["bm25_weight"])
+    if not system.reranker:
         return fused
     from embedding_finetune.retrieval.rerank import RerankedRetriever
     from embedding_finetune.retrieval.rerankers import make_reranker
-    stage = make_reranker(settings, manifest["second"]["stage"]).load(folder)
-    return RerankedRetriever(fused, stage, manifest["rerank_weight"], manifest["depth"])
+    reranker = make_reranker(settings, system.reranker, system.reranker_model).load(folder)
+    return RerankedRetriever(fused, reranker, parameters["rerank_weight"], parameters["depth"])
 
 
-def _encoder(settings, label, cached=True):
+def _encoder(settings, system, cached=True):
     from embedding_finetune.models.encoder import make_encoder
     from embedding_finetune.models.encoder_config import load_encoder_config
-    return make_encoder(settings, load_encoder_config(settings, label), cached)
+    return make_encoder(settings, load_encoder_config(settings, system.encoder), cached)
 
 
-def _found_or_built(settings, label, home, read_all=False):
-    """The Index of the current model and data: found by its identity, or built.
+def _found_or_built(settings, system, home, read_all=False):
+    """The Index of the current model and data: found by its inputs, or built.
 
     `read_all` verifies all files against the manifest, not only those with a new modification time.
     """
     from embedding_finetune.data.collection import read_data
-    facts, files = _source(settings, label)
-    collection = read_data(settings)
-    made = {path.parent: (read_checksummed(path) or {}).get("facts", {}) for path in home.glob("*/manifest.json")}
-    folder = next((folder for folder, of in made.items() if _identity(of) == facts), home / content_hash(facts)[:16])
+    inputs, parameters, files = _inputs(settings, system)
+    collection, folder = read_data(settings), home / content_hash(inputs)[:16]
     manifest, damaged = read_checksummed(folder / "manifest.json"), folder.exists()
     if manifest is None or not has_same_content(folder, manifest.get("own", {}), read_all):
         why = ("it is damaged" if damaged else "model or data have changed" if any(home.glob("*/manifest.json"))
                else "there is none yet")
-        print(f"building the index of {label}, {len(collection.corpus):,} passages: {why}", file=sys.stderr)
+        print(f"building the index of {system.label}, {len(collection.corpus):,} passages: {why}", file=sys.stderr)
         partial = home / ".partial"
         for path in (partial, folder):
             shutil.rmtree(path, ignore_errors=True)
         partial.mkdir()
-        manifest = _make(settings, label, partial, facts, collection)
+        manifest = {"label": system.label, "system": asdict(system), "parameters": parameters, "inputs": inputs,
+                    "passages": len(collection.corpus), "abstention": {"threshold": None}}
+        manifest |= _build(settings, system, partial, manifest, collection)
         if file_stamps(files) != files:
-            raise UserError(CHANGING.format(label))
+            raise UserError(CHANGING.format(system.label))
         partial.rename(folder)
         # Remove indexes of earlier models or data; a process that has one open can go on using it.
         for old in () if damaged else home.iterdir():
@@ -197,85 +197,78 @@ def _found_or_built(settings, label, home, read_all=False):
     index = _opened_if_whole(settings, folder, manifest)
     if index is None and read_all:
         raise UserError(f"{display_value(folder)} is damaged right after it was written: check the disk")
-    return index or _found_or_built(settings, label, home, read_all=True)
+    return index or _found_or_built(settings, system, home, read_all=True)
 
 
-def _source(settings, label):
-    """What the index of a label depends on: a dict of facts, and the stamps of their files."""
-    from embedding_finetune.data.collection import data_identity
-    from embedding_finetune.hub import MODEL_FILES, model_content
+def _inputs(settings, system):
+    """What the index of a system depends on, its tuned parameters, and the stamps of all files that these depend on.
+
+    Raises UserError when a model or the result of a fused or reranked system is missing or outdated.
+    """
+    from embedding_finetune.evaluation.results import inputs_of, read_result, result_stale_reason
+    from embedding_finetune.hub import MODEL_FILES
     from embedding_finetune.models.encoder_config import load_encoder_config
-    from embedding_finetune.retrieval.base import RETRIEVERS
     from embedding_finetune.training.provenance import check_trained
-    names = ("dataset.json", "corpus.jsonl", "queries.jsonl", "qrels/dev.tsv")
-    files = file_stamps(settings.paths.data / name for name in names)
-    facts = {"format": FORMAT, "data": data_identity(settings)}
-    path = settings.paths.result(label)
-    result = read_checksummed(path, having={"label": str}) or {}
-    if path.exists() and not result:
-        raise UserError(f"{display_value(path)} is damaged: evaluate {label} again")
-    if "second_weight" in result:
-        raise UserError(f"{label} was measured by an earlier version: evaluate it again")
-    if "hybrid_of" in result:
-        bm25, dense = (open_index(settings, part) for part in ("bm25", result["hybrid_of"]))
-        if (result["data"], result["content"]) != (facts["data"], dense.manifest["facts"]["content"]):
-            raise UserError(f"{label} was measured on other data or with another model: evaluate "
-                            f"{result['hybrid_of']} again")
-        parts = [part.folder.name for part in (bm25, dense)]
-        facts |= {name: result[name] for name in (*FUSION, "second") if name in result} | {"parts": parts}
-        return _identity(facts), file_stamps([path]) | bm25.manifest["files"] | dense.manifest["files"]
-    if label in RETRIEVERS:
-        return facts | {"language": settings.bm25_language}, files
-    check_trained(settings, label)
-    config = load_encoder_config(settings, label)
-    model_files = (file for file in sorted(Path(config.name).rglob("*")) if file.suffix in MODEL_FILES)
-    files |= file_stamps([settings.model_file, *model_files])
-    return facts | {"use": config.identity, "content": model_content(config.name), "index": settings.index}, files
+    inputs = {"format": FORMAT} | inputs_of(settings, system)
+    del inputs["metrics"]
+    files = [settings.paths.data / name for name in ("dataset.json", "corpus.jsonl", "queries.jsonl", "qrels/dev.tsv")]
+    if not system.is_single:
+        result = read_result(settings, system.label)
+        if reason := result_stale_reason(settings, result):
+            raise UserError(f"{system.label}: {reason}; evaluate it again")
+        bm25, dense = (open_index(settings, part) for part in ("bm25", system.encoder))
+        inputs |= {"parts": [bm25.folder.name, dense.folder.name]}
+        files = file_stamps([settings.paths.result(system.label)]) | bm25.manifest["files"] | dense.manifest["files"]
+        return inputs, result["parameters"], files
+    if system.has_model:
+        check_trained(settings, system.encoder)
+        folder = Path(load_encoder_config(settings, system.encoder).name)
+        files += [settings.model_file, *(file for file in sorted(folder.rglob("*")) if file.suffix in MODEL_FILES)]
+        inputs |= {"index": settings.index}
+    return inputs, {}, file_stamps(files)
 
 
-def _identity(facts):
-    """Facts without descriptive fields of models (titles, notes), which results and older indexes contain."""
-    from embedding_finetune.models.encoder_config import identity_of
-    facts = facts | ({"use": identity_of(facts["use"])} if "use" in facts else {})
-    second = facts.get("second")
-    return facts | ({"second": second | {"used": identity_of(second["used"])}} if second else {})
-
-
-def _make(settings, label, folder, facts, collection):
-    """Write an index to an empty folder; returns its manifest, without the part that depends on settings alone."""
-    from embedding_finetune.models.compiled_model import compiled_format
+def _build(settings, system, folder, manifest, collection):
+    """Write an index to an empty folder; returns what is measured on dev queries, for the manifest."""
     from embedding_finetune.retrieval.ann import FLAT
-    from embedding_finetune.retrieval.base import RETRIEVERS, make_retriever
+    from embedding_finetune.retrieval.base import make_retriever
     from embedding_finetune.retrieval.dense import Dense
-    from embedding_finetune.serving.query_encoder import save_query_encoder
-    manifest = {"label": label, "passages": len(collection.corpus), "facts": facts, "abstention": {"threshold": None}}
-    manifest |= {name: facts[name] for name in (*FUSION, "second") if name in facts}
-    if "second" in facts:
+    if system.reranker:
         from embedding_finetune.retrieval.rerankers import make_reranker
-        make_reranker(settings, facts["second"]["stage"]).index(collection.corpus).save(folder)
-    if "weight" not in facts:
-        retriever = (make_retriever(label, settings.bm25_language) if label in RETRIEVERS else
-                     Dense(_encoder(settings, label), settings.index))
+        make_reranker(settings, system.reranker, system.reranker_model).index(collection.corpus).save(folder)
+    if system.is_single:
+        retriever = (Dense(_encoder(settings, system), settings.index) if system.has_model else
+                     make_retriever(system.retriever, settings.bm25_language))
         retriever.index(collection.corpus).save(folder)
-        offsets, sources = [0], collection.source
-        with atomic_write(folder / "passages.jsonl", "wb") as file:
-            for identity, text in collection.corpus.items():
-                row = {"id": identity, "text": text} | ({"source": sources[identity]} if identity in sources else {})
-                offsets.append(offsets[-1] + file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n"))
-        np.save(folder / "offsets.npy", np.array(offsets))
-        try:
-            # A compiled model is a graph already.
-            if label not in RETRIEVERS and not compiled_format(retriever.encoder.config.name):
-                save_query_encoder(folder, retriever.encoder)
-        except UserError as error:
-            if is_disk_error(error) or is_memory_error(error):  # not caused by the model, and perhaps temporary
-                raise
-            print(f"{error}: PyTorch encodes its queries, so a search takes some seconds longer", file=sys.stderr)
-    index, dev = _opened(settings, folder, manifest), collection.split("dev")
-    if facts.get("index", FLAT) != FLAT and dev.queries:
-        manifest["recall_vs_exact"] = index.retriever.recall_vs_exact(list(dev.queries.values()))
+        _write_passages(folder, collection)
+        if system.has_model and system.runtime == "pytorch":
+            _save_query_encoder(folder, retriever.encoder)
+    index, dev, found = _opened(settings, folder, manifest), collection.split("dev"), {}
+    if manifest["inputs"].get("index", FLAT) != FLAT and dev.queries:
+        found["recall_vs_exact"] = index.retriever.recall_vs_exact(list(dev.queries.values()))
     # A passage with the id of the query is the query itself, as in ArguAna.
     best = {query: [hit for hit in hits if hit["id"] != query][:1]
             for query, hits in zip(dev.queries, index.answer(list(dev.queries.values()), 2) if dev.queries else ())}
     scored = [(query, hits[0]) for query, hits in best.items() if hits]
-    return manifest | {"dev": [[hit["score"], hit["id"] in dev.positives(query)] for query, hit in scored]}
+    return found | {"dev": [[hit["score"], hit["id"] in dev.positives(query)] for query, hit in scored]}
+
+
+def _write_passages(folder, collection):
+    """Write the passages of the corpus and the byte offset of each."""
+    offsets, sources = [0], collection.source
+    with atomic_write(folder / "passages.jsonl", "wb") as file:
+        for identity, text in collection.corpus.items():
+            row = {"id": identity, "text": text} | ({"source": sources[identity]} if identity in sources else {})
+            offsets.append(offsets[-1] + file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n"))
+    np.save(folder / "offsets.npy", np.array(offsets))
+
+
+def _save_query_encoder(folder, encoder):
+    """Export the encoder for queries; if the model cannot be exported, PyTorch encodes them, and a note says so."""
+    from embedding_finetune.models.query_encoder import save_query_encoder
+    try:
+        save_query_encoder(folder, encoder)
+    except UserError as error:
+        if is_disk_error(error) or is_memory_error(error):  # not caused by the model, and perhaps temporary
+            raise
+        print(f"{error}: PyTorch encodes its queries, so a search takes some seconds longer", file=sys.stderr)

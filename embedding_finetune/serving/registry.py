@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from embedding_finetune.artifacts.manifest import file_stamps
 from embedding_finetune.files import UserError, one_line
-from embedding_finetune.serving.available import check_label, labels
+from embedding_finetune.serving.available import labels
 from embedding_finetune.serving.index import is_current, open_index
 
 WAITING = 256  # length of the queue; further queries are refused
@@ -39,7 +39,9 @@ class IndexRegistry:
         label = label or self.default
         if label in self.open:
             return self.open[label]
-        check_label(self.settings, label)
+        if label not in self.labels:
+            raise UserError(f"there is no system {label[:100]!r} to search with: choose one of "
+                            f"{', '.join(self.labels)}")
         if label in self.failed:
             raise UserError(self.failed.pop(label))  # the next request tries again
         self._load_later(label)

@@ -1,8 +1,8 @@
-"""Search the corpus with a model, with BM25 or with both.
+"""Search the corpus with a system.
 
-    python -m embedding_finetune search "how do I join two tables" [--model LABEL] [-k 5] [--json]
+    python -m embedding_finetune search "how do I join two tables" [--system LABEL] [-k 5] [--json]
 
-The default model is the best fine-tuned one on dev queries. If no passage reaches the abstention threshold (see
+The default system is the best fine-tuned one on dev queries. If no passage reaches the abstention threshold (see
 docs/scores.md), a note says so; with --json it goes to standard error.
 """
 
@@ -11,7 +11,7 @@ import sys
 
 from embedding_finetune.files import CommandLine, UserError
 from embedding_finetune.serving.abstention import is_answerable, threshold_line
-from embedding_finetune.serving.available import default_label
+from embedding_finetune.serving.available import add_system_option, default_label
 from embedding_finetune.serving.index import exactness_line, open_index
 from embedding_finetune.settings import Settings
 
@@ -31,21 +31,19 @@ def _show(index, hits, note):
 
 
 def main():
-    """Run the `search` command. Raises UserError when the query is empty or there is no such model."""
+    """Run the `search` command. Raises UserError when the query is empty or there is no such system."""
     parser = CommandLine("search", "Search the corpus.")
     parser.add_argument("query")
-    parser.add_argument("--model", metavar="LABEL",
-                        help="raw, reference, the label of a recipe, bm25, hybrid_LABEL, or LABEL-FORM of a compiled "
-                             "model")
+    add_system_option(parser, "system to search with: any label of the comparison, or of a compiled model")
     parser.add_argument("-k", type=int, default=5, help="number of passages to show (default: 5)")
-    parser.add_argument("--json", action="store_true", 
+    parser.add_argument("--json", action="store_true",
                         help="print a JSON list of rank, score, id, text, source, above_threshold")
     options = parser.parse_args()
     query = options.query.encode("utf-8", "replace").decode().strip()  # lone surrogates are not valid text
     if not query or options.k < 1:
         raise UserError("the query is empty: give one that is not empty" if not query else "-k must be 1 or more")
     settings = Settings.load()
-    index = open_index(settings, options.model or default_label(settings))
+    index = open_index(settings, options.system or default_label(settings))
     [hits] = index.answer([query], options.k)
     note = "" if is_answerable(hits) else NOT_LIKELY
     sys.stdout.reconfigure(errors="replace")

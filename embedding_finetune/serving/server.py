@@ -1,8 +1,8 @@
-"""HTTP search server: a JSON API, and a page to search, compare two models and give relevance feedback.
+"""HTTP search server: a JSON API, and a page to search, compare two systems and give relevance feedback.
 
-    python -m embedding_finetune serve [--port 8000] [--host 127.0.0.1] [--model LABEL]
+    python -m embedding_finetune serve [--port 8000] [--host 127.0.0.1] [--system LABEL]
 
-    GET  /search?q=&k=&model=    top passages of a query         GET  /models        labels that can be searched
+    GET  /search?q=&k=&system=   top passages of a query         GET  /systems       systems that can be searched
     GET  /marks?q=               feedback on a query             GET  /healthz       health check
     POST /marks                  mark a hit as right or wrong    GET  /openapi.json  OpenAPI description
     GET  /                       search page
@@ -29,7 +29,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from embedding_finetune.files import CommandLine, UserError, one_line, read_jsonl, write_jsonl
 from embedding_finetune.serving.abstention import is_answerable, threshold_line
-from embedding_finetune.serving.available import default_label
+from embedding_finetune.serving.available import add_system_option, default_label
 from embedding_finetune.serving.registry import IndexRegistry, Overloaded, QueryBatcher
 from embedding_finetune.settings import Settings
 
@@ -44,7 +44,7 @@ LOOPBACK = ["127.0.0.1", "localhost", "::1", "[::1]"]
 log = logging.getLogger(__name__)
 Text = Annotated[str, Query(pattern=r"\S", max_length=LONGEST, description="the query")]
 Label = Annotated[str, Field(max_length=200,
-                            description="a label of /models; default: the best fine-tuned model on dev queries")]
+                            description="a label of /systems; default: the best fine-tuned model on dev queries")]
 
 
 class Hit(BaseModel):
@@ -57,7 +57,7 @@ class Hit(BaseModel):
 
 
 class Answer(BaseModel):
-    model: str
+    system: str
     query: str
     likely: bool = Field(description="false: no passage is likely to answer this")
     threshold: str = Field(description="score from which a hit is likely to answer, and its precision on dev queries")
@@ -67,7 +67,7 @@ class Answer(BaseModel):
 class Feedback(BaseModel):
     query: str = Field(pattern=r"\S", max_length=LONGEST)
     id: str = Field(max_length=LONGEST, description="id of one of the top 100 passages of this query")
-    model: Label = ""
+    system: Label = ""
     right: bool | None = Field(description="null removes the mark")
 
 
@@ -106,7 +106,7 @@ def application(settings, registry):
     app = FastAPI(title="embedding_finetune", description="Search with a fine-tuned model", docs_url=None,
                   redoc_url=None, lifespan=lifespan)
     answers, marking, path = QueryBatcher(), asyncio.Lock(), settings.paths.feedback
-    errors = {404: {"description": "no such model"}, 503: {"description": "overloaded: see Retry-After"}}
+    errors = {404: {"description": "no such system"}, 503: {"description": "overloaded: see Retry-After"}}
 
     @app.exception_handler(Overloaded)
     async def busy(_, error):
@@ -127,18 +127,20 @@ def application(settings, registry):
 
     @app.get("/healthz")
     async def healthz():
-        return {"status": "ok", "model": registry.default, "waiting": answers.waiting.qsize()}
+        return {"status": "ok", "system": registry.default, "waiting": answers.waiting.qsize()}
 
-    @app.get("/models")
-    def models():
+    @app.get("/systems")
+    @app.get("/models", deprecated=True)  # its old name
+    def systems():
         return [{"label": label, "default": label == registry.default, "open": label in registry.open}
                 for label in registry.labels]
 
     @app.get("/search", responses=errors)
-    async def search(q: Text, k: Annotated[int, Query(ge=1, le=DEEPEST)] = 10, model: Label = "") -> Answer:
-        index = registry.get(model)
+    async def search(q: Text, k: Annotated[int, Query(ge=1, le=DEEPEST)] = 10, system: Label = "",
+                     model: Annotated[str, Query(deprecated=True, description="old name of system")] = "") -> Answer:
+        index = registry.get(system or model)
         hits = await answers.ask(index, q, k)
-        return JSONResponse({"model": index.manifest["label"], "query": q, "likely": is_answerable(hits),
+        return JSONResponse({"system": index.manifest["label"], "query": q, "likely": is_answerable(hits),
                              "threshold": threshold_line(index.manifest["abstention"]), "hits": hits})
 
     @app.get("/marks")
@@ -151,7 +153,7 @@ def application(settings, registry):
         origin = request.headers.get("origin")
         if origin and urlsplit(origin).netloc != request.headers.get("host"):
             raise HTTPException(403, "feedback is accepted only from the page of this server")
-        hits = await answers.ask(registry.get(feedback.model), feedback.query, DEEPEST)
+        hits = await answers.ask(registry.get(feedback.system), feedback.query, DEEPEST)
         text = next((hit["text"] for hit in hits if hit["id"] == feedback.id), None)
         if text is None:
             raise HTTPException(404, f"this id is not among the top {DEEPEST} passages of this query")
@@ -244,12 +246,12 @@ def main():
     parser.add_argument("--port", type=int, default=8000, choices=range(65536), metavar="PORT")
     parser.add_argument("--host", default="127.0.0.1",
                         help="address to listen on; any but the default opens the server to other machines")
-    parser.add_argument("--model", metavar="LABEL", help="label that answers by default")
+    add_system_option(parser, "system that answers by default")
     options = parser.parse_args()
     logging.basicConfig(format="%(levelname)s:     %(message)s")
     logging.getLogger("embedding_finetune").setLevel(logging.INFO)
     settings = Settings.load()
-    app = application(settings, IndexRegistry(settings, options.model or default_label(settings)))
+    app = application(settings, IndexRegistry(settings, options.system or default_label(settings)))
     if options.host in LOOPBACK:  # refuses other host names (DNS rebinding)
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK, www_redirect=False)
     uvicorn.run(Guarded(app), host=options.host, port=options.port, http=Impatient, ws="none", access_log=False,

@@ -19,7 +19,8 @@ from embedding_finetune.recipes import all_recipes
 from embedding_finetune.retrieval.base import make_retriever
 from embedding_finetune.retrieval.cross_encoder import CrossEncoder
 from embedding_finetune.retrieval.dense import Dense, encode_corpus
-from embedding_finetune.retrieval.rerankers import is_reranker, make_reranker
+from embedding_finetune.retrieval.known_systems import rerankers
+from embedding_finetune.retrieval.rerankers import make_reranker
 from embedding_finetune.retrieval.resumable_search import resumable_search
 
 
@@ -33,9 +34,9 @@ class Miner:
         self.teacher = self.stage = None
         if recipe.teacher in (*pretrained(settings), *all_recipes(settings)):
             self.teacher = self._use(recipe.teacher)
-        elif is_reranker(recipe.teacher):  # full precision, whatever the settings of evaluation
+        elif recipe.teacher in (known := rerankers(settings)):  # full precision, whatever the settings of evaluation
             full = replace(settings, reranker_precision="fp32", token_dtype="float16", token_pool_factor=1)
-            self.stage = make_reranker(full, recipe.teacher)
+            self.stage = make_reranker(full, *known[recipe.teacher])
         elif recipe.teacher:
             name = model_path(recipe.teacher)
             check_hub(name)

@@ -12,7 +12,7 @@ from embedding_finetune.files import UserError, read_json
 from embedding_finetune.hub import model_content, model_path
 from embedding_finetune.models.encoder_config import (
     base_encoder_config,
-    compiled_labels,
+    compiled_models,
     load_encoder_config,
     pretrained,
 )
@@ -99,7 +99,7 @@ def check_trained(settings, label):
     """
     if label in pretrained(settings):
         return
-    if label in compiled_labels(settings):
+    if label in compiled_models(settings):
         return _check_compiled(settings, label)
     recipe, folder = find_recipe(settings, label), settings.paths.model(label)
     recorded = read_record(folder)

@@ -331,6 +331,6 @@ def test_an_index_that_memory_was_too_short_for_is_not_kept_without_its_graph(bu
         raise UserError("it cannot be written as a graph") from MemoryError()
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot be written as a graph"):
-        patch.setattr("embedding_finetune.serving.query_encoder.save_query_encoder", short)
+        patch.setattr("embedding_finetune.models.query_encoder.save_query_encoder", short)
         open_index(built, "reference")
     assert (open_index(built, "reference").folder / "queries.onnx").exists()

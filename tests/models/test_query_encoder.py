@@ -10,7 +10,7 @@ from embedding_finetune.files import UserError
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import EncoderConfig
 from embedding_finetune.serving import query_encoder
-from embedding_finetune.serving.query_encoder import QueryEncoder, save_query_encoder
+from embedding_finetune.models.query_encoder import QueryEncoder, save_query_encoder
 
 ROWS = tiny_pairs(30)
 TEXTS = [row["query"] for row in ROWS] + ["", "x", "月亮", "willow " * 100]

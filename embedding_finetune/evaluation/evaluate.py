@@ -1,0 +1,130 @@
+"""The evaluation of a system on dev and test queries: its runs, its result, and what is tuned on dev queries.
+
+A retriever ranks the whole corpus. Fusions and rerankers combine the saved runs of BM25 and of the retriever, so these
+two are evaluated first.
+"""
+
+from copy import copy
+from dataclasses import replace
+
+from embedding_finetune.data.collection import read_data
+from embedding_finetune.data.out_of_domain import out_of_domain_sets
+from embedding_finetune.evaluation.metrics import by_corpus_size, choose_weight, mean, per_query
+from embedding_finetune.evaluation.results import inputs_of, read_measured_run, read_result, save_result
+from embedding_finetune.evaluation.tuning import rerank_run, tune_reranking
+from embedding_finetune.hub import model_size
+from embedding_finetune.models.encoder import make_encoder
+from embedding_finetune.models.encoder_config import load_encoder_config
+from embedding_finetune.recipes import all_recipes
+from embedding_finetune.retrieval.base import make_retriever
+from embedding_finetune.retrieval.dense import Dense
+from embedding_finetune.retrieval.fusion import weighted_sum_fusion
+from embedding_finetune.retrieval.known_systems import find_system
+from embedding_finetune.retrieval.rerank import candidate_union
+from embedding_finetune.retrieval.rerankers import make_reranker, needs_token_embeddings
+from embedding_finetune.training.provenance import check_trained
+
+PARTS = "test", "dev"
+
+
+def evaluate(settings, label):
+    """Evaluate the system of a label and, unless it is lexical, the same system fused with BM25.
+
+    Returns label -> result. Raises UserError when a model or one of the runs that are combined is missing or outdated.
+    """
+    system, collection = find_system(settings, label), read_data(settings)
+    system = replace(system, fused=False)
+    if system.reranker:
+        return evaluate_reranked(settings, collection, system)
+    found = {system.label: evaluate_retriever(settings, collection, system)}
+    if system.has_model:
+        fused = replace(system, fused=True)
+        found[fused.label] = evaluate_fused(settings, collection, fused)
+    return found
+
+
+def evaluate_retriever(settings, collection, system):
+    """Rank the whole corpus for all dev and test queries with the retriever alone; returns the result."""
+    if system.has_model:
+        check_trained(settings, system.encoder)
+        encoder = make_encoder(settings, load_encoder_config(settings, system.encoder))
+        if needs_token_embeddings(settings, system.encoder):
+            encoder.encode_passage_tokens(collection.corpus.values())
+        retriever, about = Dense(encoder), model_metadata(settings, encoder.config)
+    else:
+        retriever = make_retriever(system.retriever, settings.bm25_language)
+        about = {"model": retriever.description}
+    test = collection.split("test")
+    retriever.index(test.corpus)
+    runs = {part: retriever.search(collection.split(part).queries) for part in PARTS}
+    return save_result(settings, collection, system, runs, inputs=inputs_of(settings, system), **about,
+                       parameters=retriever.config, eval_sets=evaluate_out_of_domain(settings, retriever),
+                       by_corpus_size=by_corpus_size(test, retriever))
+
+
+def evaluate_fused(settings, collection, system):
+    """Add the scores of BM25 to those of the retriever, with the best weight on dev queries; returns the result."""
+    bm25, dense = read_runs(settings, collection, system)
+    weight = choose_weight(collection.split("dev"), bm25["dev"], dense["dev"])
+    runs = {part: weighted_sum_fusion(bm25[part], dense[part], weight) for part in PARTS}
+    return save_result(settings, collection, system, runs, inputs=inputs_of(settings, system),
+                       model=f"BM25 + {read_result(settings, system.encoder)['model']}",
+                       parameters={"bm25_weight": weight})
+
+
+def evaluate_reranked(settings, collection, system):
+    """Rerank the first hits of BM25 and of the retriever, with the best depth and weights on dev queries.
+
+    Returns label -> result of the reranker alone, and of its scores added to those of the first stage.
+    """
+    if system.reranker_model in all_recipes(settings):
+        check_trained(settings, system.reranker_model)
+    bm25, dense = read_runs(settings, collection, system)
+    reranker = make_reranker(settings, system.reranker, system.reranker_model).index(collection.corpus)
+    test, dev = collection.split("test"), collection.split("dev")
+    candidates = candidate_union(dense["dev"], bm25["dev"], depth=max(reranker.depths))
+    scores = {"dev": reranker.score(dev.queries, candidates)}
+    tuned = tune_reranking(dev, bm25["dev"], dense["dev"], scores["dev"], reranker.depths)
+    candidates = candidate_union(dense["test"], bm25["test"], depth=tuned["depth"])
+    scores["test"] = reranker.score(test.queries, candidates)
+    cost = {"ms_per_query": round(reranker.ms_per_query, 3), "bytes_per_passage": round(reranker.bytes_per_passage)}
+    first = read_result(settings, system.encoder)["model"]
+
+    def save(fused, parameters, model):
+        one = replace(system, fused=fused)
+        runs = {part: rerank_run(bm25[part], dense[part], scores[part], **parameters) for part in PARTS}
+        return one.label, save_result(settings, collection, one, runs, inputs=inputs_of(settings, one), model=model,
+                                      parameters=parameters, **cost)
+
+    alone = {"bm25_weight": 0.0, "rerank_weight": None, "depth": tuned["depth"]}
+    return dict([save(False, alone, f"{reranker.description}, after BM25 and {first}"),
+                 save(True, tuned, f"BM25 + {first} + {reranker.description}")])
+
+
+def read_runs(settings, collection, system):
+    """The saved runs of BM25 and of the system's retriever: two dicts, "test" and "dev" -> run."""
+    return ({part: read_measured_run(settings, collection, label, part) for part in PARTS}
+            for label in ("bm25", system.encoder))
+
+
+def model_metadata(settings, config):
+    """Fields of a result that describe a model: name, training data, size in bytes, and its recipe (if any)."""
+    recipe = all_recipes(settings).get(config.label)
+    metadata = {"model": config.title, "note": config.training_data_note, "size": model_size(config.name)}
+    if recipe:
+        metadata |= {"recipe": recipe.repeats or recipe.label, "description": recipe.description,
+                     "train_fraction": recipe.train_fraction}
+    return metadata
+
+
+def evaluate_out_of_domain(settings, retriever):
+    """Metrics of a retriever on each test set of OUT_OF_DOMAIN_SETS: name -> metrics.
+
+    `each` holds the metrics per query (query id -> metrics) for paired comparisons. The retriever keeps its own corpus.
+    """
+    found = {}
+    for name, collection in out_of_domain_sets(settings).items():
+        test = collection.split("test")
+        each = per_query(test.qrels, copy(retriever).index(test.corpus).search(test.queries))
+        found[name] = mean(each) | {"each": each.round(6).to_dict("index")}
+    return found

@@ -1,0 +1,54 @@
+"""The systems and rerankers that the settings, the recipes and the compiled models allow, by label."""
+
+from dataclasses import replace
+
+from embedding_finetune.files import UserError
+from embedding_finetune.models.encoder_config import compiled_models, pretrained
+from embedding_finetune.recipes import all_recipes
+from embedding_finetune.retrieval.base import RETRIEVERS
+from embedding_finetune.retrieval.system import CROSS_ENCODER, EMBEDDING_RERANKERS, System
+
+
+def find_system(settings, label):
+    """The System of a label, whether its models are trained or not.
+
+    Raises UserError when the settings, the recipes and the compiled models allow no such system, or two of them.
+    """
+    found = [system for system in all_systems(settings) if system.label == label]
+    if len(found) > 1:
+        one, other = (f"{system.reranker_model} on {system.encoder}" for system in found[:2])
+        raise UserError(f"{label!r} can be read as {one} or {other}: rename one of these models")
+    if not found:
+        raise UserError(f"there is no system {label[:100]!r}: it must be LABEL, hybrid_LABEL, KIND_MODEL_on_LABEL or "
+                        f"hybrid_KIND_MODEL_on_LABEL, where LABEL is one of {', '.join(_retrievers(settings))} and "
+                        f"KIND_MODEL a reranker such as {', '.join(list(rerankers(settings))[:2])}")
+    return found[0]
+
+
+def rerankers(settings):
+    """Label (KIND_MODEL) -> (kind, label of its model) of all rerankers, whether their models are trained or not."""
+    models = [system.encoder for system in _retrievers(settings).values() if system.has_model]
+    cross_encoders = [label for label, recipe in all_recipes(settings).items() if recipe.kind == "cross_encoder"]
+    found = [(kind, label) for kind in EMBEDDING_RERANKERS for label in models]
+    return {f"{kind}_{label}": (kind, label)
+            for kind, label in (*found, *((CROSS_ENCODER, label) for label in cross_encoders))}
+
+
+def _retrievers(settings):
+    """Label -> System of all retrievers."""
+    models = [*pretrained(settings),
+              *(label for label, recipe in all_recipes(settings).items() if recipe.kind == "bi_encoder")]
+    found = [*map(System, (*RETRIEVERS, *models)), *(System(*parts) for parts in compiled_models(settings).values())]
+    return {system.label: system for system in found}
+
+
+def all_systems(settings):
+    """Yield all systems: each retriever; each model also fused, and with each reranker, alone and fused."""
+    stages = rerankers(settings).values()
+    for first in _retrievers(settings).values():
+        yield first
+        if first.has_model:
+            yield replace(first, fused=True)
+            for kind, model in stages:
+                yield replace(first, reranker=kind, reranker_model=model)
+                yield replace(first, reranker=kind, reranker_model=model, fused=True)
