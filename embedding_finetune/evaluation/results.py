@@ -166,9 +166,9 @@ def finalists(results):
     """
     tuned = {result["label"] for result in filter(is_fine_tuned, results)}
     systems = {result["label"]: system_of(result) for result in results}
-    recipes = {systems[result["label"]].retriever for result in results if "recipe" in result}
-    ready = {system for system in systems.values() if system.is_single and system.retriever not in recipes}
-    ready = {label for system in ready for label in (system.retriever, system.encoder)}
+    ready = {label for label, system in systems.items() if label == system.retriever} - {
+        result["label"] for result in results if "recipe" in result}
+    ready |= {label for label, system in systems.items() if system.is_single and system.retriever in ready}
     without, trained = [], []
     for result in results:
         system = systems[result["label"]]
