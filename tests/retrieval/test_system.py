@@ -68,8 +68,11 @@ def test_all_systems_have_labels_of_their_own_unless_they_are_ambiguous(named):
     labels = Counter(system.label for system in all_systems(named))
     repeated = [label for label in labels if labels[label] > 1]
     assert all("_on_" in label for label in repeated) and "hybrid_late_a_on_b_on_c" in repeated
-    assert rerankers(named)["rerank_judge"] == ("rerank", "judge") and "rerank_neg10" not in rerankers(named)
-    assert rerankers(named)["m3_neg10-onnx-int8"] == ("m3", "neg10-onnx-int8") and "late_bm25" not in labels
+    stages = rerankers(named)
+    assert stages["rerank_judge"] == stages["rerank_judge_on_raw"] == ("rerank", "judge")
+    assert stages["m3_neg10-onnx-int8"] == ("m3", "neg10-onnx-int8")
+    assert not any(map(labels.get, ("late_bm25", "judge")))
+    assert stages.keys().isdisjoint(("rerank_neg10", "late_bm25", "judge", "raw", "hybrid_raw", "hybrid_late_raw"))
 
 
 def test_rerankers_are_made_by_kind_and_model(built):
