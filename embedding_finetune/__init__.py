@@ -40,6 +40,7 @@ The modules in data-flow order; each imports only from modules above it:
     models/modeling          loading an encoder and the layers after it
     models/multi_vector      token embeddings and MaxSim
     models/encoder           texts to embeddings
+    models/flagembedding     the same model in FlagEmbedding, for comparison
     models/query_encoder     query embeddings without PyTorch
 
     retrieval/trec           run and judgment files in TREC formats
