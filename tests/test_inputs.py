@@ -108,7 +108,7 @@ def test_from_the_data_to_an_answer(name, settings, tmp_path, monkeypatch):
     collection = build(settings, labels=["neg10"])
     finetune(settings, "neg10", one_process=True)
     encoder = Encoder(load_encoder_config(settings, "neg10"), settings.encode_batch_size)
-    for label, found in (("bm25", make_retriever("bm25", settings.bm25_language)), ("neg10", Dense(encoder))):
+    for label, found in (("bm25", make_retriever("bm25", settings)), ("neg10", Dense(encoder))):
         found.index(collection.corpus)
         runs = {part: found.search(collection.split(part).queries) for part in ("test", "dev")}
         more = {"model": found.description, "used": found.config}

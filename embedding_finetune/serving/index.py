@@ -137,7 +137,7 @@ def _opened(settings, folder, manifest):
             raise UserError(CHANGING.format(system.label))
         return Index(dense.folder, manifest, _combined(settings, folder, system, parameters, bm25, dense))
     if not system.has_model:
-        return Index(folder, manifest, make_retriever(system.retriever, settings.bm25_language).load(folder))
+        return Index(folder, manifest, make_retriever(system.retriever, settings).load(folder))
     from embedding_finetune.models.query_encoder import GRAPH, QueryEncoder
     from embedding_finetune.retrieval.dense import Dense
     encoder = QueryEncoder(folder) if (folder / GRAPH).exists() else _encoder(settings, system, cached=False)
@@ -238,7 +238,7 @@ def _build(settings, system, folder, manifest, collection):
         make_reranker(settings, system.reranker, system.reranker_model).index(collection.corpus).save(folder)
     if system.is_single:
         retriever = (Dense(_encoder(settings, system), settings.index) if system.has_model else
-                     make_retriever(system.retriever, settings.bm25_language))
+                     make_retriever(system.retriever, settings))
         retriever.index(collection.corpus).save(folder)
         _write_passages(folder, collection)
         if system.has_model and system.runtime == "pytorch":

@@ -70,7 +70,7 @@ class Miner:
               f"passages, model {self.config.title}", flush=True)
         queries, passages, found = list(train.queries.values()), content_hash(*corpus.items()), {}
         if "bm25" in recipe.candidates:  # its index is deleted before the embeddings are computed
-            bm25 = make_retriever("bm25", self.settings.bm25_language).index(corpus)
+            bm25 = make_retriever("bm25", self.settings).index(corpus)
             print(f"BM25 analyzer language: {bm25.config['language']}", flush=True)
             found["bm25"] = self._found(bm25, queries, passages, bm25.config)
             del bm25
