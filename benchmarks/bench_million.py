@@ -90,7 +90,7 @@ def steps(query):
         return [sys.executable, "-c", NOTEBOOK.format(name)]
 
     def search(label):
-        return [sys.executable, "-m", "embedding_finetune", "search", query, "--model", label, "--json", "-k", "10"]
+        return [sys.executable, "-m", "embedding_finetune", "search", query, "--system", label, "--json", "-k", "10"]
 
     return {"data": notebook("build_train_dataset.ipynb"), "BM25": notebook("build_eval_dataset.ipynb"),
             "encode": [sys.executable, "-m", "embedding_finetune", "encode", "raw"],

@@ -1,6 +1,6 @@
 """Search and serve, as a user meets them: seconds of a cold search, and the server under load.
 
-    PROFILE=demo python benchmarks/bench_serve.py [--model LABEL] [--requests 1000] [--clients 32] [--singles 100]
+    PROFILE=demo python benchmarks/bench_serve.py [--system LABEL] [--requests 1000] [--clients 32] [--singles 100]
 
 It needs a finished experiment (make demo). Clients are threads of this process, each with one connection that it keeps;
 every request has another query of the data set. In addition, in the same run and without a server: one `encode` call a
@@ -27,9 +27,9 @@ ROUNDS = 5
 sys.path.insert(0, str(ROOT))
 
 
-def started(model):
+def started(system):
     """A server process on a free port, and that port, once it listens."""
-    command = [sys.executable, "-m", "embedding_finetune", "serve", "--port", "0", "--model", model]
+    command = [sys.executable, "-m", "embedding_finetune", "serve", "--port", "0", "--system", system]
     server = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     for line in server.stderr:
         if found := re.search(r"running on http://[\d.]+:(\d+)", line):
@@ -79,7 +79,7 @@ def used(process):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model")
+    parser.add_argument("--system")
     for name, default in (("requests", 1000), ("clients", 32), ("singles", 100)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
@@ -90,11 +90,11 @@ def main():
     from embedding_finetune.settings import Settings
 
     settings = Settings.load()
-    model = options.model or default_label(settings)
-    open_index(settings, model)
+    system = options.system or default_label(settings)
+    open_index(settings, system)
     texts = list(dict.fromkeys(row["text"] for row in read_jsonl(settings.data_dir / "queries.jsonl")))
     queries = (texts * -(-options.requests // len(texts)))[:options.requests]
-    search = [sys.executable, "-m", "embedding_finetune", "search", queries[0], "--model", model, "--json"]
+    search = [sys.executable, "-m", "embedding_finetune", "search", queries[0], "--system", system, "--json"]
     cold = []
     for _ in range(3):
         began = time.perf_counter()
@@ -105,12 +105,12 @@ def main():
     from embedding_finetune.models.encoder import Encoder
     from embedding_finetune.models.encoder_config import load_encoder_config
 
-    config = load_encoder_config(settings, model)
+    config = load_encoder_config(settings, system)
     other, ours = SentenceTransformer(config.name), Encoder(config)
     loops = {"sentence_transformers": lambda text: other.encode_query(text, show_progress_bar=False),
              "encoder": lambda text: ours.encode_queries([text])}
     times, errors, seconds, cpu, singles = [], 0, 0, 0, {name: [] for name in loops}
-    server, port = started(model)
+    server, port = started(system)
     try:
         load(port, texts[-64:], options.clients)
         for turn in range(ROUNDS):  # in turns: a processor that others share is not the same from minute to minute
@@ -128,7 +128,7 @@ def main():
     singles = {name: (1000 / wall, each) for name, (wall, each) in singles.items()}
     percentiles = statistics.quantiles(times, n=100)
     served = len(times) / seconds
-    print(f"{model}: cold search {', '.join(f'{second:.2f}' for second in cold)} s; {len(times)} requests of "
+    print(f"{system}: cold search {', '.join(f'{second:.2f}' for second in cold)} s; {len(times)} requests of "
           f"{options.clients} clients: {served:.0f} a second; one call a query: "
           + ", ".join(f"{name} {value:.0f}" for name, (value, _) in singles.items()) + " a second")
     ratios = {f"throughput_ratio_{name}_loop": round(served / value, 2) for name, (value, _) in singles.items()}

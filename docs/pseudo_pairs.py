@@ -21,11 +21,10 @@ from embedding_finetune.data.collection import read_data, write_data  # noqa: E4
 from embedding_finetune.data.documents.chunker import random_span  # noqa: E402
 from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX  # noqa: E402
 from embedding_finetune.evaluation import metrics, results, significance, tables  # noqa: E402
+from embedding_finetune.evaluation.evaluate import evaluate_retriever  # noqa: E402
 from embedding_finetune.files import run_command_line, write_json  # noqa: E402
-from embedding_finetune.models.encoder import Encoder  # noqa: E402
-from embedding_finetune.models.encoder_config import load_encoder_config  # noqa: E402
 from embedding_finetune.recipes import find_recipe  # noqa: E402
-from embedding_finetune.retrieval.dense import Dense  # noqa: E402
+from embedding_finetune.retrieval.system import System  # noqa: E402
 from embedding_finetune.settings import Settings  # noqa: E402
 from embedding_finetune.training import batches  # noqa: E402
 from embedding_finetune.training.train import finetune  # noqa: E402
@@ -71,10 +70,7 @@ def train_and_measure(demo, row, seed):
         batches.QUERY_REMOVAL_RATE = hidden
         if not (folder / "neg10").exists():
             finetune(settings, "neg10", one_process=True)  # in this process, where QUERY_REMOVAL_RATE is set
-        encoder = Encoder(load_encoder_config(settings, "neg10"), settings.encode_batch_size)
-        dense = Dense(encoder).index(collection.corpus)
-        found = {part: dense.search(collection.split(part).queries) for part in ("test", "dev")}
-        results.save_result(settings, collection, "neg10", found, **results.model_metadata(settings, encoder))
+        evaluate_retriever(settings, collection, System("neg10"))
     return metrics.per_query(demo.split("test").qrels, results.read_measured_run(settings, demo, "neg10"))
 
 

@@ -65,7 +65,7 @@ def collect(name):
     ladder, (fitting, left_out) = tomllib.loads(settings.recipe_file.read_text()), results.load_results(settings)
     print(*left_out, sep="\n", file=sys.stderr)
     for result in fitting:
-        label, of = result["label"], result.get("hybrid_of", result["label"])
+        label, of = result["label"], results.system_of(result).encoder
         entry, seed = ladder.get(of.partition("_seed")[0]), of.partition("_seed")[2] or str(SEED)
         values = metrics.per_query(test.qrels, results.read_measured_run(settings, test, label))
         result |= {"entry": entry or {}, "seed": seed, "minutes": minutes.get(of, 0), "values": values}
@@ -85,7 +85,8 @@ def _row(row, seeds, means, ladder):
     return {"label": label, "queries": first["queries"], "corpus": first["corpus"], "dev": first["dev"]["mrr@10"],
             **means[["recall@1", "recall@10", "mrr@10"]], "ci95": row["ci95"]["recall@1"], "changes": changes,
             "by": by | own.get("settings", {}), "seeds": len(seeds) * bool(entry), "steps": STEPS * bool(entry),
-            "weight": first.get("weight"), "minutes": round(sum(result["minutes"] for result in seeds) / len(seeds), 1),
+            "weight": first["parameters"].get("bm25_weight"),
+            "minutes": round(sum(result["minutes"] for result in seeds) / len(seeds), 1),
             "recall@1 by seed": {result["seed"]: result["metrics"]["recall@1"] for result in seeds if entry},
             "against": {"row": changes, **against[changes]} if changes in against else None,
             "baselines": {other: against[other] for other in BASELINES if entry and other in against}}

@@ -31,8 +31,9 @@ from embedding_finetune.models.encoder import make_encoder
 from embedding_finetune.models.encoder_config import load_encoder_config, pretrained
 from embedding_finetune.retrieval.base import make_retriever
 from embedding_finetune.retrieval.dense import Dense
-from embedding_finetune.retrieval.rerank import candidate_union, parse_reranker_label
-from embedding_finetune.retrieval.rerankers import is_reranker, make_reranker
+from embedding_finetune.retrieval.known_systems import find_system
+from embedding_finetune.retrieval.rerank import candidate_union
+from embedding_finetune.retrieval.rerankers import make_reranker
 from embedding_finetune.settings import Settings
 from embedding_finetune.training import train as training
 from embedding_finetune.training.log import read_log
@@ -86,14 +87,19 @@ def run_system(name, label):
         return
     for notebook in () if (settings.data_dir / "corpus.jsonl").exists() else BUILD:
         pipeline.run_notebook(ladder.ROOT / f"{notebook}.ipynb", output / "notebooks")
-    if is_reranker(label):
-        for model in dict.fromkeys(parse_reranker_label(settings, label)[1:]):
+    if label in pretrained(settings):
+        evaluate(name, label, "eval_bge_m3.ipynb")
+    elif label in recipes.all_recipes(settings):
+        train(settings, name, label)
+    else:
+        for model in models_of(find_system(settings, label)):
             run_system(name, model)
         pipeline.run_notebook(ladder.ROOT / "rerank.ipynb", output / "notebooks", label)
-    elif label in pretrained(settings):
-        evaluate(name, label, "eval_bge_m3.ipynb")
-    else:
-        train(settings, name, label)
+
+
+def models_of(system):
+    """Labels of the models of a system, that of the reranker first."""
+    return list(dict.fromkeys(filter(None, (system.reranker_model, system.encoder))))
 
 
 def train(settings, name, label):
@@ -130,10 +136,10 @@ def costs(name):
     vector, slow = timed(dense.search, queries)
     found = {"bm25": quick, "one vector": slow} | found
     for result in results.load_results(settings)[0]:
-        label = result["label"]
-        if is_reranker(label) and label not in found:
-            stage = make_reranker(settings, label).index(test.corpus)
-            seen = candidate_union(vector, bm25, depth=result["depth"])
+        label, system = result["label"], results.system_of(result)
+        if system.reranker and not system.fused and label not in found:
+            stage = make_reranker(settings, system.reranker, system.reranker_model).index(test.corpus)
+            seen = candidate_union(vector, bm25, depth=result["parameters"]["depth"])
             found[label] = timed(lambda some: stage.score(some, seen), queries)[1]
     write_json(settings.output_dir / "costs.json", found)
 
@@ -183,13 +189,11 @@ def trained_by(settings, label):
 
 def _row(settings, row, seeds, means, trainings, ms, vector):
     label, first = row["label"], seeds[0]
-    system = label.removeprefix("hybrid_")
-    stage = is_reranker(system)
-    models = dict.fromkeys(parse_reranker_label(settings, system)[1:] if stage else [system])
-    trained = [trainings[model] for model in models if model in trainings]
+    system, parameters = results.system_of(first), first["parameters"]
+    trained = [trainings[model] for model in models_of(system) if model in trainings]
     minutes = [model["minutes"] for model in trained]  # None: not known on this machine
-    parts = ["one vector"] * (label != "bm25") + [system] * stage
-    parts += ["bm25"] * (label == "bm25" or label != system or stage)
+    parts = ["one vector"] * system.has_model + [label.removeprefix("hybrid_")] * bool(system.reranker)
+    parts += ["bm25"] * (not system.has_model or not system.is_single)
     against = {other: pair["recall@1"] for other, pair in row["against"].items()}
     return {"ladder": "second", "set": settings.output_dir.name, "label": label,
             "trained": [model["about"] for model in trained], "queries": first["queries"], "corpus": first["corpus"],
@@ -199,8 +203,9 @@ def _row(settings, row, seeds, means, trainings, ms, vector):
             "steps": sum(model["steps"] for model in trained),
             "minutes": None if None in minutes else round(sum(minutes), 1),
             "ms_per_query": round(sum(ms[part] for part in parts), 1) if set(parts) <= set(ms) else None,
-            "bytes_per_passage": (label != "bm25") * vector + first.get("bytes_per_passage", 0),
-            **{key: first.get(key) for key in ("depth", "weight", "rerank_weight")},
+            "bytes_per_passage": system.has_model * vector + first.get("bytes_per_passage", 0),
+            "depth": parameters.get("depth"), "weight": parameters.get("bm25_weight"),
+            "rerank_weight": parameters.get("rerank_weight"),
             "recall@1 by seed": {result["seed"]: result["metrics"]["recall@1"] for result in seeds if trained},
             "baselines": {other: against[other] for other in BASELINES if other in against}}
 

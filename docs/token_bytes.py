@@ -19,7 +19,8 @@ from embedding_finetune.evaluation.results import read_measured_run  # noqa: E40
 from embedding_finetune.evaluation.significance import add_significance  # noqa: E402
 from embedding_finetune.evaluation.tuning import rerank_run, tune_reranking  # noqa: E402
 from embedding_finetune.files import atomic_write, run_command_line  # noqa: E402
-from embedding_finetune.retrieval.rerank import candidate_union, parse_reranker_label  # noqa: E402
+from embedding_finetune.retrieval.known_systems import find_system  # noqa: E402
+from embedding_finetune.retrieval.rerank import candidate_union  # noqa: E402
 from embedding_finetune.retrieval.rerankers import make_reranker  # noqa: E402
 from embedding_finetune.settings import Settings  # noqa: E402
 
@@ -29,19 +30,19 @@ WAYS = {"float16": ("float16", 1), "int8": ("int8", 1), "float16, 2 merged": ("f
 
 def main():
     settings, label = Settings.load(), (sys.argv[1:] or ["late_reference"])[0]
-    collection, (_, _, first) = read_data(settings), parse_reranker_label(settings, label)
+    collection, system = read_data(settings), find_system(settings, label)
     parts = {part: collection.split(part) for part in ("dev", "test")}
     bm25, dense = ({part: read_measured_run(settings, collection, name, part) for part in parts}
-                   for name in ("bm25", first))
+                   for name in ("bm25", system.encoder))
     frames, rows = {}, {}
     for way, (dtype, merged) in WAYS.items():
-        stage = make_reranker(settings, label)
+        stage = make_reranker(settings, system.reranker, system.reranker_model)
         stage.dtype, stage.merged = dtype, merged
         stage.index(collection.corpus)
         second = {part: stage.score(of.queries, candidate_union(dense[part], bm25[part], depth=max(stage.depths)))
                   for part, of in parts.items()}
         chosen = tune_reranking(parts["dev"], bm25["dev"], dense["dev"], second["dev"])
-        for name, how in {"alone": chosen | {"weight": 0.0, "rerank_weight": None}, "fused": chosen}.items():
+        for name, how in {"alone": chosen | {"bm25_weight": 0.0, "rerank_weight": None}, "fused": chosen}.items():
             run = rerank_run(bm25["test"], dense["test"], second["test"], **how)
             frames[way, name] = per_query(parts["test"].qrels, run)
         rows[way] = {"kB a passage": f"{stage.bytes_per_passage / 1000:.1f}",

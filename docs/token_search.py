@@ -37,7 +37,7 @@ def main():
     stage = f"late_{options.model}" + f"_on_{first}" * (first != options.model)
     collection, began = read_data(settings), time.perf_counter()
     parts = {part: collection.split(part) for part in ("dev", "test")}
-    search = MultiVectorSearch(make_reranker(settings, stage)).index(collection.corpus)
+    search = MultiVectorSearch(make_reranker(settings, "late", options.model)).index(collection.corpus)
     print(f"{search.factory}: {len(search.stage.vectors):,} token vectors (exact up to {FLAT:,}), "
           f"{time.perf_counter() - began:.0f} s to make")
     bm25, dense = ({part: read_measured_run(settings, collection, label, part) for part in parts}

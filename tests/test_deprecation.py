@@ -1,5 +1,6 @@
 """Old names of settings, recipe keys and commands: they work, print one line, and are to be removed in 2.0."""
 
+import argparse
 import ast
 import dataclasses
 import os
@@ -24,6 +25,7 @@ from embedding_finetune.deprecation import (
 )
 from embedding_finetune.files import UserError, write_json
 from embedding_finetune.recipes import all_recipes, find_recipe
+from embedding_finetune.serving.available import add_system_option
 from embedding_finetune.settings import ROOT, Settings
 from embedding_finetune.training.provenance import RECORD, is_current, training_record
 from embedding_finetune.training.training_data import make_training_file, training_path
@@ -197,6 +199,14 @@ def test_an_old_command_prints_one_line_and_runs(monkeypatch, capsys, old, comma
     assert ended.value.code == 0 and shown.out.startswith(f"usage: python -m embedding_finetune {command} ")
     assert shown.err.splitlines() == [
         notice("command", f"python -m embedding_finetune.{old}", f"python -m embedding_finetune {command}")]
+
+
+def test_the_old_option_of_search_and_serve_prints_one_line(capsys):
+    parser = argparse.ArgumentParser()
+    add_system_option(parser, "")
+    assert parser.parse_args(["--system", "bm25"]).system == "bm25" and notices(capsys) == []
+    assert parser.parse_args(["--model", "bm25"]).system == "bm25" and "--model" not in parser.format_help()
+    assert notices(capsys) == [notice("command", "--model", "--system")]
 
 
 def test_every_old_command_is_tried():

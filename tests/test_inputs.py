@@ -9,13 +9,10 @@ import pandas as pd
 import pyarrow
 import pyarrow.parquet
 import pytest
+from finished import evaluate
 from tiny import build, tiny_bert, tiny_pairs
 
-from embedding_finetune.evaluation.results import compare, model_metadata, save_result
-from embedding_finetune.models.encoder import Encoder
-from embedding_finetune.models.encoder_config import load_encoder_config
-from embedding_finetune.retrieval.base import make_retriever
-from embedding_finetune.retrieval.dense import Dense
+from embedding_finetune.evaluation.results import compare, read_measured_run
 from embedding_finetune.serving.index import open_index
 from embedding_finetune.training.train import finetune
 
@@ -107,23 +104,17 @@ def test_from_the_data_to_an_answer(name, settings, tmp_path, monkeypatch):
 
     collection = build(settings, labels=["neg10"])
     finetune(settings, "neg10", one_process=True)
-    encoder = Encoder(load_encoder_config(settings, "neg10"), settings.encode_batch_size)
-    for label, found in (("bm25", make_retriever("bm25", settings)), ("neg10", Dense(encoder))):
-        found.index(collection.corpus)
-        runs = {part: found.search(collection.split(part).queries) for part in ("test", "dev")}
-        more = {"model": found.description, "used": found.config}
-        if label == "neg10":
-            more = model_metadata(settings, encoder)
-        save_result(settings, collection, label, runs, **more)
+    evaluate(settings, "bm25", "neg10")
     rows, left_out = compare(settings, collection)
-    assert [row["label"] for row in rows] == ["bm25", "neg10"] and not left_out
+    assert [row["label"] for row in rows] == ["bm25", "neg10", "hybrid_neg10"] and not left_out
     assert pd.Series(rows[0]["metrics"]).between(0, 1).all() and rows[0]["metrics"]["recall@10"] > 0.3
 
     test = collection.split("test")
     query, text = next(iter(test.queries.items()))
     hits = open_index(settings, "neg10").answer([text], 5)[0]
     assert [hit["rank"] for hit in hits] == [1, 2, 3, 4, 5]
-    assert [hit["score"] for hit in hits] == pytest.approx(list(runs["test"][query].values())[:5], abs=1e-4)
+    measured = list(read_measured_run(settings, collection, "neg10")[query].values())
+    assert [hit["score"] for hit in hits] == pytest.approx(measured[:5], abs=1e-4)
     if name == "BEIR with grades":
         assert set(collection.splits.values()) == {"train", "dev", "test"} and hits[0]["id"].startswith("d")
         assert sorted(set(collection.qrels[query].values())) == [0, 1, 2]

@@ -12,8 +12,10 @@ import pytest
 
 from embedding_finetune.data.collection import Collection, write_data
 from embedding_finetune.deprecation import rename_recipe, rename_settings
+from embedding_finetune.evaluation import results
 from embedding_finetune.evaluation.results import save_result
 from embedding_finetune.recipes import KEYS, all_recipes, find_recipe
+from embedding_finetune.retrieval.system import System
 from embedding_finetune.settings import ROOT
 
 SPEC = importlib.util.spec_from_file_location("recipe", ROOT / "docs" / "recipe.py")
@@ -131,15 +133,18 @@ def write_collection_of(name, train=300):
 
 def test_finished_rows_are_collected(tmp_path, monkeypatch):
     settings, collection = write_collection_of("msmarco")
+    monkeypatch.setattr(results, "_identity", lambda *_: "its content")
 
     def measured(label, right, **more):
         """A result whose first hit is right for these test queries and, of dev, for the first."""
         def ranking(query, good):
             return {**({"p" + query[1:]: 2.0} if good else {"p-train0": 2.0, "p" + query[1:]: 1.0})}
 
-        save_result(settings, collection, label, {
+        system = System(label.removeprefix("hybrid_"), fused=label.startswith("hybrid_"))
+        save_result(settings, collection, system, {
             "test": {f"q-test{number}": ranking(f"q-test{number}", number in right) for number in range(4)},
-            "dev": {f"q-dev{number}": ranking(f"q-dev{number}", number == 0) for number in range(2)}}, model="", **more)
+            "dev": {f"q-dev{number}": ranking(f"q-dev{number}", number == 0) for number in range(2)}},
+            model="", inputs=results.inputs_of(settings, system), **{"parameters": {}} | more)
 
     measured("bm25", {0})
     measured("reference", {0, 1})
@@ -147,7 +152,7 @@ def test_finished_rows_are_collected(tmp_path, monkeypatch):
     measured("neg10_seed43", {0, 1}, recipe="neg10")
     measured("temperature", {0, 1, 2, 3}, recipe="temperature")  # like lr1e-4, which was not measured
     measured("lr1e-4", {3}, recipe="lr1e-4")
-    measured("hybrid_lr1e-4", {2, 3}, hybrid_of="lr1e-4", weight=0.3)
+    measured("hybrid_lr1e-4", {2, 3}, parameters={"bm25_weight": 0.3})
     (settings.output_dir / "minutes.json").write_text(json.dumps({"neg10": 4.0, "neg10_seed43": 5.0, "lr1e-4": 3.0}))
     rows = {row["label"]: row for row in recipe.collect("msmarco")}
     assert list(rows) == ["bm25", "reference", "random-10", "learning rate 1e-4", "temperature 0.05",

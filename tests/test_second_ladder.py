@@ -1,6 +1,7 @@
 """The ladder of the second look: its rows are what its page says, and a system comes from its results to a row."""
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -10,11 +11,12 @@ from unittest import mock
 import pytest
 
 from embedding_finetune.data.collection import Collection, write_data
+from embedding_finetune.evaluation import results
 from embedding_finetune.evaluation.results import save_result
 from embedding_finetune.files import write_json, write_jsonl
 from embedding_finetune.recipes import all_recipes
-from embedding_finetune.retrieval.rerank import parse_reranker_label
-from embedding_finetune.retrieval.rerankers import is_reranker
+from embedding_finetune.retrieval.known_systems import find_system
+from embedding_finetune.retrieval.system import System
 from embedding_finetune.settings import ROOT
 
 with mock.patch.object(sys, "path", [str(ROOT / "docs"), *sys.path]):
@@ -41,12 +43,13 @@ def told(entries, model):
     return entries[model].description if model in entries else ""
 
 
-def test_each_row_has_what_it_claims():
+def test_each_row_has_what_it_claims(tmp_path):
+    for name, model in itertools.product(ladder.SETS, ladder.TRAVEL):  # which other sets meet
+        write_json(tmp_path / name / model / "config.json", {})
     settings = ladder.settings_of("msmarco")
     entries, seen = all_recipes(settings), set()
     for row in ROWS:
-        system = row["label"].removeprefix("hybrid_")
-        models = dict.fromkeys(parse_reranker_label(settings, system)[1:] if is_reranker(system) else [system])
+        models = ladder.models_of(find_system(ladder.settings_of(row["set"]), row["label"]))
         assert row["trained"] == [about for about in (told(entries, model) for model in models) if about]
         low, high = row["ci95"]
         assert low <= row["recall@1"] <= high and (row["set"], row["label"]) not in seen
@@ -80,7 +83,7 @@ def test_a_set_leaves_no_setting_to_the_next():
     assert ladder.settings_of("msmarco").corpus == "" and ladder.settings_of("torch").passage_max_len == 96
 
 
-def test_finished_systems_are_collected(tmp_path):
+def test_finished_systems_are_collected(tmp_path, monkeypatch):
     """Four test queries; the seeds of a system become one row, its costs the sum of its parts'."""
     names = [(part, f"{part}{number}") for part, count in {"train": 3, "dev": 2, "test": 4}.items()
              for number in range(count)]
@@ -90,26 +93,31 @@ def test_finished_systems_are_collected(tmp_path):
     settings = ladder.settings_of("msmarco")
     write_data(settings, collection, {})
 
-    def measured(label, right, **more):
+    monkeypatch.setattr(results, "_identity", lambda *_: "its content")
+
+    def measured(system, right, **more):
         def ranking(query, good):
             return {"p" + query[1:]: 2.0} if good else {"p-train0": 2.0, "p" + query[1:]: 1.0}
 
-        save_result(settings, collection, label, {
+        system = System(system) if isinstance(system, str) else system
+        save_result(settings, collection, system, {
             "test": {f"q-test{number}": ranking(f"q-test{number}", number in right) for number in range(4)},
             "dev": {f"q-dev{number}": ranking(f"q-dev{number}", number == 0) for number in range(2)}},
-            model="", size={"vector": 8, "weights": 1}, **more)
+            model="", inputs=results.inputs_of(settings, system), size={"vector": 8, "weights": 1},
+            **{"parameters": {}} | more)
 
-    def looked_again(label, right, first):
-        measured(label, right, hybrid_of=first, depth=2, bytes_per_passage=100, ms_per_query=9.0, rerank_weight=None)
+    def reranked(model, right):
+        measured(System("reference", reranker="late", reranker_model=model), right, bytes_per_passage=100,
+                 ms_per_query=9.0, parameters={"depth": 2, "bm25_weight": 0.0, "rerank_weight": None})
 
     measured("bm25", {0})
     measured("reference", {0, 1})
-    measured("hybrid_reference", {0, 1}, hybrid_of="reference", weight=0.1)
+    measured(System("reference", fused=True), {0, 1}, parameters={"bm25_weight": 0.1})
     measured("tokens", {1})
     measured("tokens_seed43", {1})
     measured("docstrings_dense", {1, 3})
-    looked_again("late_tokens_on_reference", {0, 1, 2}, "reference")
-    looked_again("late_tokens_seed43_on_reference", {0, 1, 2, 3}, "reference")
+    reranked("tokens", {0, 1, 2})
+    reranked("tokens_seed43", {0, 1, 2, 3})
     output = tmp_path / "msmarco"
     write_json(output / "minutes.json", {"tokens": 4.0, "tokens_seed43": 6.0})
     write_json(output / "costs.json", {"bm25": 1.0, "one vector": 2.0, "late_tokens_on_reference": 4.0})

@@ -10,8 +10,15 @@ from dataclasses import replace
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.data.out_of_domain import out_of_domain_sets
 from embedding_finetune.evaluation.metrics import by_corpus_size, choose_weight, mean, per_query
-from embedding_finetune.evaluation.results import inputs_of, read_measured_run, read_result, save_result
+from embedding_finetune.evaluation.results import (
+    inputs_of,
+    read_measured_run,
+    read_result,
+    result_stale_reason,
+    save_result,
+)
 from embedding_finetune.evaluation.tuning import rerank_run, tune_reranking
+from embedding_finetune.files import UserError
 from embedding_finetune.hub import model_size
 from embedding_finetune.models.encoder import make_encoder
 from embedding_finetune.models.encoder_config import load_encoder_config
@@ -102,7 +109,13 @@ def evaluate_reranked(settings, collection, system):
 
 
 def read_runs(settings, collection, system):
-    """The saved runs of BM25 and of the system's retriever: two dicts, "test" and "dev" -> run."""
+    """The saved runs of BM25 and of the system's retriever: two dicts, "test" and "dev" -> run.
+
+    Raises UserError when one of them is missing or outdated.
+    """
+    for label in ("bm25", system.encoder):
+        if reason := result_stale_reason(settings, read_result(settings, label)):
+            raise UserError(f"{label}: {reason}; evaluate it again")
     return ({part: read_measured_run(settings, collection, label, part) for part in PARTS}
             for label in ("bm25", system.encoder))
 

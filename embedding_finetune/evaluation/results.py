@@ -28,7 +28,8 @@ from embedding_finetune.retrieval.trec import pad_run, read_run, write_run
 from embedding_finetune.settings import SELECTION_METRIC, display_value
 from embedding_finetune.training.model_card import write_metrics
 
-RESULT = {"label": str, "metrics": dict, "dev": dict, "inputs": dict, "system": dict}  # keys of every result
+RESULT = {"label": str, "model": str, "system": dict, "inputs": dict, "metrics": dict, "dev": dict,
+          "runs": dict}  # keys of every result
 PSEUDO_QUERY_CAVEAT = ("The test queries are pseudo-queries, made from the passages that they should retrieve: these "
                        "numbers say nothing about human-written queries. Write some and set DOCUMENT_QUERIES.")
 
@@ -100,7 +101,7 @@ def read_measured_run(settings, collection, label, part="test"):
     if set(run) != set(collection.split(part).queries):
         raise UserError(f"{path} ranks other queries than those of {settings.paths.data}: evaluate {label} again, or "
                         f"delete its result in {settings.paths.results}")
-    if result["runs"][part] != sha256(path):
+    if result["runs"].get(part) != sha256(path):
         raise UserError(f"{path} is not the run that was measured: evaluate {label} again")
     return run
 
@@ -114,7 +115,7 @@ def load_results(settings):
     for path in sorted(settings.paths.results.glob("*.json")):
         if path.stem == "comparison":
             continue
-        result = read_checksummed(path, {"label": str, "metrics": dict})
+        result = read_checksummed(path, {"label": str})
         if result is None or result["label"] != path.stem:
             raise UserError(f"{path} is not a result, or is damaged: evaluate {path.stem} again, or delete the file")
         reason = result_stale_reason(settings, result, identify)
@@ -129,7 +130,7 @@ def load_results(settings):
 
 def result_stale_reason(settings, result, identify=None):
     """Why a result is no longer current, or None; `identify` as in inputs_of."""
-    if "system" not in result:
+    if not all(isinstance(result.get(name), kind) for name, kind in RESULT.items()):
         return "it was measured by an earlier version"
     try:
         reason = stale_reason(result["inputs"], inputs_of(settings, system_of(result), identify))
@@ -166,9 +167,9 @@ def finalists(results):
     """
     tuned = {result["label"] for result in filter(is_fine_tuned, results)}
     systems = {result["label"]: system_of(result) for result in results}
-    recipes = {systems[result["label"]].retriever for result in results if "recipe" in result}
-    ready = {system for system in systems.values() if system.is_single and system.retriever not in recipes}
-    ready = {label for system in ready for label in (system.retriever, system.encoder)}
+    ready = {label for label, system in systems.items() if label == system.retriever} - {
+        result["label"] for result in results if "recipe" in result}
+    ready |= {label for label, system in systems.items() if system.is_single and system.retriever in ready}
     without, trained = [], []
     for result in results:
         system = systems[result["label"]]

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from embedding_finetune.artifacts.manifest import COMPILED_RECORD, read_checksummed
 from embedding_finetune.files import UserError, read_json
 from embedding_finetune.hub import check_hub, load, model_content, model_path, positions_of, read_model_file
+from embedding_finetune.labels import COMPILED_FORMATS
 from embedding_finetune.settings import MODEL_SETTINGS, POOLINGS, display_value, split_revision
 
 # Published training data of models. A model trained on MS MARCO is not evaluated zero-shot on it.
@@ -140,10 +141,10 @@ def compiled_models(settings):
     """Label -> (label of its source, runtime, precision) of the compiled models in OUTPUT_DIR."""
     found = {}
     for path in sorted(settings.paths.output.glob(f"*/{COMPILED_RECORD}")):
-        made_of = (read_json(path) or {}).get("made_of") or {"use": {}, "form": ""}
-        runtime, _, precision = made_of["form"].partition("-")
-        found[path.parent.name] = made_of["use"].get("label", ""), runtime, precision or "fp32"
-    return {label: parts for label, parts in found.items() if "." not in label}
+        if named := re.fullmatch(rf"([\w-]+)-({'|'.join(COMPILED_FORMATS)})", path.parent.name):
+            runtime, _, precision = named[2].partition("-")
+            found[named[0]] = named[1], runtime, precision or "fp32"
+    return found
 
 
 def from_registry(settings):

@@ -217,7 +217,7 @@ def _inputs(settings, system):
         if reason := result_stale_reason(settings, result):
             raise UserError(f"{system.label}: {reason}; evaluate it again")
         bm25, dense = (open_index(settings, part) for part in ("bm25", system.encoder))
-        inputs |= {"parts": [bm25.folder.name, dense.folder.name]}
+        inputs |= {"parts": [bm25.folder.name, dense.folder.name], "parameters": result["parameters"]}
         files = file_stamps([settings.paths.result(system.label)]) | bm25.manifest["files"] | dense.manifest["files"]
         return inputs, result["parameters"], files
     if system.has_model:

@@ -13,7 +13,7 @@ from tiny import tiny_pairs, tiny_texts, tiny_xlmr
 from embedding_finetune.artifacts.manifest import MANIFEST
 from embedding_finetune.contrib import onnx_openvino
 from embedding_finetune.data.collection import read_data
-from embedding_finetune.evaluation.results import load_results
+from embedding_finetune.evaluation.results import load_results, system_of
 from embedding_finetune.files import UserError, read_json, write_json
 from embedding_finetune.hub import model_content
 from embedding_finetune.models.encoder import Encoder
@@ -61,7 +61,7 @@ def test_each_form_gives_the_models_vectors_and_is_measured(whole):
         found = vectors(settings, label)
         assert (found * expected).sum(axis=1).min() >= lowest
         assert (np.abs(found - expected).max() > 1e-5) == (lowest < 0.9999)
-        assert results[label]["compiled_of"] == "neg10" and "recipe" not in results[label]
+        assert system_of(results[label]).retriever == "neg10" and "recipe" not in results[label]
         assert f"{results[label]['lowest_cosine']:.4f}" == table.loc[label, "lowest cosine"]
         value, difference, *_ = table.loc[label, "mrr@10"].replace(",", "").split()
         assert float(value) == pytest.approx(results[label]["metrics"]["mrr@10"], abs=5e-4)

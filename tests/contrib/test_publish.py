@@ -50,7 +50,7 @@ def test_the_card_says_what_was_measured_and_its_head_is_valid(measured):
     assert "| LEARNING_RATE | 0.001 |" in text and "| BASE_MODEL | a local folder |" in text
     assert text.count("```python") == 3 and text.count("'me/mine'") == 4 and "PATH" not in text
     facts = read_json(folder / "results.json")
-    assert facts["metrics"] == row["metrics"] and facts["content"] == row["content"]
+    assert facts["metrics"] == row["metrics"] and facts["inputs"] == row["inputs"]
     assert SentenceTransformer(str(folder), device="cpu").encode_query(["a"]).shape == (1, 64)
     assert not {"training.json", "training_log.jsonl"} & {path.name for path in folder.iterdir()}
 
@@ -121,12 +121,13 @@ def test_a_model_without_results_or_with_stale_ones_is_refused(measured, monkeyp
                                         "again"):
         prepare(measured, "neg50")
     (config.parent / MANIFEST).unlink()
-    with pytest.raises(UserError, match="neg50 is left out: its model has changed since; evaluate it again"):
+    with pytest.raises(UserError, match="neg50 is left out: .*other inputs .config.json of neg50.*; evaluate it again"):
         prepare(measured, "neg50")
     assert not (measured.output_dir / "publish" / "neg50").exists()
     with pytest.raises(UserError, match="neg50 is left out: .*; evaluate it again, or move its result out of "):
         prepare(measured, "neg10")  # whose card would compare it with fewer
-    (measured.output_dir / "results" / "neg50.json").unlink()
+    for label in ("neg50", "hybrid_neg50"):
+        measured.paths.result(label).unlink()
 
 
 def test_what_was_changed_since_is_not_sent_but_for_the_card(measured, monkeypatch):

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from dataclasses import asdict
 
 import pytest
 
@@ -10,6 +11,7 @@ from embedding_finetune.evaluation.conclusion import costs, format_difference, r
 from embedding_finetune.evaluation.tables import verdict
 from embedding_finetune.hub import model_size
 from embedding_finetune.models.encoder_config import base_encoder_config
+from embedding_finetune.retrieval.system import System
 
 
 def pair(gap, p=0.001, half=0.02, **more):
@@ -18,7 +20,8 @@ def pair(gap, p=0.001, half=0.02, **more):
 
 def row(label, recall, dev, **more):
     return {"label": label, "model": f"the model of {label}", "metrics": {"recall@1": recall}, "dev": {"mrr@10": dev},
-            "against": {}, **({"recipe": label} if label.startswith("neg") else {}), **more}
+            "system": asdict(System(label.removeprefix("hybrid_"), fused=label.startswith("hybrid_"))), "against": {},
+            **({"recipe": label} if label.startswith("neg") else {}), **more}
 
 
 def compared(*rows, p=0.001, **more):
@@ -42,7 +45,7 @@ def test_a_little_gain_over_the_base_is_no_reason_where_the_reference_is_far_ahe
 def test_the_fine_tuned_one_is_taken_where_it_is_better_beyond_doubt_with_its_out_of_domain_cost():
     far = {"general": {"recall@1": 0.2, "against": {"raw": pair(0.01), "reference": pair(-0.1)}}}
     rows = compared(row("bm25", 0.4, 0.5), row("raw", 0.3, 0.4), row("reference", 0.45, 0.5, eval_sets=far),
-                    row("neg10", 0.5, 0.6, eval_sets=far), row("hybrid_neg10", 0.55, 0.7, hybrid_of="neg10"))
+                    row("neg10", 0.5, 0.6, eval_sets=far), row("hybrid_neg10", 0.55, 0.7))
     text = recommendation(rows)
     assert text.startswith("Use hybrid_neg10 (fine-tuned).") and ": better (+0.1" in text
     assert text.endswith("Out of domain, on general, neg10 has 0.200: +0.010 [-0.010, +0.030] compared with raw, "
@@ -106,7 +109,7 @@ def test_costs_are_those_of_the_model_behind(built):
     """A random BERT plays both models; a fusion takes its model's time and BM25's."""
     size = model_size(base_encoder_config(built).name)
     assert size["vector"] == 64 and 100_000 < size["weights"] < 1_000_000
-    rows = [row("bm25", 0.4, 0.4), row("raw", 0.3, 0.3, size=size), row("hybrid_raw", 0.5, 0.5, hybrid_of="raw")]
+    rows = [row("bm25", 0.4, 0.4), row("raw", 0.3, 0.3, size=size), row("hybrid_raw", 0.5, 0.5)]
     table = costs(built, read_data(built), rows)
     assert list(table.index) == ["bm25", "hybrid_raw"]
     assert (table.loc["bm25"].drop("ms per query") == "").all()

@@ -39,8 +39,9 @@ METRICS = ["recall@1", "recall@10", "recall@100", "mrr@10", "ndcg@10"]
 def comparison_rows(labels, values, chosen, planned):
     """Rows as results.compare makes them, around random per-query values."""
     frames = {label: pd.DataFrame(value, columns=METRICS) for label, value in zip(labels, values)}
-    rows = [{"label": label, "model": f"models/{label}", "dataset": "small", "metrics": frame.mean().to_dict(),
-             "dev": frame.mean().to_dict(), **({"recipe": label} if label == "tuned" else {}),
+    rows = [{"label": label, "model": f"models/{label}", "system": {"retriever": label}, "dataset": "small",
+             "metrics": frame.mean().to_dict(), "dev": frame.mean().to_dict(),
+             **({"recipe": label} if label == "tuned" else {}),
              "chosen": label == chosen, **({} if label == "bm25" else {"note": "read much; or little"})}
             for label, frame in frames.items()]
     return add_significance(rows, frames, planned, resamples=200)

@@ -9,11 +9,12 @@ import pytest
 from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
 from embedding_finetune.data.collection import Collection, write_collection, write_data
 from embedding_finetune.evaluation import results
+from embedding_finetune.evaluation.evaluate import evaluate_out_of_domain, model_metadata
 from embedding_finetune.evaluation.tables import conclusion, write_comparison
-from embedding_finetune.files import UserError, write_json
-from embedding_finetune.hub import model_content
+from embedding_finetune.files import UserError, sha256, write_json
 from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.retrieval.bm25 import BM25
+from embedding_finetune.retrieval.system import System
 from embedding_finetune.retrieval.trec import read_run
 
 QUERIES = {f"q{number}": f"question {number}" for number in range(6)}
@@ -53,33 +54,29 @@ def finished(settings, label, pooling="mean"):
     return folder
 
 
-class Model:
-    """What `results.model_metadata` asks of an encoder, without the model in memory."""
-
-    def __init__(self, settings, label):
-        self.config = load_encoder_config(settings, label)
-        self.revision = model_content(self.config.name)
+def metadata(settings, label):
+    return model_metadata(settings, load_encoder_config(settings, label))
 
 
-def save(settings, label, dev=1, test=1):
-    """Save a result with so many dev and test queries right; a label with a model is one of a model."""
-    more = {"model": "BM25"} if label == "bm25" else results.model_metadata(settings, Model(settings, label))
-    return results.save_result(settings, DATA, label, {"dev": run("dev", dev), "test": run("test", test)}, **more)
+def save(settings, label, dev=1, test=1, **system):
+    """Save a result with so many dev and test queries right, of a retriever unless `system` says otherwise."""
+    system = System(label, **system)
+    more = metadata(settings, label) if system.has_model and system.is_single else {"model": "BM25"}
+    return results.save_result(settings, DATA, system, {"dev": run("dev", dev), "test": run("test", test)},
+                               inputs=results.inputs_of(settings, system), **more)
 
 
 def save_hybrid(settings, label, dev=1, test=1):
-    of = Model(settings, label)
-    return results.save_result(settings, DATA, f"hybrid_{label}", {"dev": run("dev", dev), "test": run("test", test)},
-                               model="BM25 + it", hybrid_of=label, used=asdict(of.config), content=of.revision)
+    return save(settings, label, dev, test, fused=True)
 
 
 def test_a_result_has_metrics_of_both_parts_and_runs_for_every_tool(measured):
     few = {"test": {query: {"p0": 3.0} for query in DATA.split("test").queries}, "dev": run("dev", 2)}
     folder = finished(measured, "neg10")
-    metadata = results.model_metadata(measured, Model(measured, "neg10"))
-    result = results.save_result(measured, DATA, "neg10", few, **metadata)
+    result = results.save_result(measured, DATA, System("neg10"), few, inputs={}, **metadata(measured, "neg10"))
     assert result["metrics"]["recall@1"] == 0.5 and result["dev"]["recall@1"] == pytest.approx(2 / 3)
     assert (result["queries"], result["corpus"], result["recipe"]) == (2, 6, "neg10")
+    assert result["system"] == asdict(System("neg10")) and results.system_of(result) == System("neg10")
     assert read_checksummed(measured.output_dir / "results" / "neg10.json") == result
     padded = read_run(measured.output_dir / "runs" / "neg10.trec")["q1"]
     assert list(padded) == ["p0", "p1", "p2", "p3", "p4", "p5"] and padded["p1"] < 0  # not found, and it says so
@@ -126,13 +123,16 @@ def test_dev_chooses_the_fine_tuned_model_not_test(measured):
     assert "neg50, the best on dev queries, is" in conclusion(rows)
 
 
-def test_the_planned_comparisons():
-    def result(label, dev=0.5, **more):
-        return {"label": label, "dev": {"mrr@10": dev, "recall@1": 1 - dev}, **more}
+def result(system, dev, **more):
+    """A result of a system, or of the retriever with this label."""
+    system = system if isinstance(system, System) else System(system)
+    return {"label": system.label, "system": asdict(system), "dev": {"mrr@10": dev, "recall@1": 1 - dev}, **more}
 
+
+def test_the_planned_comparisons():
     tuned = [result("neg10", 0.6, recipe="neg10"), result("hard", 0.7, recipe="hard"), result("kd", 0.5, recipe="kd"),
-             result("hard_seed43", 0.9, recipe="hard"), result("hybrid_hard", 0.95, hybrid_of="hard")]
-    others = [result("bm25"), result("raw"), result("reference"), result("extra", 0.9)]
+             result("hard_seed43", 0.9, recipe="hard"), result(System("hard", fused=True), 0.95)]
+    others = [result("bm25", 0.5), result("raw", 0.5), result("reference", 0.5), result("extra", 0.9)]
     assert results.planned_pairs(others + tuned) == [("hard", "raw"), ("hard", "bm25"), ("hard", "reference"),
                                                      ("hard", "neg10"), ("kd", "neg10"), ("hybrid_hard", "extra")]
     assert results.planned_pairs(tuned[:1] + others[:1]) == [("neg10", "bm25")]  # once, though it is the last one, too
@@ -140,14 +140,10 @@ def test_the_planned_comparisons():
     assert results.planned_pairs(others) == [] and results.best_fine_tuned(others) is None
 
 
-def result(label, dev, **more):
-    return {"label": label, "dev": {"mrr@10": dev}, **more}
-
-
 def test_a_fraction_of_the_queries_is_a_point_of_the_curve_and_no_candidate():
-    rows = [result("neg10", 0.6, recipe="neg10", share=1.0), result("half", 0.8, recipe="half", share=0.5),
-            result("hybrid_half", 0.9, hybrid_of="half"), result("raw", 0.3),
-            result("hybrid_raw", 0.4, hybrid_of="raw")]
+    rows = [result("neg10", 0.6, recipe="neg10", train_fraction=1.0),
+            result("half", 0.8, recipe="half", train_fraction=0.5), result(System("half", fused=True), 0.9),
+            result("raw", 0.3), result(System("raw", fused=True), 0.4)]
     assert results.best_fine_tuned(rows)["label"] == "neg10"
     assert results.planned_pairs(rows) == [("neg10", "raw"), ("neg10", "hybrid_raw")]
     assert [row["label"] for row in results.finalists(rows)] == ["hybrid_raw", "neg10"]
@@ -156,21 +152,21 @@ def test_a_fraction_of_the_queries_is_a_point_of_the_curve_and_no_candidate():
 
 def test_a_compiled_form_of_a_fine_tuned_model_is_no_system_without_training():
     rows = [result("bm25", 0.3), result("reference", 0.4), result("neg10", 0.6, recipe="neg10"),
-            result("neg10-onnx", 0.7, compiled_of="neg10"), result("hybrid_neg10-onnx", 0.9, hybrid_of="neg10-onnx")]
+            result(System("neg10", "onnx"), 0.7), result(System("neg10", "onnx", fused=True), 0.9)]
     assert [row["label"] for row in results.finalists(rows)] == ["reference", "neg10"]
     assert results.planned_pairs(rows)[-1] == ("neg10", "reference")
-    rows.append(result("reference-onnx", 0.5, compiled_of="reference"))
+    rows.append(result(System("reference", "onnx"), 0.5))
     assert [row["label"] for row in results.finalists(rows)] == ["reference-onnx", "neg10"]
     assert [row and row["label"] for row in results.finalists(rows[3:4])] == [None, None]  # neg10's result is left out
 
 
 def test_a_reranker_that_was_trained_makes_a_system_that_needs_training():
     """Here by token embeddings of neg10 on the hits of the reference; a cross-encoder has no result of its own."""
-    of = {"hybrid_of": "reference"}
-    rows = [result("reference", 0.1), result("neg10", 0.2, recipe="neg10"),
-            result("hybrid_late_reference", 0.3, second={"model": "reference"}, **of),
-            result("hybrid_late_neg10_on_reference", 0.5, second={"model": "neg10"}, **of),
-            result("hybrid_rerank_mine_on_reference", 0.4, second={"model": "mine"}, **of)]
+    def reranked(*reranker):
+        return System("reference", "pytorch", "fp32", True, *reranker)
+
+    rows = [result("reference", 0.1), result("neg10", 0.2, recipe="neg10"), result(reranked("late", "reference"), 0.3),
+            result(reranked("late", "neg10"), 0.5), result(reranked("rerank", "mine"), 0.4)]
     assert [row["label"] for row in results.finalists(rows)] == ["hybrid_late_reference",
                                                                  "hybrid_late_neg10_on_reference"]
     assert results.finalists([rows[0], rows[4]])[1]["label"] == "hybrid_rerank_mine_on_reference"
@@ -190,9 +186,9 @@ def gone(settings):
     shutil.rmtree(settings.output_dir / "neg10")
 
 
-@pytest.mark.parametrize("change, reason", [(trained_again, "its model has changed since"),
-                                            (used_otherwise, "it was measured with another pooling"),
-                                            (gone, "its model cannot be read (")])
+@pytest.mark.parametrize("change, reason", [
+    (trained_again, "it was measured with other inputs (model.safetensors of neg10"),
+    (used_otherwise, "it was measured with other inputs (pooling of neg10"), (gone, "its model cannot be read (")])
 def test_a_result_that_no_longer_fits_its_model_is_left_out_by_name(measured, change, reason):
     finished(measured, "neg10")
     for label in ("bm25", "raw", "neg10"):
@@ -212,15 +208,22 @@ def test_a_setting_of_use_leaves_out_the_models_it_is_about(measured):
         save(measured, label)
     rows, left_out = results.compare(replace(measured, query_prompt="ask: "), DATA)
     assert [row["label"] for row in rows] == ["bm25", "reference"]
-    assert left_out == ["raw is left out: it was measured with another query_prompt; evaluate it again"]
+    assert len(left_out) == 1 and "raw is left out: it was measured with other inputs (query_prompt of" in left_out[0]
     assert [row["label"] for row in results.compare(measured, DATA)[0]] == ["bm25", "raw", "reference"]
 
 
-def test_a_result_of_other_metrics_is_left_out(measured, monkeypatch):
-    save(measured, "bm25")
+def test_a_result_of_other_metrics_or_of_an_earlier_version_is_left_out(measured, monkeypatch):
+    save(measured, "raw")
+    old = {"label": "bm25", "metrics": {}, "dev": {}, "used": {}, "settings": {}}
+    write_checksummed(measured.paths.result("bm25"), old)
     monkeypatch.setitem(results.MEASURES, "recall@5", results.MEASURES["recall@10"])
-    left_out = results.load_results(measured)[1]
-    assert left_out == ["bm25 is left out: it was measured with other metrics; evaluate it again"]
+    assert results.load_results(measured) == ([], [
+        "bm25 is left out: it was measured by an earlier version; evaluate it again",
+        "raw is left out: it was measured with other inputs (metrics); evaluate it again"])
+    with pytest.raises(UserError, match="the result of bm25, .*bm25.json, was written by an earlier version: evaluate"):
+        results.read_result(measured, "bm25")
+    with pytest.raises(UserError, match="the result of neg10, .*neg10.json, does not exist: evaluate neg10"):
+        results.read_result(measured, "neg10")
 
 
 def test_results_of_other_data_are_left_out_all_of_them_even_bm25s(measured, monkeypatch):
@@ -228,8 +231,8 @@ def test_results_of_other_data_are_left_out_all_of_them_even_bm25s(measured, mon
     other = replace(DATA, corpus=CORPUS | {"p6": "one more passage"})
     monkeypatch.setenv("OVERWRITE", "1")
     write_data(measured, other, {"source": "seven"})
-    assert results.load_results(measured) == ([], [f"{label} is left out: it was measured on other data; evaluate it "
-                                                   "again" for label in ("bm25", "raw")])
+    assert results.load_results(measured) == ([], [f"{label} is left out: it was measured with other inputs (data); "
+                                                   "evaluate it again" for label in ("bm25", "raw")])
     with pytest.raises(UserError, match="has no result for the current data: run an evaluation notebook"):
         results.compare(measured, other)
     write_data(measured, DATA, {"source": "six"})  # the same files again are the same data
@@ -240,7 +243,7 @@ def test_a_result_of_bm25_and_its_fusions_is_of_a_language(measured):
     save(measured, "bm25"), save(measured, "raw"), save_hybrid(measured, "raw")
     german = replace(measured, bm25_language="de")
     assert results.load_results(german)[1] == [
-        f"{label} is left out: it was measured with BM25_LANGUAGE=auto; evaluate it again"
+        f"{label} is left out: it was measured with other inputs (BM25_LANGUAGE: auto, now de); evaluate it again"
         for label in ("bm25", "hybrid_raw")]
     assert [result["label"] for result in results.load_results(german)[0]] == ["raw"]
 
@@ -256,7 +259,7 @@ def test_runs_and_results_that_do_not_belong_together_are_named(measured):
     with pytest.raises(UserError, match="bm25.trec is not the run that was measured: evaluate bm25 again"):
         results.compare(measured, DATA)
     result = measured.output_dir / "results" / "bm25.json"
-    write_checksummed(result, read_checksummed(result) | {"runs": {}})  # as an earlier version wrote it
+    write_checksummed(result, read_checksummed(result) | {"runs": {"test": sha256(path)}})
     with pytest.raises(UserError, match="the run and the result of bm25 do not match: evaluate it again"):
         results.compare(measured, DATA)
     path.unlink()
@@ -272,10 +275,10 @@ def test_runs_and_results_that_do_not_belong_together_are_named(measured):
 
 def test_a_repetition_is_of_its_recipe_and_ready_made_models_are_of_none(measured):
     finished(measured, "neg10_seed43")
-    repeated = results.model_metadata(replace(measured, seeds=2), Model(measured, "neg10_seed43"))
-    assert repeated["recipe"] == "neg10" and repeated["about"] == "10 random negatives a query"
-    assert repeated["used"]["pooling"] == "mean" and repeated["note"].endswith("this data set's training part")
-    assert "recipe" not in results.model_metadata(measured, Model(measured, "reference"))
+    repeated = metadata(replace(measured, seeds=2), "neg10_seed43")
+    assert repeated["recipe"] == "neg10" and repeated["description"] == "10 random negatives a query"
+    assert repeated["train_fraction"] == 1 and repeated["note"].endswith("this data set's training part")
+    assert "recipe" not in metadata(measured, "reference")
 
 
 def test_other_test_sets_are_measured_on_their_own_corpus(measured, tmp_path):
@@ -283,18 +286,18 @@ def test_other_test_sets_are_measured_on_their_own_corpus(measured, tmp_path):
                      {"x": {"a": 1}, "y": {"b": 1}}, {"x": "test", "y": "test"})
     write_collection(tmp_path / "far", far)
     retriever = BM25().index(CORPUS)
-    assert results.evaluate_out_of_domain(measured, retriever) == {}
+    assert evaluate_out_of_domain(measured, retriever) == {}
     asked = replace(measured, out_of_domain_sets=str(tmp_path / "far"))
-    found = results.evaluate_out_of_domain(asked, retriever)
+    found = evaluate_out_of_domain(asked, retriever)
     assert list(retriever.ids) == list(CORPUS)  # the retriever itself keeps its corpus
     assert list(found) == [str(tmp_path / "far")] and found[str(tmp_path / "far")]["recall@1"] == 0.5
     each = {query: values["recall@1"] for query, values in found[str(tmp_path / "far")]["each"].items()}
     assert each == {"x": 1.0, "y": 0.0}
     (tmp_path / "far" / "qrels" / "test.tsv").rename(tmp_path / "far" / "qrels" / "dev.tsv")
     with pytest.raises(UserError, match="far has no qrels/test.tsv"):
-        results.evaluate_out_of_domain(asked, retriever)
+        evaluate_out_of_domain(asked, retriever)
     with pytest.raises(UserError, match="nowhere/corpus.jsonl does not exist"):
-        results.evaluate_out_of_domain(replace(measured, out_of_domain_sets="nowhere"), retriever)
+        evaluate_out_of_domain(replace(measured, out_of_domain_sets="nowhere"), retriever)
 
 
 def test_what_is_lost_out_of_domain_is_a_paired_difference_on_the_same_queries():

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import asdict
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,6 +14,7 @@ from embedding_finetune.evaluation import plots, tables
 from embedding_finetune.evaluation.results import finalists, planned_pairs
 from embedding_finetune.evaluation.significance import add_significance
 from embedding_finetune.files import write_jsonl
+from embedding_finetune.retrieval.system import System
 
 METRICS = ["recall@1", "recall@10", "mrr@10"]
 
@@ -143,7 +145,7 @@ def many_rows(number=31):
     frames = {label: pd.DataFrame({metric: (rng.random(60) < skill).astype(float) for metric in METRICS})
               for label in labels}
     rows = [{"label": label, "model": label, "metrics": frame.mean().to_dict(), "dev": {"mrr@10": place},
-             "chosen": False,
+             "chosen": False, "system": asdict(System(label)),
              "by_corpus_size": [{"passages": size, "recall@1": place / size} for size in (100, 200)],
              **({"recipe": label} if label.startswith("neg") else {})}
             for place, (label, frame) in enumerate(frames.items())]

@@ -26,9 +26,9 @@ MALFORMED = [  # requests, and the status that each must get
     (b"POST /marks HTTP/1.1\r\n" + LAST + b"Content-Length: 200000\r\n\r\n" + b"x" * 200_000, 413),
     (b"POST /marks HTTP/1.1\r\n" + LAST + b"Content-Length: 1\r\n\r\n{", 422),
     *((b"GET /search?" + words + b" HTTP/1.1\r\n" + LAST + b"\r\n", status) for words, status in (
-        (b"", 422), (b"q=" + b"x" * 2001, 422), (b"q=x&k=0", 422), (b"q=x&k=many", 422), (b"q=x&model=nope", 404),
+        (b"", 422), (b"q=" + b"x" * 2001, 422), (b"q=x&k=0", 422), (b"q=x&k=many", 422), (b"q=x&system=nope", 404),
         (b"q=%ff%00%ed%a0%80", 200)))]
-WHOLE = b"GET /search?q=otter&k=100&model=bm25 HTTP/1.1\r\n" + HEAD + b"\r\n"
+WHOLE = b"GET /search?q=otter&k=100&system=bm25 HTTP/1.1\r\n" + HEAD + b"\r\n"
 HANGING = [  # a request that is answered, if any, and what is sent after it before nothing more is
     (b"", b""), (b"", b"GET /healthz HTTP/1.1\r\nHost: 127"), (WHOLE, b"GET /sea"),
     (b"", b"POST /marks HTTP/1.1\r\n" + HEAD + b"Content-Length: 50\r\n\r\n{")]
@@ -104,7 +104,7 @@ class Clients:
         accepted = {*accepted, *self.accepted}
         if status == 200:
             answer = json.loads(body)
-            if answer["model"] == label and any(same(answer["hits"], self.truth[state][label][query])
+            if answer["system"] == label and any(same(answer["hits"], self.truth[state][label][query])
                                                 for state in accepted):
                 self.count("right")
                 return True
@@ -206,7 +206,7 @@ class Clients:
 
 
 def target(query, label):
-    return urlencode({"q": query, "k": DEPTH, "model": label})
+    return urlencode({"q": query, "k": DEPTH, "system": label})
 
 
 def _all_of(connection):

@@ -4,11 +4,10 @@ import bm25s
 import numpy as np
 
 from embedding_finetune.data.collection import read_data
+from embedding_finetune.evaluation.results import read_result
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.retrieval.analyzer import Analyzer
-
-from .steps import WEIGHT
 
 LABELS = "bm25", "reference", "hybrid_reference"
 DEPTH, FUSED = 5, 100  # passages of an answer, and of each ranking that enters the fusion
@@ -21,6 +20,7 @@ def exact_answers(settings, queries):
     corpus = read_data(settings).corpus
     ids, texts = list(corpus), list(corpus.values())
     by_id = np.argsort(np.argsort(np.array(ids, dtype=object)))
+    weight = read_result(settings, "hybrid_reference")["parameters"]["bm25_weight"]
     encoder = Encoder(load_encoder_config(settings, "reference"))
     cosines = encoder.encode_queries(queries) @ encoder.encode_passages(texts).T
     words, bm25 = Analyzer.of("auto", texts), bm25s.BM25(k1=1.5, b=0.75)
@@ -28,7 +28,8 @@ def exact_answers(settings, queries):
     found = {label: {} for label in LABELS}
     for query, dense, said in zip(queries, cosines, words(queries), strict=True):
         lexical = bm25.get_scores(said)
-        for label, scores in zip(LABELS, (np.where(lexical > 0, lexical, -np.inf), dense, fused(lexical, dense))):
+        all_scores = np.where(lexical > 0, lexical, -np.inf), dense, fused(lexical, dense, weight)
+        for label, scores in zip(LABELS, all_scores):
             best = np.lexsort((by_id, -scores))[:DEPTH + 1]
             best = best[np.isfinite(scores[best])]
             clear = label == "bm25" or (-np.diff(scores[best]) > 3 * TOLERANCE).all()  # equal ones of BM25 are equal
@@ -37,12 +38,12 @@ def exact_answers(settings, queries):
     return found
 
 
-def fused(lexical, cosines):
-    """Cosine plus WEIGHT times the share of the best BM25 score; beyond the first FUSED of a ranking a passage gets its
-    last score, and is not fused at all where it is in neither."""
+def fused(lexical, cosines, weight):
+    """Cosine plus `weight` times the share of the best BM25 score; beyond the first FUSED of a ranking a passage gets
+    its last score, and is not fused at all where it is in neither."""
     first = [(scores > floor) & (scores >= np.sort(scores)[-min(FUSED, len(scores))])
              for scores, floor in ((lexical, 0), (cosines, -np.inf))]
-    shares = WEIGHT * lexical / (lexical.max() or 1)
+    shares = weight * lexical / (lexical.max() or 1)
     beyond = shares[first[0]].min() if first[0].sum() >= FUSED else 0
     return np.where(first[0] | first[1], np.where(first[0], shares, beyond)
                     + np.where(first[1], cosines, cosines[first[1]].min()), -np.inf)

@@ -208,8 +208,9 @@ def _requests(folder):
     app, loop = Guarded(application(now, IndexRegistry(now, "neg10"))), asyncio.new_event_loop()
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
     text = st.text(max_size=40) | st.sampled_from(["otter", "../" * 5, "<script>", "%00", "a" * 3000, "\0", "neg10"])
-    asked = st.dictionaries(st.sampled_from(["q", "k", "model", "x"]), text | st.integers(-3, 300).map(str), max_size=4)
-    optional = {name: VALUES | text for name in ("query", "id", "model", "right")}
+    asked = st.dictionaries(st.sampled_from(["q", "k", "system", "model", "x"]), text | st.integers(-3, 300).map(str),
+                            max_size=4)
+    optional = {name: VALUES | text for name in ("query", "id", "system", "right")}
     body = VALUES | st.fixed_dictionaries({}, optional=optional)
     headers = st.dictionaries(st.sampled_from(["Origin", "Content-Type", "Host", "Range", "X-A"]), st.sampled_from(
         ["", "null", "http://evil", "application/json", "text/plain", "http://localhost", "bytes=0-"]), max_size=2)
@@ -226,7 +227,8 @@ def _requests(folder):
             assert answer.status_code != 200, "another site's page may mark"
         if answer.status_code != 200:
             raise UserError(answer.text)
-    paths = st.sampled_from(["/search", "/marks", "/models", "/healthz", "/", "/openapi.json", "/../x", "//", "/docs"])
+    paths = st.sampled_from(["/search", "/marks", "/systems", "/models", "/healthz", "/", "/openapi.json", "/../x", "//",
+                             "/docs"])
     bodies = body.map(json.dumps).map(str.encode) | broken(b'{"query": "otter", "id": "x"}')
     return check, st.tuples(st.sampled_from(["GET", "POST", "PUT", "HEAD", "OPTIONS"]), paths | text.map("/{}".format),
                             asked, bodies, headers)

@@ -50,7 +50,7 @@ class Server:
             self.port = free.getsockname()[1]
         program = "from embedding_finetune.serving import server; " + QUICK * quick + PLANT * planted + "server.main()"
         started = ["-c", program] if quick or planted else ["-m", "embedding_finetune", "serve"]
-        self.command = [sys.executable, *started, "--port", str(self.port), "--model", "reference"]
+        self.command = [sys.executable, *started, "--port", str(self.port), "--system", "reference"]
         self.log, self.starts, self.up, self.killed, self.samples = Path(log), 0, False, False, []
 
     def start(self):

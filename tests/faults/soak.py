@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from finished import evaluate
 from tiny import build, tiny_bert, tiny_pairs, tiny_texts
 
 from embedding_finetune.files import write_jsonl
@@ -33,7 +34,7 @@ from .clients import Clients
 from .exact import LABELS, exact_answers, same
 from .report import put, soak_section
 from .served import Server
-from .steps import environment, measure
+from .steps import environment
 
 A, B, C = (7, 1), (8, 1), (8, 2)  # states of data and model: seeds of half of the pairs, and of the weights
 NEXT = {A: [B], B: [A, C], C: [B]}
@@ -119,7 +120,7 @@ class Soak:
         shutil.copyfile(self.folder / f"model-{state[1]}" / "model.safetensors", beside)
         beside.rename(self.folder / "model" / "model.safetensors")
         build(self.settings, labels=())
-        measure(self.settings, dense="reference")
+        evaluate(self.settings, "bm25", "reference")
         self.state = state
 
     def change(self, back=False, broken=False, killed=False):
@@ -151,7 +152,7 @@ class Soak:
             if by == "function":
                 [hits] = open_index(self.settings, label).answer([query], 5)
             else:
-                said = subprocess.run([sys.executable, "-m", "embedding_finetune", "search", query, "--model", label,
+                said = subprocess.run([sys.executable, "-m", "embedding_finetune", "search", query, "--system", label,
                                        "-k", "5", "--json"], cwd=ROOT, capture_output=True, text=True)
                 hits = json.loads(said.stdout) if said.returncode == 0 else []
             if not same(hits, self.truth[self.state][label][query]):

@@ -21,14 +21,12 @@ from embedding_finetune.data.cleaning import read_pairs, source_of
 from embedding_finetune.data.collection import read_data, write_data, write_test_files
 from embedding_finetune.data.splits import assign_splits
 from embedding_finetune.evaluation.report_page import load, write_page
-from embedding_finetune.evaluation.results import compare, model_metadata, read_measured_run, save_result
+from embedding_finetune.evaluation.results import compare
 from embedding_finetune.evaluation.tables import write_comparison
 from embedding_finetune.files import UserError, run_command_line
 from embedding_finetune.models import parallel_encode
-from embedding_finetune.models.encoder import make_encoder
-from embedding_finetune.models.encoder_config import base_encoder_config, load_encoder_config
+from embedding_finetune.models.encoder_config import base_encoder_config
 from embedding_finetune.recipes import find_recipe
-from embedding_finetune.retrieval.fusion import weighted_sum_fusion
 from embedding_finetune.retrieval.rerankers import make_reranker
 from embedding_finetune.serving import search
 from embedding_finetune.serving.index import open_index
@@ -39,7 +37,6 @@ from embedding_finetune.training.train import finetune
 from embedding_finetune.training.training_data import make_training_file
 
 QUERY = "when does the otter sleep"
-WEIGHT = 0.3  # of BM25 in the fusion
 
 
 @dataclass(frozen=True)
@@ -96,18 +93,6 @@ def train(settings, label="neg10"):
     run_command_line(lambda: finetune(settings, label, one_process=True))
 
 
-def measure(settings, *others, dense="neg10"):
-    """What the evaluation notebook of a dense model writes, with the fusion; and what those of other models write."""
-    evaluate(settings, "bm25", *others, dense)
-    collection = read_data(settings)
-    of = model_metadata(settings, make_encoder(settings, load_encoder_config(settings, dense)))
-    runs = [{part: read_measured_run(settings, collection, label, part) for part in ("test", "dev")}
-            for label in ("bm25", dense)]
-    fused = {part: weighted_sum_fusion(runs[0][part], runs[1][part], WEIGHT) for part in ("test", "dev")}
-    save_result(settings, collection, f"hybrid_{dense}", fused, model=f"BM25 + {dense}", weight=WEIGHT,
-                hybrid_of=dense, used=of["used"], content=of["content"])
-
-
 def compared(settings):
     collection = read_data(settings)
     found, left_out = compare(settings, collection)
@@ -119,7 +104,7 @@ def compared(settings):
 
 
 def tokens(settings):
-    stage = make_reranker(settings, "late_reference").index(read_data(settings).corpus)
+    stage = make_reranker(settings, "late", "reference").index(read_data(settings).corpus)
     return [scores.tolist() for scores in stage.scores([QUERY], [[0, 1, 2]])]
 
 
@@ -179,7 +164,7 @@ STEPS = [
     Step("merge", "trained", lambda settings: train(settings, "neg10_merged")),
     Step("encode", "trained", encoded, "encoded"),
     Step("tokens", "trained", tokens),
-    Step("evaluate", "encoded", lambda settings: measure(settings, "raw"), "measured"),
+    Step("evaluate", "encoded", lambda settings: evaluate(settings, "bm25", "raw", "neg10"), "measured"),
     Step("compare", "measured", compared, "compared"),
     Step("index", "compared", lambda settings: ask(settings, "neg10"), "indexed"),
     Step("index of words", "compared", lambda settings: ask(settings, "bm25")),

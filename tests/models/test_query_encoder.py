@@ -7,9 +7,9 @@ import pytest
 from tiny import tiny_bert, tiny_pairs, tiny_texts, tiny_xlmr
 
 from embedding_finetune.files import UserError
+from embedding_finetune.models import query_encoder
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import EncoderConfig
-from embedding_finetune.serving import query_encoder
 from embedding_finetune.models.query_encoder import QueryEncoder, save_query_encoder
 
 ROWS = tiny_pairs(30)

@@ -1,15 +1,10 @@
-"""Reranking: labels, candidates, interpolation of scores, and errors."""
-
-import dataclasses
+"""Reranking: candidates, interpolation of scores, and errors."""
 
 import numpy as np
 import pytest
 
-from embedding_finetune.artifacts.manifest import COMPILED_RECORD
-from embedding_finetune.files import UserError, write_json
-from embedding_finetune.retrieval.rerank import Reranker, candidate_union, interpolate_scores, parse_reranker_label
-from embedding_finetune.retrieval.rerankers import needs_token_embeddings
-from embedding_finetune.settings import RERANKER_LABELS, Settings
+from embedding_finetune.files import UserError
+from embedding_finetune.retrieval.rerank import Reranker, candidate_union, interpolate_scores
 
 
 class Lengths(Reranker):
@@ -21,46 +16,6 @@ class Lengths(Reranker):
     def scores(self, texts, places):
         for own in places:
             yield self.lengths[own]
-
-
-@pytest.fixture
-def settings(tmp_path):
-    """The demo's, with labels that have `_on_` and `-` in them, and a compiled model."""
-    (tmp_path / "own.toml").write_text("".join(f"[{label}]\n" for label in (
-        "neg10", "neg50", "hard_kd", "trained", "trained_on_faq", "faq_on_x", "x", "neg10-2")))
-    write_json(tmp_path / "output" / "neg10-onnx-int8" / COMPILED_RECORD, {"format": "onnx"})
-    return dataclasses.replace(Settings.load("demo"), recipe_file=tmp_path / "own.toml", seeds=2,
-                               output_dir=tmp_path / "output")
-
-
-@pytest.mark.parametrize("label, parts", [
-    ("late_reference", ("late", "reference", "reference")), ("late_hard_kd_on_neg10", ("late", "hard_kd", "neg10")),
-    ("late_trained_on_faq", ("late", "trained_on_faq", "trained_on_faq")),
-    ("late_neg10_on_trained_on_faq", ("late", "neg10", "trained_on_faq")),
-    ("m3_trained_on_faq_on_neg10_seed43", ("m3", "trained_on_faq", "neg10_seed43")),
-    ("rerank_neg10-2_on_neg10-onnx-int8", ("rerank", "neg10-2", "neg10-onnx-int8")),
-    ("late_nobody", ("late", "nobody", "nobody")), ("late_nobody_on_neg10", ("late", "nobody", "neg10"))])
-def test_a_stage_is_named_by_its_kind_its_model_and_what_it_reorders(settings, label, parts):
-    assert parse_reranker_label(settings, label) == parts and RERANKER_LABELS[0](label)
-
-
-@pytest.mark.parametrize("label, message", [
-    ("early_neg10", "'early_neg10' is no reranker: it must be KIND_MODEL"), ("late_", "is no reranker"),
-    ("late", "is no reranker"), ("late_a/b", "is no reranker"), ("late_模型", "is no reranker"),
-    ("late_trained_on_faq_on_x", "can be read as trained on faq_on_x or trained_on_faq on x: rename one"),
-    ("late_a_on_b_on_c", "can be read as a on b_on_c or a_on_b on c")])
-def test_what_is_no_stage_or_more_than_one_is_one_line(settings, label, message):
-    with pytest.raises(UserError, match=message) as caught:
-        parse_reranker_label(settings, label)
-    assert "\n" not in str(caught.value)
-
-
-def test_tokens_are_kept_of_the_models_that_late_stages_look_with():
-    settings = dataclasses.replace(Settings.load("demo"),
-                                   rerankers="late_reference_on_neg10 rerank_hard late_tokens")
-    labels = ("reference", "neg10", "hard", "tokens", "late")
-    kept = [label for label in labels if needs_token_embeddings(settings, label)]
-    assert kept == ["reference", "tokens"]
 
 
 def test_candidates_are_scored_best_first_and_equal_ones_by_id():

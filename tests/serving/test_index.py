@@ -10,17 +10,16 @@ import subprocess
 import sys
 
 import pytest
-from stages import measured_stage
+from finished import evaluate
 
 from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
 from embedding_finetune.data.collection import read_data
-from embedding_finetune.evaluation.results import model_metadata, read_measured_run, save_result
+from embedding_finetune.evaluation.results import read_measured_run
 from embedding_finetune.files import UserError, one_line, write_json
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.retrieval.bm25 import BM25
 from embedding_finetune.retrieval.dense import Dense
-from embedding_finetune.retrieval.fusion import weighted_sum_fusion
 from embedding_finetune.serving import index
 from embedding_finetune.serving.abstention import choose_threshold, is_answerable
 from embedding_finetune.serving.available import default_label
@@ -28,20 +27,6 @@ from embedding_finetune.serving.index import exactness_line, open_index
 from embedding_finetune.settings import ROOT
 
 QUERIES = ["when does the otter of Bafo sleep", "twigs of willow", "月亮", "x"]
-
-
-def hybrid(settings, label, weight=0.3):
-    """A fusion with BM25 as an evaluation notebook saves it; returns its runs and the collection."""
-    collection, encoder = read_data(settings), Encoder(load_encoder_config(settings, label))
-    retrievers = BM25().index(collection.corpus), Dense(encoder).index(collection.corpus)
-    runs = {}
-    for part in ("test", "dev"):
-        queries = collection.split(part).queries
-        runs[part] = weighted_sum_fusion(*(retriever.search(queries) for retriever in retrievers), weight)
-    of = model_metadata(settings, encoder)
-    save_result(settings, collection, f"hybrid_{label}", runs, model="BM25 + it", weight=weight, hybrid_of=label,
-                used=of["used"], content=of["content"])
-    return runs, collection
 
 
 @pytest.mark.parametrize("label, made", [("bm25", lambda config: BM25()),
@@ -75,48 +60,66 @@ def test_vectors_may_be_searched_approximately_and_what_that_costs_is_said(built
     assert re.fullmatch(re.escape(there.index) + r" finds 100.0% of the exact top 10 of \d+ dev queries, in "
                         r"\d+\.\d\d ms per query compared with \d+\.\d\d ms for exact search",
                         exactness_line(found.manifest))
-    hybrid(built, "reference")
+    evaluate(built, "bm25", "reference")
     assert open_index(there, "hybrid_reference").answer(QUERIES, 5) == answers(open_index(built, "hybrid_reference"))
 
 
-def test_a_reranker_answers_as_it_was_measured(built):
-    _, (_, fused) = measured_stage(built)
-    run, test = read_measured_run(built, read_data(built), "hybrid_late_reference"), read_data(built).split("test")
-    open_index(built, "hybrid_late_reference")
-    again = open_index(built, "hybrid_late_reference")  # from the disk
-    assert again.manifest["depth"] == fused["depth"] and (again.folder.parent.name) == "reference"
-    for query, hits in zip(test.queries, again.answer(list(test.queries.values()), 5), strict=True):
+@pytest.mark.parametrize("label", ["hybrid_reference", "late_reference", "hybrid_late_reference"])
+def test_a_fused_or_reranked_system_answers_as_it_was_measured(built, label, capsys):
+    found, collection = evaluate(built, "bm25", "reference", "late_reference"), read_data(built)
+    run, test = read_measured_run(built, collection, label), collection.split("test").queries
+    open_index(built, label)
+    again = open_index(built, label)  # from the disk
+    assert again.manifest["parameters"] == found[label]["parameters"] and again.folder.parent.name == "reference"
+    assert len(again.answer(["x"], 1000)[0]) <= 100
+    for query, hits in zip(test, again.answer(list(test.values()), 5), strict=True):
         assert [hit["id"] for hit in hits] == list(run[query])[:5]
         assert [hit["score"] for hit in hits] == pytest.approx(list(run[query].values())[:5], abs=1e-3)
+    path, _ = built.paths.result(label), capsys.readouterr()
+    result = read_checksummed(path)
+    changed = result["parameters"] | {"bm25_weight": result["parameters"]["bm25_weight"] + 0.5}
+    write_checksummed(path, result | {"parameters": changed})  # as if it were tuned again
+    assert open_index(built, label).manifest["parameters"] == changed
+    assert f"building the index of {label}" in capsys.readouterr().err
 
 
-def test_a_fusion_answers_as_the_comparison_fused(built):
-    runs, collection = hybrid(built, "reference")
-    fused, test = open_index(built, "hybrid_reference"), collection.split("test").queries
-    for query, hits in zip(test, fused.answer(list(test.values()), 5), strict=True):
-        assert [hit["id"] for hit in hits] == list(runs["test"][query])[:5]
-    assert "weight" in fused.manifest and len(fused.answer(["x"], 1000)[0]) <= 100
-    result = built.output_dir / "results" / "hybrid_reference.json"
-    write_checksummed(result, read_checksummed(result) | {"data": "of yesterday"})
-    with pytest.raises(UserError, match="hybrid_reference was measured on other data or with another model"):
-        open_index(built, "hybrid_reference")
+def test_a_fused_or_reranked_system_needs_a_current_result(built):
+    def refused(label, message, settings=built):
+        with pytest.raises(UserError, match=message) as caught:
+            open_index(settings, label)
+        assert "\n" not in str(caught.value)
+
+    for label in ("hybrid_reference", "late_reference"):
+        refused(label, f"the result of {label}, .*results/{label}.json, does not exist: evaluate {label}")
+    evaluate(built, "bm25", "reference", "late_reference")
+    german = dataclasses.replace(built, bm25_language="de")
+    other = dataclasses.replace(built, reference_prompt="otherwise: ")
+    for label in ("hybrid_reference", "late_reference"):
+        refused(label, f"{label}: it was measured with other inputs .BM25_LANGUAGE: auto, now de.; evaluate", german)
+        refused(label, f"{label}: it was measured with other inputs .query_prompt of .*; evaluate it again", other)
+        write_checksummed(built.paths.result(label), {"label": label, "hybrid_of": "reference", "weight": 0.3})
+        refused(label, f"{label}.json, was written by an earlier version: evaluate {label} again")
+        built.paths.result(label).write_text("{")
+        refused(label, f"{label}.json, is damaged: evaluate {label} again")
 
 
 def test_data_that_change_while_an_index_is_made_or_opened_are_not_mixed(built, monkeypatch):
-    make, corpus = index._make, built.data_dir / "corpus.jsonl"
+    build, corpus = index._build, built.data_dir / "corpus.jsonl"
+
     def slow(*given):
-        made = make(*given)
+        found = build(*given)
         os.utime(corpus)  # as if it were written again
-        return made
-    monkeypatch.setattr(index, "_make", slow)
+        return found
+
+    monkeypatch.setattr(index, "_build", slow)
     with pytest.raises(UserError, match="data or model of reference changed while its index was opened: try again"):
         open_index(built, "reference")
-    monkeypatch.setattr(index, "_make", make)
-    hybrid(built, "reference")
+    monkeypatch.setattr(index, "_build", build)
+    evaluate(built, "bm25", "reference")
     fused = open_index(built, "hybrid_reference")
-    parts = fused.manifest["facts"]["parts"]
+    parts = fused.manifest["inputs"]["parts"]
     assert parts == [open_index(built, part).folder.name for part in ("bm25", "reference")]
-    other = fused.manifest | {"facts": fused.manifest["facts"] | {"parts": [parts[0], "of yesterday"]}}
+    other = fused.manifest | {"inputs": fused.manifest["inputs"] | {"parts": [parts[0], "of yesterday"]}}
     with pytest.raises(UserError, match="hybrid_reference changed while its index was opened"):
         index._opened(built, fused.folder, other)
 
@@ -184,33 +187,32 @@ def test_what_changed_is_rebuilt_and_said(built, capsys, monkeypatch):
 
 
 def test_what_is_only_said_of_a_model_rebuilds_no_index(built, tmp_path, capsys):
-    """The name of MODEL_FILE, and what results and the indexes of earlier versions say; its entries do."""
+    """The name of MODEL_FILE does not, its entries do."""
     models = tmp_path / "models.toml"
     models.write_text(f'["{built.reference_model}"]\npassage_prompt = "text: "\n')
     named = dataclasses.replace(built, model_file=models)
-    measured_stage(named)
+    evaluate(named, "bm25", "reference", "late_reference")
     folders = [open_index(named, label).folder for label in ("reference", "hybrid_late_reference")]
     assert capsys.readouterr().err.count("building the index of") == 3  # and bm25
     renamed = dataclasses.replace(built, model_file=models.rename(tmp_path / "renamed.toml"))
     assert open_index(renamed, "reference").folder == folders[0] and "building" not in capsys.readouterr().err
 
-    result = renamed.output_dir / "results" / "hybrid_late_reference.json"
-    saved = read_checksummed(result)
-    saved["second"]["used"] |= {"title": "another", "note": "said otherwise"}
-    write_checksummed(result, saved)
-    open_index(renamed, "hybrid_late_reference")
-    assert "building" not in capsys.readouterr().err
-
-    of_old = renamed.output_dir / "index" / "reference" / "of_an_earlier_version"
-    open_index(renamed, "reference").folder.rename(of_old)
-    manifest = read_checksummed(of_old / "manifest.json")
-    manifest["facts"]["use"] |= {"note": f"passage_prompt from {models}"}
-    write_checksummed(of_old / "manifest.json", manifest | {"settings": named.as_dict()})
-    assert open_index(renamed, "reference").folder == of_old and "building" not in capsys.readouterr().err
-
     renamed.model_file.write_text(renamed.model_file.read_text().replace("text: ", "another page: "))
-    assert open_index(renamed, "reference").folder != of_old
+    assert open_index(renamed, "reference").folder != folders[0]
     assert "building the index of reference" in capsys.readouterr().err
+
+
+def test_an_index_of_an_earlier_version_is_rebuilt_with_a_note(built, capsys):
+    folder = open_index(built, "bm25").folder
+    answer = open_index(built, "bm25").answer(["otter"], 3)
+    manifest = read_checksummed(folder / "manifest.json")
+    old = {name: manifest[name] for name in manifest.keys() - {"system", "inputs", "parameters"}}
+    write_checksummed(folder / "manifest.json", old | {"facts": manifest["inputs"] | {"format": 2}})
+    folder.rename(folder.with_name("of_an_earlier_version"))
+    capsys.readouterr()
+    assert open_index(built, "bm25").answer(["otter"], 3) == answer
+    assert "building the index of bm25, " in (said := capsys.readouterr().err) and "have changed" in said
+    assert not folder.with_name("of_an_earlier_version").exists()
 
 
 def test_a_damaged_index_and_an_interrupted_build_are_repaired(built, capsys):
@@ -236,8 +238,8 @@ def test_a_damaged_index_and_an_interrupted_build_are_repaired(built, capsys):
 
 
 @pytest.mark.parametrize("label, message", [
-    ("nope", "there is no model 'nope' to search with; available: bm25, raw, reference"), ("../raw", "is not a label"),
-    ("", "is not a label"), ("hybrid_raw", "there is no model")])
+    ("nope", "there is no system 'nope': it must be LABEL, hybrid_LABEL, .* one of bm25, raw, reference"),
+    ("../raw", "is not a label"), ("", "is not a label"), ("hybrid_bm25", "there is no system 'hybrid_bm25'")])
 def test_labels_that_are_none(built, label, message):
     with pytest.raises(UserError, match=message):
         open_index(built, label)
@@ -245,7 +247,7 @@ def test_labels_that_are_none(built, label, message):
 
 
 def test_the_default_is_the_best_on_dev(built, monkeypatch):
-    with pytest.raises(UserError, match="no fine-tuned model has a current result .* --model bm25, raw, reference"):
+    with pytest.raises(UserError, match="no fine-tuned model has a current result .* --system bm25, raw, reference"):
         default_label(built)
     rows = [{"label": "neg10"}, {"label": "neg50"}]
     monkeypatch.setattr("embedding_finetune.evaluation.results.load_results", lambda settings: (rows, []))

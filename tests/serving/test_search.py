@@ -24,16 +24,16 @@ def searched(monkeypatch, capsys, *words):
 def test_as_json_for_a_program_and_as_text_for_people(built, monkeypatch, capsys):
     dev = read_data(built).split("dev")
     query, right = next(iter(dev.queries.values())), dev.positives(next(iter(dev.queries)))
-    found = searched(monkeypatch, capsys, query, "--model", "bm25", "-k", "3", "--json")
+    found = searched(monkeypatch, capsys, query, "--system", "bm25", "-k", "3", "--json")
     hits = json.loads(found.out)
     assert [hit["rank"] for hit in hits] == [1, 2, 3] and hits[0]["id"] in right
     assert {"rank", "score", "id", "text"} <= hits[0].keys() and hits[0]["text"] == dev.corpus[hits[0]["id"]]
     assert search.NOT_LIKELY not in found.err
-    shown = searched(monkeypatch, capsys, query, "--model", "bm25", "-k", "1").out
+    shown = searched(monkeypatch, capsys, query, "--system", "bm25", "-k", "1").out
     assert hits[0]["id"] in shown and hits[0]["text"][:50] in shown and "dev queries" in shown
-    nothing = searched(monkeypatch, capsys, "zzzz", "--model", "bm25", "--json")
+    nothing = searched(monkeypatch, capsys, "zzzz", "--system", "bm25", "--json")
     assert json.loads(nothing.out) == [] and search.NOT_LIKELY in nothing.err
-    assert search.NOT_LIKELY in searched(monkeypatch, capsys, "zzzz", "--model", "bm25").out
+    assert search.NOT_LIKELY in searched(monkeypatch, capsys, "zzzz", "--model", "bm25").out  # its old name
 
 
 def test_passages_cannot_speak_to_the_terminal(capsys):
@@ -48,7 +48,7 @@ def test_passages_cannot_speak_to_the_terminal(capsys):
 
 @pytest.mark.parametrize("words, message", [
     (("  ",), "the query is empty"), (("x", "-k", "0"), "-k must be 1 or more"),
-    (("x", "--model", "nope"), "there is no model 'nope' to search with"),
+    (("x", "--system", "nope"), "there is no system 'nope'"),
     (("x",), "no fine-tuned model has a current result")])
 def test_what_cannot_be_searched_for(built, monkeypatch, capsys, words, message):
     with pytest.raises(UserError, match=message):
@@ -58,6 +58,6 @@ def test_what_cannot_be_searched_for(built, monkeypatch, capsys, words, message)
 def test_a_full_disk_is_one_line(built):
     open_index(built, "bm25")
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "embedding_finetune", "search", "otter", "--model", "bm25", "--json"]
+        command = [sys.executable, "-m", "embedding_finetune", "search", "otter", "--system", "bm25", "--json"]
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode and done.stderr.splitlines()[-1] == "error: cannot write the answer: No space left on device"

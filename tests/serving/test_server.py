@@ -37,7 +37,7 @@ class Server:
     """The server in a process of its own, on a free port, over a tiny experiment."""
 
     def __init__(self):
-        command = [sys.executable, "-c", START, "--port", "0", "--model", "reference"]
+        command = [sys.executable, "-c", START, "--port", "0", "--system", "reference"]
         self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         self.log = []
         for line in self.process.stderr:
@@ -112,24 +112,29 @@ def test_it_answers_as_the_index_does(server, experiment):
     query = next(iter(read_data(experiment).queries.values()))
     [hits] = open_index(experiment, "reference").answer([query], 3)
     answer = server.search(query, k=3)
-    assert answer["model"] == "reference" and answer["query"] == query and "dev queries" in answer["threshold"]
+    assert answer["system"] == "reference" and answer["query"] == query and "dev queries" in answer["threshold"]
     assert [hit["id"] for hit in answer["hits"]] == [hit["id"] for hit in hits]
     assert answer["likely"] == hits[0].get("above_threshold", True)
-    assert server.search(query, model="bm25")["model"] == "bm25"  # opened when it is first asked for
-    models = {model["label"]: model for model in server.ask("/models")[1]}
-    assert models["reference"]["default"] and models["bm25"]["open"] and not models["raw"]["open"]
-    assert server.ask("/healthz")[1] == {"status": "ok", "model": "reference", "waiting": 0}
+    assert server.search(query, system="bm25")["system"] == "bm25"  # opened when it is first asked for
+    assert server.search(query, model="bm25") == server.search(query, system="bm25", model="raw")  # its old name
+    systems = {system["label"]: system for system in server.ask("/systems")[1]}
+    assert systems["reference"]["default"] and systems["bm25"]["open"] and not systems["raw"]["open"]
+    assert server.ask("/models")[1] == server.ask("/systems")[1]
+    assert server.ask("/healthz")[1] == {"status": "ok", "system": "reference", "waiting": 0}
     described = server.ask("/openapi.json")[1]
-    assert {"/search", "/healthz", "/marks", "/models"} == set(described["paths"])
-    assert {"q", "k", "model"} == {one["name"] for one in described["paths"]["/search"]["get"]["parameters"]}
+    assert {"/search", "/healthz", "/marks", "/models", "/systems"} == set(described["paths"])
+    search, models = (described["paths"][path]["get"] for path in ("/search", "/models"))
+    assert [one["name"] for one in search["parameters"]] == ["q", "k", "system", "model"]
+    assert [one["name"] for one in search["parameters"] if one.get("deprecated")] == ["model"] and models["deprecated"]
 
 
 @pytest.mark.parametrize("path, status, said", [
     ("/search", 422, "query.q: Field required"), ("/search?q=%20", 422, "query.q"),
     ("/search?q=" + "x" * 2001, 422, "at most 2000 characters"), ("/search?q=x&k=0", 422, "query.k"),
     ("/search?q=x&k=101", 422, "less than or equal to 100"), ("/search?q=x&k=many", 422, "query.k"),
-    ("/search?q=x&model=nope", 404, "there is no model 'nope' to search with; available: bm25, raw, reference"),
-    ("/search?q=x&model=..%2F..", 404, "there is no model"), ("/else", 404, "Not Found")])
+    ("/search?q=x&system=nope", 404, "there is no system 'nope' to search with: choose one of bm25, raw, reference"),
+    ("/search?q=x&model=nope", 404, "there is no system 'nope'"), ("/search?q=x&system=" + "x" * 201, 422, "200 char"),
+    ("/search?q=x&system=..%2F..", 404, "there is no system"), ("/else", 404, "Not Found")])
 def test_malformed_queries_get_a_line(server, path, status, said):
     found = server.ask(path)
     assert found[0] == status and said in found[1]["detail"] and len(found[1]["detail"]) < 300
@@ -182,7 +187,7 @@ def test_who_takes_no_answer_is_sent_away(server):
 
 
 def test_what_is_no_mark_is_refused(server, experiment):
-    good = {"query": "otter", "id": server.search("otter")["hits"][0]["id"], "model": "reference", "right": True}
+    good = {"query": "otter", "id": server.search("otter")["hits"][0]["id"], "system": "reference", "right": True}
     post = lambda body, **headers: server.ask("/marks", body, **headers)[0]  # noqa: E731
     as_json = {"Content_Type": "application/json"}
     assert post(json.dumps(good)) == post(json.dumps(good), Content_Type="text/plain") == 422  # a form of another site
@@ -393,7 +398,7 @@ def test_no_answer_depends_on_what_is_asked_at_the_same_time():
 @pytest.fixture
 def page(browser, server):
     """The page in a browser; fails at the end if the browser had something to complain about or asked another host."""
-    server.search("x", model="bm25")  # which is open from now on
+    server.search("x", system="bm25")  # which is open from now on
     complaints, context = [], browser.new_context()
     page = context.new_page()
     page.set_default_timeout(10_000)
@@ -402,7 +407,7 @@ def page(browser, server):
     page.on("request", lambda request: None if request.url.startswith((server.url, "data:")) else
             complaints.append(request.url))
     page.goto(server.url)
-    page.locator("#model option").first.wait_for(state="attached")
+    page.locator("#system option").first.wait_for(state="attached")
     yield page
     context.close()
     assert complaints == []
@@ -453,7 +458,7 @@ def test_search_compare_and_mark_by_keyboard_alone(page, server, experiment):
 
 
 def test_every_control_has_a_name_and_results_are_announced(page):
-    for role, name in (("searchbox", "Query"), ("combobox", "Model"), ("combobox", "Compare with"),
+    for role, name in (("searchbox", "Query"), ("combobox", "System"), ("combobox", "Compare with"),
                        ("combobox", "Passages"), ("button", "Search")):
         assert page.get_by_role(role, name=name, exact=True).count() == 1, name
     assert page.get_by_role("status").count() == 1 and page.get_by_role("search").count() == 1
@@ -464,7 +469,7 @@ def test_every_control_has_a_name_and_results_are_announced(page):
 
 
 def test_markup_in_passages_is_shown_as_text(page, experiment):
-    page.select_option("#model", "bm25")
+    page.select_option("#system", "bm25")
     page.fill("#q", "onerror window hacked script")
     page.press("#q", "Enter")
     status_is(page, "of bm25")
@@ -473,11 +478,11 @@ def test_markup_in_passages_is_shown_as_text(page, experiment):
 
 
 def test_what_is_unlikely_is_said_and_a_closed_model_is_waited_for(page):
-    page.select_option("#model", "raw")
+    page.select_option("#system", "raw")
     page.fill("#q", "willow")
     page.press("#q", "Enter")
     status_is(page, "passages of raw", timeout=60_000)
-    page.select_option("#model", "bm25")
+    page.select_option("#system", "bm25")
     page.fill("#q", "zzzz")
     page.press("#q", "Enter")
     status_is(page, "0 passages of bm25; no passage is likely to answer this (bm25)")
@@ -489,7 +494,7 @@ def test_what_is_unlikely_is_said_and_a_closed_model_is_waited_for(page):
 def test_it_fits_and_can_be_read(browser, server, scheme, width):
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
     page = context.new_page()
-    page.goto(server.url + "/#" + urlencode({"q": "otter", "model": "reference", "with": "bm25"}))
+    page.goto(server.url + "/#" + urlencode({"q": "otter", "system": "reference", "with": "bm25"}))
     status_is(page, "of bm25")
     assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
     lightness = page.evaluate("""() => ['color', 'backgroundColor'].map(name =>
