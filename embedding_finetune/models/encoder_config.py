@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 
 from embedding_finetune.artifacts.manifest import COMPILED_RECORD, read_checksummed
 from embedding_finetune.files import UserError, read_json
-from embedding_finetune.hub import check_hub, load, model_path, positions_of, read_model_file
+from embedding_finetune.hub import check_hub, load, model_content, model_path, positions_of, read_model_file
 from embedding_finetune.recipes import all_recipes
 from embedding_finetune.settings import MODEL_SETTINGS, POOLINGS, display_value, split_revision
 
@@ -37,8 +37,7 @@ NOT_IDENTITY = ("label", "title", "name", "training_data_note", "overrides", "no
 class EncoderConfig:
     """A model with its pooling, prompts and lengths.
 
-    Retrievers are identified by `identity` and the content of the model (hub.model_content): the same weights with
-    another pooling or prompt are another retriever.
+    The same weights with another pooling or prompt are another retriever (see model_identity).
     """
 
     label: str
@@ -65,6 +64,14 @@ class EncoderConfig:
 def identity_of(used):
     """The fields (name -> value) of an EncoderConfig that affect vectors; records also hold informative fields."""
     return {name: value for name, value in used.items() if name not in NOT_IDENTITY}
+
+
+def model_identity(config):
+    """What identifies the model of an EncoderConfig in all records: the fields that affect vectors, and its content.
+
+    Raises UserError when the content cannot be determined (see hub.model_content).
+    """
+    return {"config": config.identity, "revision": model_content(config.name)}
 
 
 def load_encoder_config(settings, label):

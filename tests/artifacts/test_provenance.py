@@ -48,10 +48,10 @@ def test_equal_inputs_are_current_also_as_read_back():
 
 
 def test_what_an_earlier_version_did_not_record_counts_as_equal():
-    for path in (["data"], ["settings"], ["base model"], ["base model", "config", "normalize"]):
+    for path in (["data"], ["settings"], ["base model"], ["base model", "config", "normalize"],
+                 ["base model", "revision"]):
         assert stale_reason(changed(*path, value=None), INPUTS) is None
-    for path in (["settings", "SEED"], ["recipe", "negatives"], ["base model", "config"],
-                 ["base model", "revision", "model.safetensors"]):
+    for path in (["settings", "SEED"], ["recipe", "negatives"], ["base model", "revision", "model.safetensors"]):
         assert stale_reason(changed(*path, value=None), INPUTS) is not None
 
 
