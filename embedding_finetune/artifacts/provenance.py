@@ -13,7 +13,7 @@ import re
 
 MODEL = {"config", "revision"}  # a model, see encoder_config.model_identity
 GROUPS = ("config", "recipe", "revision", "settings")  # left out of a reason: the names in them speak for themselves
-DIGEST = re.compile(r"[0-9a-f]{32,64}")
+DIGEST = re.compile("[0-9a-f]{32}|[0-9a-f]{64}")  # not shown, unlike commits
 
 
 def stale_reason(recorded, current):

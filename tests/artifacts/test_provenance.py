@@ -29,10 +29,16 @@ def changed(*path, value):
     (["base model", "revision", "model.safetensors"], content_hash(2), "model.safetensors of base model"),
     (["base model", "revision"], "1f" * 20, "base model"),
     (["files"], ["a"], "files"),
+    (["files"], "1f" * 20, "files"),
     (["data"], None, "data"),
 ])
 def test_the_first_difference_is_named(path, value, reason):
     assert stale_reason(INPUTS, changed(*path, value=value)) == reason
+
+
+def test_commits_are_shown():
+    old, new = ({"base model": {"config": {}, "revision": commit * 40}} for commit in "ab")
+    assert stale_reason(old, new) == f"base model: {'a' * 40}, now {'b' * 40}"
 
 
 def test_several_differences_give_the_first():
