@@ -164,7 +164,8 @@ def test_the_old_record_of_a_training_file_is_read_as_equal(built, capsys):
     recipe, collection = find_recipe(built, "neg10"), read_data(built)
     file, record_path = training_path(built, recipe), training_path(built, recipe).with_suffix(".made.json")
     record, before = read_checksummed(record_path), file.stat().st_mtime_ns
-    made_of = record["made_of"] | {"recipe": old_recipe(record["made_of"]["recipe"])}
+    made_of = record.pop("inputs")
+    made_of |= {"recipe": old_recipe(made_of["recipe"])}
     assert "number" in made_of["recipe"]
     write_checksummed(record_path, record | {"made_of": made_of})
     make_training_file(built, recipe, collection)
