@@ -129,7 +129,7 @@ def costs(name):
     settings = settings_of(name)
     test, found = read_data(settings).split("test"), read_json(settings.output_dir / "costs.json") or {}
     queries = dict(list(test.queries.items())[:TIMED + 1])
-    words = make_retriever("bm25", settings.bm25_language).index(test.corpus)
+    words = make_retriever("bm25", settings).index(test.corpus)
     dense = Dense(make_encoder(settings, load_encoder_config(settings, "reference"))).index(test.corpus)
     dense.encoder.cache = None  # a query is encoded anew
     bm25, quick = timed(words.search, queries)

@@ -13,6 +13,7 @@ The modules in data-flow order; each imports only from modules above it:
     settings                 all settings: type, default, check, purpose
     recipes                  the fine-tunings in profiles/recipes.toml
     artifacts/manifest       checksums of records and folders
+    artifacts/blocks         stored arrays, named by their content
     artifacts/staging        temporary folders, commits by rename, locks
     artifacts/provenance     what an artifact was made from, and whether it is current
     hub                      the Hugging Face Hub: availability, revisions, loading
@@ -40,6 +41,7 @@ The modules in data-flow order; each imports only from modules above it:
     models/modeling          loading an encoder and the layers after it
     models/multi_vector      token embeddings and MaxSim
     models/encoder           texts to embeddings
+    models/flagembedding     the same model in FlagEmbedding, for comparison
     models/query_encoder     query embeddings without PyTorch
 
     retrieval/trec           run and judgment files in TREC formats

@@ -18,48 +18,49 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from traitlets.config import Config
 
+from embedding_finetune.evaluation.evaluate import evaluate
+from embedding_finetune.evaluation.tables import as_table
 from embedding_finetune.files import CommandLine, UserError, atomic_write, may_overwrite
 from embedding_finetune.models.encoder_config import pretrained
 from embedding_finetune.recipes import find_recipe, trained_labels
 from embedding_finetune.settings import ROOT, Settings, display_value
 from embedding_finetune.training.provenance import is_current, training_script
 
-# Other fine-tuned models use eval_train_hard.ipynb, other off-the-shelf ones eval_bge_m3.ipynb.
 NOTEBOOK_OF = {"raw": "eval_raw_bert.ipynb", "neg10": "eval_train_neg10.ipynb", "neg50": "eval_train_neg50.ipynb",
-               "reference": "eval_bge_m3.ipynb", "late_reference": "rerank.ipynb"}
+               "hard": "eval_train_hard.ipynb", "reference": "eval_bge_m3.ipynb", "late_reference": "rerank.ipynb"}
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def plan(settings):
-    """The steps as pairs: a notebook or script, and its label (None if it is fixed in the notebook).
+    """The steps as pairs: what runs (a notebook, a script, or "evaluate"), and the label it runs for, if any.
 
-    RECIPES adds trainings, SEEDS repeats all trainings, EXTRA_MODELS adds evaluations, RERANKERS adds rerankers. The
-    comparison comes last, followed by the learning curve if a recipe uses a fraction of the queries.
+    RECIPES adds trainings, SEEDS repeats all trainings, EXTRA_MODELS adds evaluations, RERANKERS adds rerankers. A
+    label with an evaluation notebook of its own is evaluated there. The comparison comes last, followed by the learning
+    curve if a recipe uses a fraction of the queries.
     """
     trained, others = trained_labels(settings), [label for label in pretrained(settings) if label not in NOTEBOOK_OF]
     models = [label for label in trained if find_recipe(settings, label).kind == "bi_encoder"]
-    stages = settings.rerankers.split()
-    evaluated = ["raw", *models, *others, "reference"]
+    evaluated = ["raw", *models, *others, "reference", *settings.rerankers.split()]
     has_fractions = any(find_recipe(settings, label).train_fraction < 1 for label in trained)
-    default = dict.fromkeys(trained, "eval_train_hard.ipynb") | dict.fromkeys(others, "eval_bge_m3.ipynb")
-    default |= dict.fromkeys(stages, "rerank.ipynb")
     return [("build_train_dataset.ipynb", None), ("build_eval_dataset.ipynb", None),
             *((training_script(label).split()[0], label) for label in trained),
-            *((NOTEBOOK_OF.get(label, default.get(label)), None if label in NOTEBOOK_OF else label)
-              for label in evaluated + stages),
+            *((NOTEBOOK_OF.get(label, "evaluate"), label) for label in evaluated),
             ("compare.ipynb", None), *([("learning_curve.ipynb", None)] if has_fractions else [])]
 
 
 def run_pipeline(settings):
     """Run all steps of the plan; a model trained with the same settings and files is kept. Raises UserError."""
-    steps, folder = plan(settings), settings.paths.notebooks
+    steps = plan(settings)
     for number, (step, label) in enumerate(steps, start=1):
         started = time.monotonic()
-        title = f"[{number}/{len(steps)}] {step}" + (f" for {label}" if label and f"_{label}." not in step else "")
+        is_named = not label or step in NOTEBOOK_OF.values() or f"_{label}." in step
+        title = f"[{number}/{len(steps)}] {step}{'' if is_named else f' for {label}'}"
         _say(f"\n{title}")
         if step.endswith(".ipynb"):
-            run_notebook(ROOT / step, folder, label)
+            run_notebook(ROOT / step, settings.paths.notebooks)
+        elif step == "evaluate":
+            _say(as_table(evaluate(settings, label).values()).round(3).to_string())
         else:
             run_script(settings, step, label)
         _say(f"{title}: done in {time.monotonic() - started:.0f} s")
@@ -74,8 +75,8 @@ def run_script(settings, script, label):
         raise UserError(f"{script} failed; see its messages above")
 
 
-def run_notebook(path, folder, label=None):
-    """Execute a notebook and save the executed copy in `folder`; `label` runs an evaluation notebook for that label.
+def run_notebook(path, folder):
+    """Execute a notebook and save the executed copy in `folder`.
 
     Headings are printed when their cells start. The copy contains only outputs of this run. If a cell fails, the copy
     is saved as NAME.failed.ipynb and UserError is raised.
@@ -85,10 +86,6 @@ def run_notebook(path, folder, label=None):
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     headings, copy = _headings(notebook), folder / path.name
-    if label:
-        parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
-        parameters.source += f'\nLABEL = "{label}"'
-        copy = folder / f"eval_{label}.ipynb"
 
     def announce(cell, cell_index):
         if cell_index in headings:

@@ -144,7 +144,7 @@ def old_recipe(entry):
 
 def test_the_old_data_record_is_read_as_equal(built, capsys):
     record = read_checksummed(built.data_dir / "dataset.json")
-    made_with = old_settings(record["made_with"])
+    made_with = old_settings(record["inputs"].pop("settings")) | record.pop("inputs")
     assert {"MAX_PAIRS", "QUERIES", "NEAR_DUPLICATES_TOGETHER"} <= made_with.keys()
     expected = read_data(built)
     write_checksummed(built.data_dir / "dataset.json", record | {"made_with": made_with})
@@ -166,7 +166,8 @@ def test_the_old_record_of_a_training_file_is_read_as_equal(built, capsys):
     recipe, collection = find_recipe(built, "neg10"), read_data(built)
     file, record_path = training_path(built, recipe), training_path(built, recipe).with_suffix(".made.json")
     record, before = read_checksummed(record_path), file.stat().st_mtime_ns
-    made_of = record["made_of"] | {"recipe": old_recipe(record["made_of"]["recipe"])}
+    made_of = record.pop("inputs")
+    made_of |= {"recipe": old_recipe(made_of["recipe"])}
     assert "number" in made_of["recipe"]
     write_checksummed(record_path, record | {"made_of": made_of})
     make_training_file(built, recipe, collection)

@@ -103,8 +103,9 @@ import sys
 import numpy as np
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.data.cleaning import read_pairs, reader
-from embedding_finetune.evaluation.results import compare, save_result
-from embedding_finetune.retrieval.base import Retriever, retriever, make_retriever
+from embedding_finetune.evaluation.evaluate import evaluate
+from embedding_finetune.evaluation.results import compare
+from embedding_finetune.retrieval.base import Retriever, retriever
 from embedding_finetune.settings import Settings, path_of
 
 {added}
@@ -114,9 +115,7 @@ found, _ = read_pairs(settings.__class__(**(vars(settings) | {{"dataset": sys.ar
 print("READ", len(found.queries), len(found.corpus))
 collection = read_data(settings)
 for label in ("bm25", "overlap"):
-    ranked = make_retriever(label).index(collection.corpus)
-    runs = {{part: ranked.search(collection.split(part).queries) for part in ("test", "dev")}}
-    save_result(settings, collection, label, runs, model=ranked.description, used=ranked.config)
+    evaluate(settings, label)
 rows, _ = compare(settings, collection)
 print("COMPARED", *(row["label"] for row in rows))
 """

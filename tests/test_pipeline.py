@@ -84,10 +84,9 @@ def test_every_step_leaves_its_files(finished):
         "finetune_hard.sh for neg10_seed43", "finetune_neg50.sh", "finetune_hard.sh for neg50_seed43",
         "finetune_hard.sh for hard_kd", "finetune_hard.sh for hard_kd_seed43", "finetune_reranker.sh",
         "finetune_hard.sh for reranker_seed43", "eval_raw_bert.ipynb",
-        "eval_train_neg10.ipynb", "eval_train_hard.ipynb for neg10_seed43", "eval_train_neg50.ipynb",
-        "eval_train_hard.ipynb for neg50_seed43", "eval_train_hard.ipynb for hard_kd",
-        "eval_train_hard.ipynb for hard_kd_seed43", "eval_bge_m3.ipynb for other", "eval_bge_m3.ipynb",
-        "rerank.ipynb", *(f"rerank.ipynb for {label}" for label in STAGES[1:]), "compare.ipynb"]
+        "eval_train_neg10.ipynb", "evaluate for neg10_seed43", "eval_train_neg50.ipynb", "evaluate for neg50_seed43",
+        "evaluate for hard_kd", "evaluate for hard_kd_seed43", "evaluate for other", "eval_bge_m3.ipynb",
+        "rerank.ipynb", *(f"evaluate for {label}" for label in STAGES[1:]), "compare.ipynb"]
     data = ["corpus.jsonl", "queries.jsonl", *(f"qrels/{part}.tsv" for part in ("train", "dev", "test")),
             "dataset.json", "eval_dataset.json", "qrels.trec", "training_neg_10.json", "training_neg_50.json",
             "training_hard_kd.json", "passages.arrow", "training_neg_10.arrow", "training_neg_50.arrow",
@@ -99,9 +98,7 @@ def test_every_step_leaves_its_files(finished):
               "report.html"]
     for folder, names in ((settings.data_dir, data), (settings.output_dir, output)):
         assert [name for name in names if not (folder / name).is_file() or not (folder / name).stat().st_size] == []
-    notebooks = {f"eval_{label}.ipynb" for label in [*EVALUATED, *STAGES[1:]]} - {"eval_raw.ipynb", "eval_neg10.ipynb",
-                                                                  "eval_neg50.ipynb", "eval_reference.ipynb"}
-    notebooks |= {path.name for path in ROOT.glob("*.ipynb")} - {"eval_train_hard.ipynb", "learning_curve.ipynb"}
+    notebooks = {path.name for path in ROOT.glob("*.ipynb")} - {"eval_train_hard.ipynb", "learning_curve.ipynb"}
     assert {path.name for path in (settings.output_dir / "notebooks").iterdir()} == notebooks
 
 
@@ -138,7 +135,8 @@ def test_metrics_can_be_recomputed_from_the_run_files(finished):
         dev.setdefault(query, {})[passage] = int(grade)
     for part, folder, qrels in (("metrics", "runs", read_qrels(settings.data_dir / "qrels.trec")),
                                 ("dev", "runs/dev", dev)):
-        evaluator = pytrec_eval.RelevanceEvaluator(qrels, {"recall.1,10,100", "ndcg_cut.10", "recip_rank"})
+        evaluator = pytrec_eval.RelevanceEvaluator(qrels, {"recall.1,10,100", "ndcg_cut.10", "recip_rank",
+                                                           "success.1,5,10"})
         for row in comparison(settings):
             ranked = read_run(settings.output_dir / folder / f"{row['label']}.trec")
             assert set(ranked) == set(qrels)
@@ -147,6 +145,7 @@ def test_metrics_can_be_recomputed_from_the_run_files(finished):
             first_ten = {query: dict(list(ranking.items())[:10]) for query, ranking in ranked.items()}
             theirs = {"recall@1": [v["recall_1"] for v in values], "recall@10": [v["recall_10"] for v in values],
                       "recall@100": [v["recall_100"] for v in values], "ndcg@10": [v["ndcg_cut_10"] for v in values],
+                      **{f"hit@{k}": [v[f"success_{k}"] for v in values] for k in (1, 5, 10)},
                       "mrr@10": [v["recip_rank"] for v in evaluator.evaluate(first_ten).values()]}
             means = {name: sum(column) / len(qrels) for name, column in theirs.items()}
             assert row[part] == pytest.approx(means, abs=1e-6)
@@ -163,10 +162,11 @@ def test_recipes_and_seeds_give_models_of_their_own(finished):
 def test_every_model_is_used_as_it_says(finished):
     """The base model is evaluated with the pooling of its training, whatever the reference uses of the same weights."""
     settings, _ = finished
-    used = {row["label"]: row["used"] for row in comparison(settings) if row["label"] in MODELS}
+    used = {row["label"]: row["inputs"]["models"][row["label"]]["config"] for row in comparison(settings)
+            if row["label"] in MODELS}
     assert {label: config["pooling"] for label, config in used.items()} == dict.fromkeys(MODELS, "cls") | {
         "reference": "mean", "other": "last_token"}
-    assert used == {label: dataclasses.asdict(load_encoder_config(settings, label)) for label in MODELS}
+    assert used == {label: load_encoder_config(settings, label).identity for label in MODELS}
 
 
 def code_cells(path):
@@ -200,9 +200,8 @@ def test_running_again_keeps_models_and_data(finished, tmp_path, capsys):
     compared = [row | {"finished": None} for row in comparison(settings)]
     copies = settings.output_dir / "notebooks"
     pipeline.run_notebook(ROOT / "build_train_dataset.ipynb", copies)
-    for name, *label in (("eval_train_hard.ipynb", "hard_kd"), ("compare.ipynb",)):
-        status, said = run_forked(whole_run.notebook, ROOT / name, copies, *label, log=tmp_path / "log",
-                                  MPLBACKEND="agg")
+    for name in ("eval_train_neg10.ipynb", "compare.ipynb"):
+        status, said = run_forked(whole_run.notebook, ROOT / name, copies, log=tmp_path / "log", MPLBACKEND="agg")
         assert status == 0, said
     assert [row | {"finished": None} for row in comparison(settings)] == compared
     for script, label in pipeline.plan(settings):
@@ -352,9 +351,10 @@ def test_the_plan_repeats_seeds_and_adds_models(settings):
     steps = pipeline.plan(dataclasses.replace(settings, **more))
     trained = [f"{label}{again}" for label in ("neg10", "neg50", "hard", "hard_round2") for again in ("", "_seed43")]
     assert [label for step, label in steps if step.endswith(".sh")] == trained
-    assert {step for step, label in steps if label == "neg50_seed43"} == {"finetune_hard.sh", "eval_train_hard.ipynb"}
-    assert [label for step, label in steps if step.startswith("eval_")] == [
-        None, None, "neg10_seed43", None, *trained[3:], "mean", "other", None]
+    assert {step for step, label in steps if label == "neg50_seed43"} == {"finetune_hard.sh", "evaluate"}
+    evaluated = [label for step, label in steps if step == "evaluate"]
+    assert evaluated[:7] == ["neg10_seed43", trained[3], *trained[5:], "mean", "other"]
+    assert [step for step, label in steps if label == "hard"] == ["finetune_hard.sh", "eval_train_hard.ipynb"]
     assert steps[-1] == ("compare.ipynb", None)
     steps = pipeline.plan(dataclasses.replace(settings, recipes="neg10_half"))
     assert steps[-2:] == [("compare.ipynb", None), ("learning_curve.ipynb", None)]

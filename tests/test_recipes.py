@@ -58,7 +58,7 @@ def test_a_new_entry_is_found_and_run_without_an_edit_elsewhere(tmp_path):
                             settings={"BATCH_SIZE": 128, "LEARNING_RATE": 2e-5})
     assert trained_labels(settings) == ["neg10", "neg50", "mine"]
     steps = plan(settings)
-    assert ("finetune_hard.sh", "mine") in steps and ("eval_train_hard.ipynb", "mine") in steps
+    assert ("finetune_hard.sh", "mine") in steps and ("evaluate", "mine") in steps
 
 
 def test_a_new_head_has_settings_of_its_own(tmp_path):

@@ -53,10 +53,10 @@ def experiment():
     run_command_line(lambda: pipeline.run_pipeline(Settings.load()))
 
 
-def notebook(path, folder, *label):
+def notebook(path, folder):
     """One notebook, as run_notebook executes it."""
     pipeline.NotebookClient = Client
-    run_command_line(lambda: pipeline.run_notebook(Path(path), Path(folder), *label))
+    run_command_line(lambda: pipeline.run_notebook(Path(path), Path(folder)))
 
 
 if __name__ == "__main__":  # a process that has no network is one of its own

@@ -1,4 +1,4 @@
-"""Checksummed JSON records, and per-folder manifests of SHA-256 hashes."""
+"""Checksums: JSON records that name what an artifact was made from, and manifests of finished folders."""
 
 import json
 import os
@@ -9,8 +9,31 @@ from embedding_finetune.files import content_hash, read_json, sha256, write_json
 CHECKSUM = "seal"  # key in a JSON object: hash of its other entries
 MANIFEST = "complete.json"  # manifest of a finished folder: SHA-256 of each file
 MODEL_CARD = "README.md"  # of a model; an evaluation adds its metrics
-COMPILED_RECORD = "compiled.json"  # of a compiled model: its source and the export options
+COMPILED_RECORD = "compiled.json"  # of a compiled model: its inputs and the export options
 NOT_IDENTITY = (MODEL_CARD, "training_log.jsonl")  # files that do not affect what a model computes
+
+
+def write_record(path, inputs, files=(), **more):
+    """Write the record of an artifact, a checksummed JSON object, and return it.
+
+    `inputs` is what the artifact was made from (see artifacts.provenance). `files` are names in the record's folder;
+    the record has their hashes. `more` is added unchanged.
+    """
+    record = {"inputs": inputs, "files": file_hashes(path.parent, files), **more}
+    write_checksummed(path, record)
+    return record
+
+
+def read_record(path, earlier=None):
+    """The record written by `write_record`, or None if it is missing or damaged.
+
+    `earlier` turns the record of an earlier version, which may lack a checksum and any entry, into one of this form.
+    """
+    record = read_checksummed(path)
+    if record and "inputs" in record:
+        return record
+    record = read_checksummed(path, having={}) if earlier else None
+    return earlier(record) if record and "inputs" not in record else None
 
 
 def write_checksummed(path, value):
@@ -44,14 +67,13 @@ def write_manifest(folder):
 
     The model card and the training log are synced but not hashed.
     """
-    hashes = {}
-    for file in sorted(folder.rglob("*")):
-        name = str(file.relative_to(folder))
-        if file.is_file() and name != MANIFEST and not file.name.startswith("."):  # left by a killed process
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
-            hashes |= {} if name in NOT_IDENTITY else {name: sha256(file)}
-    write_checksummed(folder / MANIFEST, hashes)
+    names = [str(file.relative_to(folder)) for file in sorted(folder.rglob("*"))
+             if file.is_file() and not file.name.startswith(".")]  # left by a killed process
+    for name in names:
+        with open(folder / name, "rb") as file:
+            os.fsync(file.fileno())
+    hashed = [name for name in names if name not in (MANIFEST, *NOT_IDENTITY)]
+    write_checksummed(folder / MANIFEST, file_hashes(folder, hashed))
 
 
 def verify_manifest(folder, hashed=sha256):
@@ -63,10 +85,26 @@ def verify_manifest(folder, hashed=sha256):
     if not (folder / MANIFEST).exists():
         return None
     hashes = read_checksummed(folder / MANIFEST)
-    if not hashes:
-        return MANIFEST
-    return next((name for name, known in hashes.items() if not (folder / name).is_file()
-                 or hashed(folder / name) != known), None)
+    return changed_file(folder, hashes, hashed=hashed) if hashes else MANIFEST
+
+
+def file_hashes(folder, names):
+    """Name -> SHA-256 of those files of a folder that exist."""
+    return {name: sha256(folder / name) for name in names if (folder / name).is_file()}
+
+
+def changed_file(folder, files, read_all=False, hashed=sha256):
+    """The name of the first file that is missing or has another content, or None.
+
+    `files` is name -> SHA-256, or name -> [stamp, SHA-256] (see fingerprints): a file with an unchanged stamp is read
+    only if `read_all`. `hashed` maps a file to its hash.
+    """
+    for name, known in files.items():
+        stamp, digest = known if isinstance(known, list) else (None, known)
+        found = file_stamp(folder / name)
+        if not found or (read_all or found != stamp) and hashed(folder / name) != digest:
+            return name
+    return None
 
 
 def file_stamp(path):
@@ -95,10 +133,5 @@ def has_same_stamps(folder, known):
 
 
 def has_same_content(folder, known, read_all=False):
-    """Whether all files of `known` (see fingerprints) exist with the same content.
-
-    Only files with a changed stamp are read, unless `read_all`.
-    """
-    return all(not read_all and file_stamp(folder / name) == stamp
-               or file_stamp(folder / name) and sha256(folder / name) == digest
-               for name, (stamp, digest) in known.items())
+    """Whether all files of `known` exist with the same content, see changed_file."""
+    return changed_file(folder, known, read_all) is None

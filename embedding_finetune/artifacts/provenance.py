@@ -11,16 +11,17 @@ They hold everything that changes the artifact, and nothing else: no titles, not
 import json
 import re
 
+MODEL = {"config", "revision"}  # a model, see encoder_config.model_identity
 GROUPS = ("config", "recipe", "revision", "settings")  # left out of a reason: the names in them speak for themselves
-DIGEST = re.compile(r"[0-9a-f]{32,64}")
+DIGEST = re.compile("[0-9a-f]{32}|[0-9a-f]{64}")  # not shown, unlike commits
 
 
 def stale_reason(recorded, current):
     """The first input that differs, such as "data" or "num_negatives: 10, now 50"; None if the artifact is current.
 
     `recorded` are the inputs in an artifact's record (None without one), `current` those that it would have now. A name
-    that the record lacks counts as equal at the top level and in a `config`, since earlier versions recorded fewer of
-    them; in other dicts it was not set. A name that only the record has is a difference everywhere.
+    that the record lacks counts as equal at the top level, in a model and in its `config`, since earlier versions
+    recorded fewer of them; in other dicts it was not set. A name that only the record has is a difference everywhere.
     """
     if recorded is None:
         return "no record"
@@ -36,8 +37,8 @@ def _difference(path, then, now):
         return None
     if not (isinstance(then, dict) and isinstance(now, dict)):
         return _reason(path, then, now)
-    partial = not path or path[-1] == "config"
-    names = (name for name in {**now, **then} if name in then or not partial)
+    may_lack = not path or path[-1] == "config" or now.keys() == MODEL
+    names = (name for name in {**now, **then} if name in then or not may_lack)
     return next(filter(None, (_difference((*path, name), then.get(name), now.get(name)) for name in names)), None)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import os
 import shutil
 import sys
@@ -42,20 +43,25 @@ def remove_checkpoint(folder):
 
 
 @contextlib.contextmanager
-def staged_dir(folder, what="model"):
-    """Context manager: yields a staging path whose content moves into `folder` at the end of the block.
+def staged_dir(folder, what="model", replace=False):
+    """Context manager: yields a staging folder whose content moves into `folder` at the end of the block.
 
-    The weights move last, so a folder without weights is unfinished. Raises UserError when the disk is full.
+    Its manifest is written before. With `replace`, the staging folder exists and takes the place of `folder` as a
+    whole. Otherwise the block makes it, the other files of `folder` stay, and the weights move last, so that a folder
+    without weights is unfinished. Raises UserError when the disk is full.
     """
-    partial = folder / ".export.partial"
+    partial = folder.with_name(f"{folder.name}.partial") if replace else folder / ".export.partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)
+        if replace:
+            partial.mkdir(parents=True)
         yield partial
         write_manifest(partial)
-        for file in sorted(partial.iterdir(), key=lambda file: file.suffix == ".safetensors"):
-            if (folder / file.name).is_dir():
-                shutil.rmtree(folder / file.name)
-            os.replace(file, folder / file.name)
+        if replace:
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+        else:
+            _move_files(partial, folder)
     except Exception as error:
         if isinstance(error, UserError) or not is_disk_error(error):
             raise
@@ -65,14 +71,25 @@ def staged_dir(folder, what="model"):
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _move_files(partial, folder):
+    for file in sorted(partial.iterdir(), key=lambda file: file.suffix == ".safetensors"):
+        if (folder / file.name).is_dir():
+            shutil.rmtree(folder / file.name)
+        os.replace(file, folder / file.name)
+
+
 @contextlib.contextmanager
-def try_lock(folder):
-    """Hold the folder's lock; raises UserError if another training holds it. The lock ends with the process."""
+def lock(folder, wait=True):
+    """Context manager: holds the lock of a folder, which ends with the process.
+
+    It works across processes of this machine and of others that share the disk. With `wait`, other processes are waited
+    for; otherwise raises UserError, which names the process, if one holds the lock.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+", encoding="utf-8") as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except (BlockingIOError, PermissionError):
             file.seek(0)
             raise UserError(f"another training (process {file.read().strip() or 'unknown'}) is writing to {folder}: "
                             "wait for it, end it, or choose another --output_dir") from None
@@ -82,10 +99,4 @@ def try_lock(folder):
         yield
 
 
-@contextlib.contextmanager
-def lock(folder):
-    """Hold the folder's lock, waiting for other processes on this machine or on a shared disk to release it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".turn", "a", encoding="utf-8") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
+try_lock = functools.partial(lock, wait=False)

@@ -131,7 +131,7 @@ def card(settings, label, to, rows, row):
     trained_label = made_of.get("use", {}).get("label", label)
     record = read_json(settings.paths.model(trained_label) / TRAINED) or {}
     made = {name: public(value) for name, value in (record.get("settings", {}) | record.get("recipe", {})).items()}
-    base, data = made.get("BASE_MODEL", "?"), settings.dataset
+    base, data = made.get("BASE_MODEL", "?"), row["dataset"]
     base = {"bundled": BUNDLED}.get(base, base)
     base_on_hub, hub_data = split_revision(base)[0], MSMARCO if data == "msmarco" else None
     if data not in DATA_NOTES and public(data) == data:

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from embedding_finetune.data.collection import BEIR_FILES, Collection, read_collection
-from embedding_finetune.data.documents.chunker import chunk_tokens
+from embedding_finetune.data.documents.chunker import passage_size
 from embedding_finetune.data.normalize import clean_text, normalize, passage_id, query_id
 from embedding_finetune.data.readers import READERS, reader
 from embedding_finetune.data.readers.docstrings import read_docstrings
@@ -106,7 +106,7 @@ def source_of(settings):
     for key, name in (("revision", _hub_name(settings.dataset)), ("corpus_revision", _hub_name(settings.corpus))):
         hashes[key] = revision_read(name) if name else None
     if _reads_documents(settings):
-        hashes["passages"] = f"{chunk_tokens(settings)} tokens of {settings.base_model}"
+        hashes["passages"] = passage_size(settings)
     return ({package: importlib.metadata.version(package) for package in packages}
             | {name: value for name, value in hashes.items() if value})
 

@@ -5,7 +5,7 @@ In a folder:
     corpus.jsonl       passages: `_id` (and `id`, the same), `title` (empty), `text`, `source` if known
     queries.jsonl      queries: `_id`, `text`
     qrels/SPLIT.tsv    judgements of a split's queries: query-id, corpus-id, score; SPLIT is train, dev or test
-    dataset.json       (of an experiment) the settings and sources that made the files, and a hash of each
+    dataset.json       (of an experiment) the record of the files: settings and sources, and a hash of each file
 
 For tools that read other formats, `eval_dataset.json` and `qrels.trec` hold the test split. (Layout: Thakur et al.,
 "BEIR", NeurIPS 2021 Datasets and Benchmarks.)
@@ -16,7 +16,8 @@ from itertools import chain
 
 import numpy as np
 
-from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
+from embedding_finetune.artifacts.manifest import file_hashes, read_record, write_record
+from embedding_finetune.artifacts.provenance import stale_reason
 from embedding_finetune.data.normalize import clean_text, passage_id
 from embedding_finetune.deprecation import rename_settings
 from embedding_finetune.files import (
@@ -26,7 +27,6 @@ from embedding_finetune.files import (
     iter_jsonl,
     may_overwrite,
     read_lines,
-    sha256,
     write_jsonl,
 )
 from embedding_finetune.settings import DATA, TABLE
@@ -34,6 +34,7 @@ from embedding_finetune.settings import DATA, TABLE
 SPLITS = ("train", "dev", "test")
 REVISIONS = ("revision", "corpus_revision")  # of Hub datasets; records of earlier versions have none
 BEIR_FILES = ("corpus.jsonl", "queries.jsonl")  # a folder with these files is in BEIR layout
+FILES = (*BEIR_FILES, *(f"qrels/{part}.tsv" for part in SPLITS))
 MADE_BY = "build_train_dataset.ipynb"
 
 
@@ -166,30 +167,29 @@ def write_data(settings, collection, source):
     Raises UserError when DATA_DIR holds data of other settings or sources, since models trained on them could no longer
     be evaluated; OVERWRITE=1 replaces the data.
     """
-    folder, current = settings.paths.data, settings.as_dict(DATA) | source
-    made_with = _record(settings)
-    difference = _difference(made_with, current) if made_with else ""
-    if difference and not may_overwrite():
-        raise UserError(f"{folder} holds the data of other settings ({difference}); choose another DATA_DIR, or set "
-                        "OVERWRITE=1 to replace them")
+    folder, record = settings.paths.data, _record(settings)
+    inputs = {"settings": settings.as_dict(DATA), **source}
+    if record and not may_overwrite():
+        unknown = {name: record["inputs"][name] for name in REVISIONS if name in record["inputs"]}  # such as offline
+        if difference := stale_reason(record["inputs"], unknown | inputs):
+            raise UserError(f"{folder} holds the data of other settings ({difference}); choose another DATA_DIR, or "
+                            "set OVERWRITE=1 to replace them")
     write_collection(folder, collection)
-    write_checksummed(folder / "dataset.json", {"made_with": current, "files": _hashes(folder),
-                                                "parts_given": list(collection.predefined)})
+    write_record(settings.paths.dataset_record, inputs, FILES, predefined=list(collection.predefined))
 
 
 def read_data(settings):
     """The experiment's collection; raises UserError when it is missing, was made with other settings, or changed."""
-    folder, recorded = settings.paths.data, _record(settings)
-    if recorded is None:
-        what = "is damaged" if (folder / "dataset.json").exists() else "does not exist"
-        raise UserError(f"{folder / 'dataset.json'} {what}: it is made by {MADE_BY}")
-    difference = _difference(recorded, settings.as_dict(DATA))
-    if difference:
+    folder, record = settings.paths.data, _record(settings)
+    if record is None:
+        what = "is damaged" if settings.paths.dataset_record.exists() else "does not exist"
+        raise UserError(f"{settings.paths.dataset_record} {what}: it is made by {MADE_BY}")
+    if difference := stale_reason(record["inputs"], record["inputs"] | {"settings": settings.as_dict(DATA)}):
         raise UserError(f"{folder} was made with other settings ({difference}): run {MADE_BY} again, or set the "
                         "settings back")
-    if recorded.get("files") != _hashes(folder):
+    if record["files"] != file_hashes(folder, FILES):
         raise UserError(f"the files in {folder} are not those that {MADE_BY} wrote: run it again")
-    return replace(read_collection(folder, MADE_BY), predefined=tuple(recorded.get("parts_given", ())))
+    return replace(read_collection(folder, MADE_BY), predefined=tuple(record["predefined"]))
 
 
 def data_identity(settings):
@@ -198,25 +198,21 @@ def data_identity(settings):
 
 
 def _record(settings):
-    """The content of dataset.json, None if it is missing or damaged.
-
-    Names of settings of earlier versions are translated; the first version recorded the settings only.
-    """
-    record = read_checksummed(settings.paths.dataset_record, having={})
-    return record and record | {"made_with": rename_settings(record.get("made_with", {}))}
-
-
-def _hashes(folder):
-    names = [*BEIR_FILES, *(f"qrels/{part}.tsv" for part in SPLITS)]
-    return {name: sha256(folder / name) for name in names if (folder / name).is_file()}
+    """The record of the collection, None if it is missing or damaged; settings that it lacks have their defaults."""
+    record = read_record(settings.paths.dataset_record, _from_earlier_version)
+    default = {name: row.default for name, row in TABLE.items() if row.default is not MISSING
+               and row.metadata["changes"] == DATA}
+    if record:
+        record["inputs"]["settings"] = default | record["inputs"]["settings"]
+    return record
 
 
-def _difference(recorded, current):
-    # The record may be older than some settings; the first version wrote no made_with at all.
-    defaults = {name: row.default for name, row in TABLE.items() if row.default is not MISSING}
-    made_with = defaults | recorded.get("made_with", {})
-    return ", ".join(f"{name}={made_with.get(name)}, now {value}" for name, value in current.items()
-                     if made_with.get(name) != value and (name in made_with or name not in REVISIONS))
+def _from_earlier_version(record):
+    """The record of an earlier version in today's form; the first version recorded the hashes of the files alone."""
+    inputs = rename_settings(record.get("made_with", {}))
+    values = {name: inputs.pop(name) for name in list(inputs) if name in TABLE}
+    return {"inputs": {"settings": values, **inputs}, "files": record.get("files"),
+            "predefined": record.get("parts_given", ())}
 
 
 def write_test_files(settings, collection, query_prompt):

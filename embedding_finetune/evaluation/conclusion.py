@@ -68,7 +68,7 @@ def costs(settings, collection, rows):
     """
     test, by_label, table = collection.split("test"), {row["label"]: row for row in rows}, {}
     queries, passages = list(test.queries.values())[:TIMED_QUERIES + 1], list(test.corpus.values())[:TIMED_PASSAGES + 1]
-    retriever = make_retriever("bm25", settings.bm25_language).index(test.corpus)
+    retriever = make_retriever("bm25", settings).index(test.corpus)
     bm25 = _seconds(lambda texts: retriever.search(dict(enumerate(texts))), queries)
     for label in dict.fromkeys(["bm25", *(row["label"] for row in finalists(rows) if row)]):
         row, line = by_label.get(label, {}), table.setdefault(label, {})

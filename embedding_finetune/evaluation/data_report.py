@@ -151,7 +151,7 @@ def _baseline_check(settings, config, collection, rng):
     unjudged = [passage for passage in collection.corpus if passage not in judged]
     chosen = judged | set(_sample(unjudged, max(0, CHECK_PASSAGES - len(judged)), rng))
     corpus = {passage: text for passage, text in collection.corpus.items() if passage in chosen}
-    bm25 = make_retriever("bm25", settings.bm25_language).index(corpus)
+    bm25 = make_retriever("bm25", settings).index(corpus)
     base = Dense(make_encoder(settings, config)).index(corpus)
     values = {label: per_query(dev.qrels, retriever.search(dev.queries))
               for label, retriever in (("bm25", bm25), ("base", base))}

@@ -59,7 +59,7 @@ def evaluate_retriever(settings, collection, system):
             encoder.encode_passage_tokens(collection.corpus.values())
         retriever, about = Dense(encoder), model_metadata(settings, encoder.config)
     else:
-        retriever = make_retriever(system.retriever, settings.bm25_language)
+        retriever = make_retriever(system.retriever, settings)
         about = {"model": retriever.description}
     test = collection.split("test")
     retriever.index(test.corpus)

@@ -2,19 +2,20 @@
 
 import ir_measures
 import pandas as pd
-from ir_measures import RR, R, nDCG
+from ir_measures import RR, R, Success, nDCG
 
 from embedding_finetune.retrieval.fusion import weighted_sum_fusion
 from embedding_finetune.settings import SELECTION_METRIC
 
-MEASURES = {"recall@1": R @ 1, "recall@10": R @ 10, "recall@100": R @ 100, "mrr@10": RR @ 10, "ndcg@10": nDCG @ 10}
+MEASURES = {"recall@1": R @ 1, "recall@10": R @ 10, "recall@100": R @ 100, "mrr@10": RR @ 10, "ndcg@10": nDCG @ 10,
+            "hit@1": Success @ 1, "hit@5": Success @ 5, "hit@10": Success @ 10}
 WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))  # of BM25, added to a cosine
 
 
 def per_query(qrels, run):
-    """All metrics per judged query: a DataFrame with query ids as index and `recall@1` .. `ndcg@10` as columns.
+    """All metrics per judged query: a DataFrame with query ids as index and `recall@1` .. `hit@10` as columns.
 
-    recall@k: share of the query's positives (grade above 0) in the top k; mrr@10: 1 / rank of the first positive, 0
+    recall@k: share of the query's positives (grade above 0) in the top k; hit@k: 1 if there is one, else 0; mrr@10: 1 / rank of the first positive, 0
     beyond rank 10; ndcg@10: sum of the grades in the top 10, discounted by log2(rank + 1), divided by the ideal sum.
     Queries missing from the run score 0.
     """

@@ -1,12 +1,11 @@
 """On-disk caches of text vectors and token vectors.
 
-Each encoder configuration has its own folder. Its files hold pairs of (text hash, vector) and are written while
-encoding proceeds, so an interrupted evaluation resumes and a grown corpus costs only its new texts. A file is named by
-the hash of its content, which reveals damage. Nothing is overwritten or evicted; `make clean-cache` removes everything.
+Each encoder configuration has its own folder. Its files (see artifacts.blocks) hold pairs of (text hash, vector) and
+are written while encoding proceeds, so an interrupted evaluation resumes and a grown corpus costs only its new texts.
+Nothing is overwritten or evicted; `make clean-cache` removes everything.
 """
 
 import hashlib
-import io
 import json
 import shutil
 import sys
@@ -15,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
-from embedding_finetune.files import UserError, atomic_write, reading, sha256, write_json
+from embedding_finetune.artifacts.blocks import block_hash, read_block, write_block
+from embedding_finetune.artifacts.manifest import changed_file, read_record, write_record
+from embedding_finetune.files import UserError, atomic_write, write_json
 
 
 def text_hash(text):
@@ -28,7 +28,7 @@ class EmbeddingCache:
     """Cache of text vectors; `identity` holds everything a vector depends on except the text."""
 
     def __init__(self, folder, identity):
-        self.folder = Path(folder) / _hash(json.dumps(identity, sort_keys=True).encode())
+        self.folder = Path(folder) / block_hash(json.dumps(identity, sort_keys=True).encode())
         self.identity = identity
         self._keys = {}  # name of a file that was read or written here -> its text hashes
 
@@ -42,28 +42,18 @@ class EmbeddingCache:
             known = self._keys.get(path.name)
             if wanted is not None and known is not None and wanted.isdisjoint(known.tolist()):
                 continue
-            with reading(path):
-                content = path.read_bytes() if path.is_file() else b""
-            if _hash(content) != path.stem:
-                print(f"{path} is damaged: removed, its vectors will be computed again", file=sys.stderr)
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-                continue
-            rows = np.load(io.BytesIO(content))
-            self._keys[path.name] = rows["key"].copy()  # a view would keep the vectors in memory
-            yield rows["key"].tolist(), rows["vector"]
+            rows = read_block(path, "its vectors will be computed again")
+            if rows is not None:
+                self._keys[path.name] = rows["key"].copy()  # a view would keep the vectors in memory
+                yield rows["key"].tolist(), rows["vector"]
 
     def write(self, keys, vectors):
         """Store float32 vectors (texts, dimensions) under the hashes of their texts in a new file."""
         rows = np.empty(len(keys), dtype=[("key", "V16"), ("vector", np.float32, vectors.shape[1:])])
         rows["key"], rows["vector"] = np.array(keys, dtype="V16"), vectors
-        content = io.BytesIO()
-        np.save(content, rows)
         if not (self.folder / "identity.json").exists():  # not read by the program
             write_json(self.folder / "identity.json", self.identity)
-        path = self.folder / f"{_hash(content.getbuffer())}.npy"
-        with atomic_write(path, "wb") as file:
-            file.write(content.getbuffer())
-        self._keys[path.name] = rows["key"].copy()
+        self._keys[write_block(self.folder, rows).name] = rows["key"].copy()
 
 
 STORED = ("vectors.raw", "starts.npy")  # files of a TokenEmbeddingStore
@@ -86,14 +76,13 @@ class TokenEmbeddingStore:
 
     def complete(self):
         """Whether all files exist and match their hashes; damage is reported."""
-        written = self._written()
-        if not written:  # identity.json is written last
+        record = self._record()
+        if record is None:  # it is written last
             return False
-        whole = all((self.folder / name).is_file() and sha256(self.folder / name) == written.get(name)
-                    for name in STORED)
-        if not whole:
+        damaged = changed_file(self.folder, record["files"])
+        if damaged:
             print(f"{self.folder} is damaged: its vectors will be computed again", file=sys.stderr)
-        return whole
+        return not damaged
 
     def write(self, chunks):
         """Store `chunks`, lists with one float16 array (tokens, dimensions) per text.
@@ -110,11 +99,10 @@ class TokenEmbeddingStore:
                 self._check_space(file.tell() * (self.identity["texts"] / len(sizes) - 1))
         with atomic_write(self.folder / "starts.npy", "wb") as file:
             np.save(file, np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
-        hashes = {name: sha256(self.folder / name) for name in STORED}
-        write_checksummed(self.folder / "identity.json", self.identity | {"shape": [sum(sizes), dim]} | hashes)
+        write_record(self.folder / "identity.json", self.identity, STORED, shape=[sum(sizes), dim])
 
-    def _written(self):
-        return read_checksummed(self.folder / "identity.json", having={"shape": list})
+    def _record(self):
+        return read_record(self.folder / "identity.json", _from_earlier_version)
 
     def _check_space(self, needed):
         """Raise UserError if fewer than `needed` bytes are free."""
@@ -126,11 +114,12 @@ class TokenEmbeddingStore:
 
     def read(self):
         """Memory-mapped vectors and start offsets, as returned by Encoder.encode_passage_tokens."""
-        shape = tuple(self._written()["shape"])
+        shape = tuple(self._record()["shape"])
         vectors = np.memmap(self.folder / "vectors.raw", np.float16, "r", shape=shape) if shape[0] else \
             np.empty(shape, np.float16)
         return vectors, np.load(self.folder / "starts.npy")
 
 
-def _hash(content):
-    return hashlib.sha256(content).hexdigest()[:32]
+def _from_earlier_version(record):
+    """The record of an earlier version, which had all entries at the top level, in today's form."""
+    return {"inputs": {}, "files": {name: record.get(name) for name in STORED}} | record if "shape" in record else None

@@ -37,8 +37,7 @@ NOT_IDENTITY = ("label", "title", "name", "training_data_note", "overrides", "no
 class EncoderConfig:
     """A model with its pooling, prompts and lengths.
 
-    Retrievers are identified by `identity` and the content of the model (hub.model_content): the same weights with
-    another pooling or prompt are another retriever.
+    The same weights with another pooling or prompt are another retriever (see model_identity).
     """
 
     label: str
@@ -68,7 +67,10 @@ def identity_of(used):
 
 
 def model_identity(config):
-    """What vectors of a model depend on: its EncoderConfig and the content of its files."""
+    """What identifies the model of an EncoderConfig in all records: the fields that affect vectors, and its content.
+
+    Raises UserError when the content cannot be determined (see hub.model_content).
+    """
     return {"config": config.identity, "revision": model_content(config.name)}
 
 

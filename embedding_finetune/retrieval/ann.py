@@ -21,7 +21,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from embedding_finetune.files import UserError, one_line, read_json, write_json
-from embedding_finetune.retrieval.exact_search import exact_search, inner_products
+from embedding_finetune.retrieval.exact_search import exact_search
 from embedding_finetune.settings import path_of
 
 FLAT, MILVUS = "flat", "milvus:"
@@ -87,7 +87,7 @@ class ApproximateIndex(ExactIndex):
         scores, positions = np.zeros((len(queries), depth), np.float32), np.full((len(queries), depth), -1, np.int32)
         for row, (query, places) in enumerate(zip(queries, proposed)):
             places = np.sort(places[places >= 0])
-            found = inner_products(query[None], self.vectors[places])[0]
+            found = np.einsum("d,pd->p", query, self.vectors[places])
             best = np.lexsort((tie_rank[places], -found))[:depth]
             scores[row, :len(best)], positions[row, :len(best)] = found[best], places[best]
         return scores, positions

@@ -23,15 +23,15 @@ def retriever(label):
     return register
 
 
-def make_retriever(label, language="auto"):
-    """Create the registered retriever of a label; lexical ones use `language` (see analyzer.Analyzer).
+def make_retriever(label, settings=None):
+    """Create the registered retriever of a label; lexical ones use BM25_LANGUAGE (see analyzer.Analyzer).
 
     Raises UserError when the label is unknown.
     """
     if label not in RETRIEVERS:
         raise UserError(f"RETRIEVERS={label} is unknown: it must list some of {', '.join(RETRIEVERS)}")
     found = RETRIEVERS[label]()
-    found.language = language
+    found.language = settings.bm25_language if settings else "auto"
     return found
 
 

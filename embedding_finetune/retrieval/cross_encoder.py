@@ -66,7 +66,7 @@ class CrossEncoder(Reranker):
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} holds no finished reranker: run `bash finetune_reranker.sh` first")
         record = read_checksummed(folder / "training.json", having={"settings": dict}) or {"settings": {}}
-        base = settings.reranker_model or record["settings"].get("BASE_MODEL", settings.base_model)
+        base = settings.reranker_model or record["settings"].get("BASE_MODEL", "")
         return cls(str(folder), label, settings.trusts(str(folder), base), precision=settings.reranker_precision)
 
     def build(self, texts):

@@ -13,7 +13,6 @@ PyTorch, transformers or requests to the Hugging Face Hub.
 """
 
 import contextlib
-import fcntl
 import json
 import re
 import shutil
@@ -24,13 +23,14 @@ from pathlib import Path
 import numpy as np
 
 from embedding_finetune.artifacts.manifest import (
+    changed_file,
     file_stamps,
     fingerprints,
-    has_same_content,
     has_same_stamps,
     read_checksummed,
     write_checksummed,
 )
+from embedding_finetune.artifacts.staging import lock
 from embedding_finetune.files import UserError, atomic_write, content_hash, is_disk_error, is_memory_error, one_line
 from embedding_finetune.serving.abstention import choose_threshold
 from embedding_finetune.settings import display_value
@@ -86,7 +86,7 @@ def open_index(settings, label):
     damaged = False
     for path in home.glob("*/manifest.json"):
         manifest = read_checksummed(path)
-        if is_current(settings, manifest) and has_same_stamps(path.parent, manifest.get("own", {})):
+        if is_current(settings, manifest) and has_same_stamps(path.parent, manifest["files"]):
             index = _opened_if_whole(settings, path.parent, manifest)
             if index:
                 return index
@@ -94,9 +94,7 @@ def open_index(settings, label):
     from embedding_finetune.retrieval.known_systems import find_system
     system = find_system(settings, label)
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        with open(home / ".lock", "w") as lock, contextlib.redirect_stdout(sys.stderr):  # stdout is for answers
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, then finds the index built
+        with lock(home), contextlib.redirect_stdout(sys.stderr):  # stdout is for answers
             return _found_or_built(settings, system, home, read_all=damaged)
     except Exception as error:
         if isinstance(error, UserError) or not is_disk_error(error):
@@ -107,7 +105,7 @@ def open_index(settings, label):
 def is_current(settings, manifest):
     """Whether settings and input files are those that an index was built from."""
     return (isinstance(manifest, dict) and manifest.get("inputs", {}).get("format") == FORMAT
-            and manifest["settings"] == settings.as_dict() and manifest["files"] == file_stamps(manifest["files"]))
+            and manifest["settings"] == settings.as_dict() and manifest["sources"] == file_stamps(manifest["sources"]))
 
 
 def _opened_if_whole(settings, folder, manifest):
@@ -120,7 +118,7 @@ def _opened_if_whole(settings, folder, manifest):
     except UserError:
         raise
     except Exception as error:  # numpy, faiss, bm25s and ONNX Runtime raise different errors
-        if not has_same_content(folder, manifest.get("own", {}), read_all=True):
+        if changed_file(folder, manifest["files"], read_all=True):
             return None
         raise UserError(f"cannot read {display_value(folder)}: {one_line(error)}; fix the cause (memory, permissions, "
                         "disk), or remove this folder to rebuild it") from error
@@ -137,7 +135,7 @@ def _opened(settings, folder, manifest):
             raise UserError(CHANGING.format(system.label))
         return Index(dense.folder, manifest, _combined(settings, folder, system, parameters, bm25, dense))
     if not system.has_model:
-        return Index(folder, manifest, make_retriever(system.retriever, settings.bm25_language).load(folder))
+        return Index(folder, manifest, make_retriever(system.retriever, settings).load(folder))
     from embedding_finetune.models.query_encoder import GRAPH, QueryEncoder
     from embedding_finetune.retrieval.dense import Dense
     encoder = QueryEncoder(folder) if (folder / GRAPH).exists() else _encoder(settings, system, cached=False)
@@ -168,10 +166,10 @@ def _found_or_built(settings, system, home, read_all=False):
     `read_all` verifies all files against the manifest, not only those with a new modification time.
     """
     from embedding_finetune.data.collection import read_data
-    inputs, parameters, files = _inputs(settings, system)
+    inputs, parameters, sources = _inputs(settings, system)
     collection, folder = read_data(settings), home / content_hash(inputs)[:16]
     manifest, damaged = read_checksummed(folder / "manifest.json"), folder.exists()
-    if manifest is None or not has_same_content(folder, manifest.get("own", {}), read_all):
+    if manifest is None or changed_file(folder, manifest["files"], read_all):
         why = ("it is damaged" if damaged else "model or data have changed" if any(home.glob("*/manifest.json"))
                else "there is none yet")
         print(f"building the index of {system.label}, {len(collection.corpus):,} passages: {why}", file=sys.stderr)
@@ -182,7 +180,7 @@ def _found_or_built(settings, system, home, read_all=False):
         manifest = {"label": system.label, "system": asdict(system), "parameters": parameters, "inputs": inputs,
                     "passages": len(collection.corpus), "abstention": {"threshold": None}}
         manifest |= _build(settings, system, partial, manifest, collection)
-        if file_stamps(files) != files:
+        if file_stamps(sources) != sources:
             raise UserError(CHANGING.format(system.label))
         partial.rename(folder)
         # Remove indexes of earlier models or data; a process that has one open can go on using it.
@@ -190,9 +188,9 @@ def _found_or_built(settings, system, home, read_all=False):
             if old.is_dir() and old != folder:
                 shutil.rmtree(old, ignore_errors=True)
     abstention = choose_threshold(manifest["dev"], settings.abstention_precision)
-    own = fingerprints(folder, manifest.get("own", {}))
-    own.pop("manifest.json", None)
-    manifest |= {"settings": settings.as_dict(), "files": files, "own": own, "abstention": abstention}
+    files = fingerprints(folder, manifest.get("files", {}))
+    files.pop("manifest.json", None)
+    manifest |= {"settings": settings.as_dict(), "sources": sources, "files": files, "abstention": abstention}
     write_checksummed(folder / "manifest.json", manifest)
     index = _opened_if_whole(settings, folder, manifest)
     if index is None and read_all:
@@ -206,26 +204,36 @@ def _inputs(settings, system):
     Raises UserError when a model or the result of a fused or reranked system is missing or outdated.
     """
     from embedding_finetune.evaluation.results import inputs_of, read_result, result_stale_reason
-    from embedding_finetune.hub import MODEL_FILES
-    from embedding_finetune.models.encoder_config import load_encoder_config
     from embedding_finetune.training.provenance import check_trained
     inputs = {"format": FORMAT} | inputs_of(settings, system)
     del inputs["metrics"]
-    files = [settings.paths.data / name for name in ("dataset.json", "corpus.jsonl", "queries.jsonl", "qrels/dev.tsv")]
     if not system.is_single:
         result = read_result(settings, system.label)
         if reason := result_stale_reason(settings, result):
             raise UserError(f"{system.label}: {reason}; evaluate it again")
         bm25, dense = (open_index(settings, part) for part in ("bm25", system.encoder))
         inputs |= {"parts": [bm25.folder.name, dense.folder.name], "parameters": result["parameters"]}
-        files = file_stamps([settings.paths.result(system.label)]) | bm25.manifest["files"] | dense.manifest["files"]
-        return inputs, result["parameters"], files
+        own = [settings.paths.result(system.label), *_model_files(settings, system.reranker_model)]
+        return inputs, result["parameters"], bm25.manifest["sources"] | dense.manifest["sources"] | file_stamps(own)
+    names = "dataset.json", "corpus.jsonl", "queries.jsonl", "qrels/dev.tsv"
+    sources = [settings.paths.data / name for name in names]
     if system.has_model:
         check_trained(settings, system.encoder)
-        folder = Path(load_encoder_config(settings, system.encoder).name)
-        files += [settings.model_file, *(file for file in sorted(folder.rglob("*")) if file.suffix in MODEL_FILES)]
+        sources += _model_files(settings, system.encoder)
         inputs |= {"index": settings.index}
-    return inputs, {}, file_stamps(files)
+    return inputs, {}, file_stamps(sources)
+
+
+def _model_files(settings, label):
+    """The files on this machine that the model of a label depends on; none for an empty label."""
+    from embedding_finetune.hub import MODEL_FILES
+    from embedding_finetune.models.encoder_config import load_encoder_config, pretrained
+    if not label:
+        return []
+    folder = settings.paths.model(label)
+    if label in pretrained(settings):
+        folder = Path(load_encoder_config(settings, label).name)  # of a Hub model there is no such folder
+    return [settings.model_file, *(file for file in sorted(folder.rglob("*")) if file.suffix in MODEL_FILES)]
 
 
 def _build(settings, system, folder, manifest, collection):
@@ -238,7 +246,7 @@ def _build(settings, system, folder, manifest, collection):
         make_reranker(settings, system.reranker, system.reranker_model).index(collection.corpus).save(folder)
     if system.is_single:
         retriever = (Dense(_encoder(settings, system), settings.index) if system.has_model else
-                     make_retriever(system.retriever, settings.bm25_language))
+                     make_retriever(system.retriever, settings))
         retriever.index(collection.corpus).save(folder)
         _write_passages(folder, collection)
         if system.has_model and system.runtime == "pytorch":

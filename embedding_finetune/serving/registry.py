@@ -66,7 +66,7 @@ class IndexRegistry:
         self.labels = labels(self.settings)
         for label, index in list(self.open.items()):
             if not is_current(self.settings, index.manifest):
-                files, (failed, when) = file_stamps(index.manifest["files"]), self.tried.get(label, (None, 0))
+                files, (failed, when) = file_stamps(index.manifest["sources"]), self.tried.get(label, (None, 0))
                 if files != failed or time.monotonic() > when + RECHECK_SECONDS:
                     self._load_later(label, files)
 

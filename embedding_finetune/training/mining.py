@@ -12,9 +12,9 @@ from tqdm.auto import tqdm
 from embedding_finetune.data.near_duplicates import near_duplicates
 from embedding_finetune.data.negatives import Filter, filter_candidates, interleave, select_negatives
 from embedding_finetune.files import UserError, content_hash
-from embedding_finetune.hub import check_hub, model_content
+from embedding_finetune.hub import check_hub
 from embedding_finetune.models.encoder import make_encoder
-from embedding_finetune.models.encoder_config import load_encoder_config, model_path, pretrained
+from embedding_finetune.models.encoder_config import load_encoder_config, model_identity, model_path, pretrained
 from embedding_finetune.recipes import all_recipes
 from embedding_finetune.retrieval.base import make_retriever
 from embedding_finetune.retrieval.cross_encoder import CrossEncoder
@@ -49,14 +49,13 @@ class Miner:
                             f"{self.settings.paths.output}: run `bash finetune_hard.sh {label}` first")
         return load_encoder_config(self.settings, label)
 
-    def revision(self):
-        """Identity of the models, for the record of the training file."""
-        uses = [config for config in (self.config, self.teacher) if config]
-        how = [config.identity for config in uses]
-        if self.stage and self.stage.config:  # empty for a cross-encoder
-            how.append(self.stage.config)
-        language = [self.settings.bm25_language] if "bm25" in self.recipe.candidates else []
-        return [how, *(model_content(config.name) for config in uses), self.stage and self.stage.revision, *language]
+    def inputs(self):
+        """The models, and the language of BM25, for the record of the training file."""
+        models = {"miner": self.config, "teacher": self.teacher}
+        inputs = {name: model_identity(config) for name, config in models.items() if config}
+        if self.stage:
+            inputs["teacher"] = {"config": self.stage.config, "revision": self.stage.revision}
+        return inputs | ({"bm25_language": self.settings.bm25_language} if "bm25" in self.recipe.candidates else {})
 
     def mine(self, pool):
         """Negatives of each query of a NegativeCandidates `pool`: (positions in the pool, sources).
@@ -70,7 +69,7 @@ class Miner:
               f"passages, model {self.config.title}", flush=True)
         queries, passages, found = list(train.queries.values()), content_hash(*corpus.items()), {}
         if "bm25" in recipe.candidates:  # its index is deleted before the embeddings are computed
-            bm25 = make_retriever("bm25", self.settings.bm25_language).index(corpus)
+            bm25 = make_retriever("bm25", self.settings).index(corpus)
             print(f"BM25 analyzer language: {bm25.config['language']}", flush=True)
             found["bm25"] = self._found(bm25, queries, passages, bm25.config)
             del bm25

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from embedding_finetune.files import atomic_write, reading
 from embedding_finetune.hub import ENCODER_HALF
+from embedding_finetune.models.flagembedding import unread_by_flagembedding
 
 METRICS_HEADING = "## Metrics"  # the section below it is replaced by the evaluation
 CARD = """---
@@ -59,14 +60,6 @@ model = FlagModel(PATH, pooling_method={pooling!r}, normalize_embeddings={normal
                   query_max_length={query_max_len}, passage_max_length={passage_max_len}{trust})
 scores = model.encode_queries(["a query"]) @ model.encode_corpus([{passage_prompt!r} + "a passage"]).T
 ```"""
-
-
-def unread_by_flagembedding(config, model_type):
-    """Why FlagEmbedding's FlagModel does not support a model of this EncoderConfig and type; "" if it does."""
-    reasons = {"it has only cls and mean pooling": config.pooling == "last_token",
-               "it has no Dense layers": config.dense,
-               "it loads the encoder with its decoder": model_type in ENCODER_HALF}
-    return " and ".join(reason for reason, holds in reasons.items() if holds)
 
 
 def model_card(name, config, model_type, card, curve):

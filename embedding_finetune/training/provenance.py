@@ -1,10 +1,11 @@
 """Records of what a model was trained from, written when training starts and compared with the current settings."""
 
 import contextlib
-from dataclasses import MISSING
+from dataclasses import MISSING, replace
 from pathlib import Path
 
 from embedding_finetune.artifacts.manifest import COMPILED_RECORD, read_checksummed
+from embedding_finetune.artifacts.provenance import stale_reason
 from embedding_finetune.data.collection import data_identity
 from embedding_finetune.data.row_store import read_rows, rows_identity
 from embedding_finetune.deprecation import rename_recipe, rename_settings
@@ -14,6 +15,7 @@ from embedding_finetune.models.encoder_config import (
     base_encoder_config,
     compiled_models,
     load_encoder_config,
+    model_identity,
     pretrained,
 )
 from embedding_finetune.recipes import all_recipes, find_recipe
@@ -24,30 +26,33 @@ RECORD = "training.json"
 
 
 def training_record(settings, recipe):
-    """Identity of a training: recipe, the settings that affect the weights, the base model's content and encoder
-    configuration, and the data's content; for a merge, the merged models."""
+    """Inputs of a training (see artifacts.provenance), and the label of the recipe.
+
+    They are recipe, data, training file, the model that training starts from, and the settings that affect the weights.
+    A merge has the merged model in place of the training file.
+    """
     tuned = settings.with_overrides(recipe.settings)
-    record = {"label": recipe.label, "recipe": recipe.data, "settings": tuned.as_dict(TRAINING) | {"SEED": tuned.seed},
-              "use": base_encoder_config(tuned).identity, "data": data_identity(settings)}
-    if recipe.merge:
-        return record | {"made_of": merged_from(settings, recipe)}
-    rows = read_rows([training_path(settings, recipe)], teacher=bool(recipe.teacher))
-    return record | {"training_file": rows_identity(rows),
-                     "begins_with": model_content(initial_model(tuned, recipe)[0])}
-
-
-def merged_from(settings, recipe):
-    """Identity of a merged model: both models and, if the weight is selected on dev queries, the dev sets."""
-    tuned = load_encoder_config(settings, recipe.merge)
-    record, content = read_record(Path(tuned.name)) or {}, model_content(base_encoder_config(settings).name)
-    base = record.get("settings", {}).get("BASE_MODEL")
-    if record["begins_with"] != content if "begins_with" in record else base != settings.base_model:
-        raise UserError(f"{recipe.merge} was fine-tuned from {base}, but BASE_MODEL is {settings.base_model}: set "
-                        "BASE_MODEL to the former")
-    selected_on = {}
+    config, values = base_encoder_config(tuned), tuned.as_dict(TRAINING) | {"SEED": tuned.seed}
+    record = {"label": recipe.label, "recipe": recipe.data, "settings": values, "data": data_identity(settings)}
+    if not recipe.merge:
+        rows = read_rows([training_path(settings, recipe)], teacher=bool(recipe.teacher))
+        initial = replace(config, name=initial_model(tuned, recipe)[0])
+        return record | {"training_file": rows_identity(rows), "base model": model_identity(initial)}
     if not recipe.merge_weight:
-        selected_on = {"eval_sets": settings.out_of_domain_sets, "dev_corpus": settings.dev_corpus_size}
-    return {"base": content, "tuned": model_content(tuned.name), **selected_on}
+        values["OUT_OF_DOMAIN_SETS"] = settings.out_of_domain_sets  # the weight is selected on their dev queries
+    base = model_identity(config)
+    return record | {"base model": base, "merged model": _merged_model(settings, recipe, base)}
+
+
+def _merged_model(settings, recipe, base):
+    """Identity of the model that a recipe averages with its base; raises UserError if it has another base."""
+    config = load_encoder_config(settings, recipe.merge)
+    record = read_record(Path(config.name)) or {}
+    name, revision = record.get("settings", {}).get("BASE_MODEL"), record.get("base model", {}).get("revision")
+    if revision != base["revision"] if revision else name != settings.base_model:
+        raise UserError(f"{recipe.merge} was fine-tuned from {name}, but BASE_MODEL is {settings.base_model}: set "
+                        "BASE_MODEL to the former")
+    return model_identity(config)
 
 
 def initial_model(tuned, recipe):
@@ -65,23 +70,33 @@ def initial_model(tuned, recipe):
 def read_record(folder):
     """The record of a model's folder, or None. Settings that the record lacks get their defaults."""
     record = read_checksummed(folder / RECORD, having={})
+    if record is None:
+        return None
     default = {name: row.default for name, row in TABLE.items() if row.metadata["changes"] == TRAINING
                and row.default is not MISSING}
-    return record and record | {"settings": default | rename_settings(record.get("settings", {})),
-                                "recipe": rename_recipe(record.get("recipe", {}))}
+    record = {"settings": {}, "recipe": {}, "base model": {}} | _with_current_names(record)
+    return record | {"settings": default | rename_settings(record["settings"]),
+                     "recipe": rename_recipe(record["recipe"])}
+
+
+def _with_current_names(record):
+    """A record with the names of today for `use`, `begins_with` and `made_of` of earlier versions."""
+    use, merge = record.pop("use", None), record.pop("made_of", {})
+    revision = record.pop("begins_with", merge.get("base"))
+    base = ({"config": use} if use else {}) | ({"revision": revision} if revision else {})
+    if "eval_sets" in merge:
+        record["settings"] = record.get("settings", {}) | {"OUT_OF_DOMAIN_SETS": merge["eval_sets"]}
+    return {"base model": base} | record | ({"merged model": {"revision": merge["tuned"]}} if merge else {})
 
 
 def same_training(record, today):
-    """Whether two records describe the same training. Keys missing from an earlier version's record count as equal.
+    """Whether two records describe the same training, see artifacts.provenance.
 
     BASE_MODEL is only a name. It is compared only if the record lacks the content of the model.
     """
-    if record is None:
-        return False
-    then = today | record | {"use": today["use"] | record.get("use", {})}
-    if {"begins_with", "made_of"} & record.keys():
-        then["settings"] = then["settings"] | {"BASE_MODEL": today["settings"]["BASE_MODEL"]}
-    return then == today
+    if record and "revision" in record["base model"]:
+        today = today | {"settings": today["settings"] | {"BASE_MODEL": record["settings"].get("BASE_MODEL")}}
+    return stale_reason(record, today) is None
 
 
 def is_current(settings, recipe):

@@ -4,12 +4,13 @@ In DATA_DIR, next to the passages that all recipes share (see data.row_store):
 
     training_LABEL.arrow      the rows that this package's trainer reads
     training_LABEL.json       the same for FlagEmbedding, with all texts; not written with TRAINING_EXPORT=no
-    training_LABEL.made.json  what they were made of, the sources of mined negatives, and a hash of each file's content
+    training_LABEL.made.json  their record: inputs, hashes of the files, and the sources of the negatives
 """
 
 import numpy as np
 
-from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
+from embedding_finetune.artifacts.manifest import file_hashes, read_record, write_record
+from embedding_finetune.artifacts.provenance import stale_reason
 from embedding_finetune.data.collection import data_identity
 from embedding_finetune.data.leakage import check_leakage
 from embedding_finetune.data.negatives import add_predefined, negative_candidates, sample_random
@@ -38,38 +39,45 @@ def make_training_file(settings, recipe, collection, miner=None):
     Raises UserError if the train split is too small or the leakage check fails.
     """
     path, export = training_path(settings, recipe), export_path(settings, recipe)
-    record_path = path.with_suffix(".made.json")
-    made_of = {"data": data_identity(settings), "near_duplicates_together": settings.group_near_duplicates,
-               "recipe": recipe.data, "seed": settings.seed}
-    made_of |= {"models": miner.revision()} if miner else {}
-    record, written = read_checksummed(record_path, having={"sources": dict}) or {}, []
-    if _identity(record.get("made_of", {})) != made_of or record.get("files") != _hashes(path):
-        sources = _write(settings, recipe, path, negative_candidates(collection, settings.group_near_duplicates), miner)
-        record, written = {"made_of": made_of, "sources": sources, "files": _hashes(path)}, [path.name]
-    if settings.training_export and (not export.exists() or record.get("export") != sha256(export)):
+    record_path, files = path.with_suffix(".made.json"), (path.name, PASSAGES)
+    inputs = {"data": data_identity(settings), "near_duplicates_together": settings.group_near_duplicates,
+              "recipe": recipe.data, "seed": settings.seed} | (miner.inputs() if miner else {})
+    record, written = read_record(record_path, _from_earlier_version), []
+    if record and not stale_reason(record["inputs"], inputs) and record["files"] == file_hashes(path.parent, files):
+        more = {name: record[name] for name in ("sources", "export") if name in record}
+    else:
+        pool = negative_candidates(collection, settings.group_near_duplicates)
+        more, written = {"sources": _write(settings, recipe, path, pool, miner)}, [path.name]
+    if settings.training_export and (not export.exists() or more.get("export") != sha256(export)):
         write_for_flagembedding(export, read_rows([path], bool(recipe.teacher)),
                                 base_encoder_config(settings).query_prompt)
-        record, written = record | {"export": sha256(export)}, [*written, export.name]
+        more, written = more | {"export": sha256(export)}, [*written, export.name]
     if written:
         check_leakage(settings, collection, written)
-        write_checksummed(record_path, record)
-    if "export" not in record and export.exists():  # it was made from other rows
+        write_record(record_path, inputs, files, **more)
+    if "export" not in more and export.exists():  # it was made from other rows
         export.unlink()
-    return record["sources"]
+    return more["sources"]
 
 
-def _identity(made_of):
-    """`made_of` reduced to the models' identity (see mining.Miner.revision); earlier versions recorded more."""
-    if "recipe" in made_of:
-        made_of = made_of | {"recipe": rename_recipe(made_of["recipe"])}
-    if "models" not in made_of:
-        return made_of
-    configs, *contents = made_of["models"]
-    return made_of | {"models": [[*map(identity_of, configs)], *contents]}
+def _from_earlier_version(record):
+    """The record of an earlier version in today's form, or None.
 
-
-def _hashes(path):
-    return {file.name: sha256(file) for file in (path, path.with_name(PASSAGES)) if file.exists()}
+    Its `models` was a list: the configurations of the miner, if there is one, and of the teacher, if it has one; then
+    their revisions; then None if the teacher is no reranker, and the language of BM25 if it mines.
+    """
+    if not (isinstance(record.get("sources"), dict) and isinstance(record.get("made_of"), dict)):
+        return None
+    inputs = record["made_of"]
+    recipe = rename_recipe(inputs.get("recipe", {}))
+    names = [name for name, has in (("miner", recipe.get("negatives") == "mined"), ("teacher", "teacher" in recipe))
+             if has]
+    configs, *found = inputs.pop("models", [[]])
+    found = [value for value in found if value is not None]
+    inputs |= {name: {"config": identity_of(config), "revision": revision}
+               for name, config, revision in zip(names, [*configs, {}], found)}
+    inputs |= {"recipe": recipe} | dict(zip(["bm25_language"], found[len(names):]))
+    return record | {"inputs": inputs, "files": record.get("files")}
 
 
 def _write(settings, recipe, path, pool, miner):

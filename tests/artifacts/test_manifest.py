@@ -8,15 +8,19 @@ import pytest
 from embedding_finetune.artifacts.manifest import (
     MANIFEST,
     MODEL_CARD,
+    changed_file,
+    file_hashes,
     fingerprints,
     has_same_content,
     has_same_stamps,
     read_checksummed,
+    read_record,
     verify_manifest,
     write_checksummed,
     write_manifest,
+    write_record,
 )
-from embedding_finetune.files import read_json
+from embedding_finetune.files import read_json, sha256, write_json
 
 
 @pytest.fixture
@@ -55,6 +59,31 @@ def test_a_whole_record_of_another_kind_is_none(tmp_path):
     assert read_checksummed(tmp_path / "record.json", {"a": int}) == {"a": 1}
     for having in ({"a": str}, {"b": int}):
         assert read_checksummed(tmp_path / "record.json", having) is None
+
+
+def test_the_record_of_an_artifact_has_its_inputs_and_the_hashes_of_its_files(folder):
+    written = write_record(folder / "record.json", {"data": "x"}, ["weights", "none"], rows=3)
+    hashes = {"weights": sha256(folder / "weights")}
+    assert written == read_record(folder / "record.json") == {"inputs": {"data": "x"}, "files": hashes, "rows": 3}
+    assert changed_file(folder, written["files"]) is None and file_hashes(folder, ["deeper"]) == {}
+    (folder / "weights").write_text("WEIGHTS")
+    assert changed_file(folder, written["files"]) == "weights"
+    (folder / "record.json").write_text((folder / "record.json").read_text().replace('"x"', '"y"'))
+    assert read_record(folder / "record.json") is read_record(folder / "none.json") is None
+
+
+def test_a_record_of_an_earlier_form_is_translated_and_one_without_a_checksum_is_no_new_one(tmp_path):
+    def earlier(record):
+        return {"inputs": record["made_of"]}
+
+    path = tmp_path / "record.json"
+    for write in (write_json, write_checksummed):
+        write(path, {"made_of": 1})
+        assert read_record(path) is None and read_record(path, earlier) == {"inputs": 1}
+    write_json(path, {"inputs": 1, "made_of": 2})
+    assert read_record(path, earlier) is None
+    write_record(path, {"data": "x"})
+    assert read_record(path, earlier) == {"inputs": {"data": "x"}, "files": {}}
 
 
 def test_a_folder_with_a_manifest_names_its_first_damaged_file(folder):

@@ -29,10 +29,16 @@ def changed(*path, value):
     (["base model", "revision", "model.safetensors"], content_hash(2), "model.safetensors of base model"),
     (["base model", "revision"], "1f" * 20, "base model"),
     (["files"], ["a"], "files"),
+    (["files"], "1f" * 20, "files"),
     (["data"], None, "data"),
 ])
 def test_the_first_difference_is_named(path, value, reason):
     assert stale_reason(INPUTS, changed(*path, value=value)) == reason
+
+
+def test_commits_are_shown():
+    old, new = ({"base model": {"config": {}, "revision": commit * 40}} for commit in "ab")
+    assert stale_reason(old, new) == f"base model: {'a' * 40}, now {'b' * 40}"
 
 
 def test_several_differences_give_the_first():
@@ -48,10 +54,10 @@ def test_equal_inputs_are_current_also_as_read_back():
 
 
 def test_what_an_earlier_version_did_not_record_counts_as_equal():
-    for path in (["data"], ["settings"], ["base model"], ["base model", "config", "normalize"]):
+    for path in (["data"], ["settings"], ["base model"], ["base model", "config", "normalize"],
+                 ["base model", "revision"]):
         assert stale_reason(changed(*path, value=None), INPUTS) is None
-    for path in (["settings", "SEED"], ["recipe", "negatives"], ["base model", "config"],
-                 ["base model", "revision", "model.safetensors"]):
+    for path in (["settings", "SEED"], ["recipe", "negatives"], ["base model", "revision", "model.safetensors"]):
         assert stale_reason(changed(*path, value=None), INPUTS) is not None
 
 

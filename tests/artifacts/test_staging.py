@@ -97,6 +97,21 @@ def test_a_finished_model_carries_the_hashes_of_its_files(tmp_path):
         model_content(str(tmp_path / "model"))
 
 
+def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "model"
+    for text in ("old", "new"):
+        with staged_dir(folder, replace=True) as partial:
+            (partial / text).write_text(text)
+            assert not (folder / "new").exists()
+        assert {path.name for path in folder.iterdir()} == {text, MANIFEST} and verify_manifest(folder) is None
+    for error in (KeyError("a bug"), UserError("no"), OSError(28, "No space left")):
+        with pytest.raises(UserError if isinstance(error, OSError) else type(error)):
+            with staged_dir(folder, replace=True) as partial:
+                (partial / "newer").touch()
+                raise error
+        assert {path.name for path in folder.iterdir()} == {"new", MANIFEST} and list(tmp_path.iterdir()) == [folder]
+
+
 def test_only_one_process_at_a_time_is_in_a_folder(tmp_path):
     code = ("import sys, pathlib\n"
             "from embedding_finetune.artifacts.staging import try_lock\n"

@@ -95,7 +95,8 @@ def explored(check, strategy, cases, examples=()):
 
 def trials(bench, cases):
     """A trial for each target, with its share of the cases."""
-    from .own_targets import TARGETS  # those of `targets`, and its own
+    from . import own_targets  # noqa: F401, which adds its targets
+    from .targets import TARGETS
     total = sum(target.weight for target in TARGETS)
     for target in TARGETS:
         if target.state in bench.laboratory.kept():

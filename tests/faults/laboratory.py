@@ -30,7 +30,7 @@ NAMES = {OPEN: "open", WRITE: "write", FSYNC: "fsync", RENAME: "rename", UNLINK:
 DONE, REFUSED, RAISED, KILLED, HUNG = "done", "refused", "raised", "killed", "hung"
 LEFTOVER = re.compile(r"\.(lock|turn)$|\.partial$|^\.tmp|^\.cache$")  # of a process that was killed; nothing reads it
 VARYING = ("finished", "ms_per_query", "ms", "exact_ms", "p99_ms", "exact_p99_ms", "passages_per_second", "memory_gb",
-           "files", "own", "seal", "train_runtime", "train_samples_per_second", "train_steps_per_second", "seconds",
+           "files", "sources", "seal", "train_runtime", "train_samples_per_second", "train_steps_per_second", "seconds",
            "encode_seconds")
 PATIENCE = 120  # seconds, after which a trial hangs
 

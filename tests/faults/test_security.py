@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from embedding_finetune.artifacts.blocks import block_hash
 from embedding_finetune.artifacts.manifest import MANIFEST, write_manifest
 from embedding_finetune.files import UserError
-from embedding_finetune.models.embedding_cache import EmbeddingCache, _hash
+from embedding_finetune.models.embedding_cache import EmbeddingCache
 from embedding_finetune.models.modeling import load_encoder
 from embedding_finetune.serving.index import open_index
 from embedding_finetune.training import worker
@@ -80,7 +81,7 @@ def test_a_cache_runs_nothing(tmp_path):
     cache.write([b"k" * 16], np.ones((1, 2), np.float32))
     plant(cache.folder / "x.npy", tmp_path / "trap")
     content = (cache.folder / "x.npy").read_bytes()
-    (cache.folder / "x.npy").rename(cache.folder / f"{_hash(content)}.npy")
+    (cache.folder / "x.npy").rename(cache.folder / f"{block_hash(content)}.npy")
     with pytest.raises(ValueError, match="allow_pickle=False"):
         list(cache.read())
     assert not (tmp_path / "trap").exists()

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from embedding_finetune.artifacts.manifest import read_record, write_checksummed
 from embedding_finetune.files import UserError
-from embedding_finetune.models.embedding_cache import EmbeddingCache, text_hash
+from embedding_finetune.models.embedding_cache import STORED, EmbeddingCache, TokenEmbeddingStore, text_hash
 
 KEYS = [text_hash("one"), bytes(16), b"\1" * 15 + b"\0"]  # a key may end in zero bytes
 VECTORS = np.random.default_rng(0).standard_normal((3, 5), dtype=np.float32)
@@ -69,3 +70,27 @@ def test_a_write_that_fails_leaves_nothing(cache, monkeypatch):
 
 def test_surrogates_and_near_texts_have_keys_of_their_own():
     assert len({text_hash(text) for text in ("a", "a ", "A", "\ud800", "", "á", "a\u0301")}) == 7
+
+
+def token_store(folder):
+    store = TokenEmbeddingStore(folder, {"model": "m"}, ["a", "b"])
+    store.write([[np.ones((2, 3), np.float16), np.zeros((1, 3), np.float16)]])
+    return store
+
+
+def test_token_vectors_are_complete_until_a_file_is_damaged(tmp_path, capsys):
+    store = token_store(tmp_path)
+    vectors, starts = store.read()
+    assert store.complete() and vectors.shape == (3, 3) and starts.tolist() == [0, 2, 3]
+    assert not TokenEmbeddingStore(tmp_path, {"model": "m"}, ["a"]).complete()
+    (store.folder / "vectors.raw").write_bytes(b"?" * 18)
+    assert not store.complete() and f"{store.folder} is damaged" in capsys.readouterr().err
+
+
+def test_token_vectors_of_version_1_0_are_read(tmp_path):
+    store = token_store(tmp_path)
+    record = read_record(store.folder / "identity.json")
+    write_checksummed(store.folder / "identity.json", record["inputs"] | {"shape": [3, 3]} | record["files"])
+    assert store.complete() and store.read()[0].shape == (3, 3) and record["files"].keys() == set(STORED)
+    (store.folder / "starts.npy").unlink()
+    assert not store.complete()

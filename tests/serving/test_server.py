@@ -258,7 +258,7 @@ class Files:
         self.may.set()
         monkeypatch.setattr(registry, "labels", self.labels)
         monkeypatch.setattr(registry, "file_stamps", lambda _: self.now)
-        monkeypatch.setattr(registry, "is_current", lambda _, manifest: manifest["files"] == self.now)
+        monkeypatch.setattr(registry, "is_current", lambda _, manifest: manifest["sources"] == self.now)
         monkeypatch.setattr(registry, "open_index", self.opened)
 
     def labels(self, _):
@@ -267,12 +267,12 @@ class Files:
         return ["x"]
 
     def opened(self, *_):
-        found = SimpleNamespace(manifest={"files": self.now})
+        found = SimpleNamespace(manifest={"sources": self.now})
         self.begun.set()
         assert self.may.wait(10)
         if self.refused == "open":
             raise UserError("the disk is full")
-        self.log.append(found.manifest["files"])
+        self.log.append(found.manifest["sources"])
         return found
 
 
@@ -294,7 +294,7 @@ def test_what_changes_while_it_is_opened_is_opened_again(monkeypatch):
     shelf.refresh()  # while 2 is being opened
     files.may.set()
     looked(shelf, 2)
-    assert files.log[-1] == 3 and shelf.get("").manifest["files"] == 3
+    assert files.log[-1] == 3 and shelf.get("").manifest["sources"] == 3
     for files.now in (2, 3):  # back to what was there before
         looked(shelf, 2)
         assert files.log[-1] == files.now
@@ -319,7 +319,7 @@ def test_what_cannot_be_opened_is_tried_again_when_it_changes_and_later(monkeypa
     shelf, files.now, files.refused = registry.IndexRegistry(None, "x"), 2, "open"
     monkeypatch.setattr(registry.log, "warning", lambda *words: asked.append(words))
     looked(shelf, 3)
-    assert len(asked) == 1 and shelf.get("").manifest["files"] == 1  # the old one goes on
+    assert len(asked) == 1 and shelf.get("").manifest["sources"] == 1  # the old one goes on
     files.now = 3
     looked(shelf, 3)
     assert len(asked) == 2

@@ -157,7 +157,7 @@ def test_whole_numbers_are_taken_over_as_they_are():
 
 
 def test_of_two_that_merge_at_once_the_second_waits(tuned, monkeypatch):
-    turn = f"import fcntl; fcntl.lockf(open({str(tuned.output_dir / '.turn')!r}, 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    turn = f"import fcntl; fcntl.lockf(open({str(tuned.output_dir / '.lock')!r}, 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
 
     def merge(*_):
         raise UserError(subprocess.run([sys.executable, "-c", turn], capture_output=True, text=True).stderr)

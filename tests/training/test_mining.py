@@ -6,16 +6,18 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from earlier import earlier_record
 from tiny import tiny_bert, tiny_pairs, tiny_texts
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertForSequenceClassification, BertTokenizer
 
-from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
-from embedding_finetune.data.collection import Collection, read_data
+from embedding_finetune.artifacts.manifest import write_checksummed
+from embedding_finetune.data.collection import Collection, data_identity, read_data
 from embedding_finetune.data.near_duplicates import near_duplicates
 from embedding_finetune.data.negatives import negative_candidates
 from embedding_finetune.data.normalize import normalize
-from embedding_finetune.data.row_store import read_rows
-from embedding_finetune.files import UserError
+from embedding_finetune.data.row_store import PASSAGES, read_rows
+from embedding_finetune.files import UserError, sha256
+from embedding_finetune.hub import model_content
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.recipes import find_recipe
@@ -26,7 +28,7 @@ from embedding_finetune.retrieval.rerankers import make_reranker
 from embedding_finetune.training import training_data as rows_module
 from embedding_finetune.training.export import export
 from embedding_finetune.training.mining import Miner
-from embedding_finetune.training.training_data import make_training_file, training_path, training_rows
+from embedding_finetune.training.training_data import export_path, make_training_file, training_path, training_rows
 
 
 def recipe_of(settings, label="hard", **changes):
@@ -107,9 +109,9 @@ def test_bm25_mines_in_the_language_of_the_setting(built, capsys):
     recipe, german = recipe_of(built), dataclasses.replace(built, bm25_language="de")
     Miner(german, recipe).mine(negative_candidates(read_data(built)))
     assert "BM25 analyzer language: de (All scripts)" in capsys.readouterr().out
-    assert Miner(german, recipe).revision() != Miner(built, recipe).revision()
+    assert Miner(german, recipe).inputs() != Miner(built, recipe).inputs()
     alone = recipe_of(built, candidates=["model"])
-    assert Miner(german, alone).revision() == Miner(built, alone).revision()
+    assert Miner(german, alone).inputs() == Miner(built, alone).inputs()
 
 
 def test_nothing_of_the_test_and_dev_part_is_used(built):
@@ -159,7 +161,7 @@ def test_a_file_is_mined_anew_when_models_recipe_or_data_change_and_only_then(bu
 
 
 def test_what_is_only_said_of_a_model_is_no_reason_to_mine_anew(built, tmp_path, monkeypatch):
-    """The name of MODEL_FILE, a title, a note: those of today, and those that records of earlier versions have."""
+    """The name of MODEL_FILE, a title, a note."""
     recipe, mine, mined = recipe_of(built, "hard_kd"), Miner.mine, []
     monkeypatch.setattr(Miner, "mine", lambda self, train: mined.append(None) or mine(self, train))
     models = tmp_path / "models.toml"
@@ -169,17 +171,30 @@ def test_what_is_only_said_of_a_model_is_no_reason_to_mine_anew(built, tmp_path,
     assert f"passage_prompt from {renamed.model_file}" in load_encoder_config(renamed, "reference").note
     make(renamed, recipe)
     assert len(mined) == 1
-    path = training_path(built, recipe).with_suffix(".made.json")
-    record = read_checksummed(path, having={"made_of": dict})
-    how = record["made_of"]["models"][0]
-    how[:] = [used | {"label": "reference", "title": "", "name": "", "seen": "unknown", "differs": "", "note": "of old"}
-              for used in how]
-    write_checksummed(path, record)
-    make(renamed, recipe)
-    assert len(how) == 2 and len(mined) == 1
     renamed.model_file.write_text(renamed.model_file.read_text().replace("text: ", "page: "))
     make(renamed, recipe)
     assert len(mined) == 2
+
+
+@pytest.mark.parametrize("teacher, name", [("reference", "mined_rows"), ("late_reference", "rows_of_late_teacher")])
+def test_what_version_1_0_mined_is_kept(built, monkeypatch, teacher, name):
+    """Its record, also with what still earlier versions said of a model."""
+    recipe, mine, mined = recipe_of(built, "hard_kd", teacher=teacher, teacher_temperature=0.02), Miner.mine, []
+    monkeypatch.setattr(Miner, "mine", lambda self, train: mined.append(None) or mine(self, train))
+    make(built, recipe)
+    file, path = training_path(built, recipe), training_path(built, recipe).with_suffix(".made.json")
+    values = {"rows": sha256(file), "passages": sha256(file.with_name(PASSAGES)), "data": data_identity(built),
+              "export": sha256(export_path(built, recipe)), "base": model_content(built.reference_model)}
+    record = earlier_record(name, **values)
+    for said in ({}, {"label": "reference", "title": "", "name": "", "seen": "", "differs": "", "note": "of old"}):
+        configs, *others = record["made_of"]["models"]
+        models = [[config | said for config in configs], *others]
+        write_checksummed(path, record | {"made_of": record["made_of"] | {"models": models}})
+        assert make(built, recipe)[1] == record["sources"] and len(mined) == 1
+    make(dataclasses.replace(built, bm25_language="de"), recipe)
+    write_checksummed(path, record | {"made_of": record["made_of"] | {"seed": 1}})
+    make(built, recipe)
+    assert len(mined) == 3
 
 
 def test_the_same_seed_mines_the_same_file(built):
@@ -252,8 +267,8 @@ def test_a_late_teacher_is_told_by_how_it_reads_and_not_by_how_its_tokens_are_st
 
     stored = miner(token_dtype="int8", token_pool_factor=4)
     assert (stored.stage.dtype, stored.stage.merged) == ("float16", 1)
-    assert stored.revision() == miner().revision()
-    assert miner(reference_prompt="look up: ").revision() != miner().revision()
+    assert stored.inputs() == miner().inputs()
+    assert miner(reference_prompt="look up: ").inputs() != miner().inputs()
 
 
 @pytest.mark.parametrize("teacher, message", [

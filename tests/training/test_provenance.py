@@ -4,11 +4,16 @@ import dataclasses
 import shutil
 
 import pytest
+from earlier import earlier_record
+from finished import finish
 from tiny import tiny_bert, tiny_pairs, tiny_texts
 from tiny_training import changed_rows
 
+from embedding_finetune.artifacts.manifest import write_checksummed
+from embedding_finetune.data.collection import data_identity
 from embedding_finetune.data.row_store import read_rows, rows_identity
 from embedding_finetune.files import UserError, write_json
+from embedding_finetune.hub import model_content
 from embedding_finetune.recipes import find_recipe
 from embedding_finetune.settings import NOTHING, TRAINING
 from embedding_finetune.training.provenance import (
@@ -74,12 +79,43 @@ def test_what_an_earlier_version_did_not_record_counts_as_equal(trained):
     """It had fewer fields of a use, and the name of the base alone."""
     path = trained.output_dir / "neg10" / RECORD
     record = read_record(path.parent)
-    del record["begins_with"]
-    record["use"] = {name: record["use"][name] for name in ("pooling", "query_prompt", "passage_prompt")}
+    use = record.pop("base model")["config"]
+    record["use"] = {name: use[name] for name in ("pooling", "query_prompt", "passage_prompt")}
     write_json(path, record)
     assert current(trained) and not current(dataclasses.replace(trained, query_prompt="look up: "))
     write_json(path, record | {"settings": record["settings"] | {"BASE_MODEL": "another"}})
     assert not current(trained)
+
+
+def test_a_model_of_version_1_0_is_todays(trained):
+    recipe, values = find_recipe(trained, "neg10"), of_today(trained)
+    record = earlier_record("training", **values)
+    write_checksummed(trained.output_dir / "neg10" / RECORD, record)
+    assert current(trained) and read_record(trained.output_dir / "neg10") == training_record(trained, recipe)
+    assert not current(dataclasses.replace(trained, query_prompt="look up: "))
+    for changed in ({"begins_with": "another"}, {"training_file": "another"}, {"data": "another"}):
+        write_checksummed(trained.output_dir / "neg10" / RECORD, record | changed)
+        assert not current(trained)
+
+
+def test_a_merge_of_version_1_0_is_todays(trained):
+    finish(trained)
+    values = of_today(trained) | {"tuned": model_content(str(trained.output_dir / "neg10"))}
+    record = earlier_record("merge", **values)
+    path = trained.output_dir / "neg10_merged" / RECORD
+    write_checksummed(path, record)
+    assert current(trained, "neg10_merged")
+    assert not current(dataclasses.replace(trained, out_of_domain_sets="another"), "neg10_merged")
+    for changed in ({"base": "another"}, {"tuned": "another"}):
+        write_checksummed(path, record | {"made_of": record["made_of"] | changed})
+        assert not current(trained, "neg10_merged")
+
+
+def of_today(settings):
+    """What the records of version 1.0 have in their places."""
+    rows = read_rows([training_path(settings, find_recipe(settings, "neg10"))])
+    return {"model": settings.base_model, "base": model_content(settings.base_model), "data": data_identity(settings),
+            "training_file": rows_identity(rows)}
 
 
 def test_a_model_of_another_recipe_training_file_or_data_is_not_todays(trained):

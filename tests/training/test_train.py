@@ -301,7 +301,7 @@ def test_a_reranker_begins_with_its_own_model_and_only_that_ones_code_is_trusted
     assert begins(pairs, reranker_model=given, trust_remote_code=given) == (given, True)
     assert begins(pairs, trust_remote_code=built.base_model) == (built.base_model, True)
     assert begins(based, trust_remote_code=built.base_model) == (other, False)
-    records = [training_record(built, recipe)["begins_with"] for recipe in (pairs, based)]
+    records = [training_record(built, recipe)["base model"]["revision"] for recipe in (pairs, based)]
     assert records == [model_content(built.base_model), model_content(other)]
 
 

@@ -178,6 +178,11 @@ def chunk_tokens(settings):
     return settings.chunk_tokens or settings.passage_max_len
 
 
+def passage_size(settings):
+    """The size of a passage in words; it identifies how documents are split."""
+    return f"{chunk_tokens(settings)} tokens of {settings.base_model}"
+
+
 def pseudo_queries(passages, seed, taken=()):
     """Rows of the titles that belong to a single section, and of a span of each passage; texts in `taken` are skipped.
 

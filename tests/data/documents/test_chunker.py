@@ -11,11 +11,11 @@ from embedding_finetune.data.cleaning import read_pairs, source_of
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.data.documents.chunker import pseudo_queries, random_span, split_documents
 from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX, WORD, normalize, word_tokens
-from embedding_finetune.evaluation.results import PSEUDO_QUERY_CAVEAT, model_metadata, save_result
+from embedding_finetune.evaluation.evaluate import evaluate_retriever
+from embedding_finetune.evaluation.results import PSEUDO_QUERY_CAVEAT
 from embedding_finetune.files import UserError
-from embedding_finetune.models.encoder import Encoder
-from embedding_finetune.models.encoder_config import load_encoder_config, model_path
-from embedding_finetune.retrieval.dense import Dense
+from embedding_finetune.models.encoder_config import model_path
+from embedding_finetune.retrieval.system import System
 from embedding_finetune.settings import Settings
 from embedding_finetune.training.train import finetune
 
@@ -276,9 +276,6 @@ def test_a_folder_of_chinese_documents_from_text_to_a_measured_model(settings, t
     kinds = Counter(query.split("-")[1] for query in collection.queries)
     assert kinds["title"] > 100 and kinds["span"] > 100
     finetune(settings, "neg10", one_process=True)
-    encoder = Encoder(load_encoder_config(settings, "neg10"), settings.encode_batch_size)
-    dense = Dense(encoder).index(collection.corpus)
-    runs = {part: dense.search(collection.split(part).queries) for part in ("test", "dev")}
-    result = save_result(settings, collection, "neg10", runs, **model_metadata(settings, encoder))
+    result = evaluate_retriever(settings, collection, System("neg10"))
     assert result["pseudo_queries"] == result["queries"] > 20
     assert PSEUDO_QUERY_CAVEAT in (settings.output_dir / "neg10" / "README.md").read_text()
