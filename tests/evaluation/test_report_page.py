@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from embedding_finetune.artifacts.manifest import write_checksummed
 from embedding_finetune.data.collection import Collection
 from embedding_finetune.evaluation import report_page as report
 from embedding_finetune.evaluation.conclusion import recommendation
+from embedding_finetune.evaluation.results import RESULT
 from embedding_finetune.evaluation.significance import add_significance
 from embedding_finetune.evaluation.tables import planned_table, verdict
-from embedding_finetune.files import UserError, write_jsonl
+from embedding_finetune.files import UserError, sha256, write_jsonl
 from embedding_finetune.retrieval.trec import write_run
 
 NASTY = "</script><script>window.hacked = 1</script><!-- <b>&amp; \u2028 caf\u00e2\x80\x99 \x00 \ud800"
@@ -47,6 +49,12 @@ def comparison_rows(labels, values, chosen, planned):
     return add_significance(rows, frames, planned, resamples=200)
 
 
+def write_result(settings, label):
+    """The part of a result that belongs to the run file as it is now."""
+    result = {name: kind() for name, kind in RESULT.items()}
+    write_checksummed(settings.paths.result(label), result | {"runs": {"test": sha256(settings.paths.run(label))}})
+
+
 @pytest.fixture
 def evidence(settings):
     """A test set with the runs of three models, a comparison and a training log, loaded."""
@@ -57,7 +65,8 @@ def evidence(settings):
     for label, run in RUNS.items():
         scored = {query: {passage: 1 / rank for rank, passage in enumerate(passages.split(), 1)}
                   for query, passages in run.items()}
-        write_run(settings.output_dir / "runs" / f"{label}.trec", scored, label)
+        write_run(settings.paths.run(label), scored, label)
+        write_result(settings, label)
     values = np.random.default_rng(0).random((3, 400, 5)) / 2
     values[1] += 0.4  # tuned is distinguishably better than the two others
     write_jsonl(settings.output_dir / "tuned" / "training_log.jsonl",
@@ -125,8 +134,11 @@ def test_training_curves_are_thinned_and_optional(evidence, settings):
     ("q1 Q0 p1 1 1.0 raw\n", "raw.trec ranks other queries than .* evaluate raw again"),
 ])
 def test_what_does_not_fit_together_is_named(evidence, settings, content, message):
-    path = settings.output_dir / "runs" / "raw.trec"
-    path.unlink() if content is None else path.write_text(content)
+    path = settings.paths.run("raw")
+    path.write_text(content or "")
+    write_result(settings, "raw")
+    if content is None:
+        path.unlink()
     collection = Collection(QUERIES, PASSAGES, {query: dict.fromkeys(JUDGED[query], 1) for query in QUERIES},
                             dict.fromkeys(QUERIES, "test"))
     with pytest.raises(UserError, match=message):
