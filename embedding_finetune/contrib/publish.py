@@ -15,7 +15,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, HfApi, ModelCardData, constants, get_token
 from huggingface_hub.utils import httpx
 
-from embedding_finetune.artifacts.manifest import COMPILED_RECORD, MANIFEST, MODEL_CARD, verify_manifest, write_manifest
+from embedding_finetune.artifacts.manifest import MANIFEST, MODEL_CARD, verify_manifest, write_manifest
 from embedding_finetune.artifacts.staging import lock
 from embedding_finetune.data.cleaning import MSMARCO
 from embedding_finetune.data.collection import read_data
@@ -29,6 +29,7 @@ from embedding_finetune.files import (
     read_json,
     write_json,
 )
+from embedding_finetune.models.encoder_config import compiled_record
 from embedding_finetune.settings import ROOT, Settings, display_value, path_of, split_revision
 from embedding_finetune.training.model_card import METRICS_HEADING
 from embedding_finetune.training.provenance import RECORD as TRAINED
@@ -126,8 +127,7 @@ def card(settings, label, to, rows, row):
     """Text of README.md: the model's own card up to its metrics, then results, comparisons and training settings."""
     source = settings.paths.model(label)
     # A compiled model has no training record: use that of the model it was made from.
-    made_of = (read_json(source / COMPILED_RECORD) or {}).get("made_of", {})
-    trained_label = made_of.get("use", {}).get("label", label)
+    trained_label = (compiled_record(source) or {}).get("label", label)
     record = read_json(settings.paths.model(trained_label) / TRAINED) or {}
     made = {name: public(value) for name, value in (record.get("settings", {}) | record.get("recipe", {})).items()}
     base, data = made.get("BASE_MODEL", "?"), settings.dataset

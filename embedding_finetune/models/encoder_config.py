@@ -12,8 +12,8 @@ import re
 import tomllib
 from dataclasses import asdict, dataclass, field
 
-from embedding_finetune.artifacts.manifest import COMPILED_RECORD, read_checksummed
-from embedding_finetune.files import UserError, read_json
+from embedding_finetune.artifacts.manifest import COMPILED_RECORD, read_checksummed, read_record
+from embedding_finetune.files import UserError
 from embedding_finetune.hub import check_hub, load, model_content, model_path, positions_of, read_model_file
 from embedding_finetune.recipes import all_recipes
 from embedding_finetune.settings import MODEL_SETTINGS, POOLINGS, display_value, split_revision
@@ -93,8 +93,7 @@ def load_encoder_config(settings, label):
     record = record or {}
     base = record.get("settings", {}).get("BASE_MODEL", settings.base_model)
     seen = f"{seen_by(base)}; fine-tuned on this data set's training part"
-    made_of = (read_json(folder / COMPILED_RECORD) or {}).get("made_of", {})
-    seen = made_of.get("use", {}).get("seen", seen)  # taken from the model it was compiled from
+    seen = (compiled_record(folder) or {}).get("training_data_note", seen)
     return _encoder_config(settings, label, display_value(folder), str(folder), ({}, {}), seen, base)
 
 
@@ -148,6 +147,22 @@ def compiled_labels(settings):
     """Labels of the compiled models in OUTPUT_DIR (see contrib.onnx_openvino)."""
     folders = (path.parent.name for path in settings.paths.output.glob(f"*/{COMPILED_RECORD}"))
     return sorted(name for name in folders if "." not in name)
+
+
+def compiled_record(folder):
+    """The record of a compiled model, or None: its inputs (form, model), and the label and training_data_note of that
+    model.
+    """
+    return read_record(folder / COMPILED_RECORD, _compiled_by_earlier_version)
+
+
+def _compiled_by_earlier_version(record):
+    inputs = record.get("made_of", {})
+    if not {"use", "content"} <= inputs.keys():
+        return None
+    use = inputs.pop("use")
+    inputs["model"] = {"config": identity_of(use), "revision": inputs.pop("content")}
+    return record | {"inputs": inputs, "label": use["label"], "training_data_note": use.get("seen", "unknown")}
 
 
 def from_registry(settings):
