@@ -228,8 +228,7 @@ def _requests(folder):
         if answer.status_code != 200:
             raise UserError(answer.text)
     paths = st.sampled_from(["/search", "/marks", "/systems", "/models", "/healthz", "/", "/openapi.json", "/../x",
-                             "//",
-                             "/docs"])
+                             "//", "/docs"])
     bodies = body.map(json.dumps).map(str.encode) | broken(b'{"query": "otter", "id": "x"}')
     return check, st.tuples(st.sampled_from(["GET", "POST", "PUT", "HEAD", "OPTIONS"]), paths | text.map("/{}".format),
                             asked, bodies, headers)
