@@ -23,7 +23,7 @@ def stale_reason(recorded, current):
     that the record lacks counts as equal at the top level, in a model and in its `config`, since earlier versions
     recorded fewer of them; in other dicts it was not set. A name that only the record has is a difference everywhere.
     """
-    if recorded is None:
+    if not isinstance(recorded, dict):
         return "no record"
     return _difference((), _as_read(recorded), _as_read(current))
 

@@ -24,7 +24,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from embedding_finetune.artifacts.manifest import COMPILED_RECORD
+from embedding_finetune.artifacts.manifest import COMPILED_RECORD, MODEL_CARD, write_record
+from embedding_finetune.artifacts.provenance import stale_reason
+from embedding_finetune.artifacts.staging import staged_dir
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.evaluate import model_metadata
 from embedding_finetune.evaluation.metrics import mean, per_query
@@ -38,15 +40,17 @@ from embedding_finetune.files import (
     content_hash,
     may_overwrite,
     one_line,
-    read_json,
-    sha256,
-    write_json,
 )
-from embedding_finetune.hub import load, model_content
+from embedding_finetune.hub import load
 from embedding_finetune.labels import COMPILED_FORMATS
 from embedding_finetune.models.compiled_model import GRAPHS, has_bf16, openvino_core
 from embedding_finetune.models.encoder import Encoder
-from embedding_finetune.models.encoder_config import compiled_models, identity_of, load_encoder_config
+from embedding_finetune.models.encoder_config import (
+    compiled_record,
+    is_compiled,
+    load_encoder_config,
+    model_identity,
+)
 from embedding_finetune.models.modeling import DenseLayers, load_encoder
 from embedding_finetune.retrieval.dense import Dense
 from embedding_finetune.retrieval.known_systems import find_system
@@ -82,54 +86,51 @@ def make(settings, encoder_config, form, texts, work):
     `texts` are the int8 calibration data; `work` is a folder for graphs that the forms share. Raises UserError when the
     folder holds another export (OVERWRITE=1 replaces it) or another model, and when the export fails.
     """
-    folder, (kind, _, numbers) = settings.paths.model(f"{encoder_config.label}-{form}"), form.partition("-")
-    # Descriptive fields, which are not part of the identity.
-    description = {"label": encoder_config.label, "seen": encoder_config.training_data_note}
-    made_of = {"form": form, "use": encoder_config.identity | description,
-               "content": model_content(encoder_config.name), "calibration": content_hash(texts)}
-    record = read_json(folder / COMPILED_RECORD) or {}
-    before = record.get("made_of", {})
-    if before | {"use": identity_of(before.get("use", {}))} == made_of | {"use": encoder_config.identity}:
+    folder = settings.paths.model(f"{encoder_config.label}-{form}")
+    inputs = {"form": form, "model": model_identity(encoder_config), "calibration": content_hash(texts)}
+    record = compiled_record(folder)
+    reason = stale_reason(record and record["inputs"], inputs)
+    if reason is None:
         print(f"{display_value(folder)} is already made from these weights: kept", flush=True)
         return folder
     if folder.exists() and not record:
         raise UserError(f"{display_value(folder)} is not a compiled model: move it out of the way")
     if folder.exists() and not may_overwrite():
-        raise UserError(f"{display_value(folder)} was made from other weights or with another configuration; "
-                        "OVERWRITE=1 replaces it")
+        raise UserError(f"{display_value(folder)} was made from other weights or with another configuration "
+                        f"({reason}); OVERWRITE=1 replaces it")
     print(f"exporting {display_value(folder)}", flush=True)
-    partial = folder.with_name(f"{folder.name}.partial")
-    graph = partial / GRAPHS[kind]
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        graph.parent.mkdir(parents=True)
-        tokenizer = load("AutoTokenizer", encoder_config.name, encoder_config.trusted)
-        source = _traced(encoder_config, tokenizer, work / "model.onnx")
-        if numbers == "int8":
-            source = _quantize(encoder_config, tokenizer, texts, source, work / "int8.onnx")
-        if kind == "onnx":
-            shutil.copy(source, graph)
-        else:
-            import openvino
-            openvino.save_model(openvino_core().read_model(source), graph, compress_to_fp16=False)
-        config = load("AutoConfig", encoder_config.name, encoder_config.trusted)
-        config.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        dense = DenseLayers.load(encoder_config.name, encoder_config.dense)
-        dense.save(partial)
-        write_encoder_config(partial, config.hidden_size, replace(encoder_config, dense=dense.folders))
+    with staged_dir(folder, "compiled model", replace=True) as partial:
+        _export(encoder_config, form, texts, work, partial)
+        kind, _, numbers = form.partition("-")
         card = CARD.format(name=folder.name, label=encoder_config.label, form=form, kind=kind, heading=METRICS_HEADING)
-        (partial / "README.md").write_text(card, encoding="utf-8")
-        graphs = {file.name: sha256(file) for file in sorted(graph.parent.iterdir())}
-        precision = "bf16" if numbers == "bf16" else "f32"
-        record = {"format": kind, "precision": precision, "made_of": made_of, "graph": graphs}
-        write_json(partial / COMPILED_RECORD, record)
-        shutil.rmtree(folder, ignore_errors=True)
-        return partial.rename(folder)
-    except OSError as error:
-        raise UserError(f"cannot write {partial}: {error}; free some space and run the same command again") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (partial / MODEL_CARD).write_text(card, encoding="utf-8")
+        graph = [str(file.relative_to(partial)) for file in sorted((partial / kind).iterdir())]
+        write_record(partial / COMPILED_RECORD, inputs, graph, format=kind,
+                     precision="bf16" if numbers == "bf16" else "f32", label=encoder_config.label,
+                     training_data_note=encoder_config.training_data_note)
+    return folder
+
+
+def _export(encoder_config, form, texts, work, folder):
+    """Write graph, tokenizer and configuration of a form into an empty folder; arguments as for `make`."""
+    kind, _, numbers = form.partition("-")
+    graph = folder / GRAPHS[kind]
+    graph.parent.mkdir()
+    tokenizer = load("AutoTokenizer", encoder_config.name, encoder_config.trusted)
+    source = _traced(encoder_config, tokenizer, work / "model.onnx")
+    if numbers == "int8":
+        source = _quantize(encoder_config, tokenizer, texts, source, work / "int8.onnx")
+    if kind == "onnx":
+        shutil.copy(source, graph)
+    else:
+        import openvino
+        openvino.save_model(openvino_core().read_model(source), graph, compress_to_fp16=False)
+    config = load("AutoConfig", encoder_config.name, encoder_config.trusted)
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    dense = DenseLayers.load(encoder_config.name, encoder_config.dense)
+    dense.save(folder)
+    write_encoder_config(folder, config.hidden_size, replace(encoder_config, dense=dense.folders))
 
 
 def _traced(config, tokenizer, path):
@@ -266,7 +267,7 @@ def export_compiled(settings, label, forms=()):
         if not runs_here(form):
             raise UserError("this processor has no instructions for bfloat16: choose from "
                             f"{', '.join(filter(runs_here, COMPILED_FORMATS))}")
-    if label in compiled_models(settings):
+    if is_compiled(settings, label):
         raise UserError(f"{label} is a compiled model: give the label of the model it was made from")
     check_trained(settings, label)
     collection, config = read_data(settings), load_encoder_config(settings, label)

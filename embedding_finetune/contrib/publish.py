@@ -7,7 +7,6 @@ repository, which is private until you change that on its page. HF_TOKEN (or an 
 The folder contains no training texts and no paths of this machine, which is checked.
 """
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -15,8 +14,9 @@ from pathlib import Path
 from huggingface_hub import EvalResult, HfApi, ModelCardData, constants, get_token
 from huggingface_hub.utils import httpx
 
-from embedding_finetune.artifacts.manifest import COMPILED_RECORD, MANIFEST, MODEL_CARD, verify_manifest, write_manifest
-from embedding_finetune.artifacts.staging import lock
+from embedding_finetune.artifacts.manifest import MANIFEST, MODEL_CARD, verify_manifest
+from embedding_finetune.artifacts.provenance import stale_reason
+from embedding_finetune.artifacts.staging import lock, staged_dir
 from embedding_finetune.data.cleaning import MSMARCO
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.results import compare
@@ -29,6 +29,7 @@ from embedding_finetune.files import (
     read_json,
     write_json,
 )
+from embedding_finetune.models.encoder_config import compiled_record
 from embedding_finetune.settings import ROOT, Settings, display_value, path_of, split_revision
 from embedding_finetune.training.model_card import METRICS_HEADING
 from embedding_finetune.training.provenance import RECORD as TRAINED
@@ -88,20 +89,18 @@ def _prepared(settings, label, to):
         raise UserError(f"{left_out[0]}, or move its result out of {display_value(settings.paths.results)}")
     known = ("label", "queries", "corpus", "metrics", "dev", "ci95", "against", "system", "inputs", "parameters",
              "finished")
-    facts = json.loads(json.dumps({name: row.get(name) for name in known} | {"published_as": to}))
+    facts = {name: row.get(name) for name in known} | {"published_as": to}
     if folder.exists() and not may_overwrite():
         if changed := verify_manifest(folder):
             raise UserError(f"{display_value(folder / changed)} has changed since it was made; OVERWRITE=1 rebuilds "
                             "the folder")
-        if read_json(folder / FACTS) == facts:
-            print(f"{display_value(folder)} is current: kept (OVERWRITE=1 rebuilds it)")
-            return folder
-        raise UserError(f"{display_value(folder)} was made for other results or another name; OVERWRITE=1 "
-                        "rebuilds it")
-    partial = folder.with_name(f"{label}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        shutil.copytree(source, partial, ignore=lambda _, names: [
+        if reason := stale_reason(read_json(folder / FACTS), facts):
+            raise UserError(f"{display_value(folder)} was made for other results or another name ({reason}); "
+                            "OVERWRITE=1 rebuilds it")
+        print(f"{display_value(folder)} is current: kept (OVERWRITE=1 rebuilds it)")
+        return folder
+    with staged_dir(folder, replace=True) as partial:
+        shutil.copytree(source, partial, dirs_exist_ok=True, ignore=lambda _, names: [
             name for name in names if name in KEPT_BACK or name.startswith(".")])
         for path in partial.rglob("*.json"):
             value = read_json(path)
@@ -110,13 +109,6 @@ def _prepared(settings, label, to):
         write_json(partial / FACTS, facts)
         (partial / MODEL_CARD).write_text(card(settings, label, to, rows, row), encoding="utf-8")
         check_private(settings, partial)
-        write_manifest(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except OSError as error:
-        raise UserError(f"cannot write {partial}: {error}; free some space and run the same command again") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     if not settings.model_license:
         print("licence unknown, as stated in the card: set it, for example MODEL_LICENSE=apache-2.0 (the choice is "
               "yours, within the licences of base model and data)")
@@ -127,8 +119,7 @@ def card(settings, label, to, rows, row):
     """Text of README.md: the model's own card up to its metrics, then results, comparisons and training settings."""
     source = settings.paths.model(label)
     # A compiled model has no training record: use that of the model it was made from.
-    made_of = (read_json(source / COMPILED_RECORD) or {}).get("made_of", {})
-    trained_label = made_of.get("use", {}).get("label", label)
+    trained_label = (compiled_record(source) or {}).get("label", label)
     record = read_json(settings.paths.model(trained_label) / TRAINED) or {}
     made = {name: public(value) for name, value in (record.get("settings", {}) | record.get("recipe", {})).items()}
     base, data = made.get("BASE_MODEL", "?"), row["dataset"]

@@ -12,10 +12,9 @@ import re
 import tomllib
 from dataclasses import asdict, dataclass, field
 
-from embedding_finetune.artifacts.manifest import COMPILED_RECORD, read_checksummed
-from embedding_finetune.files import UserError, read_json
+from embedding_finetune.artifacts.manifest import COMPILED_RECORD, read_checksummed, read_record
+from embedding_finetune.files import UserError
 from embedding_finetune.hub import check_hub, load, model_content, model_path, positions_of, read_model_file
-from embedding_finetune.labels import COMPILED_FORMATS
 from embedding_finetune.settings import MODEL_SETTINGS, POOLINGS, display_value, split_revision
 
 # Published training data of models. A model trained on MS MARCO is not evaluated zero-shot on it.
@@ -93,8 +92,7 @@ def load_encoder_config(settings, label):
     record = record or {}
     base = record.get("settings", {}).get("BASE_MODEL", settings.base_model)
     seen = f"{seen_by(base)}; fine-tuned on this data set's training part"
-    made_of = (read_json(folder / COMPILED_RECORD) or {}).get("made_of", {})
-    seen = made_of.get("use", {}).get("seen", seen)  # taken from the model it was compiled from
+    seen = (compiled_record(folder) or {}).get("training_data_note", seen)
     return _encoder_config(settings, label, display_value(folder), str(folder), ({}, {}), seen, base)
 
 
@@ -139,14 +137,25 @@ def pretrained(settings):
     }
 
 
-def compiled_models(settings):
-    """Label -> (label of its source, runtime, precision) of the compiled models in OUTPUT_DIR."""
-    found = {}
-    for path in sorted(settings.paths.output.glob(f"*/{COMPILED_RECORD}")):
-        if named := re.fullmatch(rf"([\w-]+)-({'|'.join(COMPILED_FORMATS)})", path.parent.name):
-            runtime, _, precision = named[2].partition("-")
-            found[named[0]] = named[1], runtime, precision or "fp32"
-    return found
+def is_compiled(settings, label):
+    """Whether the folder of a label holds a compiled model (see contrib.onnx_openvino)."""
+    return (settings.paths.model(label) / COMPILED_RECORD).exists()
+
+
+def compiled_record(folder):
+    """The record of a compiled model, or None: its inputs (form, model), and the label and training_data_note of that
+    model.
+    """
+    return read_record(folder / COMPILED_RECORD, _compiled_by_earlier_version)
+
+
+def _compiled_by_earlier_version(record):
+    inputs = record.get("made_of", {})
+    if not {"use", "content"} <= inputs.keys():
+        return None
+    use = inputs.pop("use")
+    inputs["model"] = {"config": identity_of(use), "revision": inputs.pop("content")}
+    return record | {"inputs": inputs, "label": use["label"], "training_data_note": use.get("seen", "unknown")}
 
 
 def from_registry(settings):

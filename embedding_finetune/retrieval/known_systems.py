@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from embedding_finetune.files import UserError
-from embedding_finetune.models.encoder_config import compiled_models, pretrained
+from embedding_finetune.labels import COMPILED_FORMATS
+from embedding_finetune.models.encoder_config import is_compiled, pretrained
 from embedding_finetune.recipes import all_recipes
 from embedding_finetune.retrieval.base import RETRIEVERS
 from embedding_finetune.retrieval.system import CROSS_ENCODER, EMBEDDING_RERANKERS, System
@@ -44,10 +45,13 @@ def _rerankers(settings):
 
 
 def _retrievers(settings):
-    """Label -> System of all retrievers."""
-    models = [*pretrained(settings),
-              *(label for label, recipe in all_recipes(settings).items() if recipe.kind == "bi_encoder")]
-    found = [*map(System, (*RETRIEVERS, *models)), *(System(*parts) for parts in compiled_models(settings).values())]
+    """Label -> System of all retrievers; compiled models only if they have been exported."""
+    recipes = [label for label, recipe in all_recipes(settings).items() if recipe.kind == "bi_encoder"]
+    models = [*pretrained(settings), *recipes]
+    forms = [form.partition("-") for form in COMPILED_FORMATS]
+    compiled = (System(model, runtime, precision or "fp32") for model in models for runtime, _, precision in forms)
+    found = [*map(System, (*RETRIEVERS, *models)),
+             *(system for system in compiled if is_compiled(settings, system.label))]
     return {system.label: system for system in found}
 
 

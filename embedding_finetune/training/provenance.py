@@ -9,11 +9,12 @@ from embedding_finetune.artifacts.provenance import stale_reason
 from embedding_finetune.data.collection import data_identity
 from embedding_finetune.data.row_store import read_rows, rows_identity
 from embedding_finetune.deprecation import rename_recipe, rename_settings
-from embedding_finetune.files import UserError, read_json
+from embedding_finetune.files import UserError
 from embedding_finetune.hub import model_content, model_path
 from embedding_finetune.models.encoder_config import (
     base_encoder_config,
-    compiled_models,
+    compiled_record,
+    is_compiled,
     load_encoder_config,
     model_identity,
     pretrained,
@@ -114,7 +115,7 @@ def check_trained(settings, label):
     """
     if label in pretrained(settings):
         return
-    if label in compiled_models(settings):
+    if is_compiled(settings, label):
         return _check_compiled(settings, label)
     recipe, folder = find_recipe(settings, label), settings.paths.model(label)
     recorded = read_record(folder)
@@ -133,15 +134,15 @@ def check_trained(settings, label):
 
 def _check_compiled(settings, label):
     folder = settings.paths.model(label)
-    made_of = (read_json(folder / COMPILED_RECORD) or {}).get("made_of")
-    if not made_of:
+    record = compiled_record(folder)
+    if record is None:
         raise UserError(f"{display_value(folder / COMPILED_RECORD)} is damaged: move the folder away, and export the "
                         "model again with `python -m embedding_finetune export`")
-    source = made_of["use"]["label"]
+    source, inputs = record["label"], record["inputs"]
     check_trained(settings, source)
-    if model_content(load_encoder_config(settings, source).name) != made_of["content"]:
+    if model_content(load_encoder_config(settings, source).name) != inputs["model"]["revision"]:
         raise UserError(f"{label} was exported from other weights than {source} has now: run `OVERWRITE=1 python -m "
-                        f"embedding_finetune export {source} {made_of['form']}`")
+                        f"embedding_finetune export {source} {inputs['form']}`")
 
 
 def training_script(label):

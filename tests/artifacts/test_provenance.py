@@ -62,4 +62,4 @@ def test_what_an_earlier_version_did_not_record_counts_as_equal():
 
 
 def test_without_a_record_nothing_is_current():
-    assert stale_reason(None, INPUTS) == "no record" and stale_reason({}, INPUTS) is None
+    assert stale_reason(None, INPUTS) == stale_reason([], INPUTS) == "no record" and stale_reason({}, INPUTS) is None

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
+from earlier import earlier_record
 from finished import finish
 from tiny import tiny_pairs, tiny_texts, tiny_xlmr
 
@@ -23,6 +24,7 @@ from embedding_finetune.serving.available import labels
 from embedding_finetune.serving.index import open_index
 from embedding_finetune.serving.registry import IndexRegistry, Overloaded
 from embedding_finetune.settings import Settings
+from embedding_finetune.training.provenance import check_trained
 
 TEXTS = ["the otter of Jukalom", "a", "In the valley of Denforba the lynx rests at dawn among the reeds. " * 9]
 
@@ -153,15 +155,22 @@ def test_what_is_only_said_of_a_model_is_no_reason_to_export_it_again(compiled, 
         load_encoder_config(settings, label), title="another", training_data_note="said otherwise", overrides="pooling",
         note="of a file"))
     before = read_json(record)
-    assert not {"title", "name", "note"} & before["made_of"]["use"].keys()  # where it is, the hub need not know
+    assert not {"title", "name", "note"} & before["inputs"]["model"]["config"].keys()  # where it is, nobody need know
     onnx_openvino.export_compiled(compiled, "neg10", ["onnx"])
-    before["made_of"]["use"] |= {"note": "as an earlier version has it"}
-    write_json(record, before)
+    values = {"calibration": before["inputs"]["calibration"], "graph": before["files"]["onnx/model.onnx"],
+              "tuned": before["inputs"]["model"]["revision"]}
+    earlier = earlier_record("compiled", **values)  # of version 1.0, and of one that recorded more
+    earlier["made_of"]["use"] |= {"note": "as an earlier version has it"}
+    write_json(record, earlier)
+    (record.parent / MANIFEST).unlink()
     onnx_openvino.export_compiled(compiled, "neg10", ["onnx"])
+    check_trained(compiled, "neg10-onnx")
+    config = load_encoder_config(compiled, "neg10-onnx")
+    assert config.training_data_note == "unknown; fine-tuned on this data set's training part"
     assert capsys.readouterr().out.count("neg10-onnx is already made from these weights: kept") == 2
     monkeypatch.setattr(onnx_openvino, "load_encoder_config", lambda settings, label: replace(
         load_encoder_config(settings, label), pooling="mean"))
-    message = "neg10-onnx was made from other weights or with another configuration; OVERWRITE=1 replaces it"
+    message = "or with another configuration .pooling of model: cls, now mean.; OVERWRITE=1 replaces it"
     with pytest.raises(UserError, match=message):
         onnx_openvino.export_compiled(compiled, "neg10", ["onnx"])
 
@@ -199,6 +208,7 @@ def test_without_the_instructions_bfloat16_is_refused_and_left_out(compiled, mon
         onnx_openvino.export_compiled(compiled, "neg10", ["openvino-bf16"])
     record = compiled.output_dir / "neg10-openvino" / "compiled.json"
     record.write_text(record.read_text().replace('"f32"', '"bf16"'))  # made on a machine that has them
+    (record.parent / MANIFEST).unlink()
     with pytest.raises(UserError, match="neg10-openvino computes in bfloat16, for which this processor has no"):
         Encoder(load_encoder_config(compiled, "neg10-openvino")).encode_queries(["a"])
 
@@ -216,7 +226,11 @@ def test_an_xlm_roberta_without_token_types_compiles_too(compiled, tmp_path, mon
 
 def test_a_broken_graph_and_bad_arguments_are_one_line(compiled, monkeypatch):
     for form, graph in (("onnx", "onnx/model.onnx"), ("openvino", "openvino/openvino_model.xml")):
-        (compiled.output_dir / f"neg10-{form}" / graph).write_bytes(b"no graph")
+        folder = compiled.output_dir / f"neg10-{form}"
+        (folder / graph).write_bytes(b"no graph")
+        with pytest.raises(UserError, match=f"{graph} has changed since it was written"):
+            Encoder(load_encoder_config(compiled, f"neg10-{form}"))
+        (folder / MANIFEST).unlink()
         with pytest.raises(UserError, match=f"cannot load .*{graph} .*compile it again with"):
             Encoder(load_encoder_config(compiled, f"neg10-{form}")).encode_queries(["a"])
     with pytest.raises(UserError, match="there is no form 'int4': choose from onnx, onnx-int8, openvino"):

@@ -102,7 +102,7 @@ def test_a_folder_is_kept_with_its_edits_until_something_changes(measured, monke
     monkeypatch.delenv("OVERWRITE")
     card.write_text(card.read_text() + "\nMine.\n")
     prepare(measured, "neg10")
-    with pytest.raises(UserError, match="made for other results or another name; OVERWRITE=1 rebuilds it"):
+    with pytest.raises(UserError, match="other results or another name .published_as: not set, now me/mine.; OVERW"):
         prepare(measured, "neg10", "me/mine")
     assert card.read_text().endswith("\nMine.\n")
 

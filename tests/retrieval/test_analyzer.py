@@ -118,8 +118,8 @@ def test_many_languages_in_one_corpus_find_each_their_own():
 def test_bm25_says_what_it_took_and_a_setting_says_otherwise(monkeypatch):
     corpus = dict(enumerate(PASSAGES["de"]))
     assert BM25().index(corpus).config == {"language": "de (Latin)", "k1": 1.5, "b": 0.75}
-    unset = make_retriever("bm25", SimpleNamespace(bm25_language="none"))
-    assert unset.index(corpus).config["language"] == "none (All scripts)"
+    without = make_retriever("bm25", SimpleNamespace(bm25_language="none")).index(corpus)
+    assert without.config["language"] == "none (All scripts)"
     for value in ("German", "e", "de,en", ""):
         monkeypatch.setenv("BM25_LANGUAGE", value)
         with pytest.raises(UserError, match="BM25_LANGUAGE=.* is impossible: it must be auto, none or a code"):
