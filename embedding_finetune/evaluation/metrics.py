@@ -16,13 +16,8 @@ def per_query(qrels, run):
     """All metrics per judged query: a DataFrame with query ids as index and `recall@1` .. `hit@10` as columns.
 
     recall@k: share of the query's positives (grade above 0) in the top k; hit@k: 1 if there is one, else 0; mrr@10: 1 /
-<<<<<<< HEAD
-    rank of the first positive, 0 beyond rank 10; ndcg@10: sum of the grades in the top 10, discounted by
-    log2(rank + 1), divided by the ideal sum. Queries missing from the run score 0.
-=======
     rank of the first positive, 0 beyond rank 10; ndcg@10: sum of the grades in the top 10, discounted by log2(rank +
     1), divided by the ideal sum. Queries missing from the run score 0.
->>>>>>> main
     """
     names = {measure: name for name, measure in MEASURES.items()}
     values = {query: dict.fromkeys(MEASURES, 0.0) for query in qrels}

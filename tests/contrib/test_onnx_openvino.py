@@ -102,7 +102,8 @@ def test_a_compiled_model_of_other_weights_or_another_split_is_not_searched_with
 
     record = compiled.output_dir / "neg10-onnx" / "compiled.json"
     before, source = record.read_text(), compiled.output_dir / "neg10" / "training.json"
-    (source.parent / MANIFEST).unlink()  # so that the folder may be changed
+    for folder in (source.parent, record.parent):  # so that their files may be changed
+        (folder / MANIFEST).unlink()
     record.write_text("{}")
     assert "compiled.json is damaged: move the folder" in message()
     record.write_text(before)
