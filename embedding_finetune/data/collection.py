@@ -16,10 +16,10 @@ from itertools import chain
 
 import numpy as np
 
+from embedding_finetune.artifacts.earlier import translate_collection_record
 from embedding_finetune.artifacts.manifest import file_hashes, read_record, write_record
 from embedding_finetune.artifacts.provenance import stale_reason
 from embedding_finetune.data.normalize import clean_text, passage_id
-from embedding_finetune.deprecation import rename_settings
 from embedding_finetune.files import (
     UserError,
     atomic_write,
@@ -199,20 +199,12 @@ def data_identity(settings):
 
 def _record(settings):
     """The record of the collection, None if it is missing or damaged; settings that it lacks have their defaults."""
-    record = read_record(settings.paths.dataset_record, _from_earlier_version)
+    record = read_record(settings.paths.dataset_record, translate_collection_record)
     default = {name: row.default for name, row in TABLE.items() if row.default is not MISSING
                and row.metadata["changes"] == DATA}
     if record:
         record["inputs"]["settings"] = default | record["inputs"]["settings"]
     return record
-
-
-def _from_earlier_version(record):
-    """The record of an earlier version in today's form; the first version recorded the hashes of the files alone."""
-    inputs = rename_settings(record.get("made_with", {}))
-    values = {name: inputs.pop(name) for name in list(inputs) if name in TABLE}
-    return {"inputs": {"settings": values, **inputs}, "files": record.get("files"),
-            "predefined": record.get("parts_given", ())}
 
 
 def write_test_files(settings, collection, query_prompt):

@@ -255,7 +255,7 @@ def test_the_data_of_an_earlier_version_is_refused_in_one_line(built):
         build(built)
 
 
-def test_the_data_of_version_1_0_are_read(built):
+def test_the_data_of_an_earlier_version_are_read(built):
     path, expected, identity = built.data_dir / "dataset.json", read_data(built), data_identity(built)
     files = json.loads(path.read_text())["files"]
     record = earlier_record("dataset", dataset=built.dataset, dataset_sha256=source_of(built)["sha256"], files=files)
