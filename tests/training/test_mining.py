@@ -253,7 +253,7 @@ def test_a_reranker_can_be_the_teacher(built, reranker, monkeypatch):
 
 def test_late_interaction_can_be_the_teacher(built):
     rows, _ = make(built, recipe_of(built, "hard_kd", teacher="late_reference"))
-    stage = make_reranker(built, "late_reference")
+    stage = make_reranker(built, "late", "reference")
     for row in rows[:5]:
         texts = dict(enumerate([*row["pos"], *row["neg"]]))
         scores = stage.index(texts).score({"q": row["query"]}, {"q": list(texts)})["q"]
