@@ -146,7 +146,8 @@ def old_recipe(entry):
 
 def test_the_old_data_record_is_read_as_equal(built, capsys):
     record = read_checksummed(built.data_dir / "dataset.json")
-    made_with = old_settings(record["inputs"].pop("settings")) | record.pop("inputs")
+    inputs = record.pop("inputs")
+    made_with = old_settings(inputs["settings"]) | inputs["source"]
     assert {"MAX_PAIRS", "QUERIES", "NEAR_DUPLICATES_TOGETHER"} <= made_with.keys()
     expected = read_data(built)
     write_checksummed(built.data_dir / "dataset.json", record | {"made_with": made_with})

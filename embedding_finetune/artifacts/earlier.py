@@ -11,9 +11,9 @@ DESCRIPTIVE = ("label", "title", "name", "training_data_note", "overrides", "not
 def translate_collection_record(record):
     """dataset.json; settings and sources were in one object, and the first version had the hashes of the files alone.
     """
-    inputs = rename_settings(record.get("made_with", {}))
-    settings = {name: inputs.pop(name) for name in list(inputs) if name.isupper()}
-    return {"inputs": {"settings": settings, **inputs}, "files": record.get("files"),
+    source = rename_settings(record.get("made_with", {}))
+    settings = {name: source.pop(name) for name in list(source) if name.isupper()}
+    return {"inputs": {"settings": settings, "source": source}, "files": record.get("files"),
             "predefined": record.get("parts_given", ())}
 
 

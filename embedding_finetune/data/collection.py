@@ -32,7 +32,7 @@ from embedding_finetune.files import (
 from embedding_finetune.settings import DATA, TABLE
 
 SPLITS = ("train", "dev", "test")
-REVISIONS = ("revision", "corpus_revision")  # of Hub datasets; records of earlier versions have none
+REVISIONS = ("revision", "corpus_revision")  # of Hub datasets
 BEIR_FILES = ("corpus.jsonl", "queries.jsonl")  # a folder with these files is in BEIR layout
 FILES = (*BEIR_FILES, *(f"qrels/{part}.tsv" for part in SPLITS))
 MADE_BY = "build_train_dataset.ipynb"
@@ -168,10 +168,13 @@ def write_data(settings, collection, source):
     be evaluated; OVERWRITE=1 replaces the data.
     """
     folder, record = settings.paths.data, _record(settings)
-    inputs = {"settings": settings.as_dict(DATA), **source}
+    inputs = {"settings": settings.as_dict(DATA), "source": source}
     if record and not may_overwrite():
-        unknown = {name: record["inputs"][name] for name in REVISIONS if name in record["inputs"]}  # such as offline
-        if difference := stale_reason(record["inputs"], unknown | inputs):
+        # Revisions are compared where both are known: offline none is, and earlier versions recorded none.
+        recorded = record["inputs"]["source"]
+        known = {name: value for name, value in (recorded | source).items() if name in REVISIONS}
+        if difference := stale_reason(record["inputs"] | {"source": known | recorded},
+                                      inputs | {"source": known | source}):
             raise UserError(f"{folder} holds the data of other settings ({difference}); choose another DATA_DIR, or "
                             "set OVERWRITE=1 to replace them")
     write_collection(folder, collection)
