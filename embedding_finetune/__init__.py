@@ -13,7 +13,8 @@ The modules in data-flow order; each imports only from modules above it:
     settings                 all settings: type, default, check, purpose
     recipes                  the fine-tunings in profiles/recipes.toml
     artifacts/manifest       checksums of records and folders
-    artifacts/blocks         stored arrays, named by their content
+    artifacts/earlier        records of earlier versions
+    artifacts/arrays         stored arrays, named by their content
     artifacts/staging        temporary folders, commits by rename, locks
     artifacts/provenance     what an artifact was made from, and whether it is current
     hub                      the Hugging Face Hub: availability, revisions, loading
