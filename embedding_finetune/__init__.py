@@ -31,7 +31,7 @@ The modules in data-flow order; each imports only from modules above it:
     data/row_store           training rows by id over one memory-mapped store of passages
     data/leakage             check that training files contain nothing of dev or test
 
-    models/fast_layers       faster linear layers and dropout on a CPU
+    models/fast_layers       faster dropout on a CPU
     models/batching          length-sorted batches
     models/embedding_cache   embeddings on disk, by model and text
     models/compiled_model    ONNX and OpenVINO in place of PyTorch

@@ -23,7 +23,7 @@ from embedding_finetune.data.row_store import read_rows
 from embedding_finetune.files import UserError, one_line, read_json, run_command_line
 from embedding_finetune.hub import check_lengths, load
 from embedding_finetune.models.batching import BATCH_OVERHEAD_TOKENS
-from embedding_finetune.models.fast_layers import use_fast_dropout, use_fast_linear
+from embedding_finetune.models.fast_layers import use_fast_dropout
 from embedding_finetune.models.modeling import DenseLayers, load_encoder
 from embedding_finetune.models.multi_vector import load_projection, new_projection, special_token_ids
 from embedding_finetune.settings import SELECTION_METRIC
@@ -72,8 +72,6 @@ def load_model(model_args, data_args, args, config):
                                                                target_modules="all-linear"))
     if args.device.type == "cpu":
         use_fast_dropout(encoder)
-        if not args.bf16:  # with it, oneDNN multiplies in bfloat16
-            use_fast_linear(encoder)
     projection = DenseLayers()
     if args.architecture != "single_vector":
         projection = load_projection(config.name) or new_projection(encoder.config.hidden_size, args.token_dim)
