@@ -111,9 +111,6 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # turns off telemetry of ONNX Runtime
-sys.modules.setdefault("openvino_telemetry", None)  # and of OpenVINO and NNCF
-# nbformat imports it through jsonschema for URL checks that no notebook needs, which takes six seconds.
-sys.modules.setdefault("rfc3987_syntax", None)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # bm25s uses JAX if installed, which reserves most of the GPU memory
 
 _needed = ("torch", "transformers", "FlagEmbedding", "faiss")

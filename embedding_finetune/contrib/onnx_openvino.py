@@ -43,7 +43,7 @@ from embedding_finetune.files import (
 )
 from embedding_finetune.hub import load, model_content
 from embedding_finetune.labels import COMPILED_FORMATS
-from embedding_finetune.models.compiled_model import GRAPHS, has_bf16, openvino_core
+from embedding_finetune.models.compiled_model import GRAPHS, has_bf16, import_silently, openvino_core
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import compiled_labels, identity_of, load_encoder_config
 from embedding_finetune.models.modeling import DenseLayers, load_encoder
@@ -108,8 +108,7 @@ def make(settings, encoder_config, form, texts, work):
         if kind == "onnx":
             shutil.copy(source, graph)
         else:
-            import openvino
-            openvino.save_model(openvino_core().read_model(source), graph, compress_to_fp16=False)
+            import_silently("openvino").save_model(openvino_core().read_model(source), graph, compress_to_fp16=False)
         config = load("AutoConfig", encoder_config.name, encoder_config.trusted)
         config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
@@ -164,8 +163,8 @@ def _traced(config, tokenizer, path):
 def _quantize(config, tokenizer, texts, source, path):
     """Quantise the ONNX graph `source` to int8 at `path`, unless it exists; returns `path`."""
     if not path.exists():
-        import nncf
         import onnx
+        nncf = import_silently("nncf")
 
         def inputs(text):
             return dict(tokenizer([config.passage_prompt + text], truncation=True, max_length=config.passage_max_len,
