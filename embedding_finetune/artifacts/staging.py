@@ -30,12 +30,6 @@ def complete_checkpoints(output):
     return complete
 
 
-def commit(written, folder):
-    """Write the manifest of the staged checkpoint `written` and rename it to `folder`."""
-    write_manifest(written)
-    written.rename(folder)
-
-
 def remove_checkpoint(folder):
     """Remove a checkpoint, its manifest first, so that a partly removed one does not count as complete."""
     (folder / MANIFEST).unlink(missing_ok=True)

@@ -8,9 +8,8 @@ import sys
 
 import pytest
 
-from embedding_finetune.artifacts.manifest import MANIFEST, verify_manifest
+from embedding_finetune.artifacts.manifest import MANIFEST, verify_manifest, write_manifest
 from embedding_finetune.artifacts.staging import (
-    commit,
     complete_checkpoints,
     is_complete,
     lock,
@@ -23,18 +22,17 @@ from embedding_finetune.hub import model_content
 
 
 def committed(output, step):
-    written = output / ".checkpoint.partial" / f"checkpoint-{step}"
-    (written / "deeper").mkdir(parents=True)
-    (written / "weights").write_bytes(b"1234")
-    (written / "deeper" / "state").write_bytes(b"")
-    commit(written, output / f"checkpoint-{step}")
-    return output / f"checkpoint-{step}"
+    folder = output / f"checkpoint-{step}"
+    (folder / "deeper").mkdir(parents=True)
+    (folder / "weights").write_bytes(b"1234")
+    (folder / "deeper" / "state").write_bytes(b"")
+    write_manifest(folder)
+    return folder
 
 
-def test_what_is_committed_is_complete_and_bears_its_name(tmp_path):
+def test_a_checkpoint_with_a_manifest_is_complete(tmp_path):
     folder = committed(tmp_path, 5)
     assert is_complete(folder) and sorted(path.name for path in folder.iterdir()) == [MANIFEST, "deeper", "weights"]
-    assert not (tmp_path / ".checkpoint.partial" / "checkpoint-5").exists()
 
 
 @pytest.mark.parametrize("damage", [
