@@ -14,14 +14,12 @@ NOT_IDENTITY = (MODEL_CARD, "training_log.jsonl")  # files that do not affect wh
 
 
 def write_record(path, inputs, files=(), **more):
-    """Write the record of an artifact, a checksummed JSON object, and return it.
+    """Write the record of an artifact, a checksummed JSON object.
 
     `inputs` is what the artifact was made from (see artifacts.provenance). `files` are names in the record's folder;
     the record has their hashes. `more` is added unchanged.
     """
-    record = {"inputs": inputs, "files": file_hashes(path.parent, files), **more}
-    write_checksummed(path, record)
-    return record
+    write_checksummed(path, {"inputs": inputs, "files": file_hashes(path.parent, files), **more})
 
 
 def read_record(path, earlier=None):
