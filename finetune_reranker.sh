@@ -6,5 +6,6 @@
 #     tail -f finetune_reranker.log
 #
 # RERANKERS="rerank_reranker_on_reference" makes `make run` evaluate it.
+# `bash finetune_reranker.sh --dry-run` shows the torchrun commands, ours and FlagEmbedding's, and what they do.
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit
-PATH="$PWD/.venv/bin:$PATH" exec python3 -m embedding_finetune train "${@:-reranker}"
+PATH="$PWD/.venv/bin:$PATH" exec python3 -m embedding_finetune train --default reranker "$@"

@@ -66,6 +66,22 @@ def flags(folder, model, output, steps, length, precision):
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
+def prepared(folder, model, output, steps, length, precision):
+    """`output` with the same settings for our trainer; FlagEmbedding masks no false negatives."""
+    import torch
+
+    from embedding_finetune.models.encoder_config import EncoderConfig
+    from embedding_finetune.training.arguments import TrainingSettings, write_settings
+
+    name = str(folder / model)
+    write_settings(output, TrainingSettings(
+        "bench", "bi_encoder", EncoderConfig("", name, name, "cls", "", "", length, length),
+        str(folder / "training.json"), "", batch_size=BATCH, train_group_size=GROUP, learning_rate=1e-5, epochs=1,
+        seed=42, precision=precision, cpu=not torch.cuda.is_available(), mask_false_negatives=False,
+        logging_steps=steps, save_steps=steps, max_steps=steps))
+    return output
+
+
 def contend(contender, folder, steps, model="dropout", length=LENGTH, precision="fp32"):
     """Train in this process; returns the duration of each step (data included), each step's loss, and the GB that a
     GPU had to give at the peak."""
@@ -106,7 +122,7 @@ def contend(contender, folder, steps, model="dropout", length=LENGTH, precision=
 
             worker.export = lambda *args, **kwargs: None
             timed(trainer.Trainer)
-            worker.train(arguments + ["--mask_false_negatives", "False"])  # FlagEmbedding knows none
+            worker.train(prepared(folder, model, Path(output), steps, length, precision))
         elif contender == "flagembedding":
             from FlagEmbedding.finetune.embedder.encoder_only import base
 

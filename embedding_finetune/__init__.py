@@ -71,7 +71,8 @@ The modules in data-flow order; each imports only from modules above it:
     training/dev_evaluator   dev metrics during a training
     training/log             the training log
     training/distributed     agreement among the processes of a training
-    training/arguments       arguments of the training process
+    training/arguments       settings of one training, and the arguments of the trainers
+    training/plan            what a training will do, and the equivalent commands
     training/trainer         the training loop
     training/reranker        training a cross-encoder
     training/export_multi_vector   export of the multi-vector part of a model

@@ -1,7 +1,7 @@
 """Run by test_loss.py and test_distributed.py in a process of its own: so many processes that share their negatives.
 
 `together` does one of two things: "gradients", the loss and the gradients of each of CASES, plain and cached;
-"agreement", what check_same_arguments and check_shared say.
+"agreement", what check_same_inputs and check_shared say.
 """
 
 import multiprocessing
@@ -60,16 +60,13 @@ def gradients_of(rank, world, tiny, results):
 
 
 def agreement_of(rank, world, tiny, results):
-    """The last process has another value, another file, and another folder for the second check."""
+    """The last process has another file, and another folder for the second check."""
     last, lines = rank == world - 1, []
-    flags = ["--learning_rate", "1e-4", "--output_dir", str(rank)]
-    own, of_another = str(tiny / "train.json"), str(tiny / "train_scores.json")
+    own, of_another = tiny / "train.json", tiny / "train_scores.json"
     (results / str(rank)).mkdir()
     os.environ["LOCAL_WORLD_SIZE"] = "1"
-    for check in (lambda: distributed.check_same_arguments(flags, [own]),
-                  lambda: distributed.check_same_arguments([*flags, "--learning_rate", "2e-4"] if last else flags,
-                                                           [own]),
-                  lambda: distributed.check_same_arguments(flags, [of_another if last else own]),
+    for check in (lambda: distributed.check_same_inputs({"settings": own}),
+                  lambda: distributed.check_same_inputs({"training file": of_another if last else own}),
                   lambda: distributed.check_shared(results),
                   lambda: distributed.check_shared(results / "1" if last else results)):
         try:

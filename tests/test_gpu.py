@@ -7,7 +7,7 @@ import pytest
 import torch
 from batches_for_tests import batch_of, gradients, load
 from safetensors.torch import load_file, save_file
-from tiny_training import curve, dev, flags, parameters, passages
+from tiny_training import curve, dev, parameters, passages, prepared
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from embedding_finetune.files import read_json, write_json
@@ -86,17 +86,17 @@ def test_grad_cache_gives_the_gradients_of_the_whole_batch(tiny, model):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_training_goes_as_on_the_processor(tiny, tmp_path, precision):
-    changes = {"use_cpu": None, **({} if precision == "fp32" else {precision: True}), **dev(tiny)}
-    training.train(flags(tiny, tmp_path / "gpu", **changes))
-    training.train(flags(tiny, tmp_path / "cpu", **dev(tiny)))
+    changes = {"cpu": False, "precision": precision, **dev(tiny)}
+    training.train(prepared(tiny, tmp_path / "gpu", **changes))
+    training.train(prepared(tiny, tmp_path / "cpu", **dev(tiny)))
     assert curve(tmp_path / "gpu") == pytest.approx(curve(tmp_path / "cpu"), rel=1e-3 if precision == "fp32" else 0.05)
     assert all(tensor.dtype == torch.float32 for tensor in parameters(tmp_path / "gpu").values())
 
 
-@pytest.mark.parametrize("changes", [{"bf16": True}, {"fp16": True, "grad_cache_chunk": 4}])
+@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"precision": "fp16", "grad_cache_chunk": 4}])
 def test_an_interrupted_training_ends_with_the_same_weights(tiny, tmp_path, monkeypatch, changes):
-    changes = {"use_cpu": None, "model_name_or_path": tiny / "bert_dropout", **dev(tiny), **changes}
-    training.train(flags(tiny, tmp_path / "whole", **changes))
+    changes = {"cpu": False, "base": tiny / "bert_dropout", **dev(tiny), **changes}
+    training.train(prepared(tiny, tmp_path / "whole", **changes))
     checked = training.Trainer._checked
 
     def interrupted(self, loss):
@@ -106,9 +106,9 @@ def test_an_interrupted_training_ends_with_the_same_weights(tiny, tmp_path, monk
 
     monkeypatch.setattr(training.Trainer, "_checked", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        training.train(flags(tiny, tmp_path / "broken", **changes))
+        training.train(prepared(tiny, tmp_path / "broken", **changes))
     monkeypatch.setattr(training.Trainer, "_checked", checked)
-    training.train(flags(tiny, tmp_path / "broken", **changes))
+    training.train(prepared(tiny, tmp_path / "broken", **changes))
     whole, broken = parameters(tmp_path / "whole"), parameters(tmp_path / "broken")
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
 
@@ -125,6 +125,6 @@ def test_pairs_are_scored_as_on_the_processor(tiny, tmp_path, monkeypatch):
 
 
 def test_the_memory_of_the_log_is_the_cards(tiny, tmp_path):
-    training.train(flags(tiny, tmp_path / "model", use_cpu=None))
+    training.train(prepared(tiny, tmp_path / "model", cpu=False))
     said = [row["memory_gb"] for row in read_log(tmp_path / "model") if "loss" in row]
     assert said and max(said) < 0.5  # the process itself holds gigabytes

@@ -11,8 +11,8 @@ from embedding_finetune import profiles, settings
 from embedding_finetune.files import UserError
 from embedding_finetune.recipes import find_recipe
 from embedding_finetune.settings import DATA, EVALUATION, NOTHING, ROOT, TABLE, TRAINING, Settings, split_revision
-from embedding_finetune.training.train import NOT_IN_FLAGEMBEDDING, flags_of
-from embedding_finetune.training.worker import parse
+from embedding_finetune.training.arguments import read_settings, training_arguments, write_settings
+from embedding_finetune.training.train import training_settings
 
 
 def test_the_default_is_the_tutorials_experiment():
@@ -124,25 +124,24 @@ def test_each_row_of_the_table_says_what_it_is_for_and_what_a_change_invalidates
     assert sum(map(len, levels)) == len(TABLE) and "QUERY_PROMPT" in levels[1] and "SEED" in levels[0]
 
 
-def test_each_flag_of_the_table_is_one_that_the_trainer_knows(built, monkeypatch):
-    """With a value of its own each: a flag that two rows shared, or that went astray, would show."""
+def test_each_setting_of_a_training_reaches_its_processes(built, monkeypatch, tmp_path):
+    """With a value of its own each: a setting that went astray would show."""
     changed = {"TRAIN_GROUP_SIZE": 3, "BATCH_SIZE": 5, "LEARNING_RATE": 2e-4, "EPOCHS": 1.5, "WARMUP_RATIO": 0.25,
                "TEMPERATURE": 0.07, "QUERY_MAX_LEN": 33, "PASSAGE_MAX_LEN": 77, "GRAD_CACHE_CHUNK": 9,
                "LORA_RANK": 6, "LORA_ALPHA": 12.5, "DEV_STEPS": 0.3, "DEV_CORPUS_SIZE": 123, "LOGGING_STEPS": 7,
-               "ARCHITECTURE": "both", "TOKEN_DIM": 11, "QUERY_EXPANSION": 13,
-               "PATIENCE": 3}
-    flagged = {name: row.metadata["flag"] for name, row in TABLE.items() if row.metadata["flag"]}
-    assert set(changed) == set(flagged)
+               "ARCHITECTURE": "both", "TOKEN_DIM": 11, "QUERY_EXPANSION": 13, "PATIENCE": 3}
+    assert set(changed) == {name for name, row in TABLE.items() if row.metadata["flag"]}
     for name, value in changed.items():
         monkeypatch.setenv(name, str(value))
-    settings, recipe = Settings.load(), find_recipe(built, "neg10")
-    flags = flags_of(settings, recipe, settings, settings.output_dir / "x")
-    model_args, data_args, args = parse(flags)
-    for name, flag in flagged.items():
-        owner = next(group for group in (model_args, data_args, args) if hasattr(group, flag))
-        assert getattr(owner, flag) == changed[name], name
-    others = flags_of(settings, recipe, dataclasses.replace(settings, trainer="flagembedding"), settings.output_dir)
-    assert not {f"--{flag}" for flag in NOT_IN_FLAGEMBEDDING} & set(others) and "--learning_rate" in others
+    settings = Settings.load()
+    write_settings(tmp_path, training_settings(settings, find_recipe(built, "neg10"), settings))
+    training = read_settings(tmp_path)
+    for name, value in changed.items():
+        owner = training.encoder if name.endswith("_MAX_LEN") else training
+        assert getattr(owner, name.lower()) == value, name
+    args = training_arguments(training, tmp_path, dev=True)
+    assert (args.per_device_train_batch_size, args.learning_rate, args.num_train_epochs) == (5, 2e-4, 1.5)
+    assert (args.warmup_steps, args.eval_steps, args.logging_steps, args.temperature) == (0.25, 0.3, 7, 0.07)
 
 
 def test_a_recipe_changes_settings_of_the_training_and_no_others():

@@ -10,6 +10,7 @@ from embedding_finetune.data.collection import Collection, write_collection
 from embedding_finetune.data.row_store import PASSAGES, read_rows, write_passages
 from embedding_finetune.data.row_store import write_rows as write_rows_by_id
 from embedding_finetune.models.encoder_config import EncoderConfig
+from embedding_finetune.training.arguments import TrainingSettings, write_settings
 from embedding_finetune.training.log import read_log
 
 TOPICS = "river moon copper violin harbour glacier pepper engine orchard lantern falcon marble".split()
@@ -80,7 +81,7 @@ def training_folder(folder):
 
 
 def use(**changes):
-    """How the tiny models are used: as the flags of the tests say."""
+    """How the tiny models are used."""
     return EncoderConfig(**{"label": "", "title": "", "name": "", "pooling": "cls", "query_prompt": "find: ",
                             "passage_prompt": "", "query_max_len": 16, "passage_max_len": 48} | changes)
 
@@ -89,19 +90,23 @@ def rows_of(tiny, scores=False):
     return read_rows([tiny / ("train_scores.json" if scores else "train.json")], teacher=scores)
 
 
-def flags(tiny, output, **changes):
-    """Flags of a training of 30 steps over two epochs; None takes one out."""
-    values = {
-        "model_name_or_path": tiny / "bert", "train_data": tiny / "train.json", "cache_path": tiny / "cache",
-        "output_dir": output, "train_group_size": 4, "query_max_len": 16, "passage_max_len": 48,
-        "query_instruction_for_retrieval": "find: ", "query_instruction_format": "{}{}", "temperature": 0.05,
-        "per_device_train_batch_size": 4, "learning_rate": 1e-4, "warmup_steps": 0.1, "num_train_epochs": 2,
-        "seed": 3, "logging_steps": 5, "use_cpu": True, "save_steps": 10} | changes
-    return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
+def prepared(tiny, output, **changes):
+    """The folder `output` with the settings of a training of 30 steps over two epochs; `changes` go to its
+    TrainingSettings or their EncoderConfig, and `base` is the initial model."""
+    config = use(name=str(changes.pop("base", tiny / "bert")), **{
+        name: changes.pop(name) for name in [*changes] if name in EncoderConfig.__dataclass_fields__})
+    values = {"label": "tiny", "kind": "bi_encoder", "encoder": config, "training_file": tiny / "train.json",
+              "data": "", "train_group_size": 4, "temperature": 0.05, "batch_size": 4, "learning_rate": 1e-4,
+              "epochs": 2.0,
+              "seed": 3, "logging_steps": 5, "cpu": True, "save_steps": 10} | changes
+    training = TrainingSettings(**values | {name: str(values[name]) for name in ("training_file", "data")})
+    output.mkdir(parents=True, exist_ok=True)
+    write_settings(output, training)
+    return output
 
 
 def dev(tiny):
-    return {"dev_data": tiny / "data", "dev_corpus_size": 60, "dev_steps": 7}
+    return {"data": tiny / "data", "dev_corpus_size": 60, "dev_steps": 7}
 
 
 def parameters(folder):

@@ -1,6 +1,6 @@
 """Started by test_worker.py, alone or through torchrun: trainings one after the other.
 
-    python -m whole_trainings FLAGS [--next FLAGS ..]
+    python -m whole_trainings FOLDER ..
 
 PAUSE makes each step so many seconds longer, that the process can be met at its work. With KILLED_AT each process kills
 itself after that step. Rank 1 measures other dev values than rank 0, as processes with other arithmetic may.
@@ -28,6 +28,5 @@ def checked(self, loss):
 training.Trainer._checked = checked
 if os.environ.get("RANK") == "1":
     training.DevEvaluator.evaluate = lambda self, model: {"recall@10": 0.0, "mrr@10": float(next(rising))}
-for is_flag, words in itertools.groupby(sys.argv[1:], lambda word: word != "--next"):
-    if is_flag:
-        training.train(list(words))
+for folder in sys.argv[1:]:
+    training.train(folder)

@@ -1,96 +1,139 @@
-"""Command-line flags of a training: those of FlagEmbedding.finetune.embedder.encoder_only.base, and the ones below."""
+"""The settings of one training, resolved and stored in its folder, and the arguments of the trainers made from them."""
 
-import os
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
 
-import transformers
-from FlagEmbedding.finetune.embedder.encoder_only.base import (
-    EncoderOnlyEmbedderDataArguments,
-    EncoderOnlyEmbedderModelArguments,
-    EncoderOnlyEmbedderTrainingArguments,
-)
+from FlagEmbedding.finetune.embedder.encoder_only.base import EncoderOnlyEmbedderTrainingArguments
 
-from embedding_finetune.files import UserError, one_line
-from embedding_finetune.models.encoder_config import EncoderConfig, from_files
-from embedding_finetune.training.distributed import WORLD_SIZE
+from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
+from embedding_finetune.files import UserError
+from embedding_finetune.models.encoder_config import EncoderConfig
 
-UNSUPPORTED = ("same_dataset_within_batch", "shuffle_ratio", "deepspeed", "fsdp", "sub_batch_size")
-
-
-@dataclass
-class DataArguments(EncoderOnlyEmbedderDataArguments):
-    dev_data: str = field(default=None, metadata={"help": "Collection folder; its dev queries select the checkpoint."})
-    dev_corpus_size: int = field(default=2000, metadata={"help": "Passages sampled in addition to dev positives."})
-
-    def __post_init__(self):
-        missing = [path for path in self.train_data or ["--train_data"] if not os.path.isfile(path)]
-        if missing:
-            raise UserError(f"{missing[0]} does not exist or is not a file: run a build notebook to make it")
-        super().__post_init__()
+SETTINGS = "settings.json"
+KD_LOSSES = {"kl": "kl_div", "margin": "margin_mse"}  # DISTILLATION_LOSS -> kd_loss_type
+MODULES = {"bi_encoder": "FlagEmbedding.finetune.embedder.encoder_only.base",
+           "cross_encoder": "FlagEmbedding.finetune.reranker.encoder_only.base"}
 
 
-@dataclass
-class TrainArguments(EncoderOnlyEmbedderTrainingArguments):
-    kd_loss_type: str = field(default="kl_div", metadata={"choices": ["kl_div", "m3_kd_loss", "margin_mse"]})
-    architecture: str = field(default="single_vector", metadata={
-        "help": "single_vector (inner product), multi_vector (MaxSim over token vectors), or both."})
-    token_dim: int = field(default=0, metadata={"help": "Dimension of the token vectors; 0: the model's."})
-    query_expansion: int = field(default=0, metadata={"help": "Pad queries to this many tokens with mask tokens."})
-    reranker: bool = field(default=False, metadata={"help": "Train a cross-encoder reranker."})
-    new_head: bool = field(default=False, metadata={"help": "Initialize the reranker's head at random, on an encoder."})
-    lora_rank: int = field(default=0, metadata={"help": "Train adapters of this rank instead of all weights (LoRA)."})
-    lora_alpha: float = field(default=32.0, metadata={"help": "Adapter outputs are scaled by lora_alpha / lora_rank."})
-    grad_cache_chunk: int = field(default=0, metadata={"help": "Texts per sub-batch of GradCache; 0: no GradCache."})
-    mask_false_negatives: bool = field(default=True, metadata={"help": "Mask a query's positives among its negatives."})
-    dev_steps: float = field(default=0.2, metadata={"help": "Steps between dev evaluations; below 1, a fraction."})
-    patience: int = field(default=0, metadata={"help": "Stop after this many dev evaluations without improvement."})
+@dataclass(frozen=True)
+class TrainingSettings:
+    """All that the processes of a training need to know. They read it in the training's folder, so that a process that
+    is restarted, or one on another machine, does not depend on a profile or recipe that was edited meanwhile.
 
-
-def parse(arguments):
-    """Parse command-line flags into FlagEmbedding's (model, data, training) arguments, extended.
-
-    Raises UserError for flags that are unknown, invalid or incompatible.
+    Fields without a comment are those of Settings, with the recipe's values.
     """
-    parser = transformers.HfArgumentParser((EncoderOnlyEmbedderModelArguments, DataArguments, TrainArguments))
 
-    def refuse(message):
-        raise UserError(message)
+    label: str
+    kind: str  # "bi_encoder" or "cross_encoder", as in the recipe
+    encoder: EncoderConfig  # the initial model, its pooling, prompts and lengths
+    training_file: str
+    data: str  # folder of the collection whose dev queries select the checkpoint; "" for none
+    batch_size: int
+    train_group_size: int
+    learning_rate: float
+    epochs: float
+    seed: int
+    warmup_ratio: float = 0.1
+    temperature: float = 0.02
+    precision: str = "fp32"  # fp32, bf16 or fp16
+    cpu: bool = False  # train on the CPU, whatever the machine has
+    teacher: bool = False  # distillation from the scores in the training file
+    new_head: bool = False  # a cross-encoder's head is initialised at random
+    distillation_loss: str = "kl"
+    architecture: str = "single_vector"
+    token_dim: int = 0
+    query_expansion: int = 0
+    matryoshka_dims: tuple = ()  # with the full dimension; () for the full dimension alone
+    lora_rank: int = 0
+    lora_alpha: float = 32.0
+    grad_cache_chunk: int = 0
+    mask_false_negatives: bool = True  # mask a query's positives among its negatives
+    dev_steps: float = 0.1
+    dev_corpus_size: int = 2000
+    patience: int = 0
+    logging_steps: int = 10
+    save_steps: float = 0.2  # steps between checkpoints; below 1: a fraction of all steps
+    max_steps: int = 0  # 0: as many as the epochs have
+    gpus: int = 1
+    nnodes: int = 1
 
-    parser.error = refuse
+    @property
+    def processes(self):
+        return self.gpus * self.nnodes
+
+
+def write_settings(folder, training):
+    """Write the TrainingSettings of the training in a folder."""
+    write_checksummed(folder / SETTINGS, dataclasses.asdict(training))
+
+
+def read_settings(folder):
+    """The TrainingSettings of the training in a folder. Raises UserError if they are missing or damaged."""
+    values = read_checksummed(Path(folder) / SETTINGS)
     try:
-        model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
-    except (ValueError, ImportError) as error:
-        raise UserError(f"invalid flags: {one_line(error)}") from None
-    unsupported = [name for name in UNSUPPORTED if getattr(data_args, name, None) or getattr(args, name, None)]
-    if unsupported:
-        refuse(f"--{unsupported[0]} is not supported by this trainer; use FlagEmbedding's (TRAINER=flagembedding)")
-    if args.n_gpu > 1:
-        refuse(f"{args.n_gpu} GPUs in one process: start with torchrun --nproc_per_node {args.n_gpu}, or select one "
-               "with CUDA_VISIBLE_DEVICES")
-    if args.negatives_cross_device and WORLD_SIZE == 1:
-        refuse("--negatives_cross_device needs torchrun with --nproc_per_node 2 or more")
-    if args.per_device_train_batch_size * data_args.train_group_size * WORLD_SIZE < 2:
-        refuse("one candidate per query leaves no negatives: raise --train_group_size (1) or "
-               "--per_device_train_batch_size (1)")
-    if data_args.knowledge_distillation and args.kd_loss_type == "m3_kd_loss" and args.mask_false_negatives:
-        refuse("m3_kd_loss weights every passage of the group: use it with --mask_false_negatives False")
-    if args.use_mrl and (args.architecture != "single_vector" or args.reranker):
-        refuse("--use_mrl truncates single vectors: use it with --architecture single_vector, without --reranker")
-    args.disable_tqdm, args.log_level_replica = True, "error"
-    return model_args, data_args, args
+        return TrainingSettings(**values | {"encoder": EncoderConfig(**values["encoder"]),
+                                            "matryoshka_dims": tuple(values["matryoshka_dims"])})
+    except (TypeError, KeyError):  # None, or fields of another version
+        raise UserError(f"{Path(folder) / SETTINGS} is missing, damaged or of another version: start the training with "
+                        "`python -m embedding_finetune train`, which writes it") from None
 
 
-def encoder_config_from_arguments(model_args, data_args, args):
-    """The EncoderConfig the model is trained with. Raises UserError if an instruction format is not a plain prefix."""
-    prompts = []
-    for side in ("query", "passage"):
-        instruction = getattr(data_args, f"{side}_instruction_for_retrieval")
-        template = getattr(data_args, f"{side}_instruction_format")
-        before, text, after = template.format(instruction, "\0").partition("\0") if instruction else ("", "\0", "")
-        if not text or after:
-            raise UserError(f"the format {template!r} does not put the prompt before the text: use {{}}{{}}")
-        prompts.append(before)
-    name, trusted = model_args.model_name_or_path, model_args.trust_remote_code
-    return EncoderConfig("", name, name, args.sentence_pooling_method, *prompts, data_args.query_max_len,
-                         data_args.passage_max_len, args.normalize_embeddings,
-                         "" if args.reranker else from_files(name, trusted).get("dense", ""), trusted)
+def training_arguments(training, output, dev=False):
+    """FlagEmbedding's training arguments (a subclass of transformers') of a training that writes to `output`.
+
+    `dev` is whether there are dev queries.
+    """
+    evaluation = {"eval_strategy": "steps", "eval_steps": training.dev_steps} if dev else {}
+    return EncoderOnlyEmbedderTrainingArguments(
+        **_common(training, output), **_of_embedder(training), **evaluation, save_strategy="steps",
+        save_steps=training.save_steps, log_level_replica="error")
+
+
+def _common(training, output):
+    """Arguments that the trainers of embedding models and rerankers share."""
+    precision = {} if training.precision == "fp32" else {training.precision: True}
+    return {"output_dir": str(output), "per_device_train_batch_size": training.batch_size,
+            "learning_rate": training.learning_rate, "num_train_epochs": training.epochs,
+            "warmup_steps": training.warmup_ratio, "seed": training.seed, "logging_steps": training.logging_steps,
+            "dataloader_drop_last": True, "report_to": "none", "disable_tqdm": True, **precision,
+            **({"use_cpu": True} if training.cpu else {}),
+            **({"max_steps": training.max_steps} if training.max_steps else {})}
+
+
+def _of_embedder(training):
+    """Arguments of embedding models alone."""
+    encoder, more = training.encoder, {}
+    if training.teacher:
+        more["kd_loss_type"] = KD_LOSSES[training.distillation_loss]
+    if training.matryoshka_dims:
+        more |= {"use_mrl": True, "mrl_dims": list(training.matryoshka_dims)}
+    if training.processes > 1:
+        more["negatives_cross_device"] = True
+    return {"sentence_pooling_method": encoder.pooling, "normalize_embeddings": encoder.normalize,
+            "temperature": training.temperature, **more}
+
+
+def stock_flags(training, output, train_data, base=None):
+    """Flags for FlagEmbedding's own trainer (see MODULES) with the same settings, a list of words.
+
+    `train_data` is a training file in FlagEmbedding's format, `base` a folder that replaces the name of the model.
+    """
+    encoder = training.encoder
+    values = {"model_name_or_path": base or encoder.name, "train_data": train_data,
+              "cache_path": Path(output).parent / ".cache", "train_group_size": training.train_group_size,
+              "query_max_len": encoder.query_max_len, "passage_max_len": encoder.passage_max_len,
+              **({"trust_remote_code": True} if encoder.trusted else {}),
+              **({"knowledge_distillation": True} if training.teacher else {}), **_common(training, output),
+              "save_strategy": "no"}
+    if training.kind == "cross_encoder":
+        values["max_len"] = encoder.query_max_len + encoder.passage_max_len
+    else:
+        values |= _of_embedder(training)
+        prompts = {"query": encoder.query_prompt, "passage": encoder.passage_prompt}
+        for side in [side for side, prompt in prompts.items() if prompt]:
+            values |= {f"{side}_instruction_for_retrieval": prompts[side], f"{side}_instruction_format": "{}{}"}
+    words = []
+    for name, value in values.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words

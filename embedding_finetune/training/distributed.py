@@ -11,7 +11,6 @@ from embedding_finetune.files import FILE_VISIBILITY_LAG, UserError, atomic_writ
 
 RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 LOST = 75  # exit status (EX_TEMPFAIL of sysexits.h) of a process that may have failed because another one ended
-PATHS = ("model_name_or_path", "train_data", "dev_data", "output_dir", "cache_path")  # may differ between nodes
 
 
 def broadcast_from_rank_0(value):
@@ -22,24 +21,19 @@ def broadcast_from_rank_0(value):
     return values[0]
 
 
-def check_same_arguments(flags, train_data):
-    """Raise UserError in all processes unless all have the same flags (a list of words) and training files.
+def check_same_inputs(files):
+    """Raise UserError in all processes unless all have the same files, compared by content; `files` is name -> path.
 
-    Training files (paths) are compared by content. Without this check, processes with different batches would hang or
-    train on different data instead of failing.
+    Without this check, processes with different batches would hang or train on different data instead of failing.
     """
     if not dist.is_initialized():
         return
-    given, name = {f"training file {number}": sha256(path)[:12] for number, path in enumerate(train_data, start=1)}, ""
-    for word in flags:
-        name = word.removeprefix("--") if word.startswith("--") else name
-        if name not in PATHS and not word.startswith("--"):
-            given[f"--{name}"] = f"{given.get(f'--{name}', '')} {word}".strip()
-    of_all = _from_all(given)
+    of_all = _from_all({name: sha256(path)[:12] for name, path in files.items()})
     for rank, other in enumerate(of_all):
-        for name in [name for name in of_all[0] | other if of_all[0].get(name) != other.get(name)][:1]:
-            raise UserError(f"process {rank} has {name} {other.get(name, '-')}, process 0 {of_all[0].get(name, '-')}: "
-                            "start all nodes with the same settings and training files")
+        for name in files:
+            if other[name] != of_all[0][name]:
+                raise UserError(f"process {rank} has other {name} ({other[name]}) than process 0 ({of_all[0][name]}): "
+                                "start all nodes with the same settings and training files")
 
 
 def check_shared(folder):

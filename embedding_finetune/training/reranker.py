@@ -46,14 +46,11 @@ class RerankerModel(nn.Module):
         """Scores of the pairs, float32 (pairs,): pair i is row `rows[i]` of the concatenated sub-batches `texts`."""
         return torch.cat([self.encoder(**sub).logits[:, 0].float() for sub in texts])[rows]
 
-    def gradient_checkpointing_enable(self, **options):
-        self.encoder.gradient_checkpointing_enable(**options)
 
-
-def load_reranker_model(args, config, new_head):
+def load_reranker_model(config, new_head, device):
     """Tokenizer and RerankerModel of the initial model, in float32."""
     tokenizer, model = load_cross_encoder(config.name, config.trusted, new_head)
-    if args.device.type == "cpu":
+    if device.type == "cpu":
         use_fast_dropout(model)
     return tokenizer, RerankerModel(model)
 

@@ -24,12 +24,12 @@ from embedding_finetune.training.loss import grad_cache_step
 class Trainer(transformers.Trainer):
     """Trains a ContrastiveModel or RerankerModel on the batches of `sampler`.
 
-    `dev` is a DevEvaluator, a RerankerDevEvaluator, or None.
+    `training` are its TrainingSettings, `dev` is a DevEvaluator, a RerankerDevEvaluator, or None.
     """
 
-    def __init__(self, *args, sampler, dev, **kwargs):
+    def __init__(self, *args, training, sampler, dev, **kwargs):
         super().__init__(*args, eval_dataset=dev, **kwargs)
-        self.sampler, self.dev = sampler, dev
+        self.training, self.sampler, self.dev = training, sampler, dev
         self.unfinished_checkpoint = None  # folder of the checkpoint that is being written
         self.model.register_load_state_dict_post_hook(_check_loaded)
         self.remove_callback(transformers.PrinterCallback)
@@ -49,7 +49,7 @@ class Trainer(transformers.Trainer):
         return self._checked(model(**inputs)["loss"])
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        if not self.args.grad_cache_chunk:
+        if not self.training.grad_cache_chunk:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
         accumulated = self.current_gradient_accumulation_steps
@@ -62,7 +62,7 @@ class Trainer(transformers.Trainer):
     def _checked(self, loss):
         if not torch.isfinite(loss):
             raise UserError(f"the loss became {loss.item()} at step {self.state.global_step + 1}; {self._last_good()}; "
-                            "try a lower learning rate or, with --fp16, --bf16")
+                            "try a lower learning rate or, with PRECISION=fp16, bf16")
         return loss
 
     def _last_good(self):

@@ -1,4 +1,6 @@
-"""The training process, started by training.train through torchrun with the flags of training.arguments.
+"""The training process: `torchrun .. -m embedding_finetune.training.worker FOLDER`, started by training.launcher.
+
+FOLDER holds the settings of the training, see training.arguments.
 
 During training the output folder holds the last checkpoint, the best one by dev metric, and `training_log.jsonl`; after
 training it holds the model. The same command continues an interrupted run from its last complete checkpoint and gives
@@ -26,7 +28,7 @@ from embedding_finetune.models.fast_layers import use_fast_dropout
 from embedding_finetune.models.modeling import DenseLayers, load_encoder
 from embedding_finetune.models.multi_vector import load_projection, new_projection, special_token_ids
 from embedding_finetune.settings import SELECTION_METRIC
-from embedding_finetune.training.arguments import encoder_config_from_arguments, parse
+from embedding_finetune.training.arguments import KD_LOSSES, SETTINGS, read_settings, training_arguments
 from embedding_finetune.training.batches import Collator, EpochSampler, TrainingSet
 from embedding_finetune.training.dev_evaluator import DevEvaluator
 from embedding_finetune.training.distributed import (
@@ -34,7 +36,7 @@ from embedding_finetune.training.distributed import (
     RANK,
     WORLD_SIZE,
     broadcast_from_rank_0,
-    check_same_arguments,
+    check_same_inputs,
     check_shared,
 )
 from embedding_finetune.training.export import export
@@ -51,86 +53,77 @@ from embedding_finetune.training.reranker import (
 from embedding_finetune.training.trainer import Trainer
 
 
-def load_model(model_args, data_args, args, config):
-    """Tokenizer and ContrastiveModel of the base model.
+def load_model(training, device):
+    """Tokenizer and ContrastiveModel of the initial model.
 
     With LoRA (Hu et al. 2021, arXiv 2106.09685) only the adapters and the Dense layers are trained. Weights are
-    float32, however they are stored: half precision (--bf16, --fp16) is for the forward and backward pass, since
-    Adam's small updates need float32.
+    float32, however they are stored: half precision is for the forward and backward pass, since Adam's small updates
+    need float32.
     """
-    options = {"cache_dir": model_args.cache_dir, "token": model_args.token, "trusted": config.trusted}
-    check_lengths(config.name, config.query_max_len, config.passage_max_len, **options)
-    tokenizer = load("AutoTokenizer", config.name, use_fast=model_args.use_fast_tokenizer, **options)
-    encoder, dense = load_encoder(config.name, config.dense, **options)
-    for parameter_name, parameter in encoder.named_parameters():
-        parameter.requires_grad = not (args.fix_position_embedding and "position_embeddings" in parameter_name)
-    if args.gradient_checkpointing:
-        encoder.enable_input_require_grads()
-    if args.lora_rank:
-        encoder = peft.get_peft_model(encoder, peft.LoraConfig(r=args.lora_rank, lora_alpha=args.lora_alpha,
-                                                               target_modules="all-linear"))
-    if args.device.type == "cpu":
+    config = training.encoder
+    check_lengths(config.name, config.query_max_len, config.passage_max_len, config.trusted)
+    tokenizer = load("AutoTokenizer", config.name, config.trusted)
+    encoder, dense = load_encoder(config.name, config.dense, config.trusted)
+    if training.lora_rank:
+        encoder = peft.get_peft_model(encoder, peft.LoraConfig(
+            r=training.lora_rank, lora_alpha=training.lora_alpha, target_modules="all-linear"))
+    if device.type == "cpu":
         use_fast_dropout(encoder)
     projection = DenseLayers()
-    if args.architecture != "single_vector":
-        projection = load_projection(config.name) or new_projection(encoder.config.hidden_size, args.token_dim)
-    dense.requires_grad_(args.architecture != "multi_vector")  # multi-vector models do not use it
+    if training.architecture != "single_vector":
+        projection = load_projection(config.name) or new_projection(encoder.config.hidden_size, training.token_dim)
+    dense.requires_grad_(training.architecture != "multi_vector")  # multi-vector models do not use it
     return tokenizer, ContrastiveModel(
-        encoder, dense=dense, pooling=args.sentence_pooling_method, normalize=args.normalize_embeddings,
-        temperature=args.temperature, architecture=args.architecture, projection=projection,
-        added=special_token_ids(tokenizer), longest=max(config.query_max_len, config.passage_max_len),
-        mask_false_negatives=args.mask_false_negatives, cross_device=args.negatives_cross_device,
-        distillation=args.kd_loss_type if data_args.knowledge_distillation else None,
-        mrl_dims=args.mrl_dims if args.use_mrl else ())
+        encoder, dense=dense, pooling=config.pooling, normalize=config.normalize, temperature=training.temperature,
+        architecture=training.architecture, projection=projection, added=special_token_ids(tokenizer),
+        longest=max(config.query_max_len, config.passage_max_len), mask_false_negatives=training.mask_false_negatives,
+        cross_device=WORLD_SIZE > 1, distillation=KD_LOSSES[training.distillation_loss] if training.teacher else None,
+        mrl_dims=training.matryoshka_dims)
 
 
-def run(model_args, data_args, args):
-    """Train from the last complete checkpoint, or from the start, and export the model."""
-    output, config = Path(args.output_dir), encoder_config_from_arguments(model_args, data_args, args)
+def run(training, output, args, dev):
+    """Train from the last complete checkpoint, or from the start, and export the model; `dev` is the dev split or None.
+    """
     check_shared(output)
-    rows = read_rows(data_args.train_data, data_args.knowledge_distillation)
-    step = args.per_device_train_batch_size * WORLD_SIZE
-    if args.dataloader_drop_last and len(rows) < step:
+    rows = read_rows([training.training_file], teacher=training.teacher)
+    step = training.batch_size * WORLD_SIZE
+    if len(rows) < step:
         raise UserError(f"{len(rows)} training queries are fewer than the {step} of a step: use more queries or a "
                         "smaller batch size")
-    dev = read_collection(Path(data_args.dev_data)).split("dev") if data_args.dev_data else None
-    if dev is not None and not dev.queries:
-        raise UserError(f"{data_args.dev_data} has no dev queries: it needs qrels/dev.tsv")
     # Rank 0 decides, since other nodes may see new files on a shared disk later.
     found = broadcast_from_rank_0(last_checkpoint(output) if RANK == 0 else None)
-    checkpoint = found and output / found
+    checkpoint = output / found if found else None
     if checkpoint:
         log_line(f"continuing from {checkpoint}")
     transformers.set_seed(args.seed)
-    if args.reranker:
-        tokenizer, model = load_reranker_model(args, config, args.new_head)
-        collator = PairCollator(tokenizer, config, BATCH_OVERHEAD_TOKENS[args.device.type])
+    config, reranker = training.encoder, training.kind == "cross_encoder"
+    call_cost = BATCH_OVERHEAD_TOKENS[args.device.type]
+    if reranker:
+        tokenizer, model = load_reranker_model(config, training.new_head, args.device)
+        collator = PairCollator(tokenizer, config, call_cost)
     else:
-        tokenizer, model = load_model(model_args, data_args, args, config)
-        collator = Collator(tokenizer, config, BATCH_OVERHEAD_TOKENS[args.device.type], args.grad_cache_chunk or None,
-                            data_args.pad_to_multiple_of, args.query_expansion)
-    if args.lora_rank:
+        tokenizer, model = load_model(training, args.device)
+        collator = Collator(tokenizer, config, call_cost, training.grad_cache_chunk or None,
+                            expansion=training.query_expansion)
+    if training.lora_rank:
         sizes = [(weights.numel(), weights.requires_grad) for weights in model.parameters()]
         log_line(f"LoRA: {sum(size for size, trained in sizes if trained):,} of {sum(size for size, _ in sizes):,} "
                  "weights are trained")
     if dev is not None:
-        args.eval_strategy, args.eval_steps = transformers.IntervalStrategy.STEPS, args.dev_steps
         args.metric_for_best_model, args.greater_is_better = SELECTION_METRIC, True
         args.eval_on_start = checkpoint is None
-        options = (dev, data_args.dev_corpus_size, collator if args.reranker else tokenizer, config, args.seed,
+        options = (dev, training.dev_corpus_size, collator if reranker else tokenizer, config, training.seed,
                    args.device)
-        dev = RerankerDevEvaluator(*options) if args.reranker else DevEvaluator(*options, args.query_expansion)
+        dev = RerankerDevEvaluator(*options) if reranker else DevEvaluator(*options, training.query_expansion)
     trainer = Trainer(
-        model=model, args=args, dev=dev, processing_class=tokenizer,
-        train_dataset=TrainingSet(rows, config, data_args.train_group_size, args.seed),
-        sampler=EpochSampler(len(rows), args.per_device_train_batch_size,
-                             args.seed if args.data_seed is None else args.data_seed, args.dataloader_drop_last),
-        data_collator=collator)
-    if dev is not None and args.patience:
-        trainer.add_callback(transformers.EarlyStoppingCallback(args.patience))
+        model=model, args=args, training=training, dev=dev, processing_class=tokenizer, data_collator=collator,
+        train_dataset=TrainingSet(rows, config, training.train_group_size, training.seed),
+        sampler=EpochSampler(len(rows), training.batch_size, training.seed, drop_last=True))
+    if dev is not None and training.patience:
+        trainer.add_callback(transformers.EarlyStoppingCallback(training.patience))
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if RANK == 0:
-        finish(trainer, config, output)
+        finish(trainer, output)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -144,14 +137,14 @@ def last_checkpoint(output):
     return complete[0].name if complete else None
 
 
-def finish(trainer, config, output):
+def finish(trainer, output):
     """Export the best model (without a dev set, the last one) and remove the checkpoints."""
-    state, kind = trainer.state, "reranker" if trainer.args.reranker else "model"
+    state, kind = trainer.state, "reranker" if trainer.training.kind == "cross_encoder" else "model"
     best = state.best_global_step or state.global_step
     if best != state.global_step:
         trainer.load_weights(output / f"checkpoint-{best}")
     curve = [row for row in read_log(output) if SELECTION_METRIC in row]
-    kept = (finish_reranker if trainer.args.reranker else finish_model)(trainer, config, output, best, curve)
+    kept = (finish_reranker if kind == "reranker" else finish_model)(trainer, output, best, curve)
     for folder in output.glob("checkpoint-*"):
         remove_checkpoint(folder)
     before = curve[0][SELECTION_METRIC] if curve and curve[0]["step"] == 0 and kind == "model" else 0
@@ -161,29 +154,30 @@ def finish(trainer, config, output):
     log_line(f"finished after {state.global_step} steps, kept step {kept}: the {kind} is in {output}")
 
 
-def finish_model(trainer, config, output, best, curve):
+def finish_model(trainer, output, best, curve):
     """Export the embedding model of step `best`, which is loaded; returns `best`. `curve` are the dev metrics."""
     card = {"training rows": len(trainer.train_dataset), "steps": f"{best} of {trainer.state.max_steps}",
             **(read_json(output / "training.json") or {}).get("settings", {})}
     encoder = trainer.model.encoder
     encoder = encoder.merge_and_unload() if isinstance(encoder, peft.PeftModel) else encoder
-    multi_vector = trainer.args.architecture != "single_vector"
-    export(encoder, trainer.processing_class, output, config, dense=trainer.model.dense, card=card, curve=curve,
-           projection=trainer.model.projection if multi_vector else None, expansion=trainer.args.query_expansion)
+    multi_vector = trainer.training.architecture != "single_vector"
+    export(encoder, trainer.processing_class, output, trainer.training.encoder, dense=trainer.model.dense, card=card,
+           curve=curve, projection=trainer.model.projection if multi_vector else None,
+           expansion=trainer.training.query_expansion)
     return best
 
 
-def finish_reranker(trainer, config, output, best, curve):
+def finish_reranker(trainer, output, best, curve):
     """Export the reranker of step `best`, or the initial one (step 0) if training did not improve dev metrics."""
-    dev, model, calibration = trainer.dev, trainer.model, None
-    before = curve[0] if curve and curve[0]["step"] == 0 and not trainer.args.new_head else None
+    dev, model, calibration, config = trainer.dev, trainer.model, None, trainer.training.encoder
+    before = curve[0] if curve and curve[0]["step"] == 0 and not trainer.training.new_head else None
     if dev is not None:
         scores = dev.scores(model) if dev.latest is None or best != trainer.state.global_step else dev.latest
         after = dev.measure(scores)
         for warning in training_warnings(before, after, dev.of_bm25):
             log_line(f"warning: {warning}")
         if before and after[SELECTION_METRIC] <= before[SELECTION_METRIC]:
-            _, model = load_reranker_model(trainer.args, config, new_head=False)
+            _, model = load_reranker_model(config, False, trainer.args.device)
             best, scores = 0, dev.scores(model.to(trainer.args.device))
             log_line(f"the initial reranker is kept: {config.name}")
         calibration = calibrate(scores, dev.right)
@@ -199,26 +193,36 @@ def log_line(line):
         print(line, flush=True)
 
 
-def train(arguments):
-    """Run one training with the given command-line flags. Raises UserError."""
+def train(folder):
+    """Run the training whose settings are in a folder (see training.arguments). Raises UserError."""
     logging.basicConfig(level=logging.ERROR)  # hide the libraries' messages, except errors
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore")
-    parsed = parse(arguments)
-    check_same_arguments(arguments, parsed[1].train_data)
-    output = Path(parsed[2].output_dir)
+    output, training = Path(folder), read_settings(folder)
+    dev = read_collection(Path(training.data)).split("dev") if training.data else None
+    if dev is not None and not dev.queries:
+        raise UserError(f"{training.data} has no dev queries: it needs qrels/dev.tsv")
+    if not Path(training.training_file).is_file():
+        raise UserError(f"{training.training_file} does not exist or is not a file: run a build notebook to make it")
+    args = training_arguments(training, output, dev is not None)
+    if args.n_gpu > 1:
+        raise UserError(f"{args.n_gpu} GPUs in one process: start with torchrun --nproc_per_node {args.n_gpu}, or "
+                        "select one with CUDA_VISIBLE_DEVICES")
+    check_same_inputs({"settings": output / SETTINGS, "training file": training.training_file})
     if RANK:  # only rank 0 takes the lock; the others wait for it at the first collective call
-        return run(*parsed)
+        return run(training, output, args, dev)
     if (output / "model.safetensors").exists():
-        raise UserError(f"{output} already holds a finished model: use another --output_dir or move the model away")
+        raise UserError(f"{output} already holds a finished model: move it away")
     with try_lock(output):
-        run(*parsed)
+        run(training, output, args, dev)
 
 
 def main():
     try:
-        train(sys.argv[1:])
+        if len(sys.argv) != 2:
+            raise UserError("give the folder of one training; `python -m embedding_finetune train LABEL` prepares it")
+        train(sys.argv[1])
         if dist.is_initialized():
             dist.destroy_process_group()
     except KeyboardInterrupt:

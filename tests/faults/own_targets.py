@@ -22,12 +22,13 @@ from embedding_finetune.serving.index import open_index
 from embedding_finetune.serving.registry import IndexRegistry
 from embedding_finetune.serving.server import Guarded, application
 from embedding_finetune.settings import Settings
+from embedding_finetune.training.arguments import SETTINGS, read_settings, write_settings
 from embedding_finetune.training.log import read_log
 from embedding_finetune.training.provenance import check_trained, find_recipe, is_current, trained_recipes
+from embedding_finetune.training.train import training_settings
 from embedding_finetune.training.training_data import make_training_file
-from embedding_finetune.training.worker import parse
 
-from .fuzz import SCALARS, VALUES, broken, otherwise
+from .fuzz import VALUES, broken, otherwise
 from .targets import file, record, target, written
 
 
@@ -77,13 +78,11 @@ def _made(folder):
     return record(folder / "data" / "training_neg_10.made.json", lambda: make_training_file(now, recipe, collection))
 
 
-@target("flags", "built", 20)
-def _flags(folder):
-    flags = ["--model_name_or_path", str(folder / "model"), "--train_data",
-             str(folder / "data" / "training_neg_10.json"), "--output_dir", str(folder / "output" / "x"), "--use_cpu"]
-    words = st.sampled_from(["--learning_rate", "--seed", "--save_steps", "--dev_steps", "--fp16", "--bf16", "--nope",
-                             "--temperature", "--passage_max_len", "--train_group_size"]) | SCALARS.map(str)
-    return lambda given: parse([*flags, *given]), st.lists(words, min_size=1, max_size=3)
+@target("settings of a training", "built", 20)
+def _settings(folder):
+    now = Settings.load()
+    write_settings(folder, training_settings(now, find_recipe(now, "neg10"), now))
+    return file(folder / SETTINGS, lambda: read_settings(folder))
 
 
 @target("runs", "measured", 80)

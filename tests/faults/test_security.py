@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from tiny_training import prepared
 
 from embedding_finetune.artifacts.arrays import short_hash
 from embedding_finetune.artifacts.manifest import MANIFEST, write_manifest
@@ -45,17 +46,14 @@ def test_the_trap_works(tmp_path):
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin"])
 def test_a_checkpoint_that_is_continued_runs_nothing(tiny, tmp_path, monkeypatch, name):
     output = tmp_path / "output"
-    flags = ["--model_name_or_path", str(tiny / "bert"), "--train_data", str(tiny / "train.json"), "--output_dir",
-             str(output), "--query_max_len", "16", "--passage_max_len", "48", "--train_group_size", "2",
-             "--per_device_train_batch_size", "20", "--max_steps", "3", "--save_strategy", "steps", "--save_steps", "1",
-             "--report_to", "none", "--use_cpu", "--sentence_pooling_method", "cls", "--dataloader_drop_last", "True"]
+    changes = {"train_group_size": 2, "batch_size": 20, "save_steps": 1}
 
     def stop(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(worker, "finish", stop)
     with pytest.raises(KeyboardInterrupt):
-        worker.train(flags)
+        worker.train(prepared(tiny, output, max_steps=3, **changes))
     last = output / "checkpoint-3"
     if name == "pytorch_model.bin":
         (last / "model.safetensors").unlink()
@@ -63,7 +61,7 @@ def test_a_checkpoint_that_is_continued_runs_nothing(tiny, tmp_path, monkeypatch
     (last / MANIFEST).unlink()
     write_manifest(last)  # whoever plants it knows how a checkpoint is completed
     with pytest.raises(BaseException, match="."):
-        worker.train([*flags, "--max_steps", "4"])
+        worker.train(prepared(tiny, output, max_steps=4, **changes))
     assert not (tmp_path / "trap").exists()
 
 

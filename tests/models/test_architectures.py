@@ -24,8 +24,15 @@ from embedding_finetune.recipes import find_recipe
 from embedding_finetune.retrieval.cross_encoder import CrossEncoder
 from embedding_finetune.settings import Settings
 from embedding_finetune.training import worker as training
+from embedding_finetune.training.arguments import write_settings
 from embedding_finetune.training.mining import Miner
-from embedding_finetune.training.train import flags_of, prepare
+from embedding_finetune.training.train import prepare, training_settings
+
+
+def train(settings):
+    folder = settings.output_dir / "neg10"
+    write_settings(folder, training_settings(settings, find_recipe(settings, "neg10"), settings))
+    training.train(folder)
 
 E5 = {"query": "query: ", "document": "passage: "}
 TEXTS = ["where does the otter of Bafuka live", "In the valley of Bafuka the heron rests at dawn.",
@@ -99,7 +106,7 @@ def test_a_family_keeps_its_use_through_fine_tuning_and_export(name, built, tmp_
     assert config.query_prompt == family.prompts.get("query", "")
     assert config.passage_prompt == family.prompts.get("document", "")
     assert (config.query_max_len, config.passage_max_len) == (20, 40) and config.overrides == ""
-    training.train(flags_of(settings, find_recipe(settings, "neg10"), settings, settings.output_dir / "neg10"))
+    train(settings)
     tuned = load_encoder_config(settings, "neg10")
     kept = ("pooling", "query_prompt", "passage_prompt", "query_max_len", "passage_max_len", "normalize", "dense")
     assert [getattr(tuned, key) for key in kept] == [getattr(config, key) for key in kept] and tuned.note == ""
@@ -160,7 +167,7 @@ def test_code_that_a_model_brings_is_not_run_unless_the_model_is_named(own_code,
     settings = dataclasses.replace(settings, trust_remote_code=f"another/model {folder}", epochs=0.1, dev_steps=1.0)
     Encoder(load_encoder_config(settings, "raw")).encode_queries(["a"])
     assert all(marker.exists() for marker in markers.values())
-    training.train(flags_of(settings, find_recipe(settings, "neg10"), settings, settings.output_dir / "neg10"))
+    train(settings)
     write_json(settings.output_dir / "neg10" / "training.json", {"settings": {"BASE_MODEL": str(folder)}})
     agree(folder, load_encoder_config(settings, "neg10"), SentenceTransformer(
         str(settings.output_dir / "neg10"), trust_remote_code=True, device="cpu"))
@@ -202,7 +209,7 @@ def test_documents_are_cut_by_the_tokenizer_of_a_trusted_model(trusted, monkeypa
 def test_a_trusted_model_is_trained_for_late_interaction(trusted):
     settings, folder = trusted
     settings = dataclasses.replace(settings, base_model=str(folder), architecture="multi_vector", token_dim=8)
-    training.train(flags_of(settings, find_recipe(settings, "neg10"), settings, settings.output_dir / "neg10"))
+    train(settings)
     write_json(settings.output_dir / "neg10" / "training.json", {"settings": {"BASE_MODEL": str(folder)}})
     encoder = Encoder(load_encoder_config(settings, "neg10"))
     assert encoder.encode_query_tokens(["otter"])[0].shape[1] == 8
@@ -222,8 +229,8 @@ def test_a_trusted_reranker_is_trained_used_and_asked_as_a_teacher(trusted):
     untrusted = dataclasses.replace(settings, trust_remote_code="")
     with pytest.raises(UserError, match="own brings program code of its own"):
         prepare(untrusted, recipe)
-    tuned, unfinished = prepare(settings, recipe)
-    training.train(flags_of(settings, recipe, tuned, unfinished))
+    _, unfinished = prepare(settings, recipe)
+    training.train(unfinished)
     unfinished.rename(settings.output_dir / "reranker")
     assert len(CrossEncoder.of(settings, "reranker").pairs("otter", ["heron", "lynx"])) == 2
     with pytest.raises(UserError, match="reranker brings program code of its own"):

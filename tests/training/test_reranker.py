@@ -9,7 +9,7 @@ import torch
 from FlagEmbedding.finetune.reranker.encoder_only.base.modeling import CrossEncoderModel
 from safetensors.torch import load_file
 from scipy.special import expit
-from tiny_training import dev, flags, rows_of, use
+from tiny_training import dev, prepared, rows_of, use
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from embedding_finetune.data.collection import Collection, read_collection, write_collection
@@ -28,21 +28,21 @@ from embedding_finetune.training.reranker import (
 )
 
 
-def reranker_flags(tiny, output, **changes):
+def prepared_reranker(tiny, output, **changes):
     """Dev passages have ids of their own here: one that has the query's id would be the query itself."""
     data = read_collection(tiny / "data")
     write_collection(tiny / "pairs", replace(
         data, corpus={f"p{place}": text for place, text in data.corpus.items()},
         qrels={query: {f"p{place}": 1 for place in judged} for query, judged in data.qrels.items()}))
-    return flags(tiny, output, **{"reranker": True, "new_head": True, "query_instruction_for_retrieval": None,
-                                  "learning_rate": 1e-3, **dev(tiny), "dev_data": tiny / "pairs"} | changes)
+    return prepared(tiny, output, **{"kind": "cross_encoder", "new_head": True, "query_prompt": "",
+                                     "learning_rate": 1e-3, **dev(tiny), "data": tiny / "pairs"} | changes)
 
 
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
     """A finished reranker, begun with a new head."""
     folder = tmp_path_factory.mktemp("reranker") / "model"
-    training.train(reranker_flags(tiny, folder))
+    training.train(prepared_reranker(tiny, folder))
     return folder
 
 
@@ -83,17 +83,17 @@ def test_interrupted_it_continues_to_the_same_weights(tiny, trained, tmp_path, m
 
     monkeypatch.setattr(training.Trainer, "_checked", checked)
     with pytest.raises(KeyboardInterrupt):
-        training.train(reranker_flags(tiny, tmp_path / "model"))
+        training.train(prepared_reranker(tiny, tmp_path / "model"))
     interruptions.clear()
-    training.train(reranker_flags(tiny, tmp_path / "model"))
+    training.train(prepared_reranker(tiny, tmp_path / "model"))
     one, other = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path / "model"))
     torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
 def test_a_given_reranker_is_kept_where_training_harms_it(tiny, trained, tmp_path, capsys):
     base = shutil.copytree(trained, tmp_path / "given")
-    training.train(reranker_flags(tiny, tmp_path / "model", model_name_or_path=base, new_head=False, learning_rate=0.5,
-                                  num_train_epochs=1))
+    training.train(prepared_reranker(tiny, tmp_path / "model", base=str(base), new_head=False, learning_rate=0.5,
+                                     epochs=1.0))
     said = capsys.readouterr().out
     assert "training did not improve the reranker on dev" in said and "is kept" in said and "kept step 0" in said
     one, other = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "model"))

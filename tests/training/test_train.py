@@ -14,11 +14,21 @@ import psutil
 import pytest
 import torch
 from FlagEmbedding.abc.finetune.embedder import AbsEmbedderTrainDataset
+from FlagEmbedding.abc.finetune.reranker import (
+    AbsRerankerDataArguments,
+    AbsRerankerModelArguments,
+    AbsRerankerTrainingArguments,
+)
+from FlagEmbedding.finetune.embedder.encoder_only.base import (
+    EncoderOnlyEmbedderDataArguments,
+    EncoderOnlyEmbedderModelArguments,
+    EncoderOnlyEmbedderTrainingArguments,
+)
 from forked import command, debugged, forked, run_forked
 from safetensors.torch import load_file
 from tiny import tiny_bert, tiny_pairs, tiny_texts
 from tiny_training import changed_rows
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, HfArgumentParser
 
 from embedding_finetune.artifacts.manifest import read_checksummed, verify_manifest, write_checksummed
 from embedding_finetune.artifacts.staging import complete_checkpoints
@@ -26,11 +36,13 @@ from embedding_finetune.files import UserError, read_jsonl, run_command_line
 from embedding_finetune.hub import model_content
 from embedding_finetune.models.encoder_config import base_encoder_config, load_encoder_config
 from embedding_finetune.recipes import find_recipe
-from embedding_finetune.settings import ROOT, TABLE, Settings
-from embedding_finetune.training import provenance
+from embedding_finetune.settings import ROOT, Settings
+from embedding_finetune.training import plan
 from embedding_finetune.training import train as finetuning
+from embedding_finetune.training.arguments import read_settings, stock_flags, training_arguments
 from embedding_finetune.training.log import read_log
 from embedding_finetune.training.provenance import RECORD, is_current, read_record, training_record
+from embedding_finetune.training.train import training_settings
 
 NEG10, EXPORT = "training_neg_10.arrow", "training_neg_10.json"
 
@@ -39,12 +51,10 @@ def prepare(settings, label="neg10"):
     return finetuning.prepare(settings, find_recipe(settings, label))
 
 
-def flags(settings, label="neg10"):
-    """Flag -> value."""
+def resolved(settings, label="neg10"):
+    """The TrainingSettings of a label."""
     recipe = find_recipe(settings, label)
-    tuned = settings.with_overrides(recipe.settings)
-    words = finetuning.flags_of(settings, recipe, tuned, settings.output_dir / "partial")
-    return dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2], strict=True))
+    return training_settings(settings, recipe, settings.with_overrides(recipe.settings))
 
 
 @pytest.fixture
@@ -52,10 +62,10 @@ def untrained(monkeypatch):
     """A training that takes no time: the weights are there at once. Lists what was launched."""
     launched = []
 
-    def launch(settings, label, module, flags, one_process):
-        launched.append((module, flags))
-        output = Path(flags[flags.index("--output_dir") + 1])
-        (output / "model.safetensors").write_text("weights")
+    def launch(settings, label, module, arguments, one_process):
+        [folder] = arguments
+        launched.append((module, read_settings(folder)))
+        (Path(folder) / "model.safetensors").write_text("weights")
 
     monkeypatch.setattr(finetuning, "launch", launch)
     return launched
@@ -63,62 +73,109 @@ def untrained(monkeypatch):
 
 # -- before the training --
 
-def test_the_flags_are_those_of_the_table_and_of_model_recipe_and_machine(built):
-    given, config = flags(built), base_encoder_config(built)
-    of_table = {row.metadata["flag"]: str(getattr(built, row.name)) for row in TABLE.values() if row.metadata["flag"]}
-    assert {"learning_rate", "grad_cache_chunk", "dev_steps", "dev_corpus_size", "logging_steps"} <= of_table.keys()
-    assert of_table.items() <= given.items()
-    assert given["model_name_or_path"] == built.base_model and given["sentence_pooling_method"] == "cls"
-    assert given["query_instruction_for_retrieval"] == config.query_prompt == built.query_prompt
-    assert given["train_data"] == str(built.data_dir / NEG10) and given["dev_data"] == str(built.data_dir)
-    assert given["seed"] == "42" and not {"negatives_cross_device", "knowledge_distillation"} & given.keys()
-    assert "passage_instruction_for_retrieval" not in given
+def test_the_processes_are_told_what_settings_model_recipe_and_machine_say(built):
+    training = resolved(built)
+    assert training.encoder.identity == base_encoder_config(built).identity
+    assert training.encoder.name == built.base_model and training.encoder.query_prompt == built.query_prompt
+    assert (training.training_file, training.data) == (str(built.data_dir / NEG10), str(built.data_dir))
+    assert (training.seed, training.teacher, training.processes) == (42, False, 1)
+    changed = dataclasses.replace(built, passage_prompt="text: ", query_prompt="", gpus=2, seeds=2,
+                                  matryoshka_dims="16 8")
+    training = resolved(changed, "neg10_seed43")
+    assert (training.seed, training.processes, training.matryoshka_dims) == (43, 2, (64, 16, 8))
+    assert (training.encoder.query_prompt, training.encoder.passage_prompt) == ("", "text: ")
+    assert resolved(built, "hard_kd").teacher
 
 
-def test_what_a_setting_asks_for_becomes_a_flag(built):
-    changed = dataclasses.replace(built, passage_prompt="text: ", query_prompt="", gpus=2, seeds=2)
-    given = flags(changed, "neg10_seed43")
-    assert given["seed"] == "43" and given["negatives_cross_device"] == "True"
-    assert given["passage_instruction_for_retrieval"] == "text: " and "query_instruction_for_retrieval" not in given
-    distilled = flags(built, "hard_kd")
-    assert (distilled["knowledge_distillation"], distilled["kd_loss_type"]) == ("True", "kl_div")
-    assert flags(dataclasses.replace(built, distillation_loss="margin"), "hard_kd")["kd_loss_type"] == "margin_mse"
-    theirs = flags(dataclasses.replace(built, trainer="flagembedding"))
-    assert theirs["save_strategy"] == "no" and not {"grad_cache_chunk", "dev_steps", "dev_data"} & theirs.keys()
+@pytest.mark.parametrize("label, changes", [
+    ("neg10", {}), ("neg10", {"passage_prompt": "text: ", "matryoshka_dims": "16 8", "precision": "bf16"}),
+    ("hard_kd", {})])
+def test_flagembedding_reads_the_flags_as_they_are_meant(built, label, changes):
+    """With its own parser; its arguments are those of our trainer."""
+    training = resolved(dataclasses.replace(built, **changes), label)
+    words = stock_flags(training, built.output_dir / "x", built.data_dir / EXPORT)
+    parser = HfArgumentParser((EncoderOnlyEmbedderModelArguments, EncoderOnlyEmbedderDataArguments,
+                               EncoderOnlyEmbedderTrainingArguments))
+    model, data, args = parser.parse_args_into_dataclasses(words)
+    assert model.model_name_or_path == built.base_model and data.train_data == [str(built.data_dir / EXPORT)]
+    assert data.query_instruction_for_retrieval == training.encoder.query_prompt
+    assert data.passage_instruction_for_retrieval == (training.encoder.passage_prompt or None)
+    assert data.knowledge_distillation is training.teacher and data.train_group_size == training.train_group_size
+    assert data.query_max_len == training.encoder.query_max_len
+    assert data.passage_max_len == training.encoder.passage_max_len
+    ours = training_arguments(training, built.output_dir / "x").to_dict()
+    differ = {name for name, value in args.to_dict().items() if value != ours[name]}
+    assert differ <= {"save_strategy", "save_steps", "log_level_replica"}
+
+
+def test_flagembedding_reads_the_flags_of_a_reranker(built):
+    training = resolved(built, "reranker")
+    words = stock_flags(training, built.output_dir / "x", built.data_dir / EXPORT)
+    parser = HfArgumentParser((AbsRerankerModelArguments, AbsRerankerDataArguments, AbsRerankerTrainingArguments))
+    _, data, args = parser.parse_args_into_dataclasses(words)
+    assert data.max_len == training.encoder.query_max_len + training.encoder.passage_max_len
+    assert args.learning_rate == training.learning_rate
+
+
+def test_a_dry_run_says_what_would_happen_and_leaves_nothing(built, monkeypatch, capsys):
+    before = sorted(built.output_dir.parent.rglob("*"))
+    said = []
+    for words in (["neg10", "--dry-run"], ["--dry-run", "neg10"], ["--default", "neg10", "--dry-run"]):
+        monkeypatch.setattr(sys, "argv", ["train", *words])
+        finetuning.main()
+        said.append(capsys.readouterr().out)
+    output, *others = said
+    assert others == [output] * 2
+    folder = built.output_dir / "neg10.partial"
+    assert output.startswith("equivalent command: torchrun --standalone --nproc_per_node 1 -m "
+                             f"embedding_finetune.training.worker {folder}\n")
+    assert "training queries, " in output and "precision fp32" in output and "dev evaluation before training" in output
+    assert "-m FlagEmbedding.finetune.embedder.encoder_only.base" in output
+    assert f"    --train_data {built.data_dir / EXPORT} " in output
+    assert sorted(built.output_dir.parent.rglob("*")) == before
+    finetuning.dry_run(dataclasses.replace(built, lora_rank=4), "neg10")
+    assert "FlagEmbedding's own trainer has no LoRA: there is no equivalent command" in capsys.readouterr().out
+
+
+def test_a_started_training_keeps_its_settings(built, tmp_path):
+    """On several nodes, the first one writes them for all; on one, a running training keeps others from writing."""
+    nodes = dataclasses.replace(built, nnodes=2, rdzv_endpoint="localhost:1")
+    _, folder = prepare(nodes)
+    prepare(dataclasses.replace(nodes, logging_steps=7))
+    assert read_settings(folder).logging_steps == built.logging_steps
+    shutil.rmtree(folder)
+    prepare(built)
+    prepare(dataclasses.replace(built, logging_steps=7))
+    assert read_settings(folder).logging_steps == 7
 
 
 def test_the_precision_is_what_was_asked_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert finetuning.precision("fp32") == {"use_cpu": True}
-    assert finetuning.precision("bf16") == {"use_cpu": True, "bf16": True}
+    assert [finetuning.precision(name) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
     for has in (False, True):  # the figures are the same on every processor
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"avx512_bf16": has, "amx_bf16": has})
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
             monkeypatch.setattr(torch.cpu, name, lambda has=has: has)
-        assert finetuning.precision("auto") == {"use_cpu": True}
+        assert finetuning.precision("auto") == "fp32"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for has, found in ((True, {"bf16": True}), (False, {"fp16": True})):
+    for has, found in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
         assert finetuning.precision("auto") == found
 
 
-@pytest.mark.parametrize("gpu, has, wanted, line", [
-    (False, True, "auto", "precision: fp32 (PRECISION=auto)"),
-    (False, False, "fp32", "precision: fp32 (PRECISION=fp32)"),
-    (False, True, "bf16", "precision: bf16 (PRECISION=bf16)"),
-    (False, False, "bf16", "precision: bf16 (PRECISION=bf16); this CPU only emulates it: PRECISION=fp32 is faster"),
-    (True, True, "auto", "precision: bf16 (PRECISION=auto)"),
-    (True, False, "auto", "precision: fp16 (PRECISION=auto)"),
-])
-def test_the_log_says_the_precision_that_is_used(built, untrained, monkeypatch, capsys, gpu, has, wanted, line):
+@pytest.mark.parametrize("gpu, has, wanted, used, notice", [
+    (False, True, "auto", "fp32", False), (False, False, "fp32", "fp32", False), (False, True, "bf16", "bf16", False),
+    (False, False, "bf16", "bf16", True), (True, True, "auto", "bf16", False), (True, False, "auto", "fp16", False)])
+def test_the_log_says_the_precision_that_is_used(built, untrained, monkeypatch, capsys, gpu, has, wanted, used, notice):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": has})
     finetuning.finetune(dataclasses.replace(built, precision=wanted), "neg10")
-    assert capsys.readouterr().out.splitlines().count(line) == 1
-    [(_, words)] = untrained
-    assert [word for word in ("--bf16", "--fp16") if word in words] == [
-        f"--{name}" for name in ("bf16", "fp16") if f" {name} (" in line]
+    output = capsys.readouterr().out
+    assert f"  precision {used}, learning rate" in output
+    assert ("this CPU only emulates bf16: PRECISION=fp32 is faster\n" in output) is notice
+    [(_, training)] = untrained
+    assert (training.precision, training.cpu) == (used, not gpu)
 
 
 def test_a_finished_model_is_moved_aside_only_when_told_so(built, untrained, monkeypatch, capsys):
@@ -169,15 +226,6 @@ def test_what_cannot_be_trained_is_refused_before_the_old_model_moves(built, unt
     with pytest.raises(UserError, match="FlagEmbedding's trainer has no margin distillation"):
         prepare(dataclasses.replace(built, trainer="flagembedding", distillation_loss="margin"), "hard_kd")
     assert folder.exists() and len(untrained) == 1
-
-
-def test_truncated_vectors_take_the_flags_of_both_trainers(built):
-    """The whole vector is trained as well."""
-    for trainer in ("embedding_finetune", "flagembedding"):
-        settings = dataclasses.replace(built, matryoshka_dims="16 8", trainer=trainer)
-        words = finetuning.flags_of(settings, find_recipe(settings, "neg10"), settings, settings.output_dir)
-        assert words[words.index("--mrl_dims") + 1:][:4] == ["64", "16", "8"]
-        assert words[words.index("--use_mrl") + 1] == "True"
 
 
 def test_an_interrupted_training_is_only_continued_as_it_was_begun(built, tmp_path):
@@ -242,15 +290,12 @@ def test_the_log_begins_with_recipe_file_flags_and_the_time_it_takes(built, untr
     output = capsys.readouterr().out
     assert output.startswith("fine-tuning neg10 (10 random negatives a query): profile demo, data ")
     assert f"{built.data_dir / NEG10}: negatives 100.0% random\n" in output
-    [(module, words)] = untrained
-    assert f"{module}\n" in output
-    for name, value in zip(words[::2], words[1::2]):
-        assert f"    {name} {value}\n" in output
+    assert f"torchrun --standalone --nproc_per_node 1 -m {untrained[0][0]} {built.output_dir}" in output
     assert "no GPU found: training takes roughly 0 min " in output and "PROFILE=demo" not in output
     finetuning.finetune(dataclasses.replace(built, profile="msmarco"), "neg50")
     assert "; PROFILE=demo takes minutes\n" in capsys.readouterr().out
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(finetuning, "precision", lambda wanted: {})
+    monkeypatch.setattr(finetuning, "precision", lambda wanted: "bf16")
     shutil.rmtree(built.output_dir / "neg10")
     finetuning.finetune(built, "neg10")
     assert "no GPU" not in capsys.readouterr().out
@@ -259,13 +304,13 @@ def test_the_log_begins_with_recipe_file_flags_and_the_time_it_takes(built, untr
 def test_the_estimate_by_hand(built, monkeypatch):
     """10 products of 512 x 64 by 64 x 2048 in 2 seconds; 6 operations for each of 12 x 64 x 64 weights in 2 layers."""
     ticks = iter([0.0, 2.0])
-    monkeypatch.setattr(finetuning.time, "monotonic", lambda: next(ticks))
+    monkeypatch.setattr(plan.time, "monotonic", lambda: next(ticks))
     rows, tokenizer = read_jsonl(built.data_dir / EXPORT), AutoTokenizer.from_pretrained(built.base_model)
     assert len(rows) < 200
     lengths = [min(built.passage_max_len, len(tokenizer(row["pos"][0])["input_ids"])) for row in rows]
     tokens = built.epochs * built.train_group_size * sum(lengths)
     expected = tokens * 6 * 2 * 12 * 64 * 64 / (10 * 2 * 512 * 64 * 2048 / 2.0)
-    assert finetuning.estimate_time(built, find_recipe(built, "neg10")) == pytest.approx(expected)
+    assert plan.estimate_time(built, find_recipe(built, "neg10")) == pytest.approx(expected)
 
 
 def reranker_recipe(built, **changes):
@@ -278,13 +323,13 @@ def test_the_estimate_of_a_reranker_is_of_the_model_that_is_trained_on_pairs(bui
     base = tiny_bert(tmp_path / "reranker", texts, num_hidden_layers=3, hidden_size=32, num_attention_heads=2)
     settings = dataclasses.replace(built, reranker_model=str(base), query_max_len=12, passage_max_len=30)
     ticks = iter([0.0, 2.0])
-    monkeypatch.setattr(finetuning.time, "monotonic", lambda: next(ticks))
+    monkeypatch.setattr(plan.time, "monotonic", lambda: next(ticks))
     rows, tokenizer = read_jsonl(built.data_dir / EXPORT), AutoTokenizer.from_pretrained(base)
     lengths = [len(tokenizer(row["query"], row["pos"][0])["input_ids"]) for row in rows]
     assert min(lengths) < 42 < max(lengths)
     tokens = settings.epochs * settings.train_group_size * sum(min(42, length) for length in lengths)
     expected = tokens * 6 * 3 * 12 * 32 * 32 / (10 * 2 * 512 * 32 * 2048 / 2.0)
-    assert finetuning.estimate_time(settings, reranker_recipe(settings)) == pytest.approx(expected)
+    assert plan.estimate_time(settings, reranker_recipe(settings)) == pytest.approx(expected)
 
 
 def test_a_reranker_begins_with_its_own_model_and_only_that_ones_code_is_trusted(built, tmp_path):
@@ -293,8 +338,8 @@ def test_a_reranker_begins_with_its_own_model_and_only_that_ones_code_is_trusted
 
     def begins(recipe, **changes):
         settings = dataclasses.replace(built, **changes)
-        words = finetuning.flags_of(settings, recipe, settings.with_overrides(recipe.settings), tmp_path)
-        return words[words.index("--model_name_or_path") + 1], "--trust_remote_code" in words
+        encoder = training_settings(settings, recipe, settings.with_overrides(recipe.settings)).encoder
+        return encoder.name, encoder.trusted
 
     pairs, based = reranker_recipe(built), reranker_recipe(built, settings={"BASE_MODEL": other})
     assert begins(pairs, reranker_model=given, trust_remote_code=built.base_model) == (given, False)
@@ -307,13 +352,10 @@ def test_a_reranker_begins_with_its_own_model_and_only_that_ones_code_is_trusted
 
 def test_flagembeddings_trainer_is_given_the_folder_of_a_pinned_model(built, monkeypatch):
     """It cannot be told a revision."""
-    config = dataclasses.replace(base_encoder_config(built), name="some/model@v1")
-    for module in (finetuning, provenance):
-        monkeypatch.setattr(module, "base_encoder_config", lambda settings: config)
-    monkeypatch.setattr(finetuning, "snapshot", lambda name: f"the folder of {name}")
-    assert flags(built)["model_name_or_path"] == "some/model@v1"
-    theirs = flags(dataclasses.replace(built, trainer="flagembedding"))
-    assert theirs["model_name_or_path"] == "the folder of some/model@v1"
+    training = resolved(built)
+    training = dataclasses.replace(training, encoder=dataclasses.replace(training.encoder, name="some/model@v1"))
+    assert stock_flags(training, "x", "y")[1] == "some/model@v1"
+    assert stock_flags(training, "x", "y", "a folder")[1] == "a folder"
 
 
 # -- what goes wrong is one line and exit status 1 --
@@ -338,8 +380,8 @@ def test_missing_data_are_one_line(settings, monkeypatch):
 
 @pytest.mark.parametrize("script, words, label", [
     ("finetune_neg10.sh", [], "neg10"), ("finetune_neg50.sh", [], "neg50"), ("finetune_hard.sh", [], "hard"),
-    ("finetune_hard.sh", ["hard_kd"], "hard_kd"), ("finetune_neg10.sh", ["--help"], "--help"),
-    ("finetune_hard.sh", ["hard", "--colour"], "hard --colour")])
+    ("finetune_hard.sh", ["hard_kd"], "hard hard_kd"), ("finetune_neg10.sh", ["--dry-run"], "neg10 --dry-run"),
+    ("finetune_hard.sh", ["hard", "--colour"], "hard hard --colour")])
 @pytest.mark.parametrize("environment", [True, False])
 def test_the_scripts_take_the_environment_that_is_there(tmp_path, script, words, label, environment):
     """Started from anywhere, without an active environment: .venv if it is there, else the python3 in force."""
@@ -353,7 +395,7 @@ def test_the_scripts_take_the_environment_that_is_there(tmp_path, script, words,
     run = subprocess.run(["bash", folder / script, *words], cwd=tmp_path, env={"PATH": f"{other}:/usr/bin:/bin"},
                          capture_output=True, text=True)
     python = folder / ".venv" / "bin" if environment else other
-    assert run.stdout == f"{python} {folder} -m embedding_finetune train {label}\n", run.stderr
+    assert run.stdout == f"{python} {folder} -m embedding_finetune train --default {label}\n", run.stderr
     assert run.returncode == 3
 
 
@@ -409,7 +451,7 @@ def test_a_killed_training_is_one_line_and_can_be_continued(built, tmp_path, one
         [worker] = psutil.Process(process.pid).children()
         worker.suspend()  # it must not finish meanwhile
         try:
-            with pytest.raises(SystemExit, match="error: another training .process .* is writing to .*neg10.partial"):
+            with pytest.raises(UserError, match="another training .process .* is writing to .*neg10.partial"):
                 finetuning.finetune(settings, "neg10", one_process=True)
         finally:
             worker.kill()

@@ -22,7 +22,7 @@ from forked import command, forked, run_forked
 from safetensors.torch import load_file
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
-from tiny_training import curve, dev, flags, parameters, training_rows, write_rows
+from tiny_training import curve, dev, parameters, prepared, training_rows, write_rows
 from transformers import AutoModel, AutoTokenizer
 
 from embedding_finetune.artifacts.staging import MANIFEST, complete_checkpoints
@@ -31,13 +31,14 @@ from embedding_finetune.files import UserError, read_json
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import EncoderConfig
 from embedding_finetune.training import worker as training
+from embedding_finetune.training.arguments import SETTINGS, read_settings, stock_flags
 from embedding_finetune.training.log import read_log
 from embedding_finetune.training.trainer import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 
-OF_8 = {"per_device_train_batch_size": 8, "save_steps": 5}  # 16 steps, the second epoch from step 9 on
+OF_8 = {"batch_size": 8, "save_steps": 5}  # 14 steps, the second epoch from step 8 on
 
 
 @pytest.fixture
@@ -55,25 +56,25 @@ def losses(monkeypatch):
 
 
 def test_the_first_50_losses_equal_flagembeddings(tiny, tmp_path, losses):
-    """Over four epochs. Each row has one positive and as many negatives as are drawn: nothing is left to chance."""
+    """Over four epochs, with the flags of the equivalent command. Each row has one positive and as many negatives as
+    are drawn: nothing is left to chance."""
     data = write_rows(tmp_path / "train.json", training_rows(negatives=3, second_positives=False))
-    changes = {"train_data": data, "num_train_epochs": None, "max_steps": 50, "save_strategy": "no",
-               "learning_rate": 2e-5, "passage_instruction_for_retrieval": "text ",
-               "passage_instruction_format": "{}{}"}
+    ours = prepared(tiny, tmp_path / "ours", training_file=data, max_steps=50, learning_rate=2e-5,
+                    passage_prompt="text ", mask_false_negatives=False)
     parser = transformers.HfArgumentParser((EncoderOnlyEmbedderModelArguments, EncoderOnlyEmbedderDataArguments,
                                             EncoderOnlyEmbedderTrainingArguments))
-    arguments = parser.parse_args_into_dataclasses(flags(tiny, tmp_path / "theirs", disable_tqdm=True, **changes))
-    EncoderOnlyEmbedderRunner(*arguments).run()
+    words = stock_flags(read_settings(ours), tmp_path / "theirs", data)
+    EncoderOnlyEmbedderRunner(*parser.parse_args_into_dataclasses(words)).run()
     theirs = losses.copy()
     losses.clear()
-    training.train(flags(tiny, tmp_path / "ours", mask_false_negatives=False, **changes))
+    training.train(ours)
     assert len(losses) == len(theirs) == 50 and len(set(theirs)) == 50
     assert max(abs(ours - other) for ours, other in zip(losses, theirs, strict=True)) < 1e-5
 
 
 def test_bfloat16_on_a_cpu_changes_little(tiny, tmp_path, losses):
-    for name, changes in (("fp32", {}), ("bf16", {"bf16": True})):
-        training.train(flags(tiny, tmp_path / name, num_train_epochs=None, max_steps=12, save_strategy="no", **changes))
+    for precision in ("fp32", "bf16"):
+        training.train(prepared(tiny, tmp_path / precision, max_steps=12, precision=precision))
     plain, rounded = losses[:12], losses[12:]
     assert len(rounded) == 12 and plain != rounded and rounded == pytest.approx(plain, rel=0.05)
     assert all(tensor.dtype == torch.float32 for tensor in parameters(tmp_path / "bf16").values())
@@ -88,7 +89,7 @@ def test_a_base_in_half_precision_is_trained_in_single_precision(tiny, tmp_path,
     assert {tensor.dtype for tensor in parameters(base).values()} == {dtype}
     finish = training.finish
     monkeypatch.setattr(training, "finish", lambda trainer, *args: trainers.append(trainer) or finish(trainer, *args))
-    training.train(flags(tiny, tmp_path / "model", model_name_or_path=base, num_train_epochs=None, max_steps=2,
+    training.train(prepared(tiny, tmp_path / "model", base=base, max_steps=2,
                          learning_rate=1e-6))
     [trainer] = trainers
     state = [value for values in trainer.optimizer.state.values() for value in values.values()]
@@ -104,7 +105,7 @@ def test_a_base_in_half_precision_is_trained_in_single_precision(tiny, tmp_path,
 def uninterrupted(tiny, tmp_path_factory):
     """A finished training with dropout."""
     folder = tmp_path_factory.mktemp("uninterrupted") / "model"
-    training.train(flags(tiny, folder, model_name_or_path=tiny / "bert_dropout"))
+    training.train(prepared(tiny, folder, base=tiny / "bert_dropout"))
     return folder
 
 
@@ -112,7 +113,7 @@ def test_log_and_final_folder(uninterrupted, tiny, tmp_path, capsys):
     assert [row["step"] for row in read_log(uninterrupted)] == [5, 10, 15, 20, 25, 30]
     assert not list(uninterrupted.glob("checkpoint-*")) and not list(uninterrupted.glob("*.partial"))
     output = tmp_path / "model"
-    training.train(flags(tiny, output, max_steps=2, num_train_epochs=None, logging_steps=1, **dev(tiny)))
+    training.train(prepared(tiny, output, max_steps=2, logging_steps=1, **dev(tiny)))
     assert [(row["step"], "loss" in row, "mrr@10" in row) for row in read_log(output)] == [
         (0, False, True), (1, True, False), (2, True, False), (2, False, True)]
     lines = capsys.readouterr().out.splitlines()
@@ -147,7 +148,7 @@ def test_the_best_checkpoint_by_dev_metric_is_the_model(tiny, tmp_path, monkeypa
                         lambda self, model: {"recall@10": 0.0, "mrr@10": values[present.get("step", 0)]})
     monkeypatch.setattr(training.Trainer, "_checked", checked)
     monkeypatch.setattr(Checkpoints, "on_save", save)
-    arguments = flags(tiny, tmp_path / "model", patience=patience, **dev(tiny))
+    arguments = prepared(tiny, tmp_path / "model", patience=patience, **dev(tiny))
     if interrupted:
         with pytest.raises(KeyboardInterrupt):
             training.train(arguments)
@@ -175,15 +176,15 @@ def test_adapters_and_dense_layers_continue_to_the_same_parameters(tiny, tmp_pat
         return original(self, loss)
 
     monkeypatch.setattr(training.Trainer, "_checked", checked)
-    changes = {"model_name_or_path": base, "learning_rate": 1e-3, **OF_8, **changes}
+    changes = {"base": base, "dense": "2_Dense", "learning_rate": 1e-3, **OF_8, **changes}
     with pytest.raises(KeyboardInterrupt):
-        training.train(flags(tiny, tmp_path / "interrupted", **changes))
+        training.train(prepared(tiny, tmp_path / "interrupted", **changes))
     [*_, checkpoint] = sorted((tmp_path / "interrupted").glob("checkpoint-*"))
     assert all(".lora_" in name or name.startswith("dense.") for name in parameters(checkpoint)) is (
         "lora_rank" in changes)
     interruptions.clear()
     for name in ("interrupted", "whole"):
-        training.train(flags(tiny, tmp_path / name, **changes))
+        training.train(prepared(tiny, tmp_path / name, **changes))
     for part in ("", "2_Dense"):
         continued, whole, before = (parameters(tmp_path / name / part) for name in ("interrupted", "whole", "base"))
         torch.testing.assert_close(continued, whole, atol=1e-5, rtol=0)
@@ -208,10 +209,10 @@ def test_a_model_trained_for_late_interaction_continues_and_is_exported(tiny, tm
     monkeypatch.setattr(training.Trainer, "_checked", checked)
     changes = {"architecture": "both", "token_dim": 8, "learning_rate": 1e-3, **OF_8, **dev(tiny)}
     with pytest.raises(KeyboardInterrupt):
-        training.train(flags(tiny, tmp_path / "interrupted", **changes))
+        training.train(prepared(tiny, tmp_path / "interrupted", **changes))
     interruptions.clear()
     for name in ("interrupted", "whole"):
-        training.train(flags(tiny, tmp_path / name, **changes))
+        training.train(prepared(tiny, tmp_path / name, **changes))
     for part in ("", "late/1_Dense"):
         continued, whole = (parameters(tmp_path / name / part) for name in ("interrupted", "whole"))
         torch.testing.assert_close(continued, whole, atol=1e-5, rtol=0)
@@ -229,9 +230,9 @@ def test_truncated_vectors_are_trained_and_the_folder_says_so(tiny, tmp_path):
     """sentence-transformers truncates the vectors of the finished folder, which are whole otherwise."""
     (tmp_path / "short").mkdir()
     (tmp_path / "short" / "training.json").write_text(json.dumps({"settings": {"MATRYOSHKA_DIMS": "8 4"}}))
-    changes = {"learning_rate": 1e-3, "num_train_epochs": 1, **dev(tiny)}
-    training.train([*flags(tiny, tmp_path / "short", use_mrl=True, **changes), "--mrl_dims", "32", "8", "4"])
-    training.train(flags(tiny, tmp_path / "whole", **changes))
+    changes = {"learning_rate": 1e-3, "epochs": 1, **dev(tiny)}
+    training.train(prepared(tiny, tmp_path / "short", matryoshka_dims=(32, 8, 4), **changes))
+    training.train(prepared(tiny, tmp_path / "whole", **changes))
     short, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("short", "whole"))
     assert any((short[name] - whole[name]).abs().max() > 1e-4 for name in whole)
     texts = {"sentences": ["river moon", "copper violin"], "normalize_embeddings": True, "convert_to_tensor": True}
@@ -246,9 +247,9 @@ def test_truncated_vectors_are_trained_and_the_folder_says_so(tiny, tmp_path):
 
 def test_queries_filled_up_in_training_are_filled_up_in_use(tiny, tmp_path):
     """With as many vectors as sentence-transformers has, and the same; what is longer stays as it is."""
-    changes = {"architecture": "multi_vector", "query_expansion": 9, "learning_rate": 1e-3, "num_train_epochs": 1,
+    changes = {"architecture": "multi_vector", "query_expansion": 9, "learning_rate": 1e-3, "epochs": 1,
                **dev(tiny)}
-    training.train(flags(tiny, tmp_path / "filled", **changes))
+    training.train(prepared(tiny, tmp_path / "filled", **changes))
     config = EncoderConfig("x", "x", str(tmp_path / "filled"), "cls", "find: ", "", 16, 48)
     queries = ["river moon", " ".join(["river moon"] * 6)]
     model = MultiVectorEncoder(str(tmp_path / "filled" / "late"), device="cpu")
@@ -263,14 +264,14 @@ def test_queries_filled_up_in_training_are_filled_up_in_use(tiny, tmp_path):
 def test_a_killed_training_continues_to_the_same_parameters(uninterrupted, tiny, tmp_path):
     """Killed in the second epoch; half a checkpoint is passed over; a second training meanwhile is refused."""
     output = tmp_path / "model"
-    arguments = flags(tiny, output, model_name_or_path=tiny / "bert_dropout")
-    with forked(command, "whole_trainings", *arguments, log=tmp_path / "log", PAUSE="0.1") as process:
+    prepared(tiny, output, base=tiny / "bert_dropout")
+    with forked(command, "whole_trainings", output, log=tmp_path / "log", PAUSE="0.1") as process:
         deadline = time.monotonic() + 120
         while not (output / "checkpoint-20" / MANIFEST).exists():
             assert time.monotonic() < deadline and process.is_alive(), (tmp_path / "log").read_text()
             time.sleep(0.02)
         with pytest.raises(UserError, match=f"another training .process {process.pid}"):
-            training.train(arguments)
+            training.train(output)
         process.kill()
     assert not (output / "model.safetensors").exists()
     for step, damage in ((25, lambda folder: (folder / "optimizer.pt").write_bytes(b"")),
@@ -278,7 +279,7 @@ def test_a_killed_training_continues_to_the_same_parameters(uninterrupted, tiny,
         shutil.copytree(output / "checkpoint-20", output / f"checkpoint-{step}")
         damage(output / f"checkpoint-{step}")
     assert complete_checkpoints(output)[0].name == "checkpoint-20"
-    training.train(arguments)
+    training.train(output)
     torch.testing.assert_close(parameters(output), parameters(uninterrupted), atol=1e-5, rtol=0)
     assert curve(output) == pytest.approx(curve(uninterrupted), abs=1e-5)
 
@@ -290,17 +291,17 @@ def test_two_processes_train_as_one_on_the_joined_batch_and_continue_when_killed
     A training with dropout is killed at step 23, continued, and compared with one that was not; a training without,
     GradCache and all, is compared with one process that takes the rows of both in one batch.
     """
-    def arguments(name, **changes):
-        return flags(tiny, tmp_path / name, per_device_train_batch_size=2, negatives_cross_device=True, **changes)
+    def begun(name, **changes):
+        return prepared(tiny, tmp_path / name, batch_size=2, gpus=2, **changes)
 
-    with_dropout = {"model_name_or_path": tiny / "bert_dropout", **dev(tiny)}
+    with_dropout = {"base": tiny / "bert_dropout", **dev(tiny)}
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     torchrun = command, "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "-m", "whole_trainings"
-    status, output = run_forked(*torchrun, *arguments("killed", **with_dropout), log=tmp_path / "log", KILLED_AT="23")
+    status, output = run_forked(*torchrun, begun("killed", **with_dropout), log=tmp_path / "log", KILLED_AT="23")
     assert status == 1 and complete_checkpoints(killed) and not (killed / "model.safetensors").exists(), output
     status, output = run_forked(
-        *torchrun, *arguments("killed", **with_dropout), "--next", *arguments("undisturbed", **with_dropout),
-        "--next", *arguments("plain", num_train_epochs=1, grad_cache_chunk=3), log=tmp_path / "log")
+        *torchrun, killed, begun("undisturbed", **with_dropout), begun("plain", epochs=1, grad_cache_chunk=3),
+        log=tmp_path / "log")
     assert status == 0, output
     assert output.count("continuing from") == 1 and output.count("finished after 30 steps") == 2  # by rank 0 alone
     torch.testing.assert_close(parameters(killed), parameters(undisturbed), atol=1e-5, rtol=0)
@@ -310,7 +311,7 @@ def test_two_processes_train_as_one_on_the_joined_batch_and_continue_when_killed
     assert looks[0] == looks[1] and [step for step, _ in looks[0]] == [0, 7, 14, 21, 28, 30]
     assert 0 < max(value for _, value in looks[0]) < 1  # those of rank 0: those of rank 1 are whole numbers
 
-    training.train(flags(tiny, tmp_path / "alone", num_train_epochs=1))
+    training.train(prepared(tiny, tmp_path / "alone", epochs=1))
     plain, alone = ({name: tensor for name, tensor in parameters(tmp_path / folder).items()
                      if "key.bias" not in name}  # attention does not depend on it: Adam follows rounding errors there
                     for folder in ("plain", "alone"))
@@ -322,9 +323,9 @@ def test_what_a_teacher_teaches_can_be_chosen(tiny, tmp_path):
     """From the same start, on the same rows: three losses, three models."""
     write_rows(tmp_path / "taught.json", training_rows(scores=True))
     models = []
-    for number, more in enumerate(({}, {"knowledge_distillation": True, "kd_loss_type": "kl_div"},
-                                   {"knowledge_distillation": True, "kd_loss_type": "margin_mse"})):
-        training.train(flags(tiny, tmp_path / str(number), train_data=tmp_path / "taught.json", num_train_epochs=0.1,
+    for number, more in enumerate(({}, {"teacher": True, "distillation_loss": "kl"},
+                                   {"teacher": True, "distillation_loss": "margin"})):
+        training.train(prepared(tiny, tmp_path / str(number), training_file=tmp_path / "taught.json", epochs=0.1,
                              **more))
         models.append(parameters(tmp_path / str(number))["embeddings.word_embeddings.weight"])
     assert all(one.isfinite().all() for one in models)
@@ -332,44 +333,44 @@ def test_what_a_teacher_teaches_can_be_chosen(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"train_data": "missing.json"}, "missing.json does not exist"),
-    ({"no_such_flag": 1}, "no_such_flag"),
-    ({"train_group_size": 1, "per_device_train_batch_size": 1}, "one candidate per query"),
-    ({"knowledge_distillation": True}, "row 1: a teacher needs 'pos_scores'"),
-    ({"negatives_cross_device": True}, "--negatives_cross_device needs torchrun"),
-    ({"same_dataset_within_batch": True}, "--same_dataset_within_batch is not supported"),
-    ({"dev_data": "nowhere"}, "nowhere/corpus.jsonl does not exist"),
-    ({"dev_data": "only_test"}, "only_test has no dev queries: it needs qrels/dev.tsv"),
-    ({"per_device_train_batch_size": 61, "dataloader_drop_last": True}, "60 training queries are fewer than the 61"),
-    ({"learning_rate": "fast"}, "learning_rate"),
-    ({"query_instruction_format": "{}: {} ?"}, "the format '{}: {} .' does not put the prompt before the text"),
-    ({"query_instruction_format": "{}"}, "the format '{}' does not put the prompt before the text"),
-    ({"use_mrl": True, "architecture": "both"}, "--use_mrl truncates single vectors"),
-    ({"use_mrl": True, "reranker": True}, "--use_mrl truncates single vectors"),
-    ({"knowledge_distillation": True, "kd_loss_type": "m3_kd_loss"}, "use it with --mask_false_negatives False"),
+    ({"training_file": "missing.json"}, "missing.json does not exist"),
+    ({"teacher": True}, "row 1: a teacher needs 'pos_scores'"),
+    ({"data": "nowhere"}, "nowhere/corpus.jsonl does not exist"),
+    ({"data": "only_test"}, "only_test has no dev queries: it needs qrels/dev.tsv"),
+    ({"batch_size": 61}, "60 training queries are fewer than the 61"),
 ])
 def test_bad_input_is_found_before_a_model_is_loaded(tiny, tmp_path, monkeypatch, changes, message):
     write_collection(tmp_path / "only_test", Collection({"q": "a"}, {"p": "b"}, {"q": {"p": 1}}, {"q": "test"}))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(training, "load_model", None)  # calling it would be a TypeError
     with pytest.raises(UserError, match=message) as error:
-        training.train(flags(tiny, tmp_path / "model", **changes))
+        training.train(prepared(tiny, tmp_path / "model", **changes))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("changes, message", [
     ({"passage_max_len": 200}, "passage_max_len is 200, but .* has only 128 positions"),
-    ({"model_name_or_path": "/no/model"}, "/no/model is neither a folder nor a valid name"),
+    ({"base": "/no/model"}, "cannot load /no/model "),
 ])
 def test_a_base_that_cannot_be_trained_is_named(tiny, tmp_path, changes, message):
     with pytest.raises(UserError, match=message) as error:
-        training.train(flags(tiny, tmp_path / "model", **changes))
+        training.train(prepared(tiny, tmp_path / "model", **changes))
     assert "\n" not in str(error.value)
+
+
+def test_settings_that_were_changed_by_hand_are_refused(tiny, tmp_path):
+    output = prepared(tiny, tmp_path / "model")
+    path = output / SETTINGS
+    path.write_text(path.read_text().replace('"seed": 3', '"seed": 4'))
+    with pytest.raises(UserError, match="settings.json is missing, damaged or of another version"):
+        training.train(output)
+    with pytest.raises(UserError, match="settings.json is missing, damaged or of another version"):
+        training.train(tmp_path)
 
 
 def test_a_finished_model_is_not_overwritten(uninterrupted, tiny):
     with pytest.raises(UserError, match="already holds a finished model"):
-        training.train(flags(tiny, uninterrupted))
+        training.train(prepared(tiny, uninterrupted))
 
 
 def test_a_loss_that_is_no_number_stops_at_its_step(tiny, tmp_path, monkeypatch):
@@ -381,7 +382,7 @@ def test_a_loss_that_is_no_number_stops_at_its_step(tiny, tmp_path, monkeypatch)
 
     monkeypatch.setattr(training.ContrastiveModel, "loss", loss)
     with pytest.raises(UserError, match="the loss became nan at step 13; .*checkpoint-10 is the last good checkpoint"):
-        training.train(flags(tiny, tmp_path / "model"))
+        training.train(prepared(tiny, tmp_path / "model"))
 
 
 def test_a_full_disk_leaves_the_older_checkpoint(tiny, tmp_path, monkeypatch):
@@ -395,7 +396,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", save)
     message = "checkpoint-20: .*No space left.*checkpoint-10 is the last good checkpoint"
     with pytest.raises(UserError, match=message):
-        training.train(flags(tiny, tmp_path / "model"))
+        training.train(prepared(tiny, tmp_path / "model"))
     assert complete_checkpoints(tmp_path / "model")[0].name == "checkpoint-10"
 
 
@@ -404,8 +405,8 @@ def test_the_model_says_how_it_was_trained(tiny, tmp_path):
     output = tmp_path / "mine.partial"
     output.mkdir()
     (output / "training.json").write_text(json.dumps({"settings": {"LEARNING_RATE": 1e-4, "GPUS": 1}}))
-    training.train(flags(tiny, output, max_steps=2, num_train_epochs=None, sentence_pooling_method="mean",
-                         passage_instruction_for_retrieval="text: ", passage_instruction_format="{}{}", **dev(tiny)))
+    training.train(prepared(tiny, output, max_steps=2, pooling="mean",
+                            passage_prompt="text: ", **dev(tiny)))
     assert read_json(output / "1_Pooling" / "config.json")["pooling_mode_mean_tokens"] is True
     prompts = read_json(output / "config_sentence_transformers.json")["prompts"]
     assert prompts == {"query": "find: ", "document": "text: "}
