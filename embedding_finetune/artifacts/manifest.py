@@ -22,14 +22,15 @@ def write_record(path, inputs, files=(), **more):
     write_checksummed(path, {"inputs": inputs, "files": file_hashes(path.parent, files), **more})
 
 
-def read_record(path, earlier=None):
-    """The record written by `write_record`, or None if it is missing or damaged.
+def read_record(path, earlier=None, having=()):
+    """The record written by `write_record`, or None if it is missing, damaged, or that of another kind of artifact.
 
     `earlier` turns the record of an earlier version, which may lack a checksum and any entry, into one of this form.
+    `having` are names of inputs that every artifact of this kind has.
     """
     record = read_checksummed(path)
     if record and "inputs" in record:
-        return record
+        return record if record["inputs"].keys() >= set(having) else None
     record = read_checksummed(path, having={}) if earlier else None
     return earlier(record) if record and "inputs" not in record else None
 

@@ -202,7 +202,7 @@ def data_identity(settings):
 
 def _record(settings):
     """The record of the collection, None if it is missing or damaged; settings that it lacks have their defaults."""
-    record = read_record(settings.paths.dataset_record, translate_collection_record)
+    record = read_record(settings.paths.dataset_record, translate_collection_record, having=("settings", "source"))
     default = {name: row.default for name, row in TABLE.items() if row.default is not MISSING
                and row.metadata["changes"] == DATA}
     if record:

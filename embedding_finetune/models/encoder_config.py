@@ -141,7 +141,7 @@ def compiled_record(folder):
     """The record of a compiled model, or None: its inputs (form, model), and the label and training_data_note of that
     model.
     """
-    return read_record(folder / COMPILED_RECORD, translate_compiled_record)
+    return read_record(folder / COMPILED_RECORD, translate_compiled_record, having=("model", "form"))
 
 
 def from_registry(settings):

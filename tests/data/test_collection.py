@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -319,3 +320,10 @@ def test_data_older_than_a_setting_are_those_of_its_default(built):
     assert read_data(built).queries
     with pytest.raises(UserError, match="CORPUS: , now more.jsonl"):
         read_data(dataclasses.replace(built, corpus="more.jsonl"))
+
+
+def test_the_record_of_something_else_is_no_record_of_the_data(built):
+    record = built.data_dir / "dataset.json"
+    shutil.copy(built.data_dir / "training_neg_10.made.json", record)
+    with pytest.raises(UserError, match="dataset.json is damaged: it is made by"):
+        read_data(built)
