@@ -84,8 +84,7 @@ def evaluate_reranked(settings, collection, system):
 
     Returns label -> result of the reranker alone, and of its scores added to those of the first stage.
     """
-    if system.reranker_model in all_recipes(settings):
-        check_trained(settings, system.reranker_model)
+    check_trained(settings, system.reranker_model)
     bm25, dense = read_runs(settings, collection, system)
     reranker = make_reranker(settings, system.reranker, system.reranker_model).index(collection.corpus)
     test, dev = collection.split("test"), collection.split("dev")

@@ -51,8 +51,8 @@ def save_result(settings, collection, system, runs, *, model, inputs, **more):
         write_run(paths[part], run, label)
     result = {"label": label, "model": model, "system": asdict(system), "dataset": settings.dataset,
               "queries": len(runs["test"]), "pseudo_queries": pseudo, "corpus": len(collection.corpus),
-              "metrics": metrics["test"], "dev": metrics["dev"], **more,
-              "inputs": inputs, "runs": {part: sha256(path) for part, path in paths.items()},
+              "metrics": metrics["test"], "dev": metrics["dev"],
+              "parameters": {}, **more, "inputs": inputs, "runs": {part: sha256(path) for part, path in paths.items()},
               "settings": settings.as_dict(), "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
     write_checksummed(settings.paths.result(label), result)
     return result

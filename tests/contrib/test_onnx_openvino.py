@@ -104,6 +104,8 @@ def test_a_compiled_model_of_other_weights_or_another_split_is_not_searched_with
     before, source = record.read_text(), compiled.output_dir / "neg10" / "training.json"
     (source.parent / MANIFEST).unlink()  # so that the folder may be changed
     record.write_text("{}")
+    assert "compiled.json has changed since it was written" in message()
+    (record.parent / MANIFEST).unlink()
     assert "compiled.json is damaged: move the folder" in message()
     record.write_text(before)
     config, given = source.with_name("config.json"), source.with_name("config.json").read_text()

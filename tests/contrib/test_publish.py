@@ -59,7 +59,7 @@ def test_the_head_of_the_card_names_repositories_without_revision(measured, monk
     rows, _ = compare(measured, read_data(measured))
     row = next(row for row in rows if row["label"] == "neg10")
     monkeypatch.setattr(publish, "read_json", lambda path: {"settings": {"BASE_MODEL": "some/model@refs/pr/1"}})
-    head = ModelCard(publish.card(replace(measured, dataset="some/pairs@v1:de"), "neg10", "", rows, row)).data
+    head = ModelCard(publish.card(measured, "neg10", "", rows, row | {"dataset": "some/pairs@v1:de"})).data
     assert head.base_model == "some/model" and head.datasets == ["some/pairs"]
 
 

@@ -151,12 +151,13 @@ def test_measures_on_graded_judgements_are_those_of_trec_eval(tmp_path):
     run = {query: dict(zip(some(120), np.sort(rng.random(120))[::-1].tolist())) for query in queries}
     ours = per_query(again.qrels, run)
     best_ten = {query: dict(list(ranking.items())[:10]) for query, ranking in run.items()}
-    theirs = pytrec_eval.RelevanceEvaluator(qrels, {"recall.1,10,100", "ndcg_cut.10"}).evaluate(run)
+    theirs = pytrec_eval.RelevanceEvaluator(qrels, {"recall.1,10,100", "ndcg_cut.10", "success.1,5,10"}).evaluate(run)
     first = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(best_ten)
     for query in queries:
         expected = {"recall@1": theirs[query]["recall_1"], "recall@10": theirs[query]["recall_10"],
                     "recall@100": theirs[query]["recall_100"], "ndcg@10": theirs[query]["ndcg_cut_10"],
-                    "mrr@10": first[query]["recip_rank"]}
+                    "mrr@10": first[query]["recip_rank"],
+                    **{f"hit@{k}": theirs[query][f"success_{k}"] for k in (1, 5, 10)}}
         assert set(expected) == set(MEASURES) and ours.loc[query].to_dict() == pytest.approx(expected, abs=1e-6)
     flat = {query: {passage: min(grade, 1) for passage, grade in judged.items()} for query, judged in qrels.items()}
     assert abs(per_query(flat, run)["ndcg@10"] - ours["ndcg@10"]).max() > 0.01  # or the grades would mean nothing

@@ -49,10 +49,11 @@ def test_metrics_agree_with_trec_eval_on_random_runs():
              for query in queries}
     run = {query: dict(zip(rng.choice(passages, 120, replace=False).tolist(), np.sort(rng.random(120))[::-1].tolist()))
            for query in queries}
-    theirs = pytrec_eval.RelevanceEvaluator(qrels, {"recall.1,10,100", "ndcg_cut.10"}).evaluate(run)
+    theirs = pytrec_eval.RelevanceEvaluator(qrels, {"recall.1,10,100", "ndcg_cut.10", "success"}).evaluate(run)
     first_ten = {query: dict(list(ranking.items())[:10]) for query, ranking in run.items()}
     reciprocal = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(first_ten)
-    names = {"recall@1": "recall_1", "recall@10": "recall_10", "recall@100": "recall_100", "ndcg@10": "ndcg_cut_10"}
+    names = {"recall@1": "recall_1", "recall@10": "recall_10", "recall@100": "recall_100", "ndcg@10": "ndcg_cut_10",
+             **{f"hit@{k}": f"success_{k}" for k in (1, 5, 10)}}
     ours = per_query(qrels, run)
     for query in queries:
         expected = {name: theirs[query][key] for name, key in names.items()}
