@@ -18,6 +18,8 @@ install: .venv/installed  ## make .venv and install the pinned packages into it
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c .ci/constraints.txt
 	touch $@
 
+demo test test-long notebooks baseline baseline-check faults soak bench bench-%: export ENV_FILE = none  # the settings in .env are the user's
+
 demo: install  ## the whole experiment on the embedded default: PROFILE=demo make run
 	PROFILE=demo $(MAKE) --no-print-directory run
 

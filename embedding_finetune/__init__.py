@@ -107,6 +107,7 @@ The modules in data-flow order; each imports only from modules above it:
     contrib/onnx_openvino    export to ONNX and OpenVINO
     contrib/publish          a model's folder for the Hub
     pipeline                 the whole experiment in order
+    commands                 commands that call one step each
     cli                      the command line
 """
 

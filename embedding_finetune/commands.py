@@ -4,6 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
+
 from embedding_finetune.data.cleaning import first_row
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.conclusion import recommendation
@@ -43,7 +45,7 @@ def init():
     name = path.stem if path.exists() else options.dataset.rpartition("/")[2]
     given = {"DATASET": dataset, "DATA_DIR": f"ft_data/{name}", "OUTPUT_DIR": f"output/{name}"}
     given |= {column: os.environ[column] for column in TABLE if column.endswith("_COLUMN") and column in os.environ}
-    profile = options.profile or ("msmarco" if versions()["device"].startswith("CPU") is False else "demo")
+    profile = options.profile or ("msmarco" if torch.cuda.is_available() else "demo")
     os.environ.update(given, ENV_FILE="none")
     row = first_row(Settings.load(profile))
     lines = [f"# Settings of the experiment with {dataset}; `python -m embedding_finetune settings` lists all others.",

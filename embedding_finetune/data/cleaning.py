@@ -52,6 +52,18 @@ def read_pairs(settings):
     return dataclasses.replace(collection, corpus=corpus), +counts
 
 
+def first_row(settings):
+    """The first Row of DATASET that is not broken; prints which columns are read. Raises UserError as read_pairs does.
+    """
+    if is_beir(settings.dataset):
+        collection = read_collection(path_of(settings.dataset), made_by="you")
+        query = next(iter(collection.queries))
+        return Row(collection.queries[query], [collection.corpus[key] for key in collection.positives(query)])
+    for row in _sound(settings, settings.dataset, _reader(settings.dataset)(settings)):
+        return row
+    raise UserError(f"DATASET={settings.dataset} has no query with a relevant passage")
+
+
 def is_beir(name):
     """Whether this is a folder in BEIR layout."""
     path, kind = _find(name)
