@@ -18,7 +18,9 @@ install: .venv/installed  ## make .venv and install the pinned packages into it
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c .ci/constraints.txt
 	touch $@
 
-demo test test-long notebooks baseline baseline-check faults soak bench bench-%: export ENV_FILE = none  # the settings in .env are the user's
+# These do not read .env, whose settings are the user's.
+demo test test-long notebooks baseline baseline-check faults soak bench: export ENV_FILE = none
+bench-%: export ENV_FILE = none
 
 demo: install  ## the whole experiment on the embedded default: PROFILE=demo make run
 	PROFILE=demo $(MAKE) --no-print-directory run

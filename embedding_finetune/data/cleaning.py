@@ -14,7 +14,7 @@ from pathlib import Path
 from embedding_finetune.data.collection import BEIR_FILES, Collection, read_collection
 from embedding_finetune.data.documents.chunker import passage_size
 from embedding_finetune.data.normalize import clean_text, normalize, passage_id, query_id
-from embedding_finetune.data.readers import READERS, reader
+from embedding_finetune.data.readers import READERS, Row, reader
 from embedding_finetune.data.readers.docstrings import read_docstrings
 from embedding_finetune.data.readers.tables import read_passages, read_table
 from embedding_finetune.files import UserError, content_hash, sha256
