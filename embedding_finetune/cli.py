@@ -11,13 +11,13 @@ from embedding_finetune.files import UserError, run_command_line
 
 COMMANDS = {  # name -> (module, function, what it does)
     "init": ("commands", "init", "inspect a dataset and write its settings to .env: init faq.csv"),
-    "settings": ("commands", "show_settings", "show every setting, its value and where it comes from"),
+    "settings": ("commands", "settings", "show every setting, its value and where it comes from"),
     "run": ("pipeline", "main", "run all notebooks and scripts in order"),
-    "mine": ("commands", "mine", "write the training file of a recipe: mine LABEL"),
+    "mine": ("training.mining", "main", "write the training file of a recipe: mine LABEL"),
     "train": ("training.train", "main", "fine-tune by a recipe: train LABEL"),
-    "evaluate": ("commands", "evaluate_system", "evaluate a system on dev and test queries: evaluate LABEL"),
-    "compare": ("commands", "compare_systems", "compare all evaluated systems and recommend one"),
-    "index": ("commands", "build_index", "build the search index of a system: index LABEL"),
+    "evaluate": ("evaluation.evaluate", "main", "evaluate a system on dev and test queries: evaluate LABEL"),
+    "compare": ("evaluation.tables", "main", "compare all evaluated systems and recommend one"),
+    "index": ("serving.index", "main", "build the search index of a system: index LABEL"),
     "search": ("serving.search", "main", "search the corpus: search QUERY"),
     "serve": ("serving.server", "main", "serve search over HTTP, with a web page"),
     "encode": ("models.parallel_encode", "main", "encode corpus and queries with several processes or machines"),

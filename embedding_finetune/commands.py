@@ -1,33 +1,24 @@
-"""Commands that call one step each; the other commands are in the modules of their steps (see cli)."""
+"""Commands around an experiment: its settings, `.env` for new data, and what it takes on disk."""
 
 import os
 import shutil
 from pathlib import Path
 
-import torch
-
 from embedding_finetune.data.cleaning import first_row
-from embedding_finetune.data.collection import read_data
-from embedding_finetune.evaluation.conclusion import recommendation
-from embedding_finetune.evaluation.evaluate import evaluate
-from embedding_finetune.evaluation.results import compare
-from embedding_finetune.evaluation.tables import as_table, comparison_table, write_comparison
 from embedding_finetune.files import CommandLine, UserError, atomic_write, may_overwrite
 from embedding_finetune.profiles import ROOT
-from embedding_finetune.serving.index import open_index
 from embedding_finetune.settings import LEVELS, TABLE, Settings, display_value
-from embedding_finetune.settings_view import versions
-from embedding_finetune.training.train import make_rows
+from embedding_finetune.settings_view import has_gpu, versions
 
 
-def show_settings():
+def settings():
     CommandLine("settings", "Show all settings, their values and where these come from.").parse_args()
-    settings = Settings.load()
-    sources = dict(settings.sources)
-    print(f"profile {settings.profile}")
+    found = Settings.load()
+    sources = dict(found.sources)
+    print(f"profile {found.profile}")
     for level, title in LEVELS.items():
         print(f"\n{title}")
-        for name, value in settings.as_dict(level).items():
+        for name, value in found.as_dict(level).items():
             print(f"  {name:24} {value!s:30} {sources.get(name, 'default'):20} {TABLE[name].metadata['why']}")
     print("\nthis machine", *(f"  {name:24} {value}" for name, value in versions().items()), sep="\n")
 
@@ -45,7 +36,7 @@ def init():
     name = path.stem if path.exists() else options.dataset.rpartition("/")[2]
     given = {"DATASET": dataset, "DATA_DIR": f"ft_data/{name}", "OUTPUT_DIR": f"output/{name}"}
     given |= {column: os.environ[column] for column in TABLE if column.endswith("_COLUMN") and column in os.environ}
-    profile = options.profile or ("msmarco" if torch.cuda.is_available() else "demo")
+    profile = options.profile or ("msmarco" if has_gpu() else "demo")
     os.environ.update(given, ENV_FILE="none")
     row = first_row(Settings.load(profile))
     lines = [f"# Settings of the experiment with {dataset}; `python -m embedding_finetune settings` lists all others.",
@@ -55,30 +46,6 @@ def init():
         file.write("\n".join(lines) + "\n")
     print(f"first query: {row.query!r}; first passage: {row.positives[0][:200]!r}" if row.query else "documents")
     print("written to .env:", *lines[1:], "next: make run", sep="\n")
-
-
-def mine():
-    settings, label = _label("mine", "Write the training file of a recipe; hard negatives are mined first if needed.")
-    print(display_value(make_rows(settings, label)))
-
-
-def evaluate_system():
-    settings, label = _label("evaluate", "Evaluate a system on dev and test queries, and fused with BM25.")
-    print(as_table(evaluate(settings, label).values()).round(3).to_string())
-
-
-def compare_systems():
-    CommandLine("compare", "Compare all evaluated systems and recommend one.").parse_args()
-    settings = Settings.load()
-    rows, left_out = compare(settings, read_data(settings))
-    write_comparison(settings, rows)
-    print(*left_out, comparison_table(rows).to_string(), recommendation(rows), sep="\n")
-
-
-def build_index():
-    settings, label = _label("index", "Build the search index of a system, unless it is current.")
-    index = open_index(settings, label)
-    print(f"{label}: {index.manifest['passages']:,} passages in {display_value(index.folder)}")
 
 
 def clean():
@@ -101,10 +68,3 @@ def clean():
         print(f"{'removed ' if options.parts else ''}{name:30} {size / 1e6:10.1f} MB")
         if options.parts:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _label(command, description):
-    parser = CommandLine(command, description)
-    parser.add_argument("label", metavar="LABEL")
-    label = parser.parse_args().label
-    return Settings.load(), label

@@ -37,6 +37,13 @@ class CommandLine(argparse.ArgumentParser):
         raise UserError(f"{message}: `{self.prog} --help` lists the arguments")
 
 
+def parse_label(command, description):
+    """The LABEL argument of a command that has no other."""
+    parser = CommandLine(command, description)
+    parser.add_argument("label", metavar="LABEL")
+    return parser.parse_args().label
+
+
 def run_command_line(main):
     """Call `main()`; a UserError, a disk error or Ctrl-C becomes one line on standard error and exit status 1 or 130.
 

@@ -3,8 +3,9 @@
     python -m embedding_finetune settings    shows all settings, their values and where these come from
 
 The profile `profiles/PROFILE.env` sets values without a default and overrides others. The file `.env` takes precedence
-over the profile, environment variables over both, and a recipe's settings (see recipes) over all. The flags of the training, the records
-that say whether an output is current, and the tables in the notebooks are derived from this table.
+over the profile, environment variables over both, and a recipe's settings (see recipes) over all. The flags of the
+training, the records that say whether an output is current, and the tables in the notebooks are derived from this
+table.
 """
 
 import dataclasses
@@ -189,8 +190,8 @@ class Settings:
         named = env_file.pop("PROFILE", None)
         profile = profile or os.environ.get("PROFILE") or named or "msmarco"
         given = from_profile(profile, TABLE)
-        sources = (dict.fromkeys(given, f"profiles/{profile}.env") | dict.fromkeys(env_file, os.environ.get("ENV_FILE") or ".env")
-                   | dict.fromkeys(environment, "environment"))
+        names = f"profiles/{profile}.env", os.environ.get("ENV_FILE") or ".env", "environment"
+        sources = {key: name for name, values in zip(names, (given, env_file, environment)) for key in values}
         others, given = _meant_for_others(given, env_file | environment), given | env_file | environment
         for name, row in TABLE.items():
             if name not in given and row.default is dataclasses.MISSING:

@@ -91,7 +91,7 @@ def test_init_writes_nothing_for_a_file_that_cannot_be_read(monkeypatch, tmp_pat
 
 def test_each_step_is_a_command(built, monkeypatch, capsys):
     run(monkeypatch, "mine", "neg10")
-    assert capsys.readouterr().out.splitlines()[-1].endswith("training_neg_10.arrow")
+    assert "training_neg_10.arrow: negatives 100.0% random" in capsys.readouterr().out
     for label in ("bm25", "raw"):
         run(monkeypatch, "evaluate", label)
     assert "hybrid_raw" in capsys.readouterr().out
@@ -99,7 +99,7 @@ def test_each_step_is_a_command(built, monkeypatch, capsys):
     assert (built.output_dir / "results" / "comparison.json").exists()
     assert "Nothing to recommend yet" in capsys.readouterr().out
     run(monkeypatch, "index", "bm25")
-    assert f"bm25: {len(os.listdir(built.output_dir / 'index' / 'bm25')) - 1}" not in capsys.readouterr().out
+    assert " passages in " in capsys.readouterr().out
     with pytest.raises(UserError, match="there is no system 'neg1'"):
         run(monkeypatch, "evaluate", "neg1")
 
