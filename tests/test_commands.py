@@ -4,9 +4,10 @@ import os
 import signal
 import sys
 
+import nbformat
 import pytest
 
-from embedding_finetune import cli, commands
+from embedding_finetune import cli, commands, pipeline
 from embedding_finetune.evaluation.evaluate import evaluate
 from embedding_finetune.files import UserError, run_command_line
 from embedding_finetune.profiles import from_env_file
@@ -122,3 +123,12 @@ def test_an_interruption_is_one_line(capsys):
     with pytest.raises(SystemExit) as stopped:
         run_command_line(interrupted)
     assert stopped.value.code == 130 and capsys.readouterr().err == "interrupted: the same command continues\n"
+
+
+def test_an_interrupted_notebook_is_one_line(tmp_path, capfd):
+    cell = nbformat.v4.new_code_cell("import os, signal, time\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "slow.ipynb")
+    with pytest.raises(UserError, match="slow.ipynb stopped: its kernel has ended, by Ctrl-C or for lack of memory"):
+        pipeline.run_notebook(tmp_path / "slow.ipynb", tmp_path / "copies")
+    assert [path.name for path in (tmp_path / "copies").iterdir()] == ["slow.failed.ipynb"]
+    assert "Traceback" not in capfd.readouterr().err
