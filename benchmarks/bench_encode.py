@@ -6,9 +6,9 @@ Passages come from the JSONL file of `{"query", "pos": [..]}` that the variable 
 numpy; the model is the bundled all-MiniLM-L6-v2 with mean pooling, passages of up to 512 tokens, all in fp32. Each
 round lets every contender encode all texts, so that a busy machine wrongs none; a ratio is the median over the rounds.
 The matrix-product limit is the time that the products of the same tokens, without any padding, would take at the best
-rate measured in the round for the shapes of this model, MKL's or oneDNN's. On a machine that others load, too, --clock
-cpu --threads 1 counts the seconds of the processor instead of the clock's. --experiments adds torch.compile and ONNX
-Runtime (pip install onnx onnxscript onnxruntime). The last line of standard output is one JSON object.
+rate measured in the round for the shapes of this model. On a machine that others load as well, --clock cpu --threads 1
+counts the seconds of the processor instead of the clock's. --experiments adds torch.compile and ONNX Runtime (pip
+install onnx onnxscript onnxruntime). The last line of standard output is one JSON object.
 """
 
 import argparse
@@ -130,18 +130,14 @@ def product_rate(config, clock, tokens=4096, seconds=1.0):
     """Operations a second of this model's three shapes of product, in their proportion; the best of many tries."""
     import torch
 
-    def onednn(*inputs):
-        return torch.ops.mkldnn._linear_pointwise(*inputs, "none", [], "")
-
     def least(tokens, columns, rows):
         x, weight, bias = torch.randn(tokens, columns), torch.randn(rows, columns), torch.randn(rows)
         best, until = float("inf"), time.perf_counter() + seconds / len(shapes)
         while time.perf_counter() < until:
-            for linear in (torch.nn.functional.linear, onednn):
-                started = clock()
-                with torch.inference_mode():
-                    linear(x, weight, bias)
-                best = min(best, clock() - started)
+            started = clock()
+            with torch.inference_mode():
+                torch.nn.functional.linear(x, weight, bias)
+            best = min(best, clock() - started)
         return best
 
     shapes = products(config, tokens)

@@ -13,7 +13,8 @@ The modules in data-flow order; each imports only from modules above it:
     settings                 all settings: type, default, check, purpose
     recipes                  the fine-tunings in profiles/recipes.toml
     artifacts/manifest       checksums of records and folders
-    artifacts/blocks         stored arrays, named by their content
+    artifacts/earlier        records of earlier versions
+    artifacts/arrays         stored arrays, named by their content
     artifacts/staging        temporary folders, commits by rename, locks
     artifacts/provenance     what an artifact was made from, and whether it is current
     hub                      the Hugging Face Hub: availability, revisions, loading
@@ -33,7 +34,7 @@ The modules in data-flow order; each imports only from modules above it:
     data/row_store           training rows by id over one memory-mapped store of passages
     data/leakage             check that training files contain nothing of dev or test
 
-    models/fast_layers       faster linear layers and dropout on a CPU
+    models/fast_layers       faster dropout on a CPU
     models/batching          length-sorted batches
     models/embedding_cache   embeddings on disk, by model and text
     models/compiled_model    ONNX and OpenVINO in place of PyTorch
@@ -119,9 +120,6 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # turns off telemetry of ONNX Runtime
-sys.modules.setdefault("openvino_telemetry", None)  # and of OpenVINO and NNCF
-# nbformat imports it through jsonschema for URL checks that no notebook needs, which takes six seconds.
-sys.modules.setdefault("rfc3987_syntax", None)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # bm25s uses JAX if installed, which reserves most of the GPU memory
 
 _needed = ("torch", "transformers", "FlagEmbedding", "faiss")

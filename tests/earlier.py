@@ -1,4 +1,4 @@
-"""Records as version 1.0 (commit 1ae2342) wrote them, with places for what differs from machine to machine."""
+"""Records as an earlier version (commit 1ae2342) wrote them, with places for what differs from machine to machine."""
 
 import json
 from pathlib import Path

@@ -15,6 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 from torch.distributed import run as torchrun
+from torch.distributed.launcher import api as launcher
 
 from embedding_finetune.settings import ROOT
 
@@ -56,18 +57,17 @@ def _begin(function, arguments, log, errors, environment):
 
 
 def command(module, *words):
-    """`python -m MODULE WORDS`; the processes that torchrun starts are forked, too."""
+    """`python -m MODULE WORDS`; the processes that elastic_launch starts are forked, too."""
     _forget_the_package()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)  # torchrun has handlers of its own
-    configure = torchrun.config_from_args
+    launch = launcher.launch_agent
 
-    def config_from_args(args):
-        config, _, words = configure(args)
+    def launch_agent(config, entrypoint, words, **options):
         config.start_method = "fork"
-        return config, command, words[words.index("-m") + 1:]
+        return launch(config, command, words[words.index("-m") + 1:], **options)
 
-    with mock.patch.object(torchrun, "config_from_args", config_from_args):
+    with mock.patch.object(launcher, "launch_agent", launch_agent):
         sys.argv = [module, *words]
         if module == torchrun.__name__:
             torchrun.main()

@@ -13,15 +13,25 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch.distributed as dist
+
+from embedding_finetune.training.distributed import LOST
+
 
 def end(folder, how):
-    """Exit with a status; kill the process; or let all wait but the last process, which exits with 1."""
+    """Exit with a status; kill the process; or let all wait for the last process, which exits with 1."""
     rank, folder = int(os.environ["RANK"]), Path(folder)
     (folder / f"{how}.{rank}.{time.time_ns()}").touch()
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    if how.startswith("last") and rank < int(os.environ["WORLD_SIZE"]) - 1:
-        time.sleep(60)
+    if how.startswith("last"):
+        dist.init_process_group("gloo")
+        dist.barrier()
+        if rank < int(os.environ["WORLD_SIZE"]) - 1:
+            try:
+                dist.barrier()
+            except RuntimeError:  # as training.worker does
+                sys.exit(LOST)
     sys.exit(int(how.removeprefix("last")))
 
 
@@ -43,7 +53,7 @@ def said(folder, how, **settings):
 def main():
     folder, port = Path(sys.argv[1]), sys.argv[2]
     found = {how: said(folder, how) for how in ("0", "1", "75", "killed")}
-    two = {"nnodes": 2, "rdzv_endpoint": f"localhost:{port}"}
+    two = {"nnodes": 2, "rdzv_endpoint": f"localhost:{port}", "max_restarts": 0}
     found["alone"] = said(folder, "2", **two)
     found["silent"] = said(folder, "2", **two | {"rdzv_endpoint": "192.0.2.1:29400"})  # an address that nobody has
     found["unknown"] = said(folder, "2", **two | {"rdzv_endpoint": "no.machine.invalid:1"})

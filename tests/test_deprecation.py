@@ -8,10 +8,12 @@ import re
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from embedding_finetune import deprecation, profiles, version
+from embedding_finetune.artifacts import earlier
 from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.deprecation import (
@@ -144,7 +146,8 @@ def old_recipe(entry):
 
 def test_the_old_data_record_is_read_as_equal(built, capsys):
     record = read_checksummed(built.data_dir / "dataset.json")
-    made_with = old_settings(record["inputs"].pop("settings")) | record.pop("inputs")
+    inputs = record.pop("inputs")
+    made_with = old_settings(inputs["settings"]) | inputs["source"]
     assert {"MAX_PAIRS", "QUERIES", "NEAR_DUPLICATES_TOGETHER"} <= made_with.keys()
     expected = read_data(built)
     write_checksummed(built.data_dir / "dataset.json", record | {"made_with": made_with})
@@ -225,7 +228,7 @@ def overdue():
     """The modules of old names that version 2.0 and later must not have."""
     if int(version.__version__.split(".")[0]) < int(deprecation.REMOVED_IN.split(".")[0]):
         return set()
-    return old_modules() | ({"deprecation"} if (PACKAGE / "deprecation.py").exists() else set())
+    return old_modules() | {path.stem for path in (PACKAGE / "deprecation.py", Path(earlier.__file__)) if path.exists()}
 
 
 def test_old_names_are_removed_in_time():
@@ -235,7 +238,7 @@ def test_old_names_are_removed_in_time():
 @pytest.mark.parametrize("number, found", [("1.9.9", False), ("2.0.0", True), ("2.1", True), ("10.0.0", True)])
 def test_the_check_for_old_names_fails_from_their_removal_on(monkeypatch, number, found):
     monkeypatch.setattr(version, "__version__", number)
-    assert overdue() == ({"deprecation", *COMMANDS} - {"settings"} if found else set())
+    assert overdue() == ({"deprecation", "earlier", *COMMANDS} - {"settings"} if found else set())
 
 
 def test_the_changelog_lists_every_old_name():

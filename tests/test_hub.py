@@ -406,7 +406,7 @@ def series(tmp_path):
 
 
 def made_with(folder):
-    return json.loads((folder / "dataset.json").read_text())["inputs"]
+    return json.loads((folder / "dataset.json").read_text())["inputs"]["source"]
 
 
 def test_a_new_revision_of_a_hub_data_set_is_another_data_set(repositories, revised, series, tmp_path):
@@ -428,7 +428,7 @@ def test_a_new_revision_of_a_hub_data_set_is_another_data_set(repositories, revi
         assert second != first and made_with(folder)["revision"] == now[PAIRS]
         record = read_checksummed(folder / "dataset.json", having={})
         for name in ("revision", "corpus_revision"):
-            del record["inputs"][name]
+            del record["inputs"]["source"][name]
         write_checksummed(folder / "dataset.json", record)
         assert ask("data", DATASET="msmarco", CORPUS=CORPUS) == second and made_with(folder)["revision"] == now[PAIRS]
         endpoint.server.repositories = repositories  # what was read is recorded, whatever the hub has by then

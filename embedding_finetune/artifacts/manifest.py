@@ -130,8 +130,3 @@ def fingerprints(folder, known):
 def has_same_stamps(folder, known):
     """Whether all files of `known` (see fingerprints) exist with the same stamps."""
     return all(file_stamp(folder / name) == stamp for name, (stamp, _) in known.items())
-
-
-def has_same_content(folder, known, read_all=False):
-    """Whether all files of `known` exist with the same content, see changed_file."""
-    return changed_file(folder, known, read_all) is None

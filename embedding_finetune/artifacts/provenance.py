@@ -12,7 +12,7 @@ import json
 import re
 
 MODEL = {"config", "revision"}  # a model, see encoder_config.model_identity
-GROUPS = ("config", "models", "recipe", "revision", "settings")  # left out of a reason, as the names in them suffice
+GROUPS = ("config", "models", "recipe", "revision", "settings", "source")  # not part of a reason
 DIGEST = re.compile("[0-9a-f]{32}|[0-9a-f]{64}")  # not shown, unlike commits
 
 

@@ -1,4 +1,4 @@
-"""Atomic checkpoints and model folders, and the locks of the folders they are in."""
+"""Staging folders that are committed by renaming, checkpoints, and the locks of folders."""
 
 import contextlib
 import fcntl
@@ -82,8 +82,8 @@ def _move_files(partial, folder):
 def lock(folder, wait=True):
     """Context manager: holds the lock of a folder, which ends with the process.
 
-    It works across processes of this machine and of others that share the disk. With `wait`, other processes are waited
-    for; otherwise raises UserError, which names the process, if one holds the lock.
+    It works between processes of this machine and of others that share the disk, not between threads. With `wait`,
+    other processes are waited for; otherwise raises UserError, which names the process, if one holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+", encoding="utf-8") as file:

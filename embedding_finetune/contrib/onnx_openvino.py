@@ -43,7 +43,7 @@ from embedding_finetune.files import (
 )
 from embedding_finetune.hub import load
 from embedding_finetune.labels import COMPILED_FORMATS
-from embedding_finetune.models.compiled_model import GRAPHS, has_bf16, openvino_core
+from embedding_finetune.models.compiled_model import GRAPHS, has_bf16, import_silently, openvino_core
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import (
     compiled_record,
@@ -123,8 +123,7 @@ def _export(encoder_config, form, texts, work, folder):
     if kind == "onnx":
         shutil.copy(source, graph)
     else:
-        import openvino
-        openvino.save_model(openvino_core().read_model(source), graph, compress_to_fp16=False)
+        import_silently("openvino").save_model(openvino_core().read_model(source), graph, compress_to_fp16=False)
     config = load("AutoConfig", encoder_config.name, encoder_config.trusted)
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -167,8 +166,8 @@ def _traced(config, tokenizer, path):
 def _quantize(config, tokenizer, texts, source, path):
     """Quantise the ONNX graph `source` to int8 at `path`, unless it exists; returns `path`."""
     if not path.exists():
-        import nncf
         import onnx
+        nncf = import_silently("nncf")
 
         def inputs(text):
             return dict(tokenizer([config.passage_prompt + text], truncation=True, max_length=config.passage_max_len,

@@ -16,10 +16,10 @@ from itertools import chain
 
 import numpy as np
 
+from embedding_finetune.artifacts.earlier import translate_collection_record
 from embedding_finetune.artifacts.manifest import file_hashes, read_record, write_record
 from embedding_finetune.artifacts.provenance import stale_reason
 from embedding_finetune.data.normalize import clean_text, passage_id
-from embedding_finetune.deprecation import rename_settings
 from embedding_finetune.files import (
     UserError,
     atomic_write,
@@ -32,7 +32,7 @@ from embedding_finetune.files import (
 from embedding_finetune.settings import DATA, TABLE
 
 SPLITS = ("train", "dev", "test")
-REVISIONS = ("revision", "corpus_revision")  # of Hub datasets; records of earlier versions have none
+REVISIONS = ("revision", "corpus_revision")  # of Hub datasets
 BEIR_FILES = ("corpus.jsonl", "queries.jsonl")  # a folder with these files is in BEIR layout
 FILES = (*BEIR_FILES, *(f"qrels/{part}.tsv" for part in SPLITS))
 MADE_BY = "build_train_dataset.ipynb"
@@ -168,10 +168,13 @@ def write_data(settings, collection, source):
     be evaluated; OVERWRITE=1 replaces the data.
     """
     folder, record = settings.paths.data, _record(settings)
-    inputs = {"settings": settings.as_dict(DATA), **source}
+    inputs = {"settings": settings.as_dict(DATA), "source": source}
     if record and not may_overwrite():
-        unknown = {name: record["inputs"][name] for name in REVISIONS if name in record["inputs"]}  # such as offline
-        if difference := stale_reason(record["inputs"], unknown | inputs):
+        # Revisions are compared where both are known: offline none is, and earlier versions recorded none.
+        recorded = record["inputs"]["source"]
+        known = {name: value for name, value in (recorded | source).items() if name in REVISIONS}
+        if difference := stale_reason(record["inputs"] | {"source": known | recorded},
+                                      inputs | {"source": known | source}):
             raise UserError(f"{folder} holds the data of other settings ({difference}); choose another DATA_DIR, or "
                             "set OVERWRITE=1 to replace them")
     write_collection(folder, collection)
@@ -199,20 +202,12 @@ def data_identity(settings):
 
 def _record(settings):
     """The record of the collection, None if it is missing or damaged; settings that it lacks have their defaults."""
-    record = read_record(settings.paths.dataset_record, _from_earlier_version)
+    record = read_record(settings.paths.dataset_record, translate_collection_record)
     default = {name: row.default for name, row in TABLE.items() if row.default is not MISSING
                and row.metadata["changes"] == DATA}
     if record:
         record["inputs"]["settings"] = default | record["inputs"]["settings"]
     return record
-
-
-def _from_earlier_version(record):
-    """The record of an earlier version in today's form; the first version recorded the hashes of the files alone."""
-    inputs = rename_settings(record.get("made_with", {}))
-    values = {name: inputs.pop(name) for name in list(inputs) if name in TABLE}
-    return {"inputs": {"settings": values, **inputs}, "files": record.get("files"),
-            "predefined": record.get("parts_given", ())}
 
 
 def write_test_files(settings, collection, query_prompt):

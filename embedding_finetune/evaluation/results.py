@@ -38,7 +38,7 @@ def save_result(settings, collection, system, runs, *, model, inputs, **more):
     """Write the runs, results/LABEL.json, and the metrics in the card of a fine-tuned model; returns the result.
 
     `runs` has a run for "test" and one for "dev". `model` is the system's name in words, `inputs` what it was measured
-    with (see evaluate.inputs_of). `more` is added to the result unchanged, such as `parameters` or `by_corpus_size`.
+    with (see inputs_of). `more` is added to the result unchanged, such as `parameters` or `by_corpus_size`.
     """
     label = system.label
     runs = {part: pad_run(run, collection.corpus, DEPTH) for part, run in runs.items()}

@@ -6,7 +6,9 @@ those of any model folder, so a compiled model can be used wherever a label or f
 """
 
 import functools
+import importlib
 import importlib.metadata
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,8 +73,20 @@ def openvino_core():
     Destroying a second core removes the signal stack of the main thread (2026.4.1). The process then crashes at the
     next handled signal, such as the exit of a child process after a DataLoader has had workers.
     """
-    import openvino
-    return openvino.Core()
+    return import_silently("openvino").Core()
+
+
+def import_silently(name):
+    """Import `openvino` or `nncf` without their usage reports, which are sent at import except in CI jobs."""
+    ci = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    try:
+        return importlib.import_module(name)
+    finally:
+        if ci is None:
+            del os.environ["CI"]
+        else:
+            os.environ["CI"] = ci
 
 
 def has_bf16():

@@ -1,6 +1,6 @@
 """On-disk caches of text vectors and token vectors.
 
-Each encoder configuration has its own folder. Its files (see artifacts.blocks) hold pairs of (text hash, vector) and
+Each encoder configuration has its own folder. Its files (see artifacts.arrays) hold pairs of (text hash, vector) and
 are written while encoding proceeds, so an interrupted evaluation resumes and a grown corpus costs only its new texts.
 Nothing is overwritten or evicted; `embedding-finetune clean cache` removes everything.
 """
@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from embedding_finetune.artifacts.blocks import block_hash, read_block, write_block
+from embedding_finetune.artifacts.arrays import read_array, short_hash, write_array
+from embedding_finetune.artifacts.earlier import translate_token_vectors_record
 from embedding_finetune.artifacts.manifest import changed_file, read_record, write_record
 from embedding_finetune.files import UserError, atomic_write, write_json
 
@@ -28,7 +29,7 @@ class EmbeddingCache:
     """Cache of text vectors; `identity` holds everything a vector depends on except the text."""
 
     def __init__(self, folder, identity):
-        self.folder = Path(folder) / block_hash(json.dumps(identity, sort_keys=True).encode())
+        self.folder = Path(folder) / short_hash(json.dumps(identity, sort_keys=True).encode())
         self.identity = identity
         self._keys = {}  # name of a file that was read or written here -> its text hashes
 
@@ -42,7 +43,7 @@ class EmbeddingCache:
             known = self._keys.get(path.name)
             if wanted is not None and known is not None and wanted.isdisjoint(known.tolist()):
                 continue
-            rows = read_block(path, "its vectors will be computed again")
+            rows = read_array(path, "its vectors will be computed again")
             if rows is not None:
                 self._keys[path.name] = rows["key"].copy()  # a view would keep the vectors in memory
                 yield rows["key"].tolist(), rows["vector"]
@@ -53,7 +54,7 @@ class EmbeddingCache:
         rows["key"], rows["vector"] = np.array(keys, dtype="V16"), vectors
         if not (self.folder / "identity.json").exists():  # not read by the program
             write_json(self.folder / "identity.json", self.identity)
-        self._keys[write_block(self.folder, rows).name] = rows["key"].copy()
+        self._keys[write_array(self.folder, rows).name] = rows["key"].copy()
 
 
 STORED = ("vectors.raw", "starts.npy")  # files of a TokenEmbeddingStore
@@ -102,7 +103,7 @@ class TokenEmbeddingStore:
         write_record(self.folder / "identity.json", self.identity, STORED, shape=[sum(sizes), dim])
 
     def _record(self):
-        return read_record(self.folder / "identity.json", _from_earlier_version)
+        return read_record(self.folder / "identity.json", translate_token_vectors_record)
 
     def _check_space(self, needed):
         """Raise UserError if fewer than `needed` bytes are free."""
@@ -118,8 +119,3 @@ class TokenEmbeddingStore:
         vectors = np.memmap(self.folder / "vectors.raw", np.float16, "r", shape=shape) if shape[0] else \
             np.empty(shape, np.float16)
         return vectors, np.load(self.folder / "starts.npy")
-
-
-def _from_earlier_version(record):
-    """The record of an earlier version, which had all entries at the top level, in today's form."""
-    return {"inputs": {}, "files": {name: record.get(name) for name in STORED}} | record if "shape" in record else None

@@ -11,7 +11,6 @@ from embedding_finetune.hub import load, model_content
 from embedding_finetune.models.batching import padded_batches, prefetch, tokenize_texts
 from embedding_finetune.models.compiled_model import CompiledModel, compiled_format, runtime_versions
 from embedding_finetune.models.embedding_cache import EmbeddingCache, TokenEmbeddingStore, text_hash
-from embedding_finetune.models.fast_layers import use_fast_linear
 from embedding_finetune.models.modeling import DenseLayers, encoding_dtype, load_encoder
 from embedding_finetune.models.multi_vector import (
     expand_queries,
@@ -152,8 +151,6 @@ class Encoder:
         if model_content(self.config.name) != self.revision:
             raise UserError(f"{self.config.name} has changed since this Encoder was made: create a new Encoder, so "
                             "that vectors of both versions are not mixed")
-        if self._device == "cpu" and not self._compiled:
-            use_fast_linear(self._model)
 
     def encode_passage_tokens(self, texts):
         """Token vectors of passages for late interaction (see multi_vector), without special tokens.

@@ -12,6 +12,7 @@ import re
 import tomllib
 from dataclasses import asdict, dataclass, field
 
+from embedding_finetune.artifacts.earlier import translate_compiled_record
 from embedding_finetune.artifacts.manifest import COMPILED_RECORD, read_checksummed, read_record
 from embedding_finetune.files import UserError
 from embedding_finetune.hub import check_hub, load, model_content, model_path, positions_of, read_model_file
@@ -28,8 +29,7 @@ POOLING_FILES = {"cls": "cls", "cls_token": "cls", "mean": "mean", "mean_tokens"
                  "last_token": "last_token"}  # names in sentence-transformers -> names here
 KEYS = {"pooling": str, "query_prompt": str, "passage_prompt": str, "query_max_len": int, "passage_max_len": int,
         "normalize": bool}  # keys of an entry of MODEL_FILE
-# Fields that do not affect vectors; the last two were written by earlier versions.
-NOT_IDENTITY = ("label", "title", "name", "training_data_note", "overrides", "note", "seen", "differs")
+NOT_IDENTITY = ("label", "title", "name", "training_data_note", "overrides", "note")  # they do not affect vectors
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,8 @@ class EncoderConfig:
 
     @property
     def identity(self):
-        """The fields that affect vectors, see `identity_of`."""
-        return identity_of(asdict(self))
-
-
-def identity_of(used):
-    """The fields (name -> value) of an EncoderConfig that affect vectors; records also hold informative fields."""
-    return {name: value for name, value in used.items() if name not in NOT_IDENTITY}
+        """The fields that affect vectors: name -> value."""
+        return {name: value for name, value in asdict(self).items() if name not in NOT_IDENTITY}
 
 
 def model_identity(config):
@@ -146,16 +141,7 @@ def compiled_record(folder):
     """The record of a compiled model, or None: its inputs (form, model), and the label and training_data_note of that
     model.
     """
-    return read_record(folder / COMPILED_RECORD, _compiled_by_earlier_version)
-
-
-def _compiled_by_earlier_version(record):
-    inputs = record.get("made_of", {})
-    if not {"use", "content"} <= inputs.keys():
-        return None
-    use = inputs.pop("use")
-    inputs["model"] = {"config": identity_of(use), "revision": inputs.pop("content")}
-    return record | {"inputs": inputs, "label": use["label"], "training_data_note": use.get("seen", "unknown")}
+    return read_record(folder / COMPILED_RECORD, translate_compiled_record)
 
 
 def from_registry(settings):

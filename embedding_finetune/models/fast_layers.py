@@ -1,14 +1,9 @@
-"""Faster linear layers and dropout for PyTorch on CPUs.
+"""Faster dropout for training on CPUs.
 
-Linear layers: PyTorch computes float32 products with MKL, which does not use AVX-512 on AMD processors. oneDNN takes
-two thirds of the time there, and the same time on other processors. For the few rows of a single query MKL is twice as
-fast, because oneDNN reorders the weights at every call.
-
-Dropout: PyTorch draws masks on one thread at about 7 ns per element, and dropout inside scaled_dot_product_attention
-falls back to a slow path. This module takes 16 random bits per element from NumPy's SFC64 generator (0.4 ns). It is
-seeded from PyTorch's generator at each call, so seeds, checkpoints and gradient recomputation behave as usual. The
-probabilities are rounded to 16 bits. A training step takes 0.8 to 0.93 of the time with PyTorch's dropout
-(docs/training_speed.md).
+PyTorch draws masks on one thread at about 7 ns per element, and dropout inside scaled_dot_product_attention falls back
+to a slow path. This module takes 16 random bits per element from NumPy's SFC64 generator (0.4 ns). It is seeded from
+PyTorch's generator at each call, so seeds, checkpoints and gradient recomputation behave as usual. The probabilities
+are rounded to 16 bits. A training step takes 0.8 to 0.97 of the time with PyTorch's dropout (docs/training_speed.md).
 """
 
 import numpy as np
@@ -18,49 +13,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
-FEW_ROWS = 32
-
-
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, inputs, weight, bias):
-        ctx.save_for_backward(inputs, weight)
-        return _product(inputs, weight, bias)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        inputs, weight = ctx.saved_tensors
-        rows = gradient.flatten(0, -2)
-        of_inputs = _product(gradient, weight.t()) if ctx.needs_input_grad[0] else None
-        of_weight = _product(rows.t(), inputs.flatten(0, -2).t()) if ctx.needs_input_grad[1] else None
-        return of_inputs, of_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
-
-
-def _product(inputs, weight, bias=None):
-    """inputs @ weight.T + bias, computed with oneDNN."""
-    return torch.ops.mkldnn._linear_pointwise(inputs.contiguous(), weight.contiguous(), bias, "none", [], "")
-
-
-class FastLinear(nn.Linear):
-    """nn.Linear in float32 with oneDNN; few rows without a gradient go to PyTorch's own product."""
-
-    def forward(self, inputs):
-        if inputs.numel() < FEW_ROWS * self.in_features and not torch.is_grad_enabled():
-            return super().forward(inputs)
-        return _Linear.apply(inputs, self.weight, self.bias)
-
 
 def cpu_has(precision):
     """Whether this processor has `bf16` or `fp16` instructions; emulation is slower than float32."""
     return any(has for name, has in torch.cpu.get_capabilities().items() if precision in name)
-
-
-def use_fast_linear(model):
-    """Replace the float32 linear layers of a CPU model by FastLinear, if PyTorch was built with oneDNN."""
-    if torch.backends.mkldnn.is_available():
-        for layer in model.modules():
-            if type(layer) is nn.Linear and layer.weight.dtype == torch.float32:
-                layer.__class__ = FastLinear
 
 
 def keep_mask(shape, p):
@@ -114,7 +70,7 @@ def use_fast_dropout(model):
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:
                 setattr(parent, name, FastDropout(child.p).train(child.training))
-    if model.config._attn_implementation == "sdpa":
+    if model.get_correct_attn_implementation(None) == "sdpa":  # what transformers chooses for this architecture
         AttentionInterface.register("fast_dropout", attention_with_fast_dropout)
         AttentionMaskInterface.register("fast_dropout", eager_mask)
         model.set_attn_implementation("fast_dropout")

@@ -13,7 +13,6 @@ from embedding_finetune.artifacts.manifest import read_checksummed
 from embedding_finetune.files import UserError, atomic_write, reading
 from embedding_finetune.hub import load, model_content, positions_of
 from embedding_finetune.models.batching import padded_batches
-from embedding_finetune.models.fast_layers import use_fast_linear
 from embedding_finetune.retrieval.rerank import Reranker, check_finite
 
 TEXTS = "texts.json"
@@ -57,8 +56,6 @@ class CrossEncoder(Reranker):
         own = min(self.tokenizer.model_max_length, positions_of(self.name, self.trusted))
         self.max_length = self.max_length or min(own, 512)
         self.model = model.to(self.device, self.dtype).eval()
-        if (self.device, self.dtype) == ("cpu", torch.float32):
-            use_fast_linear(self.model)
 
     @classmethod
     def of(cls, settings, label):

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 
-from embedding_finetune.artifacts.blocks import read_block, write_block
+from embedding_finetune.artifacts.arrays import read_array, write_array
 from embedding_finetune.files import content_hash
 from embedding_finetune.models.embedding_cache import text_hash
 
@@ -14,7 +14,7 @@ BLOCK = 8192  # queries per block; a single block is not stored, since searching
 def resumable_search(retriever, queries, depth, folder, identity):
     """Positions as returned by `retriever.search_batch` for queries (a list of texts).
 
-    With more than one block, each is stored in `folder` (see artifacts.blocks). Its key is the hash of its queries, the
+    With more than one block, each is stored in `folder` (see artifacts.arrays). Its key is the hash of its queries, the
     depth and `identity` (JSON), which identifies retriever and corpus. Damaged files are reported and computed again.
     """
     if len(queries) <= BLOCK:
@@ -23,13 +23,13 @@ def resumable_search(retriever, queries, depth, folder, identity):
     for start in range(0, len(queries), BLOCK):
         some = queries[start:start + BLOCK]
         key = content_hash(identity, depth, [text_hash(query).hex() for query in some])[:32]
-        stored = (read_block(path, "its queries will be searched again") for path in folder.glob(f"{key}-*.npy"))
+        stored = (read_array(path, "its queries will be searched again") for path in folder.glob(f"{key}-*.npy"))
         positions = next((array for array in stored if array is not None), None)
         if positions is None:
             if (folder / f"{key}.hits").exists():
                 print(f"{folder / key}.hits is of an earlier version: its queries are searched again, and the file can "
                       "be removed", file=sys.stderr)
             positions = retriever.search_batch(some, depth)[1]
-            write_block(folder, positions, key)
+            write_array(folder, positions, key)
         blocks.append(positions)
     return np.concatenate(blocks)

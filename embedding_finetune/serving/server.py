@@ -23,7 +23,7 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import AliasChoices, BaseModel, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -67,7 +67,7 @@ class Answer(BaseModel):
 class Feedback(BaseModel):
     query: str = Field(pattern=r"\S", max_length=LONGEST)
     id: str = Field(max_length=LONGEST, description="id of one of the top 100 passages of this query")
-    system: Label = ""
+    system: Label = Field("", validation_alias=AliasChoices("system", "model"))  # the old name
     right: bool | None = Field(description="null removes the mark")
 
 

@@ -1,9 +1,9 @@
-"""Launch the processes of a training with torchrun, on one or several nodes.
+"""Launch the processes of a training on one or several nodes, with torchrun's elastic_launch.
 
 All nodes run the same command with NNODES and RDZV_ENDPOINT and join there (torchrun's c10d rendezvous, see
 docs/scale.md). The number of nodes is fixed: fewer nodes would train on different batches and give different weights.
-With MAX_RESTARTS all processes are restarted after one was killed. They continue from the last complete checkpoint, so
-the result is the same.
+On one node, MAX_RESTARTS restarts all processes after one was killed. They continue from the last complete checkpoint,
+so the result is the same.
 """
 
 import logging
@@ -13,98 +13,93 @@ import signal
 import socket
 import sys
 import time
+import uuid
 
 import torch
 from torch.distributed import DistError
-from torch.distributed.elastic.agent.server import WorkerState
-from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError, RendezvousTimeoutError
-from torch.distributed.launcher import api
-from torch.distributed.run import main as torchrun
+from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousTimeoutError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from embedding_finetune.files import UserError, one_line
 
+REPORTED = 1  # exit status of a process that has printed its error; it would only occur again
 RENDEZVOUS_TIMEOUT = 600  # seconds within which all nodes must have joined
 
 
-class Agent(LocalElasticAgent):
-    """torchrun's agent of one node, which stops instead of restarting where a restart cannot help.
-
-    A process with exit status 1 has reported an error that would only occur again. A node also stops when another node
-    has given up.
-    """
-
-    def _monitor_workers(self, worker_group):
-        result = super()._monitor_workers(worker_group)
-        codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
-        if 1 in codes.values():
-            self._remaining_restarts = 0
-        elif codes and self._remaining_restarts:
-            rank, code = min(codes.items())
-            print(f"training process {rank} {_end(code)}: restarting all from the last checkpoint "
-                  f"({self._remaining_restarts} of MAX_RESTARTS left)", file=sys.stderr, flush=True)
-        elif result.state == WorkerState.HEALTHY and worker_group.spec.rdzv_handler.is_closed():
-            raise RendezvousClosedError("another node has given up")
-        return result
-
-
-api.LocalElasticAgent = Agent  # torchrun has no parameter for the agent's class
-
-
 def check_processes(settings):
-    """Raise UserError if this machine has fewer GPUs than processes, or if several nodes have no RDZV_ENDPOINT."""
+    """Raise UserError if this machine has fewer GPUs than processes, or if the settings for several nodes are invalid.
+    """
     devices = torch.cuda.device_count()
     if devices and settings.gpus > devices:
         raise UserError(f"GPUS={settings.gpus} is more than the GPUs of this machine: use at most {devices}")
     if settings.nnodes > 1 and not settings.rdzv_endpoint:
         raise UserError(f"NNODES={settings.nnodes} needs RDZV_ENDPOINT=HOST:PORT, the same on all nodes: one of the "
                         "machines, with a free port that the others can reach")
+    if settings.nnodes > 1 and settings.max_restarts:
+        raise UserError(f"MAX_RESTARTS={settings.max_restarts} is for one machine: with NNODES={settings.nnodes}, run "
+                        "the same command again on all nodes to continue")
 
 
-def launch(settings, label, module, flags, one_process=False):
-    """Run the training of a label under torchrun, or in this process.
+def launch(settings, label, module, arguments, one_process=False):
+    """Run `python -m MODULE ARGUMENTS`, the training of a label, in GPUS processes on each node, or in this process.
 
-    Raises UserError if it was stopped or killed, or if the nodes do not join. torchrun stops on SIGHUP even under
-    nohup; here, signals that are ignored stay ignored.
+    Raises UserError if it was stopped or killed, or if the nodes do not join; exits with status 1 if a process has
+    reported an error.
     """
     if one_process:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # otherwise one process would split each batch over all GPUs
-        sys.argv = [module, *flags]
+        sys.argv = [module, *arguments]
         return runpy.run_module(module, run_name="__main__", alter_sys=True)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    signals = [name for name in ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP")
-               if signal.getsignal(signal.Signals[name]) != signal.SIG_IGN]
+    if settings.gpus > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does: the processes share the cores
     outcome = "start over" if settings.trainer == "flagembedding" else "continue"
-    place = ["--standalone"]
     if settings.nnodes > 1:
-        place = ["--nnodes", str(settings.nnodes), "--rdzv-backend", "c10d", "--rdzv-id", label,
-                 "--rdzv-endpoint", settings.rdzv_endpoint,
-                 "--rdzv-conf", f"join_timeout={RENDEZVOUS_TIMEOUT},read_timeout={RENDEZVOUS_TIMEOUT}"]
-        # Each node counts its own restarts, and the keys of a shared store would contain that count.
-        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        outcome += " on all nodes"
         print(f"waiting for {settings.nnodes} nodes at {settings.rdzv_endpoint}", flush=True)
         _reach(settings.rdzv_endpoint)
     try:
-        torchrun(["--signals-to-handle", ",".join(signals), *place, "--nproc_per_node", str(settings.gpus),
-                  "--max-restarts", str(settings.max_restarts), "-m", module, *flags])
+        _run(settings, label, ["-u", "-m", module, *arguments], outcome)
     except SignalException as error:
         raise UserError(f"stopped by {signal.Signals(error.sigval).name}; run the same command again to "
                         f"{outcome}") from None
-    except ChildFailedError as error:  # with exit status 1 the process itself has printed the error
-        rank, failure = error.get_first_failure()
-        if failure.exitcode == 1:
-            sys.exit(1)
-        hint = " (possibly out of memory: set GRAD_CACHE_CHUNK)" if failure.exitcode == -9 else ""
-        raise UserError(f"training process {rank} {_end(failure.exitcode)}{hint}; run the same "
-                        f"command again to {outcome}") from None
     except RendezvousTimeoutError:
         raise UserError(f"{settings.nnodes} nodes did not join at RDZV_ENDPOINT={settings.rdzv_endpoint} within "
                         f"{RENDEZVOUS_TIMEOUT} s: start the same command on each node") from None
     except (RendezvousError, DistError):
-        raise UserError("another node has ended; see its messages for the cause, then run the same command again on "
-                        f"all nodes to {outcome}") from None
+        raise UserError("another node has ended; see its messages for the cause, then run the same command again to "
+                        f"{outcome}") from None
+
+
+def _run(settings, label, words, outcome):
+    """Start the processes, and start them again after one was killed, at most MAX_RESTARTS times."""
+    for left in range(settings.max_restarts, -1, -1):
+        try:
+            return elastic_launch(_configuration(settings, label), sys.executable)(*words)
+        except ChildFailedError as error:
+            if REPORTED in [failure.exitcode for failure in error.failures.values()]:
+                sys.exit(REPORTED)
+            rank, failure = error.get_first_failure()
+            how = f"training process {rank} {_end(failure.exitcode)}"
+            if not left:
+                hint = " (possibly out of memory: set GRAD_CACHE_CHUNK)" if failure.exitcode == -9 else ""
+                raise UserError(f"{how}{hint}; run the same command again to {outcome}") from None
+            print(f"{how}: restarting all from the last checkpoint ({left} of MAX_RESTARTS left)", file=sys.stderr,
+                  flush=True)
+
+
+def _configuration(settings, label):
+    """torch's LaunchConfig. It stops on SIGHUP even under nohup; here, signals that are ignored stay ignored."""
+    signals = [name for name in ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP")
+               if signal.getsignal(signal.Signals[name]) != signal.SIG_IGN]
+    place = {"run_id": str(uuid.uuid4()), "rdzv_endpoint": "localhost:0"}  # as `torchrun --standalone`
+    if settings.nnodes > 1:
+        timeouts = {"join_timeout": RENDEZVOUS_TIMEOUT, "read_timeout": RENDEZVOUS_TIMEOUT}
+        place = {"run_id": label, "rdzv_endpoint": settings.rdzv_endpoint, "rdzv_configs": timeouts}
+    return LaunchConfig(settings.nnodes, settings.nnodes, settings.gpus, rdzv_backend="c10d", max_restarts=0,
+                        signals_to_handle=",".join(signals), **place)
 
 
 def _reach(endpoint):

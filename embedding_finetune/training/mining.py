@@ -56,8 +56,7 @@ class Miner:
         """The models, and the language of BM25, for the record of the training file."""
         models = {"miner": self.config, "teacher": self.teacher}
         inputs = {name: model_identity(config) for name, config in models.items() if config}
-        if self.stage:
-            inputs["teacher"] = {"config": self.stage.config, "revision": self.stage.revision}
+        inputs |= {"teacher": self.stage.identity} if self.stage else {}
         return inputs | ({"bm25_language": self.settings.bm25_language} if "bm25" in self.recipe.candidates else {})
 
     def mine(self, pool):

@@ -4,11 +4,11 @@ import contextlib
 from dataclasses import MISSING, replace
 from pathlib import Path
 
+from embedding_finetune.artifacts.earlier import translate_training_record
 from embedding_finetune.artifacts.manifest import COMPILED_RECORD, read_checksummed
 from embedding_finetune.artifacts.provenance import stale_reason
 from embedding_finetune.data.collection import data_identity
 from embedding_finetune.data.row_store import read_rows, rows_identity
-from embedding_finetune.deprecation import rename_recipe, rename_settings
 from embedding_finetune.files import UserError
 from embedding_finetune.hub import model_content, model_path
 from embedding_finetune.models.encoder_config import (
@@ -75,19 +75,8 @@ def read_record(folder):
         return None
     default = {name: row.default for name, row in TABLE.items() if row.metadata["changes"] == TRAINING
                and row.default is not MISSING}
-    record = {"settings": {}, "recipe": {}, "base model": {}} | _with_current_names(record)
-    return record | {"settings": default | rename_settings(record["settings"]),
-                     "recipe": rename_recipe(record["recipe"])}
-
-
-def _with_current_names(record):
-    """A record with the names of today for `use`, `begins_with` and `made_of` of earlier versions."""
-    use, merge = record.pop("use", None), record.pop("made_of", {})
-    revision = record.pop("begins_with", merge.get("base"))
-    base = ({"config": use} if use else {}) | ({"revision": revision} if revision else {})
-    if "eval_sets" in merge:
-        record["settings"] = record.get("settings", {}) | {"OUT_OF_DOMAIN_SETS": merge["eval_sets"]}
-    return {"base model": base} | record | ({"merged model": {"revision": merge["tuned"]}} if merge else {})
+    record = translate_training_record(record)
+    return record | {"settings": default | record["settings"]}
 
 
 def same_training(record, today):

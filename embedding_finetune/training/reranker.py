@@ -14,7 +14,7 @@ from torch import nn
 from embedding_finetune.artifacts.staging import staged_dir
 from embedding_finetune.files import UserError, write_json
 from embedding_finetune.models.batching import pad_batch, sub_batch_rows
-from embedding_finetune.models.fast_layers import use_fast_dropout, use_fast_linear
+from embedding_finetune.models.fast_layers import use_fast_dropout
 from embedding_finetune.models.modeling import DenseLayers
 from embedding_finetune.retrieval.bm25 import BM25
 from embedding_finetune.retrieval.cross_encoder import CrossEncoder, load_cross_encoder
@@ -55,8 +55,6 @@ def load_reranker_model(args, config, new_head):
     tokenizer, model = load_cross_encoder(config.name, config.trusted, new_head)
     if args.device.type == "cpu":
         use_fast_dropout(model)
-        if not args.bf16:  # with it, oneDNN multiplies in bfloat16
-            use_fast_linear(model)
     return tokenizer, RerankerModel(model)
 
 

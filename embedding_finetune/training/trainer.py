@@ -1,21 +1,20 @@
-"""transformers' Trainer with GradCache, dev evaluation, atomic checkpoints and a readable log."""
+"""transformers' Trainer with GradCache, dev evaluation, crash-safe checkpoints and a readable log."""
 
 import json
+import math
 import os
 import resource
-import shutil
 import time
 from pathlib import Path
 
-import peft
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers.utils import SAFE_WEIGHTS_NAME as WEIGHTS
 
-from embedding_finetune.artifacts.staging import commit, complete_checkpoints, is_complete, remove_checkpoint
+from embedding_finetune.artifacts.manifest import write_manifest
+from embedding_finetune.artifacts.staging import complete_checkpoints, remove_checkpoint
 from embedding_finetune.files import UserError, is_disk_error, one_line, write_jsonl
-from embedding_finetune.models.modeling import DenseLayers
-from embedding_finetune.models.multi_vector import MULTI_VECTOR_FOLDER
 from embedding_finetune.settings import SELECTION_METRIC
 from embedding_finetune.training.distributed import broadcast_from_rank_0
 from embedding_finetune.training.log import LOG_NAME, duration, read_log
@@ -30,9 +29,12 @@ class Trainer(transformers.Trainer):
 
     def __init__(self, *args, sampler, dev, **kwargs):
         super().__init__(*args, eval_dataset=dev, **kwargs)
-        self.sampler, self.dev, self._staging = sampler, dev, None
+        self.sampler, self.dev = sampler, dev
+        self.unfinished_checkpoint = None  # folder of the checkpoint that is being written
+        self.model.register_load_state_dict_post_hook(_check_loaded)
         self.remove_callback(transformers.PrinterCallback)
         self.add_callback(Progress(self))
+        self.add_callback(Checkpoints(self))
 
     def get_train_dataloader(self):
         args = self.args
@@ -76,71 +78,83 @@ class Trainer(transformers.Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _determine_best_metric(self, metrics, trial):
-        is_best = super()._determine_best_metric(metrics, trial)
-        if is_best:  # whatever save_strategy is: transformers does neither with "no"
-            self.state.best_global_step, self.control.should_save = self.state.global_step, True
-        return is_best
-
     # -- checkpoints --
 
-    def _get_output_dir(self, trial):
-        return str(self._staging or self.args.output_dir)
-
-    def _save(self, output_dir=None, state_dict=None):
-        if self.args.should_save:
-            self.model.encoder.save_pretrained(output_dir)
-            self.model.dense.save(output_dir)
-            self.model.projection.save(Path(output_dir) / MULTI_VECTOR_FOLDER)
-            self.processing_class.save_pretrained(output_dir)
-
-    def _save_checkpoint(self, model, trial=None):
-        """Write a checkpoint to a staging folder, commit it by renaming, and remove all but the last and the best.
-
-        Raises UserError if a parameter is not finite or the disk fails.
-        """
-        output, step, first = Path(self.args.output_dir), self.state.global_step, self.is_world_process_zero()
-        folder = output / f"checkpoint-{step}"
-        if broadcast_from_rank_0(is_complete(folder)):
-            return
+    def save_model(self, output_dir=None, **kwargs):
+        """Write the weights of a checkpoint; raises UserError if a parameter is not finite."""
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
-            raise UserError(f"parameters are not finite after step {step}; {self._last_good()}; try a lower learning "
-                            "rate")
-        self._staging = output / ".checkpoint.partial"
-        if first:
-            shutil.rmtree(self._staging, ignore_errors=True)
-            shutil.rmtree(folder, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
+            raise UserError(f"parameters are not finite after step {self.state.global_step}; {self._last_good()}; try "
+                            "a lower learning rate")
+        self.unfinished_checkpoint = Path(output_dir)
+        if self.args.should_save:
+            self.unfinished_checkpoint.mkdir(parents=True, exist_ok=True)
+            weights = {name: tensor.contiguous() for name, tensor in trained_weights(self.model).items()}
+            save_file(weights, self.unfinished_checkpoint / WEIGHTS)
+
+    def load_weights(self, checkpoint):
+        """Set the model to the weights of a checkpoint folder."""
+        self.model.load_state_dict(load_file(checkpoint / WEIGHTS), strict=False)  # _check_loaded checks the names
+
+    def train(self, *args, **kwargs):
+        """As in transformers; a checkpoint that cannot be written is removed and reported as a UserError."""
         try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if first:
-                commit(self._staging / folder.name, folder)
+            return super().train(*args, **kwargs)
         except Exception as error:
-            if isinstance(error, UserError) or not is_disk_error(error):
+            folder = self.unfinished_checkpoint
+            if folder is None or isinstance(error, UserError) or not is_disk_error(error):
                 raise
+            if self.is_world_process_zero():
+                remove_checkpoint(folder)
             raise UserError(f"cannot write {folder}: {one_line(error)}; {self._last_good()}; free some space and run "
                             "the same command again") from error
-        finally:
-            if first:
-                shutil.rmtree(self._staging, ignore_errors=True)
-            self._staging = None
-        for old in output.glob("checkpoint-*") if first else ():
-            if old.name not in (folder.name, f"checkpoint-{self.state.best_global_step}"):
-                remove_checkpoint(old)
-        self.accelerator.wait_for_everyone()
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        """Load a checkpoint: the encoder (with LoRA, only its adapters), without its wrapper's prefix, and the layers
-        after it."""
-        encoder, folder = self.model.encoder, Path(resume_from_checkpoint)
-        for layers, place in ((self.model.dense, folder), (self.model.projection, folder / MULTI_VECTOR_FOLDER)):
-            layers.load_state_dict(DenseLayers.load(place, layers.folders).state_dict())
-        if isinstance(encoder, peft.PeftModel):
-            adapters = load_file(folder / peft.utils.SAFETENSORS_WEIGHTS_NAME)
-            peft.set_peft_model_state_dict(encoder, adapters)
-        else:
-            encoder.load_state_dict(type(encoder).from_pretrained(folder, dtype=encoder.dtype).state_dict())
+
+def trained_weights(model):
+    """What a checkpoint has to hold of a model, by name: parameters that are trained, and buffers.
+
+    Frozen parameters, such as all but the adapters with LoRA, are those of the initial model. Of tied parameters only
+    the first name is listed.
+    """
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in trained or name not in parameters}
+
+
+def _check_loaded(model, incompatible):
+    """Hook of load_state_dict: a checkpoint lacks frozen and tied parameters, and nothing else."""
+    needed = trained_weights(model)
+    wrong = [*incompatible.unexpected_keys, *(name for name in incompatible.missing_keys if name in needed)]
+    if wrong:
+        raise UserError(f"the checkpoint is of another model or version ({wrong[0]}): remove its folder, and run the "
+                        "same command again")
+    incompatible.missing_keys.clear()
+
+
+class Checkpoints(transformers.TrainerCallback):
+    """Saves the best model by dev metric, completes each checkpoint with a manifest, keeps only the last and the best.
+
+    transformers writes the files into their final folder, and a folder counts as a checkpoint once it has a manifest.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        best = -math.inf if state.best_metric is None else state.best_metric
+        if state.global_step and metrics[f"eval_{SELECTION_METRIC}"] > best:
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        wait = self.trainer.accelerator.wait_for_everyone
+        wait()  # each process adds its own random state
+        if state.is_world_process_zero:
+            folder = self.trainer.unfinished_checkpoint
+            write_manifest(folder)
+            for old in folder.parent.glob("checkpoint-*"):
+                if old.name not in (folder.name, f"checkpoint-{state.best_global_step}"):
+                    remove_checkpoint(old)
+        self.trainer.unfinished_checkpoint = None
+        wait()
 
 
 class Progress(transformers.TrainerCallback):

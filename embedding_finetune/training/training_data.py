@@ -9,15 +9,15 @@ In DATA_DIR, next to the passages that all recipes share (see data.row_store):
 
 import numpy as np
 
+from embedding_finetune.artifacts.earlier import translate_training_file_record
 from embedding_finetune.artifacts.manifest import file_hashes, read_record, write_record
 from embedding_finetune.artifacts.provenance import stale_reason
 from embedding_finetune.data.collection import data_identity
 from embedding_finetune.data.leakage import check_leakage
 from embedding_finetune.data.negatives import add_predefined, negative_candidates, sample_random
 from embedding_finetune.data.row_store import PASSAGES, read_rows, write_for_flagembedding, write_passages, write_rows
-from embedding_finetune.deprecation import rename_recipe
 from embedding_finetune.files import sha256
-from embedding_finetune.models.encoder_config import base_encoder_config, identity_of
+from embedding_finetune.models.encoder_config import base_encoder_config
 
 
 def training_path(settings, recipe):
@@ -42,7 +42,7 @@ def make_training_file(settings, recipe, collection, miner=None):
     record_path, files = path.with_suffix(".made.json"), (path.name, PASSAGES)
     inputs = {"data": data_identity(settings), "near_duplicates_together": settings.group_near_duplicates,
               "recipe": recipe.data, "seed": settings.seed} | (miner.inputs() if miner else {})
-    record, written = read_record(record_path, _from_earlier_version), []
+    record, written = read_record(record_path, translate_training_file_record), []
     if record and not stale_reason(record["inputs"], inputs) and record["files"] == file_hashes(path.parent, files):
         more = {name: record[name] for name in ("sources", "export") if name in record}
     else:
@@ -58,26 +58,6 @@ def make_training_file(settings, recipe, collection, miner=None):
     if "export" not in more and export.exists():  # it was made from other rows
         export.unlink()
     return more["sources"]
-
-
-def _from_earlier_version(record):
-    """The record of an earlier version in today's form, or None.
-
-    Its `models` was a list: the configurations of the miner, if there is one, and of the teacher, if it has one; then
-    their revisions; then None if the teacher is no reranker, and the language of BM25 if it mines.
-    """
-    if not (isinstance(record.get("sources"), dict) and isinstance(record.get("made_of"), dict)):
-        return None
-    inputs = record["made_of"]
-    recipe = rename_recipe(inputs.get("recipe", {}))
-    names = [name for name, has in (("miner", recipe.get("negatives") == "mined"), ("teacher", "teacher" in recipe))
-             if has]
-    configs, *found = inputs.pop("models", [[]])
-    found = [value for value in found if value is not None]
-    inputs |= {name: {"config": identity_of(config), "revision": revision}
-               for name, config, revision in zip(names, [*configs, {}], found)}
-    inputs |= {"recipe": recipe} | dict(zip(["bm25_language"], found[len(names):]))
-    return record | {"inputs": inputs, "files": record.get("files")}
 
 
 def _write(settings, recipe, path, pool, miner):

@@ -6,7 +6,6 @@ the same parameters. That the settings are unchanged is checked by training.trai
 """
 
 import logging
-import shutil
 import sys
 import time
 import traceback
@@ -23,7 +22,7 @@ from embedding_finetune.data.row_store import read_rows
 from embedding_finetune.files import UserError, one_line, read_json, run_command_line
 from embedding_finetune.hub import check_lengths, load
 from embedding_finetune.models.batching import BATCH_OVERHEAD_TOKENS
-from embedding_finetune.models.fast_layers import use_fast_dropout, use_fast_linear
+from embedding_finetune.models.fast_layers import use_fast_dropout
 from embedding_finetune.models.modeling import DenseLayers, load_encoder
 from embedding_finetune.models.multi_vector import load_projection, new_projection, special_token_ids
 from embedding_finetune.settings import SELECTION_METRIC
@@ -72,8 +71,6 @@ def load_model(model_args, data_args, args, config):
                                                                target_modules="all-linear"))
     if args.device.type == "cpu":
         use_fast_dropout(encoder)
-        if not args.bf16:  # with it, oneDNN multiplies in bfloat16
-            use_fast_linear(encoder)
     projection = DenseLayers()
     if args.architecture != "single_vector":
         projection = load_projection(config.name) or new_projection(encoder.config.hidden_size, args.token_dim)
@@ -100,8 +97,8 @@ def run(model_args, data_args, args):
     if dev is not None and not dev.queries:
         raise UserError(f"{data_args.dev_data} has no dev queries: it needs qrels/dev.tsv")
     # Rank 0 decides, since other nodes may see new files on a shared disk later.
-    found = broadcast_from_rank_0([folder.name for folder in complete_checkpoints(output)])
-    checkpoint = output / found[0] if found else None
+    found = broadcast_from_rank_0(last_checkpoint(output) if RANK == 0 else None)
+    checkpoint = found and output / found
     if checkpoint:
         log_line(f"continuing from {checkpoint}")
     transformers.set_seed(args.seed)
@@ -137,12 +134,22 @@ def run(model_args, data_args, args):
     trainer.accelerator.wait_for_everyone()
 
 
+def last_checkpoint(output):
+    """Name of the last complete checkpoint in a folder, or None; removes those that a stopped process left incomplete.
+    """
+    complete = complete_checkpoints(output)
+    for folder in output.glob("checkpoint-*"):
+        if folder not in complete:
+            remove_checkpoint(folder)
+    return complete[0].name if complete else None
+
+
 def finish(trainer, config, output):
     """Export the best model (without a dev set, the last one) and remove the checkpoints."""
     state, kind = trainer.state, "reranker" if trainer.args.reranker else "model"
     best = state.best_global_step or state.global_step
     if best != state.global_step:
-        trainer._load_from_checkpoint(output / f"checkpoint-{best}")
+        trainer.load_weights(output / f"checkpoint-{best}")
     curve = [row for row in read_log(output) if SELECTION_METRIC in row]
     kept = (finish_reranker if trainer.args.reranker else finish_model)(trainer, config, output, best, curve)
     for folder in output.glob("checkpoint-*"):
@@ -206,7 +213,6 @@ def train(arguments):
     if (output / "model.safetensors").exists():
         raise UserError(f"{output} already holds a finished model: use another --output_dir or move the model away")
     with try_lock(output):
-        shutil.rmtree(output / ".checkpoint.partial", ignore_errors=True)
         run(*parsed)
 
 

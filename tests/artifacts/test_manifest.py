@@ -11,7 +11,6 @@ from embedding_finetune.artifacts.manifest import (
     changed_file,
     file_hashes,
     fingerprints,
-    has_same_content,
     has_same_stamps,
     read_checksummed,
     read_record,
@@ -112,17 +111,17 @@ def test_files_are_on_the_disk_before_their_manifest(folder, monkeypatch):
 
 def test_files_are_read_again_only_where_they_were_touched(folder, monkeypatch):
     known = json.loads(json.dumps(fingerprints(folder, {})))
-    assert has_same_stamps(folder, known) and has_same_content(folder, known) and known.keys() == {
+    assert has_same_stamps(folder, known) and not changed_file(folder, known) and known.keys() == {
         "weights", "deeper/layer", "deeper/README.md", MODEL_CARD}
     os.utime(folder / "weights", ns=(1, 1))
-    assert not has_same_stamps(folder, known) and has_same_content(folder, known)
+    assert not has_same_stamps(folder, known) and not changed_file(folder, known)
     again = fingerprints(folder, known)
     assert again["weights"] == [[7, 1], known["weights"][1]] and again[MODEL_CARD] == known[MODEL_CARD]
     (folder / "weights").write_text("WEIGHTS")
-    assert not has_same_content(folder, known)
+    assert changed_file(folder, known)
     (folder / "weights").unlink()
-    assert not has_same_stamps(folder, known) and not has_same_content(folder, known)
+    assert not has_same_stamps(folder, known) and changed_file(folder, known)
     monkeypatch.setattr("embedding_finetune.artifacts.manifest.sha256", None)
     (folder / "weights").write_text("weights")
     os.utime(folder / "weights", ns=(1, 1))
-    assert fingerprints(folder, again) == again and has_same_content(folder, again)
+    assert fingerprints(folder, again) == again and not changed_file(folder, again)

@@ -161,7 +161,7 @@ def test_what_is_only_said_of_a_model_is_no_reason_to_export_it_again(compiled, 
     onnx_openvino.export_compiled(compiled, "neg10", ["onnx"])
     values = {"calibration": before["inputs"]["calibration"], "graph": before["files"]["onnx/model.onnx"],
               "tuned": before["inputs"]["model"]["revision"]}
-    earlier = earlier_record("compiled", **values)  # of version 1.0, and of one that recorded more
+    earlier = earlier_record("compiled", **values)  # of an earlier version, and of one that recorded more
     earlier["made_of"]["use"] |= {"note": "as an earlier version has it"}
     write_json(record, earlier)
     (record.parent / MANIFEST).unlink()

@@ -184,7 +184,7 @@ def test_docstrings_of_another_version_are_another_source(settings, monkeypatch)
     settings = dataclasses.replace(settings, dataset="docstrings")
     build(settings, labels=())
     version = importlib.metadata.version("networkx")
-    assert json.loads((settings.data_dir / "dataset.json").read_text())["inputs"]["networkx"] == version
+    assert json.loads((settings.data_dir / "dataset.json").read_text())["inputs"]["source"]["networkx"] == version
     monkeypatch.setattr("importlib.metadata.version", lambda name: "99.0")
     with pytest.raises(UserError, match=rf"holds the data of other settings \(networkx: {version}, now 99.0\)"):
         build(settings, labels=())

@@ -197,7 +197,7 @@ def recorded(settings):
 
 def test_the_record_names_the_settings_of_the_data_and_the_files_hash(built):
     inputs = recorded(built)
-    assert inputs == {"settings": built.as_dict(DATA), "sha256": source_of(built)["sha256"]}
+    assert inputs == {"settings": built.as_dict(DATA), "source": {"sha256": source_of(built)["sha256"]}}
     assert "SEED" in inputs["settings"] and "QUERY_PROMPT" not in inputs["settings"]
 
 
@@ -219,13 +219,13 @@ def test_data_of_another_source_is_not_overwritten(built, tmp_path, monkeypatch)
     write_jsonl(path, rows)
     settings = dataclasses.replace(built, dataset=str(path), data_dir=tmp_path / "other")
     build(settings, labels=())
-    before = recorded(settings)["sha256"]
+    before = recorded(settings)["source"]["sha256"]
     write_jsonl(path, rows[:-1])
     with pytest.raises(UserError, match=r"holds the data of other settings \(sha256\)"):
         build(settings, labels=())
     monkeypatch.setenv("OVERWRITE", "1")
     build(settings, labels=())
-    assert recorded(settings)["sha256"] != before
+    assert recorded(settings)["source"]["sha256"] != before
 
 
 def test_a_changed_corpus_is_another_source(built, tmp_path):
@@ -256,18 +256,22 @@ def test_the_data_of_an_earlier_version_is_refused_in_one_line(built):
         build(built)
 
 
-def test_the_data_of_version_1_0_are_read(built):
+def test_the_data_of_an_earlier_version_with_files_are_read(built):
     path, expected, identity = built.data_dir / "dataset.json", read_data(built), data_identity(built)
     files = json.loads(path.read_text())["files"]
     record = earlier_record("dataset", dataset=built.dataset, dataset_sha256=source_of(built)["sha256"], files=files)
     write_checksummed(path, record)
     assert read_data(built) == expected and data_identity(built) == identity
     build(built)
-    assert read_record(path)["inputs"] == {"settings": built.as_dict(DATA), "sha256": source_of(built)["sha256"]}
+    assert read_record(path)["inputs"] == {"settings": built.as_dict(DATA), "source": source_of(built)}
     for name, reason in (("SEED", "SEED: 1, now 42"), ("sha256", "sha256")):
         write_checksummed(path, record | {"made_with": record["made_with"] | {name: 1}})
         with pytest.raises(UserError, match=rf"holds the data of other settings \({reason}\)"):
             build(built)
+    path.unlink()
+    write_data(built, expected, {"revision": "a" * 40})  # of a data set of the hub, which a file replaces
+    with pytest.raises(UserError, match=r"holds the data of other settings \(sha256\)"):
+        build(built)
 
 
 @pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl", "qrels/dev.tsv"])

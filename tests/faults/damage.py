@@ -3,6 +3,7 @@ of their kind, of another making, or a folder in their place."""
 
 import random
 import shutil
+from pathlib import Path
 
 from .bench import Trial
 from .laboratory import LEFTOVER
@@ -86,4 +87,6 @@ def damaged(bench, step, name, damage, seed):
     bench.another()
     laboratory.load(step.begins)
     damage(laboratory.trial / name, random.Random(f"{name} {seed}"))
-    return bench.verdict(step, bench.run(step), aside=name, mended=False)
+    # Vectors that are computed again may be stored in other files of their folder.
+    aside = str(Path(name).parent) if name.startswith("output/cache/") else name
+    return bench.verdict(step, bench.run(step), aside=aside, mended=False)

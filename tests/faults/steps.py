@@ -93,6 +93,10 @@ def train(settings, label="neg10"):
     run_command_line(lambda: finetune(settings, label, one_process=True))
 
 
+def measure(settings):
+    evaluate(settings, "bm25", "raw", "neg10")
+
+
 def compared(settings):
     collection = read_data(settings)
     found, left_out = compare(settings, collection)
@@ -164,7 +168,7 @@ STEPS = [
     Step("merge", "trained", lambda settings: train(settings, "neg10_merged")),
     Step("encode", "trained", encoded, "encoded"),
     Step("tokens", "trained", tokens),
-    Step("evaluate", "encoded", lambda settings: evaluate(settings, "bm25", "raw", "neg10"), "measured"),
+    Step("evaluate", "encoded", measure, "measured"),
     Step("compare", "measured", compared, "compared"),
     Step("index", "compared", lambda settings: ask(settings, "neg10"), "indexed"),
     Step("index of words", "compared", lambda settings: ask(settings, "bm25")),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from embedding_finetune.artifacts.blocks import block_hash
+from embedding_finetune.artifacts.arrays import short_hash
 from embedding_finetune.artifacts.manifest import MANIFEST, write_manifest
 from embedding_finetune.files import UserError
 from embedding_finetune.models.embedding_cache import EmbeddingCache
@@ -81,7 +81,7 @@ def test_a_cache_runs_nothing(tmp_path):
     cache.write([b"k" * 16], np.ones((1, 2), np.float32))
     plant(cache.folder / "x.npy", tmp_path / "trap")
     content = (cache.folder / "x.npy").read_bytes()
-    (cache.folder / "x.npy").rename(cache.folder / f"{block_hash(content)}.npy")
+    (cache.folder / "x.npy").rename(cache.folder / f"{short_hash(content)}.npy")
     with pytest.raises(ValueError, match="allow_pickle=False"):
         list(cache.read())
     assert not (tmp_path / "trap").exists()

@@ -87,7 +87,7 @@ def test_token_vectors_are_complete_until_a_file_is_damaged(tmp_path, capsys):
     assert not store.complete() and f"{store.folder} is damaged" in capsys.readouterr().err
 
 
-def test_token_vectors_of_version_1_0_are_read(tmp_path):
+def test_token_vectors_of_an_earlier_version_are_read(tmp_path):
     store = token_store(tmp_path)
     record = read_record(store.folder / "identity.json")
     write_checksummed(store.folder / "identity.json", record["inputs"] | {"shape": [3, 3]} | record["files"])

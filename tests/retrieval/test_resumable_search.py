@@ -55,7 +55,7 @@ def test_a_stopped_or_damaged_search_goes_on(found, tmp_path, damage, capsys):
     assert found() == QUERIES[8:]
 
 
-def test_what_version_1_0_stored_is_searched_again_with_one_line(found, tmp_path, capsys):
+def test_what_an_earlier_version_stored_is_searched_again_with_one_line(found, tmp_path, capsys):
     found()
     paths = sorted(tmp_path.iterdir())
     old = [path.rename(path.with_name(f"{path.stem.partition('-')[0]}.hits")) for path in paths]

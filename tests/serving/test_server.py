@@ -198,6 +198,10 @@ def test_what_is_no_mark_is_refused(server, experiment):
         assert post(body, **as_json) == 422, body
     assert post("[" * 10_000, **as_json) == post(b"\xff", **as_json) == 400
     assert server.mark(**good | {"id": "nope"})[0] == 404
+    for name in ("system", "model"):  # the second is its old name
+        status, answer, _ = server.mark(query="otter", id=good["id"], right=True, **{name: "nope"})
+        assert status == 404 and "there is no system 'nope'" in answer["detail"]
+    assert server.mark(**good | {"system": "x" * 201})[0] == 422
     assert not (experiment.data_dir / "marks.jsonl").exists()
 
 

@@ -177,7 +177,7 @@ def test_what_is_only_said_of_a_model_is_no_reason_to_mine_anew(built, tmp_path,
 
 
 @pytest.mark.parametrize("teacher, name", [("reference", "mined_rows"), ("late_reference", "rows_of_late_teacher")])
-def test_what_version_1_0_mined_is_kept(built, monkeypatch, teacher, name):
+def test_what_an_earlier_version_mined_is_kept(built, monkeypatch, teacher, name):
     """Its record, also with what still earlier versions said of a model."""
     recipe, mine, mined = recipe_of(built, "hard_kd", teacher=teacher, teacher_temperature=0.02), Miner.mine, []
     monkeypatch.setattr(Miner, "mine", lambda self, train: mined.append(None) or mine(self, train))
@@ -253,7 +253,7 @@ def test_a_reranker_can_be_the_teacher(built, reranker, monkeypatch):
 
 def test_late_interaction_can_be_the_teacher(built):
     rows, _ = make(built, recipe_of(built, "hard_kd", teacher="late_reference"))
-    stage = make_reranker(built, "late_reference")
+    stage = make_reranker(built, "late", "reference")
     for row in rows[:5]:
         texts = dict(enumerate([*row["pos"], *row["neg"]]))
         scores = stage.index(texts).score({"q": row["query"]}, {"q": list(texts)})["q"]

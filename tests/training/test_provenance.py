@@ -87,7 +87,7 @@ def test_what_an_earlier_version_did_not_record_counts_as_equal(trained):
     assert not current(trained)
 
 
-def test_a_model_of_version_1_0_is_todays(trained):
+def test_a_model_of_an_earlier_version_is_todays(trained):
     recipe, values = find_recipe(trained, "neg10"), of_today(trained)
     record = earlier_record("training", **values)
     write_checksummed(trained.output_dir / "neg10" / RECORD, record)
@@ -98,7 +98,7 @@ def test_a_model_of_version_1_0_is_todays(trained):
         assert not current(trained)
 
 
-def test_a_merge_of_version_1_0_is_todays(trained):
+def test_a_merge_of_an_earlier_version_is_todays(trained):
     finish(trained)
     values = of_today(trained) | {"tuned": model_content(str(trained.output_dir / "neg10"))}
     record = earlier_record("merge", **values)
@@ -112,7 +112,7 @@ def test_a_merge_of_version_1_0_is_todays(trained):
 
 
 def of_today(settings):
-    """What the records of version 1.0 have in their places."""
+    """What the records of an earlier version have in their places."""
     rows = read_rows([training_path(settings, find_recipe(settings, "neg10"))])
     return {"model": settings.base_model, "base": model_content(settings.base_model), "data": data_identity(settings),
             "training_file": rows_identity(rows)}

@@ -119,7 +119,7 @@ def test_a_file_is_taken_as_it_is_until_something_has_changed(built, monkeypatch
     assert written == [".arrow", ".json"] * 3
 
 
-def test_the_file_of_version_1_0_is_kept(built, written):
+def test_the_file_of_an_earlier_version_is_kept(built, written):
     file, path = path_of(built), path_of(built).with_suffix(".made.json")
     values = {"rows": sha256(file), "passages": sha256(file.with_name(PASSAGES)), "data": data_identity(built),
               "export": sha256(export_of(built))}

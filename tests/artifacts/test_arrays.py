@@ -1,19 +1,19 @@
-"""A block comes back as it was written, or its damage shows."""
+"""An array comes back as it was written, or its damage shows."""
 
 import numpy as np
 import pytest
 
-from embedding_finetune.artifacts.blocks import read_block, write_block
+from embedding_finetune.artifacts.arrays import read_array, write_array
 
 ARRAY = np.arange(12, dtype=np.int32).reshape(3, 4)
 
 
 @pytest.mark.parametrize("key", ["", "abc", "a-b"])
 def test_what_is_written_is_read_under_its_key(tmp_path, key):
-    path = write_block(tmp_path / "new", ARRAY, key)
-    assert np.array_equal(read_block(path, "again"), ARRAY) and path.parent == tmp_path / "new"
-    assert path.name.startswith(f"{key}-" if key else "") and write_block(tmp_path / "new", ARRAY, key) == path
-    assert write_block(tmp_path / "new", ARRAY + 1, key) != path
+    path = write_array(tmp_path / "new", ARRAY, key)
+    assert np.array_equal(read_array(path, "again"), ARRAY) and path.parent == tmp_path / "new"
+    assert path.name.startswith(f"{key}-" if key else "") and write_array(tmp_path / "new", ARRAY, key) == path
+    assert write_array(tmp_path / "new", ARRAY + 1, key) != path
 
 
 @pytest.mark.parametrize("damage", [
@@ -21,7 +21,7 @@ def test_what_is_written_is_read_under_its_key(tmp_path, key):
     lambda path: path.unlink() or (path / "inside").mkdir(parents=True),
 ])
 def test_what_is_damaged_is_reported_and_removed(tmp_path, capsys, damage):
-    path = write_block(tmp_path, ARRAY, "key")
+    path = write_array(tmp_path, ARRAY, "key")
     damage(path)
-    assert read_block(path, "it is computed again") is None and not path.exists()
+    assert read_array(path, "it is computed again") is None and not path.exists()
     assert capsys.readouterr().err == f"{path} is damaged: removed, it is computed again\n"

@@ -1,4 +1,4 @@
-"""Blocks of computed values: NumPy arrays in files whose names have a hash of the content, which reveals damage."""
+"""Stored NumPy arrays: each file is named by a hash of its content, which reveals damage."""
 
 import hashlib
 import io
@@ -10,27 +10,27 @@ import numpy as np
 from embedding_finetune.files import atomic_write, reading
 
 
-def write_block(folder, array, key=""):
+def write_array(folder, array, key=""):
     """Write an array into a folder, as KEY-HASH.npy or, without a key, as HASH.npy; returns the path."""
     content = io.BytesIO()
     np.save(content, array)
-    path = folder / f"{key}{'-' if key else ''}{block_hash(content.getbuffer())}.npy"
+    path = folder / f"{key}{'-' if key else ''}{short_hash(content.getbuffer())}.npy"
     with atomic_write(path, "wb") as file:
         file.write(content.getbuffer())
     return path
 
 
-def read_block(path, remedy):
-    """The array of a block, or None if it is damaged, which is reported with the `remedy`; the file is then removed."""
+def read_array(path, remedy):
+    """The array of a file, or None if it is damaged: then it is removed, with a message that ends in `remedy`."""
     with reading(path):
         content = path.read_bytes() if path.is_file() else b""
-    if block_hash(content) == path.stem.rpartition("-")[2]:
+    if short_hash(content) == path.stem.rpartition("-")[2]:
         return np.load(io.BytesIO(content))
     print(f"{path} is damaged: removed, {remedy}", file=sys.stderr)
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     return None
 
 
-def block_hash(content):
-    """The hash in the name of a block with these bytes."""
+def short_hash(content):
+    """The first half of the SHA-256 of bytes, in hex."""
     return hashlib.sha256(content).hexdigest()[:32]
