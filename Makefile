@@ -4,9 +4,8 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help install demo run curve notebooks test test-long baseline baseline-check faults soak clean clean-cache bench \
-	bench-negatives bench-rows bench-train bench-encode bench-search bench-mining bench-index bench-million bench-second bench-serve \
-	bench-gpu
+.PHONY: help install demo run curve notebooks test test-long baseline baseline-check faults soak clean bench bench-train \
+	bench-encode
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -17,6 +16,10 @@ install: .venv/installed  ## make .venv and install the pinned packages into it
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c .ci/constraints.txt
 	touch $@
+
+# These do not read .env, whose settings are the user's.
+demo test test-long notebooks baseline baseline-check faults soak bench: export ENV_FILE = none
+bench-train bench-encode: export ENV_FILE = none
 
 demo: install  ## the whole experiment on the embedded default: PROFILE=demo make run
 	PROFILE=demo $(MAKE) --no-print-directory run
@@ -50,45 +53,11 @@ faults: install  ## break it on purpose: kills, full disks, damaged files, odd i
 soak: install  ## the server for half an hour under load and faults, every answer checked; docs/reliability.md
 	PYTHONPATH=$(CURDIR):$(CURDIR)/tests python -m faults soak --page docs/reliability.md
 
-bench-train: install  ## training speed and memory compared with FlagEmbedding and sentence-transformers (PAIRS=file.jsonl)
-	python benchmarks/bench_train.py
+bench: install  ## measure NAME (train, encode, search, ..) and keep its figures; without NAME all of them, for hours
+	python benchmarks/bench.py $(NAME)
 
-bench-encode: install  ## encoding speed compared with FlagEmbedding and sentence-transformers (PAIRS=file.jsonl)
-	python benchmarks/bench_encode.py
-
-bench-search: install  ## search in 1 million vectors, side by side with the bare product of matrices
-	python benchmarks/bench_search.py
-
-bench-mining: install  ## mining's search in 1 million mapped vectors, block by block
-	python benchmarks/bench_mining.py
-
-bench: install  ## all benchmarks into benchmarks/results.json and results.md; some hours on two idle cores
-	python benchmarks/bench.py
-
-bench-negatives: install  ## random negatives compared with the tutorial's loop
-	python benchmarks/bench_negatives.py
-
-bench-rows: install  ## half a million training rows by id: writing, size and opening, compared with JSON lines
-	python benchmarks/bench_rows.py
-
-bench-index: install  ## approximate search in 1 million vectors compared with exact search, and with its extrapolation
-	python benchmarks/bench_index.py
-
-bench-million: install  ## a million passages through every step, killed ten times on the way (PAIRS=file.jsonl)
-	python benchmarks/bench_million.py
-
-bench-second: install  ## 30 passages of a query by late interaction and by a cross-encoder, compared with sentence-transformers
-	python benchmarks/bench_second.py
-
-bench-gpu: install  ## a GPU: training at the tutorial's settings, memory, GradCache and encoding
-	python benchmarks/bench.py gpu
-
-bench-serve: install  ## a cold search, and the server with 32 clients, side by side with single encode calls (PROFILE)
-	python benchmarks/bench_serve.py
-
-clean-cache: install  ## remove the stored vectors of PROFILE; the next evaluation encodes all texts anew
-	folder=$$(python -c 'from embedding_finetune.settings import Settings; print(Settings.load().output_dir)') \
-		&& rm -rf "$${folder:?}/cache"
+bench-train bench-encode: bench-%: install
+	python benchmarks/bench_$*.py
 
 clean:  ## remove caches and logs; models, data, results and .venv stay
 	rm -rf .pytest_cache finetune_*.log

@@ -87,10 +87,10 @@ The modules in data-flow order; each imports only from modules above it:
     evaluation/data_report   statistics and problems of the data before training
     evaluation/results       saved results, and the planned comparison of them
     evaluation/tuning        depth and weights of reranking, tuned on dev queries
-    evaluation/evaluate      evaluation of a system
     evaluation/conclusion    the recommendation
     evaluation/plots         plots
     evaluation/tables        tables and sentences
+    evaluation/evaluate      evaluation of a system
     evaluation/learning_curve      results by number of training queries
     evaluation/report_page   the HTML report
 
@@ -109,6 +109,7 @@ The modules in data-flow order; each imports only from modules above it:
     contrib/onnx_openvino    export to ONNX and OpenVINO
     contrib/publish          a model's folder for the Hub
     pipeline                 the whole experiment in order
+    commands                 settings, .env and sizes of an experiment
     cli                      the command line
 """
 

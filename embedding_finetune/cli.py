@@ -1,4 +1,4 @@
-"""The command line: `python -m embedding_finetune COMMAND` runs one of COMMANDS.
+"""The command line: `embedding-finetune COMMAND` or `python -m embedding_finetune COMMAND`.
 
     python -m embedding_finetune             lists the commands
     python -m embedding_finetune train hard  is what finetune_hard.sh runs
@@ -9,16 +9,23 @@ import sys
 
 from embedding_finetune.files import UserError, run_command_line
 
-COMMANDS = {  # name -> (module with a main(), what it does)
-    "settings": ("settings", "show every setting and its value"),
-    "train": ("training.train", "fine-tune by a recipe: train LABEL"),
-    "encode": ("models.parallel_encode", "encode corpus and queries with several processes or machines"),
-    "run": ("pipeline", "run all notebooks and scripts in order"),
-    "search": ("serving.search", "search the corpus: search QUERY"),
-    "serve": ("serving.server", "serve search over HTTP, with a web page"),
-    "export": ("contrib.onnx_openvino", "export a model to ONNX and OpenVINO, also in int8: export LABEL"),
-    "publish": ("contrib.publish", "prepare a model's folder for the Hugging Face Hub: publish LABEL --to NAME/MODEL"),
-    "choose-index": ("contrib.index_advisor", "compare index types on a sample of the corpus"),
+COMMANDS = {  # name -> (module, function, what it does)
+    "init": ("commands", "init", "inspect a dataset and write its settings to .env: init faq.csv"),
+    "settings": ("commands", "settings", "show every setting, its value and where it comes from"),
+    "run": ("pipeline", "main", "run all notebooks and scripts in order"),
+    "mine": ("training.mining", "main", "write the training file of a recipe: mine LABEL"),
+    "train": ("training.train", "main", "fine-tune by a recipe: train LABEL"),
+    "evaluate": ("evaluation.evaluate", "main", "evaluate a system on dev and test queries: evaluate LABEL"),
+    "compare": ("evaluation.tables", "main", "compare all evaluated systems and recommend one"),
+    "index": ("serving.index", "main", "build the search index of a system: index LABEL"),
+    "search": ("serving.search", "main", "search the corpus: search QUERY"),
+    "serve": ("serving.server", "main", "serve search over HTTP, with a web page"),
+    "encode": ("models.parallel_encode", "main", "encode corpus and queries with several processes or machines"),
+    "export": ("contrib.onnx_openvino", "main", "export a model to ONNX and OpenVINO, also in int8: export LABEL"),
+    "publish": ("contrib.publish", "main",
+                "prepare a model's folder for the Hugging Face Hub: publish LABEL --to NAME/MODEL"),
+    "choose-index": ("contrib.index_advisor", "main", "compare index types on a sample of the corpus"),
+    "clean": ("commands", "clean", "show what the experiment takes on disk, or remove parts of it"),
 }
 
 
@@ -27,12 +34,14 @@ def run(arguments):
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
         print("usage: python -m embedding_finetune COMMAND ...\n")
-        print(*(f"  {command:14} {what}" for command, (_, what) in COMMANDS.items()), sep="\n")
+        print(*(f"  {command:14} {what}" for command, (*_, what) in COMMANDS.items()), sep="\n")
+        print("\n`python -m embedding_finetune COMMAND --help` lists the arguments of a command.")
     elif name not in COMMANDS:
         raise UserError(f"there is no command {name!r}: choose one of {', '.join(COMMANDS)}")
     else:
         sys.argv = [f"embedding_finetune {name}", *rest]
-        importlib.import_module(f"embedding_finetune.{COMMANDS[name][0]}").main()
+        module, function, _ = COMMANDS[name]
+        getattr(importlib.import_module(f"embedding_finetune.{module}"), function)()
 
 
 def main():

@@ -37,8 +37,15 @@ class CommandLine(argparse.ArgumentParser):
         raise UserError(f"{message}: `{self.prog} --help` lists the arguments")
 
 
+def parse_label(command, description):
+    """The LABEL argument of a command that has no other."""
+    parser = CommandLine(command, description)
+    parser.add_argument("label", metavar="LABEL")
+    return parser.parse_args().label
+
+
 def run_command_line(main):
-    """Call `main()`; a UserError or a disk error becomes one line on standard error and exit status 1.
+    """Call `main()`; a UserError, a disk error or Ctrl-C becomes one line on standard error and exit status 1 or 130.
 
     Other exceptions pass through.
     """
@@ -46,6 +53,11 @@ def run_command_line(main):
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that flushing at exit does not fail again
     except OSError as error:
         if error.errno not in DISK_ERRNOS:
             raise

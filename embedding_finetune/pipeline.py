@@ -15,7 +15,7 @@ import time
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from traitlets.config import Config
 
 from embedding_finetune.evaluation.evaluate import evaluate
@@ -96,7 +96,11 @@ def run_notebook(path, folder):
             client = NotebookClient(notebook, timeout=None, kernel_name="python3", coalesce_streams=True,
                                     resources={"metadata": {"path": str(ROOT)}}, on_cell_execute=announce,
                                     config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}))
-            client.execute()
+            client.execute(stderr=subprocess.DEVNULL)  # of the kernel itself; the output of cells is in the notebook
+    except (DeadKernelError, AssertionError):  # on Ctrl-C nbclient ends the kernel, then an assertion of its own fails
+        copy = copy.with_suffix(".failed.ipynb")
+        raise UserError(f"{path.name} stopped: its kernel has ended, by Ctrl-C or for lack of memory; the same command "
+                        "continues") from None
     except CellExecutionError as error:
         copy = copy.with_suffix(".failed.ipynb")
         raise UserError(f"{path.name} stopped: {error.evalue} (executed so far: {copy})") from None

@@ -1,6 +1,6 @@
-"""Sources of the settings' values: the environment, and a profile, `profiles/PROFILE.env`.
+"""Sources of the settings' values: the environment, the file `.env`, and a profile, `profiles/PROFILE.env`.
 
-Both accept the old name of a setting (see deprecation).
+All of them accept the old name of a setting (see deprecation).
 """
 
 import os
@@ -11,7 +11,7 @@ from embedding_finetune.deprecation import SETTINGS, rename_settings
 from embedding_finetune.files import UserError, one_letter_off, read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
-OTHERS = ("PROFILE", "OVERWRITE")  # variables that are not in the table of settings
+OTHERS = ("PROFILE", "OVERWRITE", "ENV_FILE")  # variables that are not in the table of settings
 
 
 def from_environment(known):
@@ -26,14 +26,33 @@ def from_environment(known):
     return rename_settings(given, "environment")
 
 
+def from_env_file(known):
+    """NAME -> text of the settings in ENV_FILE, and of PROFILE; {} if there is no such file or ENV_FILE is `none`.
+
+    ENV_FILE is an environment variable, by default `.env`. Raises UserError when a line or a name is wrong.
+    """
+    name = os.environ.get("ENV_FILE") or ".env"
+    path = ROOT / Path(name).expanduser()
+    if name == "none" or name == ".env" and not path.is_file():
+        return {}
+    if not path.is_file():
+        raise UserError(f"ENV_FILE={name} does not exist: name a file of settings, or none")
+    return _read(path, name, [*known, "PROFILE"])
+
+
 def from_profile(profile, known):
     """NAME -> text of the settings in a profile; raises UserError when it is missing, or a line or a name is wrong."""
-    place, path = f"profiles/{profile}.env", ROOT / "profiles" / f"{profile}.env"
+    path = ROOT / "profiles" / f"{profile}.env"
     if not path.is_file():
         profiles = sorted(file.stem for file in path.parent.glob("*.env"))
         raise UserError(f"there is no profile {profile!r}: PROFILE must be one of {', '.join(profiles)}")
+    return _read(path, f"profiles/{profile}.env", known)
+
+
+def _read(path, place, known):
+    """The settings in a file of lines NAME=value; `place` is its name in messages."""
     values = {}
-    for number, line in read_lines(path, "whoever made this profile"):
+    for number, line in read_lines(path, "you"):
         try:
             words = shlex.split(line, comments=True)
         except ValueError:

@@ -1,10 +1,11 @@
 """The settings of an experiment: type, default, check, description, and what a change invalidates.
 
-    python -m embedding_finetune settings    shows all settings and their values
+    python -m embedding_finetune settings    shows all settings, their values and where these come from
 
-The profile `profiles/PROFILE.env` sets values without a default and overrides others. Environment variables take
-precedence over the profile, and a recipe's settings (see recipes) over both. The flags of the training, the records
-that say whether an output is current, and the tables in the notebooks are derived from this table.
+The profile `profiles/PROFILE.env` sets values without a default and overrides others. The file `.env` takes precedence
+over the profile, environment variables over both, and a recipe's settings (see recipes) over all. The flags of the
+training, the records that say whether an output is current, and the tables in the notebooks are derived from this
+table.
 """
 
 import dataclasses
@@ -14,10 +15,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedding_finetune.deprecation import run_renamed
-from embedding_finetune.files import CommandLine, UserError, run_command_line
+from embedding_finetune.files import UserError
 from embedding_finetune.paths import Paths
-from embedding_finetune.profiles import ROOT, from_environment, from_profile
+from embedding_finetune.profiles import ROOT, from_env_file, from_environment, from_profile
 from embedding_finetune.setting_checks import (
     DIMENSION_LIST,
     EXTRA_MODEL_LIST,
@@ -29,9 +29,11 @@ from embedding_finetune.setting_checks import (
     one_of,
     within,
 )
-from embedding_finetune.settings_view import SettingsView, versions
+from embedding_finetune.settings_view import SettingsView
 
 DATA, TRAINING, EVALUATION, NOTHING = "data", "training", "evaluation", "nothing"  # what a change invalidates
+LEVELS = {DATA: "data: a change builds all again", TRAINING: "training: a change trains again",
+          EVALUATION: "evaluation: a change evaluates again", NOTHING: "others: a change keeps what has been made"}
 POOLINGS = ("cls", "mean", "last_token")
 SELECTION_METRIC = "mrr@10"  # on dev queries: selects checkpoints, fusion weights and models
 
@@ -55,6 +57,7 @@ class Settings:
     """The settings of `profiles/PROFILE.env`; the environment variable NAME overrides the setting NAME."""
 
     profile: str
+    sources: tuple = dataclasses.field(default=(), compare=False, repr=False)  # (NAME, source) of non-default values
     of_others: tuple = ()  # (NAME, value): the profile's settings for a model that was replaced by another
 
     dataset: str = setting("the pairs: msmarco, docstrings, a file, a folder, or a Hugging Face dataset", DATA)
@@ -179,18 +182,22 @@ class Settings:
 
     @classmethod
     def load(cls, profile=None):
-        """Read the settings; `profile=None` means the environment's PROFILE, or `msmarco`.
+        """Read the settings; `profile=None` means PROFILE of the environment or of `.env`, else `msmarco`.
 
         Raises UserError naming the first setting that is unknown, misspelled (in the environment), missing or invalid.
         """
-        profile = profile or os.environ.get("PROFILE") or "msmarco"
-        given, environment = from_profile(profile, TABLE), from_environment(TABLE)
-        others, given = _meant_for_others(given, environment), given | environment
+        environment, env_file = from_environment(TABLE), from_env_file(TABLE)
+        named = env_file.pop("PROFILE", None)
+        profile = profile or os.environ.get("PROFILE") or named or "msmarco"
+        given = from_profile(profile, TABLE)
+        names = f"profiles/{profile}.env", os.environ.get("ENV_FILE") or ".env", "environment"
+        sources = {key: name for name, values in zip(names, (given, env_file, environment)) for key in values}
+        others, given = _meant_for_others(given, env_file | environment), given | env_file | environment
         for name, row in TABLE.items():
             if name not in given and row.default is dataclasses.MISSING:
                 raise UserError(f"profiles/{profile}.env lacks {name}: {row.metadata['why']}")
         values = {name: given.get(name, str(row.default)) for name, row in TABLE.items()}
-        return cls(profile=profile, of_others=others,
+        return cls(profile=profile, of_others=others, sources=tuple(sources.items()),
                    **{name.lower(): _parse(name, text) for name, text in values.items()})
 
     def with_overrides(self, changes):
@@ -235,8 +242,12 @@ def path_of(text):
 
 
 def display_value(value):
-    """A setting's value for records and messages; paths in the repository are relative to it."""
-    return str(value.relative_to(ROOT) if value.is_relative_to(ROOT) else value) if isinstance(value, Path) else value
+    """A setting's value for records and messages: paths in the repository are relative to it, and the password of a
+    URL is replaced by ***.
+    """
+    if isinstance(value, Path):
+        return str(value.relative_to(ROOT) if value.is_relative_to(ROOT) else value)
+    return re.sub(r"(://[^/@\s:]*):[^/@\s]*@", r"\1:***@", value) if isinstance(value, str) else value
 
 
 def split_revision(name):
@@ -275,16 +286,3 @@ def _parse(name, text):
 
 def _yes_or_no(text):
     return {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}[text.lower()]
-
-
-def main():
-    CommandLine("settings", __doc__).parse_args()
-    settings = Settings.load()
-    print(f"profile {settings.profile}\n")
-    for name, value in settings.as_dict().items():
-        print(f"{name:26} {value!s:30} {TABLE[name].metadata['why']}")
-    print(*(f"{name:26} {value}" for name, value in versions().items()), sep="\n")
-
-
-if __name__ == "__main__":
-    run_command_line(lambda: run_renamed("settings", "settings"))

@@ -24,8 +24,14 @@ class SettingsView:
         return f"{table(self.chosen)}<details><summary>all settings and versions</summary>{table(self.rest)}</details>"
 
 
+def has_gpu():
+    """Whether PyTorch can use a GPU of this machine."""
+    import torch  # takes seconds to import, and few need it
+    return torch.cuda.is_available()
+
+
 def versions():
     """Name -> text: the device, and the versions of the packages that affect results."""
-    import torch  # takes seconds to import, and only this needs it
+    import torch
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return {"device": device, **{package: importlib.metadata.version(package) for package in PACKAGES}}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ["ENV_FILE"] = "none"  # the settings in .env are the user's
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are quicker on one thread, and the tests run side by side
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

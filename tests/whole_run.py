@@ -24,7 +24,7 @@ class Client:
     def __init__(self, notebook, *, on_cell_execute, resources, **_):
         self.notebook, self.announce, self.folder = notebook, on_cell_execute, resources["metadata"]["path"]
 
-    def execute(self):
+    def execute(self, **_):
         os.chdir(self.folder)
         shell = InteractiveShell.instance()
         shell.reset()

@@ -14,7 +14,7 @@ from pathlib import Path
 from embedding_finetune.data.collection import BEIR_FILES, Collection, read_collection
 from embedding_finetune.data.documents.chunker import passage_size
 from embedding_finetune.data.normalize import clean_text, normalize, passage_id, query_id
-from embedding_finetune.data.readers import READERS, reader
+from embedding_finetune.data.readers import READERS, Row, reader
 from embedding_finetune.data.readers.docstrings import read_docstrings
 from embedding_finetune.data.readers.tables import read_passages, read_table
 from embedding_finetune.files import UserError, content_hash, sha256
@@ -50,6 +50,18 @@ def read_pairs(settings):
     counts |= {"queries kept": len(collection.queries), "passages kept": len(collection.corpus)}
     corpus = {passage: collection.corpus[passage] for passage in sorted(collection.corpus)}
     return dataclasses.replace(collection, corpus=corpus), +counts
+
+
+def first_row(settings):
+    """The first Row of DATASET that is not broken; prints which columns are read. Raises UserError as read_pairs does.
+    """
+    if is_beir(settings.dataset):
+        collection = read_collection(path_of(settings.dataset), made_by="you")
+        query = next(iter(collection.queries))
+        return Row(collection.queries[query], [collection.corpus[key] for key in collection.positives(query)])
+    for row in _sound(settings, settings.dataset, _reader(settings.dataset)(settings)):
+        return row
+    raise UserError(f"DATASET={settings.dataset} has no query with a relevant passage")
 
 
 def is_beir(name):

@@ -17,8 +17,9 @@ from embedding_finetune.evaluation.results import (
     result_stale_reason,
     save_result,
 )
+from embedding_finetune.evaluation.tables import as_table
 from embedding_finetune.evaluation.tuning import rerank_run, tune_reranking
-from embedding_finetune.files import UserError
+from embedding_finetune.files import UserError, parse_label
 from embedding_finetune.hub import model_size
 from embedding_finetune.models.encoder import make_encoder
 from embedding_finetune.models.encoder_config import load_encoder_config
@@ -29,6 +30,7 @@ from embedding_finetune.retrieval.fusion import weighted_sum_fusion
 from embedding_finetune.retrieval.known_systems import find_system
 from embedding_finetune.retrieval.rerank import candidate_union
 from embedding_finetune.retrieval.rerankers import make_reranker, needs_token_embeddings
+from embedding_finetune.settings import Settings
 from embedding_finetune.training.provenance import check_trained
 
 PARTS = "test", "dev"
@@ -140,3 +142,8 @@ def evaluate_out_of_domain(settings, retriever):
         each = per_query(test.qrels, copy(retriever).index(test.corpus).search(test.queries))
         found[name] = mean(each) | {"each": each.round(6).to_dict("index")}
     return found
+
+
+def main():
+    label = parse_label("evaluate", "Evaluate a system on dev and test queries, alone and fused with BM25.")
+    print(as_table(evaluate(Settings.load(), label).values()).round(3).to_string())

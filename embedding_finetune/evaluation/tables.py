@@ -6,12 +6,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.conclusion import METRIC, format_difference, recommendation, required_queries
 from embedding_finetune.evaluation.metrics import first_positive_rank
 from embedding_finetune.evaluation.plots import plot
-from embedding_finetune.evaluation.results import PSEUDO_QUERY_CAVEAT, is_fine_tuned
+from embedding_finetune.evaluation.results import PSEUDO_QUERY_CAVEAT, compare, is_fine_tuned
 from embedding_finetune.evaluation.significance import excludes_zero, outcome
-from embedding_finetune.files import atomic_write, write_json
+from embedding_finetune.files import CommandLine, atomic_write, write_json
+from embedding_finetune.settings import Settings
 
 
 def write_comparison(settings, rows):
@@ -166,3 +168,11 @@ def changed_queries(test, wrong, right, number=3):
 
 def _short(text, length=140):
     return text if len(text) <= length else text[:length].rsplit(" ", 1)[0] + " …"
+
+
+def main():
+    CommandLine("compare", "Compare all evaluated systems and recommend one.").parse_args()
+    settings = Settings.load()
+    rows, left_out = compare(settings, read_data(settings))
+    write_comparison(settings, rows)
+    print(*left_out, comparison_table(rows).to_string(), recommendation(rows), sep="\n")

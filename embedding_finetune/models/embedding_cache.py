@@ -2,7 +2,7 @@
 
 Each encoder configuration has its own folder. Its files (see artifacts.arrays) hold pairs of (text hash, vector) and
 are written while encoding proceeds, so an interrupted evaluation resumes and a grown corpus costs only its new texts.
-Nothing is overwritten or evicted; `make clean-cache` removes everything.
+Nothing is overwritten or evicted; `embedding-finetune clean cache` removes everything.
 """
 
 import hashlib

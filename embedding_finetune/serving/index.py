@@ -31,9 +31,17 @@ from embedding_finetune.artifacts.manifest import (
     write_checksummed,
 )
 from embedding_finetune.artifacts.staging import lock
-from embedding_finetune.files import UserError, atomic_write, content_hash, is_disk_error, is_memory_error, one_line
+from embedding_finetune.files import (
+    UserError,
+    atomic_write,
+    content_hash,
+    is_disk_error,
+    is_memory_error,
+    one_line,
+    parse_label,
+)
 from embedding_finetune.serving.abstention import choose_threshold
-from embedding_finetune.settings import display_value
+from embedding_finetune.settings import Settings, display_value
 
 FORMAT = 3  # version of the index format: changing it rebuilds all indexes
 CHANGING = "data or model of {} changed while its index was opened: try again"
@@ -280,3 +288,9 @@ def _save_query_encoder(folder, encoder):
         if is_disk_error(error) or is_memory_error(error):  # not caused by the model, and perhaps temporary
             raise
         print(f"{error}: PyTorch encodes its queries, so a search takes some seconds longer", file=sys.stderr)
+
+
+def main():
+    label = parse_label("index", "Build the search index of a system, unless it is current.")
+    index = open_index(Settings.load(), label)
+    print(f"{label}: {index.manifest['passages']:,} passages in {display_value(index.folder)}")

@@ -9,19 +9,22 @@ from dataclasses import replace
 import numpy as np
 from tqdm.auto import tqdm
 
+from embedding_finetune.data.collection import read_data
 from embedding_finetune.data.near_duplicates import near_duplicates
 from embedding_finetune.data.negatives import Filter, filter_candidates, interleave, select_negatives
-from embedding_finetune.files import UserError, content_hash
+from embedding_finetune.files import UserError, content_hash, parse_label
 from embedding_finetune.hub import check_hub
 from embedding_finetune.models.encoder import make_encoder
 from embedding_finetune.models.encoder_config import load_encoder_config, model_identity, model_path, pretrained
-from embedding_finetune.recipes import all_recipes
+from embedding_finetune.recipes import all_recipes, find_recipe
 from embedding_finetune.retrieval.base import make_retriever
 from embedding_finetune.retrieval.cross_encoder import CrossEncoder
 from embedding_finetune.retrieval.dense import Dense, encode_corpus
 from embedding_finetune.retrieval.known_systems import rerankers
 from embedding_finetune.retrieval.rerankers import make_reranker
 from embedding_finetune.retrieval.resumable_search import resumable_search
+from embedding_finetune.settings import Settings, display_value
+from embedding_finetune.training.training_data import make_training_file, training_path
 
 
 class Miner:
@@ -124,3 +127,23 @@ def _sources(chosen, mined, found):
         shares["bm25 and model"] = by["bm25"] & by["model"]
         by = {source: where & ~shares["bm25 and model"] for source, where in by.items()}
     return by | shares
+
+
+def mine(settings, label):
+    """Write the training file of a recipe, unless it is current, and return its path.
+
+    Hard negatives are mined and teacher scores computed if the recipe has them. Raises UserError when a model of the
+    recipe is missing, the train split is too small, or the leakage check fails.
+    """
+    recipe = find_recipe(settings, label)
+    miner = Miner(settings, recipe) if recipe.negatives == "mined" or recipe.teacher else None
+    sources = make_training_file(settings, recipe, read_data(settings), miner)
+    path = training_path(settings, recipe)
+    shares = ", ".join(f"{share:.1%} {name}" for name, share in sources.items())
+    print(f"{display_value(path)}: negatives {shares}", flush=True)
+    return path
+
+
+def main():
+    label = parse_label("mine", "Write the training file of a recipe; hard negatives are mined first if needed.")
+    mine(Settings.load(), label)

@@ -1,0 +1,70 @@
+"""Commands around an experiment: its settings, `.env` for new data, and what it takes on disk."""
+
+import os
+import shutil
+from pathlib import Path
+
+from embedding_finetune.data.cleaning import first_row
+from embedding_finetune.files import CommandLine, UserError, atomic_write, may_overwrite
+from embedding_finetune.profiles import ROOT
+from embedding_finetune.settings import LEVELS, TABLE, Settings, display_value
+from embedding_finetune.settings_view import has_gpu, versions
+
+
+def settings():
+    CommandLine("settings", "Show all settings, their values and where these come from.").parse_args()
+    found = Settings.load()
+    sources = dict(found.sources)
+    print(f"profile {found.profile}")
+    for level, title in LEVELS.items():
+        print(f"\n{title}")
+        for name, value in found.as_dict(level).items():
+            print(f"  {name:24} {value!s:30} {sources.get(name, 'default'):20} {TABLE[name].metadata['why']}")
+    print("\nthis machine", *(f"  {name:24} {value}" for name, value in versions().items()), sep="\n")
+
+
+def init():
+    """Write `.env` for a dataset. Raises UserError when the dataset cannot be read, or when `.env` exists."""
+    parser = CommandLine("init", "Inspect a dataset and write the settings of its experiment to .env.")
+    parser.add_argument("dataset", help="a file, a folder, or a dataset of the Hugging Face Hub")
+    parser.add_argument("--profile", help="default: msmarco with a GPU, else demo")
+    options = parser.parse_args()
+    path, env_file = Path(options.dataset).expanduser(), ROOT / ".env"
+    if env_file.exists() and not may_overwrite():
+        raise UserError(".env exists: OVERWRITE=1 replaces it")
+    dataset = str(display_value(path.resolve())) if path.exists() else options.dataset
+    name = path.stem if path.exists() else options.dataset.rpartition("/")[2]
+    given = {"DATASET": dataset, "DATA_DIR": f"ft_data/{name}", "OUTPUT_DIR": f"output/{name}"}
+    given |= {column: os.environ[column] for column in TABLE if column.endswith("_COLUMN") and column in os.environ}
+    profile = options.profile or ("msmarco" if has_gpu() else "demo")
+    os.environ.update(given, ENV_FILE="none")
+    row = first_row(Settings.load(profile))
+    lines = [f"# Settings of the experiment with {dataset}; `python -m embedding_finetune settings` lists all others.",
+             *(f"{key}={value!r}" if " " in value else f"{key}={value}"
+               for key, value in ({"PROFILE": profile} | given).items())]
+    with atomic_write(env_file) as file:
+        file.write("\n".join(lines) + "\n")
+    print(f"first query: {row.query!r}; first passage: {row.positives[0][:200]!r}" if row.query else "documents")
+    print("written to .env:", *lines[1:], "next: make run", sep="\n")
+
+
+def clean():
+    """Show what an experiment takes on disk, or remove a part of it. Raises UserError for an unknown part."""
+    parser = CommandLine("clean", "Show the size of each part of the experiment, or remove parts of it.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="a part, or `all`")
+    options, settings = parser.parse_args(), Settings.load()
+    parts = {path.name: path for path in sorted(settings.paths.output.glob("*"))}
+    parts |= {f"data/{path.name}": path for path in sorted(settings.paths.data.glob("*"))
+              if not path.is_relative_to(settings.paths.output)}
+    for name in options.parts:
+        if name not in (*parts, "all"):
+            raise UserError(f"there is no {name!r} in {display_value(settings.paths.output)} or "
+                            f"{display_value(settings.paths.data)}: choose from {', '.join(parts) or 'nothing'}")
+    chosen = parts if "all" in options.parts else options.parts or parts
+    for name in chosen:
+        path = parts[name]
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else \
+            path.stat().st_size
+        print(f"{'removed ' if options.parts else ''}{name:30} {size / 1e6:10.1f} MB")
+        if options.parts:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
