@@ -129,15 +129,16 @@ def _sources(chosen, mined, found):
     return by | shares
 
 
-def mine(settings, label):
+def mine(settings, label, collection=None):
     """Write the training file of a recipe, unless it is current, and return its path.
 
-    Hard negatives are mined and teacher scores computed if the recipe has them. Raises UserError when a model of the
-    recipe is missing, the train split is too small, or the leakage check fails.
+    Hard negatives are mined and teacher scores computed if the recipe has them. `collection` is the data, if it has
+    been read already. Raises UserError when a model of the recipe is missing, the train split is too small, or the
+    leakage check fails.
     """
     recipe = find_recipe(settings, label)
     miner = Miner(settings, recipe) if recipe.negatives == "mined" or recipe.teacher else None
-    sources = make_training_file(settings, recipe, read_data(settings), miner)
+    sources = make_training_file(settings, recipe, collection or read_data(settings), miner)
     path = training_path(settings, recipe)
     shares = ", ".join(f"{share:.1%} {name}" for name, share in sources.items())
     print(f"{display_value(path)}: negatives {shares}", flush=True)

@@ -44,6 +44,7 @@ from embedding_finetune.training.export import complete
 from embedding_finetune.training.launcher import check_processes, launch
 from embedding_finetune.training.log import duration
 from embedding_finetune.training.merging import merge
+from embedding_finetune.training.mining import mine
 from embedding_finetune.training.plan import WORKER, estimate_time, log_lines, precision_notice
 from embedding_finetune.training.provenance import (
     RECORD,
@@ -54,7 +55,7 @@ from embedding_finetune.training.provenance import (
     same_training,
     training_record,
 )
-from embedding_finetune.training.training_data import export_path, make_training_file, training_path
+from embedding_finetune.training.training_data import export_path, training_path
 
 WITH_PROMPT = "train_data.json"  # the training file in the format of FlagEmbedding's trainer
 
@@ -122,7 +123,7 @@ def prepare(settings, recipe):
     if recipe.merge:
         check_trained(settings, recipe.merge)
     else:
-        _prepare_rows(settings, recipe, collection)
+        mine(settings, recipe.label, collection)
     record = training_record(settings, recipe)
     if tuned.trainer == "flagembedding" or recipe.merge:
         shutil.rmtree(unfinished, ignore_errors=True)  # neither of these two can resume
@@ -139,16 +140,6 @@ def prepare(settings, recipe):
             write_settings(unfinished, training_settings(settings, recipe, tuned))
     write_checksummed(unfinished / RECORD, record)
     return tuned, unfinished
-
-
-def _prepare_rows(settings, recipe, collection):
-    miner = None
-    if recipe.negatives == "mined" or recipe.teacher:
-        from embedding_finetune.training.mining import Miner  # imported only when needed
-        miner = Miner(settings, recipe)
-    sources = make_training_file(settings, recipe, collection, miner)
-    shares = ", ".join(f"{share:.1%} {name}" for name, share in sources.items())
-    print(f"{display_value(training_path(settings, recipe))}: negatives {shares}", flush=True)
 
 
 def training_settings(settings, recipe, tuned):
