@@ -52,7 +52,8 @@ def launch(settings, label, module, arguments, one_process=False):
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # otherwise one process would split each batch over all GPUs
         sys.argv = [module, *arguments]
         return runpy.run_module(module, run_name="__main__", alter_sys=True)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for logger in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):  # it has its own level
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     if settings.gpus > 1:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does: the processes share the cores
     outcome = "start over" if settings.trainer == "flagembedding" else "continue"

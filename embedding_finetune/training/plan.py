@@ -55,8 +55,8 @@ def torchrun_command(settings, training, words):
 
 def stock_command(settings, training, folder, train_data):
     """The torchrun command that trains the same with FlagEmbedding's own trainer."""
-    flags = stock_flags(training, folder, train_data)
-    return torchrun_command(settings, training, [MODULES[training.kind], *flags]).replace(" --", " \\\n    --")
+    flags = " " + shlex.join(stock_flags(training, folder, train_data))
+    return torchrun_command(settings, training, [MODULES[training.kind]]) + flags.replace(" --", " \\\n    --")
 
 
 def log_lines(settings, training, folder, rows, export, missing):
