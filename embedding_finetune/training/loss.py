@@ -75,9 +75,6 @@ class ContrastiveModel(nn.Module):
             return pooled
         return {"loss": self.loss(pooled, rows, passage_keys, positive_keys, teacher_scores)}
 
-    def gradient_checkpointing_enable(self, **options):
-        self.encoder.gradient_checkpointing_enable(**options)
-
     def pool(self, texts):
         """Embeddings of the texts of the sub-batches, in their order: [texts, width], not normalized.
 

@@ -471,6 +471,36 @@ def test_a_killed_training_is_one_line_and_can_be_continued(built, tmp_path, one
     assert is_current(settings, find_recipe(settings, "neg10"))
 
 
+def test_a_training_that_is_stopped_and_then_killed_comes_to_its_end(built, tmp_path):
+    """SIGTERM is one line; the same command continues, and with MAX_RESTARTS starts again after its process was killed.
+    """
+    folder, log, errors = built.output_dir / "neg10", tmp_path / "log", tmp_path / "errors"
+
+    @contextlib.contextmanager
+    def launched(line):
+        with forked(command, "embedding_finetune", "train", "neg10", log=log, errors=errors, EPOCHS="4",
+                    MAX_RESTARTS="1") as process:
+            while not log.exists() or line not in log.read_text():
+                assert process.is_alive(), errors.read_text()
+                time.sleep(0.01)
+            yield process
+            process.join(60)
+
+    def said():
+        return [line for line in errors.read_text().splitlines() if "it/s]" not in line]
+
+    with launched("step 20/72") as process:
+        process.terminate()
+    assert process.exitcode == 1
+    assert said() == ["error: stopped by SIGTERM; run the same command again to continue"]
+    with launched("continuing from") as process:
+        psutil.Process(process.pid).children()[0].kill()
+    assert process.exitcode == 0 and (folder / "model.safetensors").exists()
+    assert said() == ["training process 0 was killed by signal 9: restarting all from the last checkpoint (1 of "
+                      "MAX_RESTARTS left)"]
+    assert log.read_text().count("continuing from") == 2
+
+
 @pytest.mark.long
 def test_two_nodes_of_two_processes_train_as_one_on_the_joined_batch_through_a_kill(
         built, tmp_path, one_process, monkeypatch):
