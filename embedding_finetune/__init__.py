@@ -104,7 +104,6 @@ The modules in data-flow order; each imports only from modules above it:
     contrib/bge_m3           reranking by the three scores of BGE-M3
     contrib/ray_encode       functions over shards on a Ray cluster
     models/parallel_encode   encoding by several processes
-    contrib/index_advisor    a comparison of index types
     contrib/onnx_openvino    export to ONNX and OpenVINO
     contrib/publish          a model's folder for the Hub
     pipeline                 the whole experiment in order
