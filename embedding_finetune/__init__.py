@@ -27,7 +27,8 @@ The modules in data-flow order; each imports only from modules above it:
     data/readers/docstrings  docstrings of installed packages
     data/documents/files     text, Markdown, HTML and PDF files
     data/documents/chunker   documents split into passages, and pseudo-queries for them
-    data/cleaning            cleaning of pairs of any format
+    data/deduplication       rows to queries, passages and judgments without duplicates
+    data/cleaning            reading and cleaning pairs of any format
     data/out_of_domain       test sets of other domains
     data/splits              leak-free train / dev / test split
     data/negatives           random negatives, and the filter of mined ones
@@ -105,7 +106,6 @@ The modules in data-flow order; each imports only from modules above it:
     contrib/bge_m3           reranking by the three scores of BGE-M3
     contrib/ray_encode       functions over shards on a Ray cluster
     models/parallel_encode   encoding by several processes
-    contrib/index_advisor    a comparison of index types
     contrib/onnx_openvino    export to ONNX and OpenVINO
     contrib/publish          a model's folder for the Hub
     pipeline                 the whole experiment in order

@@ -24,18 +24,22 @@ COMMANDS = {  # name -> (module, function, what it does)
     "export": ("contrib.onnx_openvino", "main", "export a model to ONNX and OpenVINO, also in int8: export LABEL"),
     "publish": ("contrib.publish", "main",
                 "prepare a model's folder for the Hugging Face Hub: publish LABEL --to NAME/MODEL"),
-    "choose-index": ("contrib.index_advisor", "main", "compare index types on a sample of the corpus"),
     "clean": ("commands", "clean", "show what the experiment takes on disk, or remove parts of it"),
 }
+REMOVED = {  # name -> what to do in its place
+    "choose-index": "set INDEX to flat up to about a million passages, to SQ8 or IVF.. beyond (docs/scale.md); "
+                    "`search` reports the recall compared with exact search"}
 
 
 def run(arguments):
-    """Run a command with its arguments (a list of str); raises UserError when there is no such command."""
+    """Run a command with its arguments (a list of str); raises UserError when it does not exist (any more)."""
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
         print("usage: python -m embedding_finetune COMMAND ...\n")
         print(*(f"  {command:14} {what}" for command, (*_, what) in COMMANDS.items()), sep="\n")
         print("\n`python -m embedding_finetune COMMAND --help` lists the arguments of a command.")
+    elif name in REMOVED:
+        raise UserError(f"the command {name} was removed: {REMOVED[name]}")
     elif name not in COMMANDS:
         raise UserError(f"there is no command {name!r}: choose one of {', '.join(COMMANDS)}")
     else:

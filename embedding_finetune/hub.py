@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from pickle import UnpicklingError
 
+import httpx2
 from huggingface_hub import (
     HfApi,
     constants,
@@ -26,7 +27,6 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     StrictDataclassError,
 )
-from huggingface_hub.utils import httpx
 from safetensors import SafetensorError
 
 from embedding_finetune.artifacts.manifest import MANIFEST, verify_manifest
@@ -35,7 +35,7 @@ from embedding_finetune.settings import path_of, split_revision
 
 # What transformers raises for broken or missing models, and when the connection to the Hub is lost.
 UNLOADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError, EOFError,
-              UnpicklingError, SafetensorError, StrictDataclassError, httpx.HTTPError)
+              UnpicklingError, SafetensorError, StrictDataclassError, httpx2.HTTPError)
 # Configuration, vocabulary, weights, code.
 MODEL_FILES = ".json", ".txt", ".model", ".safetensors", ".bin", ".pt", ".py"
 READ = {}  # name of a dataset -> the commit that was read
@@ -64,7 +64,7 @@ def check_hub(name, kind="model", timeout=10):
     except RepositoryNotFoundError:
         raise UserError(f"the Hugging Face Hub at {hub} has no {kind} {name} that you may read; check the spelling, "
                         "set HF_TOKEN for a private one, or name a local folder") from None
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except (OSError, ValueError, httpx2.HTTPError) as error:
         raise UserError(f"the Hugging Face Hub at {hub} does not answer for the {kind} {name} ({one_line(error)}); set "
                         "HF_ENDPOINT to a mirror, or HF_HUB_OFFLINE=1 to use what an earlier run downloaded") from None
 
@@ -88,7 +88,7 @@ def load_data_set(name):
     wanted = commit or at.get("revision")
     try:
         splits = datasets.load_dataset(repository, config or None, **({"revision": wanted} if wanted else {}))
-    except (OSError, ValueError, httpx.HTTPError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, httpx2.HTTPError, datasets.exceptions.DatasetsError) as error:
         raise cannot_load(repository, error) from None
     folders = {Path(file["filename"]).parent.name for rows in splits.values() for file in rows.cache_files}
     read = next(filter(re.compile("[0-9a-f]{40}").fullmatch, folders), commit)  # .../VERSION/COMMIT/NAME-SPLIT.arrow
@@ -184,7 +184,7 @@ def model_file(name, path):
         if isinstance(error, LocalEntryNotFoundError) and not is_offline_mode():
             raise cannot_load(name, error) from None
         return None
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except (OSError, ValueError, httpx2.HTTPError) as error:
         raise cannot_load(name, error) from None
     return found if found.exists() else None
 

@@ -15,7 +15,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedding_finetune.files import UserError
+from embedding_finetune.deprecation import run_renamed
+from embedding_finetune.files import UserError, run_command_line
 from embedding_finetune.paths import Paths
 from embedding_finetune.profiles import ROOT, from_env_file, from_environment, from_profile
 from embedding_finetune.setting_checks import (
@@ -286,3 +287,7 @@ def _parse(name, text):
 
 def _yes_or_no(text):
     return {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}[text.lower()]
+
+
+if __name__ == "__main__":  # the old name of the command
+    run_command_line(lambda: run_renamed("settings", "settings"))

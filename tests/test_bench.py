@@ -7,6 +7,7 @@ import subprocess
 import sys
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from embedding_finetune.files import UserError
@@ -16,6 +17,7 @@ from embedding_finetune.settings import ROOT
 
 with mock.patch.object(sys, "path", [str(ROOT / "benchmarks"), *sys.path]):
     import bench
+    import bench_index
     import bench_million
     import bench_rows
 
@@ -76,6 +78,16 @@ def test_rows_by_id_are_measured_beside_json_lines(tmp_path):
     assert found["mb"] < found["mb_50"] < 2 * found["mb"] < found["mb_export"]
     assert {path.name for path in tmp_path.glob("*.json")} == {
         "training_neg_10.json", "training_neg_10.made.json", "training_neg_50.made.json"}
+
+
+def test_index_types_are_measured_by_size_and_recall():
+    vectors = np.random.default_rng(1).normal(size=(3000, 32)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    exact, codes = (bench_index.measure(where, vectors, vectors[:30]) for where in ("flat", "SQ8"))
+    assert exact["recall"] == 1 and exact["GB"] == pytest.approx(3000 * 32 * 4 / 1e9)
+    assert codes["recall"] > 0.95 and codes["GB"] == pytest.approx(3000 * 32 / 1e9, rel=0.05)
+    found = bench_index.candidates(1_000_000, 32)
+    assert found["IVF, scalar-quantised"] == "IVF4096,SQ8 nprobe=256" and found["flat"] == "flat"
 
 
 def test_recombined_passages_are_made_of_sentences_and_each_is_another():

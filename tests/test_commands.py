@@ -37,6 +37,13 @@ def test_the_environment_wins_over_the_file_and_the_file_over_the_profile(env_fi
     assert Settings.load("demo").profile == "demo"
 
 
+def test_a_removed_command_is_one_line_of_advice(capsys):
+    with pytest.raises(UserError, match="^the command choose-index was removed: set INDEX to flat up to"):
+        cli.run(["choose-index", "neg10", "--memory", "8"])
+    cli.run([])
+    assert "choose-index" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("line, message", [
     ("EPOCH=3", "own.env: unknown setting EPOCH; did you mean EPOCHS?"), ("EPOCHS", "own.env, line 1: expected one"),
     ("COLOUR=blue", "own.env: unknown setting COLOUR"), ("EPOCHS=many", "EPOCHS='many' is not a number")])

@@ -38,7 +38,7 @@ EXAMPLES = {"OUT_OF_DOMAIN_SETS": "some/set", "ARCHITECTURE": "both", "MAX_QUERI
             "QUERY_PROMPT": "find: ", "REFERENCE_PROMPT": "ask: ", "RERANKER_MODEL": "some/model",
             "RERANKERS": "late_raw", "DISTILLATION_LOSS": "margin", "TOKEN_POOL_FACTOR": "2", "TOKEN_DTYPE": "int8"}
 COMMANDS = {"finetune": "train", "run": "run", "encode": "encode", "search": "search", "serve": "serve",
-            "smaller": "export", "publish": "publish", "choose_index": "choose-index", "settings": "settings"}
+            "smaller": "export", "publish": "publish", "settings": "settings"}
 RECIPE = {"description": "mine", "mining_top_k": 7, "extends": "first", "merge_weight": 0.5, "num_negatives": 3,
           "train_fraction": 0.5}
 

@@ -9,12 +9,12 @@ import time
 import urllib.error
 import urllib.request
 
+import httpx2
 import pytest
 import torch
 from hub import commit_id, fill_hub_cache, hub, hub_environment
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
-from huggingface_hub.utils import httpx
 from tiny import tiny_bert, tiny_msmarco, tiny_msmarco_corpus, tiny_pairs, tiny_texts, tiny_xlmr
 from transformers import AutoModel, AutoTokenizer
 
@@ -236,7 +236,7 @@ def test_a_hub_that_goes_away_in_between_does_not_pass_for_a_missing_file(monkey
         read_model_file("some/model", "modules.json")
 
 
-@pytest.mark.parametrize("error", [httpx.RemoteProtocolError("gone"), httpx.ReadTimeout("gone"), OSError("gone")])
+@pytest.mark.parametrize("error", [httpx2.RemoteProtocolError("gone"), httpx2.ReadTimeout("gone"), OSError("gone")])
 def test_a_hub_that_goes_away_while_a_model_is_loaded_is_one_line(monkeypatch, error):
     def fail(*arguments, **options):
         raise error

@@ -11,8 +11,8 @@ import re
 import shutil
 from pathlib import Path
 
+import httpx2
 from huggingface_hub import EvalResult, HfApi, ModelCardData, constants, get_token
-from huggingface_hub.utils import httpx
 
 from embedding_finetune.artifacts.manifest import MANIFEST, MODEL_CARD, verify_manifest
 from embedding_finetune.artifacts.provenance import stale_reason
@@ -179,7 +179,7 @@ def upload(folder, to):
         api.create_repo(to, private=True, exist_ok=True)
         return api.upload_folder(repo_id=to, folder_path=folder, commit_message="Model, card and results",
                                  ignore_patterns=[MANIFEST]).commit_url
-    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
+    except (OSError, ValueError, RuntimeError, httpx2.HTTPError) as error:
         raise UserError(f"the Hugging Face Hub at {constants.ENDPOINT} does not accept {to} ({one_line(error)}); the "
                         f"folder {folder} is complete: run the same command to try again") from None
 

@@ -12,8 +12,9 @@ from collections import Counter
 from pathlib import Path
 
 from embedding_finetune.data.collection import BEIR_FILES, Collection, read_collection
+from embedding_finetune.data.deduplication import clean
 from embedding_finetune.data.documents.chunker import passage_size
-from embedding_finetune.data.normalize import clean_text, normalize, passage_id, query_id
+from embedding_finetune.data.normalize import normalize, passage_id
 from embedding_finetune.data.readers import READERS, Row, reader
 from embedding_finetune.data.readers.docstrings import read_docstrings
 from embedding_finetune.data.readers.tables import read_passages, read_table
@@ -159,78 +160,6 @@ def _passages(settings):
         rows = (dataclasses.replace(row, query=None, id=row.id if row.query is None else None)
                 for row in found(dataclasses.replace(settings, dataset=name, document_queries="")))
     return _sound(settings, name, rows)
-
-
-def clean(rows, more=None):
-    """Deduplicate rows into a Collection; also returns a Counter of the cleaning steps.
-
-    Empty texts, and passages equal to their query, are dropped. Rows with the same query are merged and keep all their
-    positives. Of equal passages the first spelling and the first id are kept. Negatives get grade 0 unless they are
-    also positives of the query. The passages of the Collection `more` come first.
-    """
-    more = more or Collection({}, {}, {})
-    queries, qrels, corpus, source, counts = {}, {}, dict(more.corpus), dict(more.source), Counter()
-    named = {passage_id(text): identity for identity, text in corpus.items()}  # passages whose id is not their hash
-    named = {key: identity for key, identity in named.items() if key != identity}
-    ids = {}  # queries whose id is not their hash
-
-    def add(text, row):
-        key = passage_id(text)
-        identity = named.get(key, key)
-        if row.query is None and row.id is not None and identity not in corpus:
-            identity = named[key] = _one_word(row, counts)
-            if identity in corpus:
-                raise UserError(f"the id {identity!r} names two passages: {corpus[identity][:80]!r} and {text[:80]!r}; "
-                                "make the ids distinct or leave them out (CORPUS_ID_COLUMN=none)")
-        corpus.setdefault(identity, text)
-        if row.source:
-            source.setdefault(identity, clean_text(row.source))
-        return identity
-
-    for row in rows:
-        counts["rows read"] += 1
-        if row.query is None:
-            for text in filter(None, map(clean_text, row.positives)):
-                add(text, row)
-            continue
-        query = clean_text(row.query)
-        key = query_id(query)
-        positives, negatives = ({passage_id(text): text for text in map(clean_text, texts) if text}
-                                for texts in (row.positives, row.negatives))
-        counts["empty passages dropped"] += sum(not clean_text(text) for text in (*row.positives, *row.negatives))
-        same = passage_id(query)
-        if positives.pop(same, None) or negatives.pop(same, None):
-            counts["passages equal to their query dropped"] += 1
-        if not query or not positives:
-            counts["rows without query or passage dropped"] += 1
-            continue
-        identity = ids.get(key, key)
-        if identity in queries:
-            counts["rows merged with an earlier row of the same query"] += 1
-        else:
-            if row.id is not None:
-                identity = ids[key] = _one_word(row, counts)
-            if identity in queries:
-                raise UserError(f"the id {identity!r} names two queries: {normalize(queries[identity])[:80]!r} and "
-                                f"{normalize(query)[:80]!r}; make the ids distinct or leave them out (ID_COLUMN=none)")
-            queries[identity], qrels[identity] = query, {}
-        judged = qrels[identity]
-        for text in positives.values():
-            judged[add(text, row)] = 1
-        row.source = None  # the source of a row is that of its positives
-        for text in negatives.values():
-            judged.setdefault(add(text, row), 0)
-    counts["queries with several positives"] = sum(sum(judged.values()) > 1 for judged in qrels.values())
-    counts["queries with negatives of their own"] = sum(0 in judged.values() for judged in qrels.values())
-    return Collection(queries, corpus, qrels, source=source), +counts
-
-
-def _one_word(row, counts):
-    identity = clean_text(row.id if isinstance(row.id, str) else str(row.id))
-    if len(identity.split()) != 1:
-        raise UserError(f"{row.where or 'row {}'.format(counts['rows read'])}: the id {identity!r} must be one word, "
-                        "as TREC files require")
-    return identity
 
 
 def _read_beir(settings, more):

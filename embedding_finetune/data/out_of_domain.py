@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from embedding_finetune.data.cleaning import clean
 from embedding_finetune.data.collection import Collection, read_collection
+from embedding_finetune.data.deduplication import clean
 from embedding_finetune.data.readers import Row
 from embedding_finetune.files import UserError
 from embedding_finetune.settings import path_of

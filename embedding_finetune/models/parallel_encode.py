@@ -18,7 +18,7 @@ import sys
 
 import torch
 
-from embedding_finetune.contrib.ray_encode import for_each_shard
+from embedding_finetune import contrib
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.files import CommandLine, UserError
 from embedding_finetune.models.encoder import make_encoder
@@ -83,8 +83,8 @@ def main():
     if options.shard:
         encode_shard(settings, options.labels, *parse_shard(options.shard))
     elif settings.ray_address:
-        for_each_shard(settings, functools.partial(encode_shard, settings, options.labels, parts=options.processes),
-                       options.processes)
+        work = functools.partial(encode_shard, settings, options.labels, parts=options.processes)
+        contrib.load("ray_encode").for_each_shard(settings, work, options.processes)
     elif options.processes == 1:
         encode_shard(settings, options.labels, 0, 1)
     else:

@@ -70,19 +70,13 @@ class ExactIndex:
         """Scores and positions of the nearest passages of query vectors, as in `Retriever.search_batch`."""
         return exact_search(queries, self.vectors, depth, tie_rank)
 
-    def narrow(self, share):
-        """See FaissIndex.narrow; exact search needs no change. Returns False."""
-        return False
-
 
 class ApproximateIndex(ExactIndex):
     """Base of approximate indexes: scores `candidates` with the full vectors."""
 
-    share = 1  # factor for the number of candidates, see FaissIndex.narrow
-
     def search_batch(self, queries, depth, tie_rank):
         depth = min(depth, len(self.vectors))
-        reach = min(len(self.vectors), max(depth, round(self.share * max(REFINE_FACTOR * depth, AT_LEAST))))
+        reach = min(len(self.vectors), max(REFINE_FACTOR * depth, AT_LEAST))
         proposed = self.candidates(np.ascontiguousarray(queries), reach)
         scores, positions = np.zeros((len(queries), depth), np.float32), np.full((len(queries), depth), -1, np.int32)
         for row, (query, places) in enumerate(zip(queries, proposed)):
@@ -121,16 +115,6 @@ class FaissIndex(ApproximateIndex):
 
     def candidates(self, queries, reach):
         return self.index.search(queries, reach)[1]
-
-    def narrow(self, share):
-        """Scale the search effort for a sample that is `share` of the corpus; returns whether that changes anything.
-
-        It reduces efSearch and the number of candidates of an HNSW graph. An IVF index needs no change, since nprobe
-        is already proportional to its number of lists.
-        """
-        if graph := isinstance(found := faiss.downcast_index(self.index), faiss.IndexHNSW):
-            self.share, found.hnsw.efSearch = share, max(1, round(share * found.hnsw.efSearch))
-        return graph
 
 
 def build_with_factory(words, shape, vectors):

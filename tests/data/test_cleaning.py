@@ -7,8 +7,9 @@ import pytest
 from tiny import build
 
 from embedding_finetune.data import cleaning as module
-from embedding_finetune.data.cleaning import clean, read_pairs, reader, source_of
+from embedding_finetune.data.cleaning import read_pairs, reader, source_of
 from embedding_finetune.data.collection import read_data
+from embedding_finetune.data.deduplication import clean
 from embedding_finetune.data.normalize import passage_id, query_id
 from embedding_finetune.data.readers import Row
 from embedding_finetune.files import UserError, sha256

@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 from tiny import tiny_pairs
 
-from embedding_finetune.data.cleaning import clean
 from embedding_finetune.data.collection import Collection
+from embedding_finetune.data.deduplication import clean
 from embedding_finetune.data.near_duplicates import near_duplicates
 from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX
 from embedding_finetune.data.readers import Row

@@ -2,6 +2,7 @@
 that cannot be read."""
 
 import errno
+from pathlib import Path
 
 from .bench import Trial
 from .laboratory import FAIL, FSYNC, MKDIR, OPEN, READ, RENAME, UNLINK, WRITE, Fault
@@ -25,10 +26,13 @@ def trials(bench):
                             lambda step=step, fault=fault: failed(bench, step, fault))
         for path in bench.reads(step):
             fault = Fault(FAIL, 0, errno.EIO, READ, lasting=not path.endswith(MADE_ANEW), below=path)
-            yield Trial("unreadable (EIO)", step.name, path.removeprefix(f"{bench.laboratory.trial}/"),
-                        lambda step=step, fault=fault: failed(bench, step, fault))
+            name = path.removeprefix(f"{bench.laboratory.trial}/")
+            # Vectors that are computed again may be stored in other files of their folder.
+            aside = str(Path(name).parent) if name.startswith("output/cache/") else None
+            yield Trial("unreadable (EIO)", step.name, name,
+                        lambda step=step, fault=fault, aside=aside: failed(bench, step, fault, aside))
 
 
-def failed(bench, step, fault):
+def failed(bench, step, fault, aside=None):
     bench.laboratory.load(step.begins)
-    return bench.verdict(step, bench.run(step, fault))
+    return bench.verdict(step, bench.run(step, fault), aside)

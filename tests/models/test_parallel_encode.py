@@ -63,7 +63,7 @@ def test_a_process_that_fails_is_one_line(built, monkeypatch, capfd):
 
 def test_a_cluster_is_asked_where_there_is_one(built, monkeypatch):
     asked = []
-    monkeypatch.setattr(parallel_encode, "for_each_shard",
+    monkeypatch.setattr("embedding_finetune.contrib.ray_encode.for_each_shard",
                         lambda settings, work, shares: asked.append(shares) or work(0))
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     monkeypatch.setattr(sys, "argv", ["encode", "reference", "--processes", "3"])

@@ -1,0 +1,105 @@
+"""Rows of any reader to queries, passages and judgments without duplicates."""
+
+from collections import Counter
+
+from embedding_finetune.data.collection import Collection
+from embedding_finetune.data.normalize import clean_text, normalize, passage_id, query_id
+from embedding_finetune.files import UserError
+
+
+def clean(rows, more=None):
+    """Deduplicate rows into a Collection; also returns a Counter of the cleaning steps.
+
+    Empty texts, and passages equal to their query, are dropped. Rows with the same query are merged and keep all their
+    positives. Of equal passages the first spelling and the first id are kept. Negatives get grade 0 unless they are
+    also positives of the query. The passages of the Collection `more` come first.
+    """
+    cleaning = _Cleaning(more or Collection({}, {}, {}))
+    for row in rows:
+        cleaning.counts["rows read"] += 1
+        if row.query is None:
+            for text in filter(None, map(clean_text, row.positives)):
+                cleaning.add_passage(text, row, row.source)
+        else:
+            cleaning.add_judgments(row)
+    return cleaning.collection()
+
+
+class _Cleaning:
+    """Cleaned queries, passages and judgments; rows are added one by one, see `clean`."""
+
+    def __init__(self, more):
+        self.queries, self.qrels, self.corpus, self.source = {}, {}, dict(more.corpus), dict(more.source)
+        self.counts = Counter()
+        # Ids that are not the hash of the text: hash -> id.
+        ids = {passage_id(text): identity for identity, text in more.corpus.items()}
+        self.passage_ids = {key: identity for key, identity in ids.items() if key != identity}
+        self.query_ids = {}
+
+    def add_passage(self, text, row, source):
+        """Add a cleaned text of a row, unless an equal one is there; returns its id. Raises UserError for a used id."""
+        key = passage_id(text)
+        identity = self.passage_ids.get(key, key)
+        if row.query is None and row.id is not None and identity not in self.corpus:
+            identity = self.passage_ids[key] = _one_word(row, self.counts)
+            if identity in self.corpus:
+                raise UserError(f"the id {identity!r} names two passages: {self.corpus[identity][:80]!r} and "
+                                f"{text[:80]!r}; make the ids distinct or leave them out (CORPUS_ID_COLUMN=none)")
+        self.corpus.setdefault(identity, text)
+        if source:
+            self.source.setdefault(identity, clean_text(source))
+        return identity
+
+    def add_judgments(self, row):
+        """Add the query of a row and its passages, unless the query or all its positives are dropped."""
+        query = clean_text(row.query)
+        positives, negatives = self._passages(row, query)
+        if not query or not positives:
+            self.counts["rows without query or passage dropped"] += 1
+            return
+        judged = self.qrels[self._add_query(query, row)]
+        for text in positives:
+            judged[self.add_passage(text, row, row.source)] = 1
+        for text in negatives:
+            judged.setdefault(self.add_passage(text, row, None), 0)  # the source of a row is that of its positives
+
+    def _passages(self, row, query):
+        """The distinct positives and negatives of a row, without empty texts and texts equal to the query."""
+        positives, negatives = ({passage_id(text): text for text in map(clean_text, texts) if text}
+                                for texts in (row.positives, row.negatives))
+        empty = sum(not clean_text(text) for text in (*row.positives, *row.negatives))
+        self.counts["empty passages dropped"] += empty
+        same = passage_id(query)
+        if positives.pop(same, None) or negatives.pop(same, None):
+            self.counts["passages equal to their query dropped"] += 1
+        return positives.values(), negatives.values()
+
+    def _add_query(self, query, row):
+        """Add a query, unless an equal one is there; returns its id. Raises UserError for a used id."""
+        key = query_id(query)
+        identity = self.query_ids.get(key, key)
+        if identity in self.queries:
+            self.counts["rows merged with an earlier row of the same query"] += 1
+            return identity
+        if row.id is not None:
+            identity = self.query_ids[key] = _one_word(row, self.counts)
+        if identity in self.queries:
+            raise UserError(f"the id {identity!r} names two queries: {normalize(self.queries[identity])[:80]!r} and "
+                            f"{normalize(query)[:80]!r}; make the ids distinct or leave them out (ID_COLUMN=none)")
+        self.queries[identity], self.qrels[identity] = query, {}
+        return identity
+
+    def collection(self):
+        """The Collection, and a Counter of the cleaning steps."""
+        several, negatives = "queries with several positives", "queries with negatives of their own"
+        self.counts[several] = sum(sum(judged.values()) > 1 for judged in self.qrels.values())
+        self.counts[negatives] = sum(0 in judged.values() for judged in self.qrels.values())
+        return Collection(self.queries, self.corpus, self.qrels, source=self.source), +self.counts
+
+
+def _one_word(row, counts):
+    identity = clean_text(row.id if isinstance(row.id, str) else str(row.id))
+    if len(identity.split()) != 1:
+        raise UserError(f"{row.where or 'row {}'.format(counts['rows read'])}: the id {identity!r} must be one word, "
+                        "as TREC files require")
+    return identity
