@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import functools
 import os
 import shutil
 import sys
@@ -86,11 +85,9 @@ def lock(folder, wait=True):
         except (BlockingIOError, PermissionError):
             file.seek(0)
             raise UserError(f"another training (process {file.read().strip() or 'unknown'}) is writing to {folder}: "
-                            "wait for it, end it, or choose another --output_dir") from None
+                            "wait for it or end it") from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
 
-
-try_lock = functools.partial(lock, wait=False)

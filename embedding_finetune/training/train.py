@@ -24,7 +24,7 @@ if not sys.stderr.isatty():  # in a log file, update bars twice a minute; tqdm r
 import torch
 
 from embedding_finetune.artifacts.manifest import write_checksummed, write_manifest
-from embedding_finetune.artifacts.staging import lock, remove_checkpoint, try_lock
+from embedding_finetune.artifacts.staging import lock, remove_checkpoint
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.data.row_store import read_rows, write_for_flagembedding
 from embedding_finetune.files import CommandLine, UserError, may_overwrite
@@ -136,7 +136,7 @@ def prepare(settings, recipe):
         print(f"moved the old model to {display_value(aside)}")
     # With several nodes, the first one writes the settings for all, and a training keeps them to its end.
     if not recipe.merge and not (tuned.nnodes > 1 and (unfinished / SETTINGS).exists()):
-        with try_lock(unfinished):
+        with lock(unfinished, wait=False):
             write_settings(unfinished, training_settings(settings, recipe, tuned))
     write_checksummed(unfinished / RECORD, record)
     return tuned, unfinished

@@ -18,7 +18,7 @@ import peft
 import torch.distributed as dist
 import transformers
 
-from embedding_finetune.artifacts.staging import complete_checkpoints, remove_checkpoint, try_lock
+from embedding_finetune.artifacts.staging import complete_checkpoints, lock, remove_checkpoint
 from embedding_finetune.data.collection import read_collection
 from embedding_finetune.data.row_store import read_rows
 from embedding_finetune.files import UserError, one_line, read_json, run_command_line
@@ -214,7 +214,7 @@ def train(folder):
         return run(training, output, args, dev)
     if (output / "model.safetensors").exists():
         raise UserError(f"{output} already holds a finished model: move it away")
-    with try_lock(output):
+    with lock(output, wait=False):
         run(training, output, args, dev)
 
 

@@ -15,7 +15,6 @@ from embedding_finetune.artifacts.staging import (
     lock,
     remove_checkpoint,
     staged_dir,
-    try_lock,
 )
 from embedding_finetune.files import UserError
 from embedding_finetune.hub import model_content
@@ -112,8 +111,8 @@ def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
 
 def test_only_one_process_at_a_time_is_in_a_folder(tmp_path):
     code = ("import sys, pathlib\n"
-            "from embedding_finetune.artifacts.staging import try_lock\n"
-            "with try_lock(pathlib.Path(sys.argv[1])):\n"
+            "from embedding_finetune.artifacts.staging import lock\n"
+            "with lock(pathlib.Path(sys.argv[1]), wait=False):\n"
             "    print('in', flush=True)\n"
             "    sys.stdin.read()")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -121,11 +120,11 @@ def test_only_one_process_at_a_time_is_in_a_folder(tmp_path):
                           env=environment, text=True) as other:
         assert other.stdout.readline() == "in\n"
         with pytest.raises(UserError, match=f"another training .process {other.pid}. is writing to .*new: wait for it"):
-            with try_lock(tmp_path / "new"):
+            with lock(tmp_path / "new", wait=False):
                 pass
         other.kill()
         other.wait()
-    with try_lock(tmp_path / "new"):  # the lock ended with the process
+    with lock(tmp_path / "new", wait=False):  # the lock ended with the process
         assert (tmp_path / "new" / ".lock").read_text() == str(os.getpid())
 
 
