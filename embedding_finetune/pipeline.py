@@ -18,8 +18,6 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from traitlets.config import Config
 
-from embedding_finetune.evaluation.evaluate import evaluate
-from embedding_finetune.evaluation.tables import as_table
 from embedding_finetune.files import CommandLine, UserError, atomic_write, may_overwrite
 from embedding_finetune.models.encoder_config import pretrained
 from embedding_finetune.recipes import find_recipe, trained_labels
@@ -60,10 +58,17 @@ def run_pipeline(settings):
         if step.endswith(".ipynb"):
             run_notebook(ROOT / step, settings.paths.notebooks)
         elif step == "evaluate":
-            _say(as_table(evaluate(settings, label).values()).round(3).to_string())
+            run_evaluation(settings, label)
         else:
             run_script(settings, step, label)
         _say(f"{title}: done in {time.monotonic() - started:.0f} s")
+
+
+def run_evaluation(settings, label):
+    """Evaluate a label that has no notebook of its own, and print its metrics."""
+    from embedding_finetune.evaluation.evaluate import evaluate  # PyTorch and Matplotlib are imported only when needed
+    from embedding_finetune.evaluation.tables import as_table
+    _say(as_table(evaluate(settings, label).values()).round(3).to_string())
 
 
 def run_script(settings, script, label):
