@@ -8,6 +8,7 @@ import torch
 
 from embedding_finetune.data.row_store import read_rows
 from embedding_finetune.hub import load
+from embedding_finetune.models.encoder_config import base_encoder_config
 from embedding_finetune.models.fast_layers import cpu_has
 from embedding_finetune.settings import SELECTION_METRIC
 from embedding_finetune.training.arguments import MODULES, stock_flags
@@ -84,9 +85,10 @@ def estimate_time(tuned, recipe):
     rows, (name, trusted) = read_rows([training_path(tuned, recipe)]), initial_model(tuned, recipe)
     config, tokenizer = (load(kind, name, trusted) for kind in ("AutoConfig", "AutoTokenizer"))
     sample = [rows[number] for number in range(min(200, len(rows)))]
-    texts, max_length = [[row["pos"][0] for row in sample]], tuned.passage_max_len
+    lengths = base_encoder_config(tuned)
+    texts, max_length = [[row["pos"][0] for row in sample]], lengths.passage_max_len
     if recipe.kind == "cross_encoder":  # it reads each passage together with the query
-        texts, max_length = [[row["query"] for row in sample], *texts], tuned.query_max_len + tuned.passage_max_len
+        texts, max_length = [[row["query"] for row in sample], *texts], lengths.query_max_len + lengths.passage_max_len
     tokens = tokenizer(*texts, truncation=True, max_length=max_length)["input_ids"]
     tokens = tuned.epochs * len(rows) * tuned.train_group_size * sum(map(len, tokens)) / len(sample)
     left, right, start = torch.rand(512, config.hidden_size), torch.rand(config.hidden_size, 2048), time.monotonic()

@@ -61,11 +61,16 @@ def initial_model(tuned, recipe):
 
     This is RERANKER_MODEL for a reranker, if set, else BASE_MODEL. `tuned` are settings with the recipe's overrides.
     """
-    if recipe.kind == "cross_encoder" and tuned.reranker_model:
+    if recipe.kind == "cross_encoder" and not has_new_head(tuned, recipe):
         name = model_path(tuned.reranker_model)
         return name, tuned.trusts(tuned.reranker_model, name)
     config = base_encoder_config(tuned)
     return config.name, config.trusted
+
+
+def has_new_head(tuned, recipe):
+    """Whether a training adds a randomly initialized head to BASE_MODEL, which makes it a reranker."""
+    return recipe.kind == "cross_encoder" and not tuned.reranker_model
 
 
 def read_record(folder):

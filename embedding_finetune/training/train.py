@@ -49,6 +49,7 @@ from embedding_finetune.training.plan import WORKER, estimate_time, log_lines, p
 from embedding_finetune.training.provenance import (
     RECORD,
     check_trained,
+    has_new_head,
     initial_model,
     is_current,
     read_record,
@@ -74,9 +75,9 @@ def check(settings, recipe):
         raise UserError(f"{display_value(finished)} holds a finished model; OVERWRITE=1 moves it aside and trains "
                         "again")
     config, collection, reranker = base_encoder_config(tuned), read_data(settings), recipe.kind == "cross_encoder"
-    (name, trusted), together = initial_model(tuned, recipe), tuned.query_max_len if reranker else 0
+    (name, trusted), together = initial_model(tuned, recipe), config.query_max_len if reranker else 0
     check_hub(name)
-    check_lengths(name, tuned.query_max_len, tuned.passage_max_len + together, trusted=trusted)
+    check_lengths(name, config.query_max_len, config.passage_max_len + together, trusted=trusted)
     check_processes(tuned)
     missing = [*missing_in_flagembedding(tuned, recipe), *(name for name, wanted in {
         "reranker": reranker, "several nodes (NNODES)": tuned.nnodes > 1,
@@ -87,9 +88,9 @@ def check(settings, recipe):
                      or recipe.teacher):
         raise UserError(f"{recipe.label}: LORA_RANK, GRAD_CACHE_CHUNK, ARCHITECTURE and teacher are not supported for "
                         "rerankers; remove them")
-    if tuned.query_expansion and (tuned.architecture != "multi_vector" or tuned.query_expansion > tuned.query_max_len):
+    if tuned.query_expansion and (tuned.architecture != "multi_vector" or tuned.query_expansion > config.query_max_len):
         raise UserError(f"QUERY_EXPANSION={tuned.query_expansion} needs ARCHITECTURE=multi_vector (it would change "
-                        f"single-vector embeddings), and may be at most QUERY_MAX_LEN ({tuned.query_max_len})")
+                        f"single-vector embeddings), and may be at most QUERY_MAX_LEN ({config.query_max_len})")
     for dim in map(int, tuned.matryoshka_dims.split()):
         if reranker or tuned.architecture != "single_vector" or dim >= embedding_dim(config):
             raise UserError(f"MATRYOSHKA_DIMS={tuned.matryoshka_dims} needs ARCHITECTURE=single_vector and no "
@@ -117,7 +118,7 @@ def prepare(settings, recipe):
     unfinished = settings.paths.unfinished(recipe.label, tuned.trainer)
     initial = base_encoder_config(tuned)
     if recipe.kind == "cross_encoder":
-        head = "" if settings.reranker_model else ", with a new head"
+        head = ", with a new head" if has_new_head(tuned, recipe) else ""
         initial = f"{display_value(initial_model(tuned, recipe)[0])}{head}"
     print(f"initial model: {initial}", flush=True)
     if recipe.merge:
@@ -148,8 +149,7 @@ def training_settings(settings, recipe, tuned):
     name, trusted = initial_model(tuned, recipe)
     more = {"query_prompt": "", "passage_prompt": "", "dense": ""} if reranker else {}
     more |= {"label": "", "title": name, "name": name, "trusted": trusted, "training_data_note": "unknown",
-             "overrides": "", "note": "", "query_max_len": tuned.query_max_len,
-             "passage_max_len": tuned.passage_max_len}
+             "overrides": "", "note": ""}
     dims = map(int, tuned.matryoshka_dims.split())
     same = {field.name: getattr(tuned, field.name) for field in dataclasses.fields(TrainingSettings)
             if hasattr(tuned, field.name)}
@@ -157,7 +157,7 @@ def training_settings(settings, recipe, tuned):
         "label": recipe.label, "kind": recipe.kind, "encoder": dataclasses.replace(config, **more),
         "training_file": str(training_path(settings, recipe)), "data": str(settings.paths.data),
         "precision": precision(tuned.precision), "cpu": not torch.cuda.is_available(),
-        "teacher": bool(recipe.teacher), "new_head": reranker and not settings.reranker_model,
+        "teacher": bool(recipe.teacher), "new_head": has_new_head(tuned, recipe),
         "matryoshka_dims": (embedding_dim(config), *dims) if tuned.matryoshka_dims else ()})
 
 
