@@ -90,4 +90,3 @@ def lock(folder, wait=True):
         file.write(str(os.getpid()))
         file.flush()
         yield
-

@@ -97,11 +97,12 @@ def evaluate_reranked(settings, collection, system):
     scores["test"] = reranker.score(test.queries, candidates)
     cost = {"ms_per_query": round(reranker.ms_per_query, 3), "bytes_per_passage": round(reranker.bytes_per_passage)}
     first = read_result(settings, system.encoder)["model"]
+    inputs = inputs_of(settings, system)  # hashes the models; a fusion reads the same ones
 
     def save(fused, parameters, model):
         one = replace(system, fused=fused)
         runs = {part: rerank_run(bm25[part], dense[part], scores[part], **parameters) for part in PARTS}
-        return one.label, save_result(settings, collection, one, runs, inputs=inputs_of(settings, one), model=model,
+        return one.label, save_result(settings, collection, one, runs, inputs=inputs, model=model,
                                       parameters=parameters, **cost)
 
     alone = {"bm25_weight": 0.0, "rerank_weight": None, "depth": tuned["depth"]}

@@ -22,7 +22,7 @@ def find_system(settings, label):
     if not found:
         raise UserError(f"there is no system {label[:100]!r}: it must be LABEL, hybrid_LABEL, KIND_MODEL_on_LABEL or "
                         f"hybrid_KIND_MODEL_on_LABEL, where LABEL is one of {', '.join(_retrievers(settings))} and "
-                        f"KIND_MODEL a reranker such as {', '.join(list(_rerankers(settings))[:2])}")
+                        f"KIND_MODEL a reranker such as {', '.join(list(rerankers(settings))[:2])}")
     return found[0]
 
 
@@ -32,16 +32,16 @@ def rerankers(settings):
     A label is KIND_MODEL, or that of a system, KIND_MODEL_on_LABEL.
     """
     systems = [system for system in all_systems(settings) if system.reranker and not system.fused]
-    return _rerankers(settings) | {system.label: (system.reranker, system.reranker_model) for system in systems}
+    labels = {system.reranker_name: system for system in systems} | {system.label: system for system in systems}
+    return {label: (system.reranker, system.reranker_model) for label, system in labels.items()}
 
 
-def _rerankers(settings):
-    """KIND_MODEL -> (kind, label of its model) of all rerankers."""
-    models = [system.encoder for system in _retrievers(settings).values() if system.has_model]
+def _rerankers(settings, retrievers):
+    """(kind, label of its model) of all rerankers."""
+    models = [system.encoder for system in retrievers if system.has_model]
     cross_encoders = [label for label, recipe in all_recipes(settings).items() if recipe.kind == "cross_encoder"]
-    found = [(kind, label) for kind in EMBEDDING_RERANKERS for label in models]
-    return {f"{kind}_{label}": (kind, label)
-            for kind, label in (*found, *((CROSS_ENCODER, label) for label in cross_encoders))}
+    return [*((kind, label) for kind in EMBEDDING_RERANKERS for label in models),
+            *((CROSS_ENCODER, label) for label in cross_encoders)]
 
 
 def _retrievers(settings):
@@ -57,8 +57,9 @@ def _retrievers(settings):
 
 def all_systems(settings):
     """Yield all systems: each retriever; each model also fused, and with each reranker, alone and fused."""
-    stages = _rerankers(settings).values()
-    for first in _retrievers(settings).values():
+    retrievers = _retrievers(settings).values()
+    stages = _rerankers(settings, retrievers)
+    for first in retrievers:
         yield first
         if first.has_model:
             yield replace(first, fused=True)

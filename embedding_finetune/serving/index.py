@@ -235,12 +235,11 @@ def _inputs(settings, system):
 def _model_files(settings, label):
     """The files on this machine that the model of a label depends on; none for an empty label."""
     from embedding_finetune.hub import MODEL_FILES
-    from embedding_finetune.models.encoder_config import load_encoder_config, pretrained
+    from embedding_finetune.models.encoder_config import model_path, pretrained
     if not label:
         return []
-    folder = settings.paths.model(label)
-    if label in pretrained(settings):
-        folder = Path(load_encoder_config(settings, label).name)  # of a Hub model there is no such folder
+    models = pretrained(settings)  # a Hub model has no such folder
+    folder = Path(model_path(models[label][0])) if label in models else settings.paths.model(label)
     return [settings.model_file, *(file for file in sorted(folder.rglob("*")) if file.suffix in MODEL_FILES)]
 
 

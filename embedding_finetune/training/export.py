@@ -13,9 +13,10 @@ from embedding_finetune.artifacts.staging import staged_dir
 from embedding_finetune.files import UserError, write_json
 from embedding_finetune.hub import load
 from embedding_finetune.models.encoder import pool
+from embedding_finetune.models.flagembedding import flag_embedder
 from embedding_finetune.models.modeling import DenseLayers, load_encoder
 from embedding_finetune.training.export_multi_vector import SAMPLES, export_multi_vector
-from embedding_finetune.training.model_card import model_card, unread_by_flagembedding
+from embedding_finetune.training.model_card import model_card
 
 
 def export(model, tokenizer, folder, config, *, dense=(), projection=None, expansion=0, card=None, curve=()):
@@ -78,10 +79,9 @@ def write_encoder_config(folder, dim, config):
 def check_parity(folder, config, texts=None):
     """Lowest cosine between the libraries' embeddings of queries and passages; raises UserError below 0.9999.
 
-    FlagEmbedding is included if it supports the model (see unread_by_flagembedding). The default texts include some
+    FlagEmbedding is included if it supports the model (see models.flagembedding). The default texts include some
     that exceed both maximum lengths, so that truncation is compared as well.
     """
-    from FlagEmbedding import FlagModel
     from sentence_transformers import SentenceTransformer
 
     long = f"{SAMPLES[2]} " * (config.query_max_len // 8 + 1), f"{SAMPLES[1]} " * config.passage_max_len
@@ -89,12 +89,7 @@ def check_parity(folder, config, texts=None):
     sentence = SentenceTransformer(str(folder), device="cpu", trust_remote_code=config.trusted)
     tokenizer = load("AutoTokenizer", folder, config.trusted)
     encoder, dense = (part.eval() for part in load_encoder(folder, config.dense, config.trusted))
-    options = {"pooling_method": config.pooling, "normalize_embeddings": config.normalize, "use_fp16": False,
-               "devices": ["cpu"], "query_instruction_for_retrieval": config.query_prompt or None,
-               "trust_remote_code": config.trusted,
-               "query_max_length": config.query_max_len, "passage_max_length": config.passage_max_len}
-    unread = unread_by_flagembedding(config, encoder.config.model_type)
-    flag = None if unread else FlagModel(str(folder), **options)
+    flag = flag_embedder(dataclasses.replace(config, name=str(folder)))
 
     @torch.inference_mode()
     def plain(texts, length):

@@ -6,14 +6,10 @@ import time
 
 import torch
 
-from embedding_finetune.data.row_store import read_rows
 from embedding_finetune.hub import load
-from embedding_finetune.models.encoder_config import base_encoder_config
 from embedding_finetune.models.fast_layers import cpu_has
 from embedding_finetune.settings import SELECTION_METRIC
 from embedding_finetune.training.arguments import MODULES, stock_flags
-from embedding_finetune.training.provenance import initial_model
-from embedding_finetune.training.training_data import training_path
 
 WORKER = "embedding_finetune.training.worker"
 
@@ -80,17 +76,19 @@ def precision_notice(training):
     return None
 
 
-def estimate_time(tuned, recipe):
-    """Rough training time on this CPU in seconds: 6 operations per weight and token, at matrix multiplication speed."""
-    rows, (name, trusted) = read_rows([training_path(tuned, recipe)]), initial_model(tuned, recipe)
-    config, tokenizer = (load(kind, name, trusted) for kind in ("AutoConfig", "AutoTokenizer"))
+def estimate_time(training, rows):
+    """Rough training time on this CPU in seconds: 6 operations per weight and token, at matrix multiplication speed.
+
+    `rows` are the training rows (see row_store.read_rows).
+    """
+    encoder = training.encoder
+    config, tokenizer = (load(kind, encoder.name, encoder.trusted) for kind in ("AutoConfig", "AutoTokenizer"))
     sample = [rows[number] for number in range(min(200, len(rows)))]
-    lengths = base_encoder_config(tuned)
-    texts, max_length = [[row["pos"][0] for row in sample]], lengths.passage_max_len
-    if recipe.kind == "cross_encoder":  # it reads each passage together with the query
-        texts, max_length = [[row["query"] for row in sample], *texts], lengths.query_max_len + lengths.passage_max_len
+    texts, max_length = [[row["pos"][0] for row in sample]], encoder.passage_max_len
+    if training.kind == "cross_encoder":  # it reads each passage together with the query
+        texts, max_length = [[row["query"] for row in sample], *texts], encoder.query_max_len + encoder.passage_max_len
     tokens = tokenizer(*texts, truncation=True, max_length=max_length)["input_ids"]
-    tokens = tuned.epochs * len(rows) * tuned.train_group_size * sum(map(len, tokens)) / len(sample)
+    tokens = training.epochs * len(rows) * training.train_group_size * sum(map(len, tokens)) / len(sample)
     left, right, start = torch.rand(512, config.hidden_size), torch.rand(config.hidden_size, 2048), time.monotonic()
     for _ in range(10):
         left @ right

@@ -222,7 +222,7 @@ def _train(tuned, recipe, unfinished, one_process):
     if notice := precision_notice(training):
         print(notice, flush=True)
     if not torch.cuda.is_available():
-        seconds = estimate_time(tuned, recipe)
+        seconds = estimate_time(training, rows)
         print(f"no GPU found: training takes roughly {duration(seconds)} on this CPU"
               f"{'' if tuned.profile == 'demo' else '; PROFILE=demo takes minutes'}", flush=True)
     if tuned.trainer != "flagembedding":
