@@ -1,6 +1,6 @@
 """The pictures in docs/images, out of the notebooks: each cell tagged `image:NAME` gives docs/images/NAME.png.
 
-    python docs/make_images.py    (some minutes: all notebooks of docs/ are executed)
+python docs/make_images.py    (some minutes: all notebooks of docs/ are executed)
 """
 
 import base64

@@ -125,7 +125,8 @@ def evaluate(name, label, notebook):
 
 def costs(name):
     """Milliseconds of each finished system for one query alone, and of its parts, into costs.json, but for those that
-    are there: an idle machine."""
+    are there: an idle machine.
+    """
     settings = settings_of(name)
     test, found = read_data(settings).split("test"), read_json(settings.output_dir / "costs.json") or {}
     queries = dict(list(test.queries.items())[:TIMED + 1])
@@ -212,7 +213,8 @@ def _row(settings, row, seeds, means, trainings, ms, vector):
 
 def with_new(rows, found):
     """The rows of recipe.json with those that were found here, unless they were there before, of as many seeds: another
-    machine has other last digits."""
+    machine has other last digits.
+    """
     def key(row):
         return row.get("ladder"), row["set"], row["label"]
 

@@ -1,7 +1,7 @@
 """The command line: `embedding-finetune COMMAND` or `python -m embedding_finetune COMMAND`.
 
-    python -m embedding_finetune             lists the commands
-    python -m embedding_finetune train hard  is what finetune_hard.sh runs
+python -m embedding_finetune             lists the commands
+python -m embedding_finetune train hard  is what finetune_hard.sh runs
 """
 
 import importlib

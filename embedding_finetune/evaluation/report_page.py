@@ -180,12 +180,12 @@ def page_data(evidence, curves):
 
 
 def verdicts(rows):
-    """label -> other label -> metric -> verdict on the pair, as in the notebooks."""
+    """Label -> other label -> metric -> verdict on the pair, as in the notebooks."""
     return _of_pairs(rows, lambda label, other, pair: verdict(label if pair["difference"] >= 0 else other, pair))
 
 
 def significant(rows):
-    """label -> other label -> metric -> whether a planned comparison found a significant difference."""
+    """Label -> other label -> metric -> whether a planned comparison found a significant difference."""
     return _of_pairs(rows, lambda label, other, pair: pair["planned"] and outcome(pair).significant)
 
 

@@ -41,6 +41,7 @@ def tune_reranking(dev, bm25, dense, second, depths=DEPTHS):
 
 def rerank_run(bm25, dense, second, *, bm25_weight, rerank_weight, depth):
     """Run of BM25 and a dense model, reranked. `bm25_weight` 0 ignores BM25's scores; `rerank_weight` None ranks by the
-    reranker alone."""
+    reranker alone.
+    """
     candidates = candidate_union(dense, bm25, depth=depth)
     return interpolate_scores(weighted_sum_fusion(bm25, dense, bm25_weight), second, rerank_weight, candidates)

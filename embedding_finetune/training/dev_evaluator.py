@@ -42,7 +42,8 @@ class DevEvaluator:
 
     def __init__(self, collection, size, tokenizer, config, seed, device, expansion=0):
         """`collection` is the dev split, `size` the number of passages sampled in addition to the positives, `config`
-        an EncoderConfig; `expansion` as in batches.Collator."""
+        an EncoderConfig; `expansion` as in batches.Collator.
+        """
         self.qrels, self.query_ids, self.device = collection.qrels, list(collection.queries), device
 
         def lay_out(prompt, texts, max_length, length=0):
@@ -60,7 +61,8 @@ class DevEvaluator:
 
     def _embed_queries(self, model):
         """Embeddings of the distinct queries, in main memory, without trailing columns that are zero for all of them:
-        multi-vector embeddings are mostly padding."""
+        multi-vector embeddings are mostly padding.
+        """
         found = []
         for sub in self.queries[0]:
             embedded = self._embed(model, sub)

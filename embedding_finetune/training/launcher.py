@@ -92,7 +92,7 @@ def _run(settings, label, words, outcome):
 
 
 def _configuration(settings, label):
-    """torch's LaunchConfig. It stops on SIGHUP even under nohup; here, signals that are ignored stay ignored."""
+    """Torch's LaunchConfig. It stops on SIGHUP even under nohup; here, signals that are ignored stay ignored."""
     signals = [name for name in ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP")
                if signal.getsignal(signal.Signals[name]) != signal.SIG_IGN]
     place = {"run_id": str(uuid.uuid4()), "rdzv_endpoint": "localhost:0"}  # as `torchrun --standalone`

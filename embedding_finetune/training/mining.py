@@ -89,7 +89,8 @@ class Miner:
 
     def _found(self, retriever, queries, passages, identity):
         """Positions of the top passages per query; `passages` is a hash of the corpus, `identity` that of the
-        retriever."""
+        retriever.
+        """
         folder = self.settings.paths.searches
         return resumable_search(retriever, queries, self.recipe.mining_top_k, folder, [identity, passages])
 

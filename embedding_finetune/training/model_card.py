@@ -64,7 +64,8 @@ scores = model.encode_queries(["a query"]) @ model.encode_corpus([{passage_promp
 
 def model_card(name, config, model_type, card, curve):
     """README.md of a model. `card` (name -> value) are the training settings, `curve` (rows with step, recall@10,
-    mrr@10) the dev metrics during training."""
+    mrr@10) the dev metrics during training.
+    """
     unread, layers = unread_by_flagembedding(config, model_type), " and ".join(config.dense.split())
     sizes = str(card.get("MATRYOSHKA_DIMS", "")).split()
     words = dataclasses.asdict(config) | {"name": name, "trust": ", trust_remote_code=True" if config.trusted else ""}

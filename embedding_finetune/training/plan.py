@@ -37,7 +37,7 @@ def describe(training, rows):
 
 
 def _every(size, steps):
-    """transformers' reading of a number of steps: below 1, it is a fraction of all steps."""
+    """Transformers' reading of a number of steps: below 1, it is a fraction of all steps."""
     return math.ceil(size * steps) if size < 1 else int(size)
 
 

@@ -115,7 +115,8 @@ class RerankerDevEvaluator:
 
     def measure(self, scores):
         """{"recall@10", "mrr@10", "spread"} of the candidates ranked by score. The spread is the standard deviation of
-        a query's scores, averaged over queries."""
+        a query's scores, averaged over queries.
+        """
         rankings = {query: [candidates[place] for place in np.argsort(-found, kind="stable")]
                     for (query, candidates), found in zip(self.candidates.items(), scores, strict=True)}
         spread = float(np.mean([found.std() for found in scores if len(found)]))

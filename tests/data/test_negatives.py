@@ -19,7 +19,7 @@ def test_negatives_are_distinct_and_never_positives():
     rng = np.random.default_rng(5)
     positives = [rng.choice(60, size=rng.integers(1, 5), replace=False).tolist() for _ in range(2000)]
     for row, own in zip(sample_random(positives, 60, 50, seed=1), positives):
-        assert len(set(row.tolist())) == 50 and not set(row.tolist()) & set(own) and 0 <= row.min() and row.max() < 60
+        assert len(set(row.tolist())) == 50 and not set(row.tolist()) & set(own) and row.min() >= 0 and row.max() < 60
 
 
 def test_all_passages_but_the_positives_when_there_are_just_enough():
