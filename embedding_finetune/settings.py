@@ -14,6 +14,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from embedding_finetune.deprecation import run_renamed
 from embedding_finetune.files import UserError, run_command_line
@@ -39,7 +40,8 @@ POOLINGS = ("cls", "mean", "last_token")
 SELECTION_METRIC = "mrr@10"  # on dev queries: selects checkpoints, fusion weights and models
 
 
-def setting(why, changes, default=dataclasses.MISSING, check=None, flag=None):
+def setting(why: str, changes: str, default: Any = dataclasses.MISSING, check: tuple | None = None,
+            flag: str | None = None) -> Any:
     """A row of the table: `why` describes it, `changes` is what a change invalidates, `check` is (predicate, demand).
 
     `flag` is the training flag that the setting becomes.
@@ -198,8 +200,8 @@ class Settings:
             if name not in given and row.default is dataclasses.MISSING:
                 raise UserError(f"profiles/{profile}.env lacks {name}: {row.metadata['why']}")
         values = {name: given.get(name, str(row.default)) for name, row in TABLE.items()}
-        return cls(profile=profile, of_others=others, sources=tuple(sources.items()),
-                   **{name.lower(): _parse(name, text) for name, text in values.items()})
+        parsed: dict[str, Any] = {name.lower(): _parse(name, text) for name, text in values.items()}
+        return cls(profile=profile, of_others=others, sources=tuple(sources.items()), **parsed)
 
     def with_overrides(self, changes):
         """These settings with a recipe's values (NAME -> value); raises UserError as `load` does."""

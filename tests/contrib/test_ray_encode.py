@@ -141,7 +141,7 @@ def test_without_ray_one_line_says_what_to_install(built, monkeypatch):
     with pytest.raises(UserError, match="the package ray is not installed, and RAY_ADDRESS=auto needs it: pip "):
         for_each_shard(dataclasses.replace(built, ray_address="auto"), print, 2)
     assert any(line.split(" #")[0].strip() == ray_encode.REQUIREMENT
-               for line in (ROOT / "requirements.txt").read_text().splitlines())
+               for line in (ROOT / "requirements" / "ray.txt").read_text().splitlines())
 
 
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:9", "ray://127.0.0.1:9", ":9", "127.0.0.1:port"])
