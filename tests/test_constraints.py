@@ -59,7 +59,8 @@ def test_every_layer_can_be_installed_by_its_name():
     """`pip install embedding-finetune[milvus]` and `pip install -r requirements/milvus.txt` are the same."""
     dynamic = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["dynamic"]
     assert dynamic["dependencies"] == {"file": ["requirements.txt"]}
-    assert dynamic["optional-dependencies"] == {file.stem: {"file": [f"requirements/{file.name}"]} for file in FILES[1:]}
+    layers = {file.stem: {"file": [f"requirements/{file.name}"]} for file in FILES[1:]}
+    assert dynamic["optional-dependencies"] == layers
 
 
 def test_what_is_needed_in_turn_is_found():
