@@ -84,7 +84,7 @@ class Miner:
         candidates = filter_candidates(candidates, pool.positives, vectors, dense.vectors, Filter.parse(recipe.filter))
         taken = [positives + negatives for positives, negatives in zip(pool.positives, pool.negatives)]
         chosen, mined = select_negatives(candidates, taken, near_duplicates(corpus.values()), pool.num_eligible,
-                                         recipe.num_negatives, seed=[self.settings.seed, recipe.num_negatives])
+                                         recipe.num_negatives, seed=self.settings.rng(recipe.num_negatives))
         return chosen, _sources(chosen, mined, found)
 
     def _found(self, retriever, queries, passages, identity):
