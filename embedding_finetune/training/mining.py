@@ -66,7 +66,7 @@ class Miner:
         whether it found the negative. Candidates come from the eligible passages of the pool. They are filtered by the
         model's scores, near-duplicates of a positive are dropped, and random passages fill the remaining places.
         """
-        recipe, train, corpus = self.recipe, pool.train, dict(zip(pool.ids, pool.texts()))
+        recipe, train, corpus = self.recipe, pool.train, dict(enumerate(pool.texts()))
         print(f"mining for {recipe.label}: {len(train.queries)} training queries, {pool.num_eligible} training "
               f"passages, model {self.config.title}", flush=True)
         queries, passages, found = list(train.queries.values()), content_hash(*corpus.items()), {}
