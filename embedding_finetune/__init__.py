@@ -77,7 +77,6 @@ The modules in data-flow order; each imports only from modules above it:
     training/plan            what a training will do, and the equivalent commands
     training/trainer         the training loop
     training/reranker        training a cross-encoder
-    training/export_multi_vector   export of the multi-vector part of a model
     training/model_card      the card of a finished model
     training/export          a model folder that three libraries load
     training/merging         a fine-tuned model averaged with its base
