@@ -49,20 +49,18 @@ The modules in data-flow order; each imports only from modules above it:
 
     retrieval/trec           run and judgment files in TREC formats
     retrieval/analyzer       BM25 tokenization by script and language
-    retrieval/exact_search   exact nearest neighbours
-    retrieval/ann            approximate nearest neighbours: faiss, Milvus
     retrieval/base           the retriever interface, ties, top k
+    retrieval/exact_search   exact nearest neighbours
+    retrieval/ann            approximate nearest neighbours with faiss
     retrieval/system         what is evaluated, compared and searched
     retrieval/dense          dense retrieval
     retrieval/bm25           BM25
     retrieval/fusion         fusion of BM25 and a dense retriever
     retrieval/resumable_search     searches of very many queries, resumed after an interruption
     retrieval/rerank         the reranker interface, candidates, score interpolation
-    retrieval/late_interaction     reranking by token embeddings
-    retrieval/multi_vector_search  retrieval by token embeddings
+    retrieval/late_interaction     reranking and retrieval by token embeddings
     retrieval/cross_encoder  reranking by a cross-encoder
     retrieval/known_systems  systems and rerankers by label
-    retrieval/rerankers      the kinds of rerankers by label
 
     training/training_data   training files, written again only when something changed
     training/provenance      what a model was trained from
@@ -104,6 +102,7 @@ The modules in data-flow order; each imports only from modules above it:
     serving/server           HTTP server and search page
 
     contrib/bge_m3           reranking by the three scores of BGE-M3
+    contrib/milvus           approximate nearest neighbours with Milvus
     contrib/ray_encode       functions over shards on a Ray cluster
     models/parallel_encode   encoding by several processes
     contrib/onnx_openvino    export to ONNX and OpenVINO

@@ -5,13 +5,13 @@ import sys
 
 import pytest
 
+from embedding_finetune.contrib.milvus import MilvusIndex
 from embedding_finetune.contrib.ray_encode import cluster
 from embedding_finetune.data.documents.chunker import Chunker
 from embedding_finetune.data.documents.files import read_document
 from embedding_finetune.extras import EXTRAS, require
 from embedding_finetune.files import UserError
 from embedding_finetune.models.compiled_model import import_silently
-from embedding_finetune.retrieval.ann import MilvusIndex
 from embedding_finetune.settings import ROOT
 
 PACKAGE = ROOT / "embedding_finetune"

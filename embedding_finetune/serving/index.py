@@ -43,7 +43,7 @@ from embedding_finetune.files import (
 from embedding_finetune.serving.abstention import choose_threshold
 from embedding_finetune.settings import Settings, display_value
 
-FORMAT = 3  # version of the index format: changing it rebuilds all indexes
+FORMAT = 4  # version of the index format: changing it rebuilds all indexes
 CHANGING = "data or model of {} changed while its index was opened: try again"
 
 
@@ -156,8 +156,8 @@ def _combined(settings, folder, system, parameters, bm25, dense):
     fused = HybridRetriever(bm25.retriever, dense.retriever, parameters["bm25_weight"])
     if not system.reranker:
         return fused
+    from embedding_finetune.retrieval.known_systems import make_reranker
     from embedding_finetune.retrieval.rerank import RerankedRetriever
-    from embedding_finetune.retrieval.rerankers import make_reranker
     reranker = make_reranker(settings, system.reranker, system.reranker_model).load(folder)
     return RerankedRetriever(fused, reranker, parameters["rerank_weight"], parameters["depth"])
 
@@ -249,7 +249,7 @@ def _build(settings, system, folder, manifest, collection):
     from embedding_finetune.retrieval.base import make_retriever
     from embedding_finetune.retrieval.dense import Dense
     if system.reranker:
-        from embedding_finetune.retrieval.rerankers import make_reranker
+        from embedding_finetune.retrieval.known_systems import make_reranker
         make_reranker(settings, system.reranker, system.reranker_model).index(collection.corpus).save(folder)
     if system.is_single:
         retriever = (Dense(_encoder(settings, system), settings.index) if system.has_model else

@@ -217,7 +217,7 @@ def test_an_index_of_an_earlier_version_is_rebuilt_with_a_note(built, capsys):
 
 def test_a_damaged_index_and_an_interrupted_build_are_repaired(built, capsys):
     folder = open_index(built, "bm25").folder
-    (folder / "tie_rank.npy").write_bytes(b"")
+    (folder / "offsets.npy").write_bytes(b"")
     (folder.parent / ".partial").mkdir()
     assert len(open_index(built, "bm25").answer(["otter"], 3)[0]) == 3
     assert "is damaged" in capsys.readouterr().err and not (folder.parent / ".partial").exists()
@@ -315,7 +315,7 @@ def test_an_index_that_cannot_be_opened_and_is_undamaged_is_kept(built, monkeypa
 def test_only_the_index_that_is_damaged_is_rebuilt(built, capsys, settings_changed):
     folder = open_index(built, "bm25").folder
     expected = open_index(built, "bm25").answer(["otter"], 3)
-    other, path = folder.with_name("of_other_data"), folder / "tie_rank.npy"
+    other, path = folder.with_name("of_other_data"), folder / "offsets.npy"
     shutil.copytree(folder, other)
     (other / "manifest.json").unlink()
     times, before = path.stat(), path.read_bytes()
