@@ -12,6 +12,7 @@ The modules in data-flow order; each imports only from modules above it:
     profiles                 values of settings from the environment and from profiles/
     settings_view            table of the settings for notebooks
     settings                 all settings: type, default, check, purpose
+    hints                    hints for error messages
     recipes                  the fine-tunings in profiles/recipes.toml
     artifacts/manifest       checksums of records and folders
     artifacts/earlier        records of earlier versions
@@ -94,7 +95,6 @@ The modules in data-flow order; each imports only from modules above it:
     evaluation/report_page   the HTML report
 
     serving/abstention       score threshold for answering
-    models/query_encoder    query embeddings without PyTorch
     serving/available        what can be searched
     serving/index            saved indexes
     serving/search           search at the command line
