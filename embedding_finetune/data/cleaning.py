@@ -43,7 +43,7 @@ def read_pairs(settings):
         collection, counts = _read_beir(settings, more)
     else:
         collection, counts = clean(_sound(settings, settings.dataset, _reader(settings.dataset)(settings)), more)
-        sample = collection.sample(settings.max_queries, settings.seed)
+        sample = collection.sample(settings.max_queries, settings.rng())
         counts["queries left out by MAX_QUERIES"] = len(collection.queries) - len(sample.queries)
         collection = sample
     if not collection.queries:
@@ -178,7 +178,7 @@ def _read_beir(settings, more):
                       len(whole.queries) - len(kept)})
     held_out_ids = [query for query in kept if whole.splits[query] != "train"]
     train = whole.select_queries([query for query in kept if whole.splits[query] == "train"])
-    sample = train.sample(settings.max_queries, settings.seed)
+    sample = train.sample(settings.max_queries, settings.rng())
     counts["train queries left out by MAX_QUERIES"] = len(train.queries) - len(sample.queries)
     texts = {normalize(text) for text in sample.queries.values()}
     held_out, positives = whole.select_queries(held_out_ids), set(sample.positive_pool()[0])

@@ -20,6 +20,7 @@ import faiss
 import numpy as np
 from tqdm.auto import tqdm
 
+from embedding_finetune.extras import require
 from embedding_finetune.files import UserError, one_line, read_json, write_json
 from embedding_finetune.retrieval.exact_search import exact_search
 from embedding_finetune.settings import path_of
@@ -211,6 +212,9 @@ class MilvusIndex(ApproximateIndex):
         return self._asked(client.query, name, filter="", output_fields=["count(*)"])[0]["count(*)"]
 
     def _client(self):
+        require("pymilvus")  # takes a second to import
+        if "://" not in self.uri:
+            require("milvus_lite")
         uri = self.uri if "://" in self.uri else str(path_of(self.uri))
         try:
             Path("." if "://" in uri else uri).parent.mkdir(parents=True, exist_ok=True)
@@ -231,7 +235,7 @@ class MilvusIndex(ApproximateIndex):
 @functools.cache
 def _connected(uri):
     """The Milvus client of this process; the embedded database can be opened only once."""
-    from pymilvus import MilvusClient  # takes a second to import
+    from pymilvus import MilvusClient
     for name in ("pymilvus", "milvus_lite", "grpc"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # its errors are raised as well
     return MilvusClient(uri, token=os.environ.get("MILVUS_TOKEN", ""), timeout=TIMEOUT)

@@ -66,7 +66,7 @@ class Miner:
         whether it found the negative. Candidates come from the eligible passages of the pool. They are filtered by the
         model's scores, near-duplicates of a positive are dropped, and random passages fill the remaining places.
         """
-        recipe, train, corpus = self.recipe, pool.train, dict(zip(pool.ids, pool.texts()))
+        recipe, train, corpus = self.recipe, pool.train, dict(enumerate(pool.texts()))
         print(f"mining for {recipe.label}: {len(train.queries)} training queries, {pool.num_eligible} training "
               f"passages, model {self.config.title}", flush=True)
         queries, passages, found = list(train.queries.values()), content_hash(*corpus.items()), {}
@@ -84,7 +84,7 @@ class Miner:
         candidates = filter_candidates(candidates, pool.positives, vectors, dense.vectors, Filter.parse(recipe.filter))
         taken = [positives + negatives for positives, negatives in zip(pool.positives, pool.negatives)]
         chosen, mined = select_negatives(candidates, taken, near_duplicates(corpus.values()), pool.num_eligible,
-                                         recipe.num_negatives, seed=[self.settings.seed, recipe.num_negatives])
+                                         recipe.num_negatives, seed=self.settings.rng(recipe.num_negatives))
         return chosen, _sources(chosen, mined, found)
 
     def _found(self, retriever, queries, passages, identity):
