@@ -78,10 +78,10 @@ def _account(counts, source):
 def _sample(collection, settings):
     """The collection with a seeded sample of MAX_QUERIES train queries; given dev and test splits stay whole."""
     if not collection.splits:
-        return collection.sample(settings.max_queries, settings.seed)
+        return collection.sample(settings.max_queries, settings.rng())
     if "train" not in collection.splits.values():
         raise UserError(f"DATASET={settings.dataset} has no row in the train split: add some, or set SPLIT_COLUMN=none")
-    train = collection.split("train").sample(settings.max_queries, settings.seed)
+    train = collection.split("train").sample(settings.max_queries, settings.rng())
     return collection.select_queries([query for query, split in collection.splits.items()
                                       if split != "train" or query in train.queries])
 
@@ -242,7 +242,7 @@ def _read_beir(settings, more):
                       len(whole.queries) - len(kept)})
     held_out_ids = [query for query in kept if whole.splits[query] != "train"]
     train = whole.select_queries([query for query in kept if whole.splits[query] == "train"])
-    sample = train.sample(settings.max_queries, settings.seed)
+    sample = train.sample(settings.max_queries, settings.rng())
     counts["train queries left out by MAX_QUERIES"] = len(train.queries) - len(sample.queries)
     texts = {normalize(text) for text in sample.queries.values()}
     held_out, positives = whole.select_queries(held_out_ids), set(sample.positive_pool()[0])
