@@ -5,7 +5,9 @@ reported. It ends with sentences computed from it: what to fix first, and the sm
 detect.
 """
 
+import html
 from collections import Counter
+from dataclasses import asdict
 
 import ftfy.badness
 import numpy as np
@@ -29,13 +31,15 @@ CHECK_QUERIES, CHECK_PASSAGES = 200, 1000  # of the baseline check
 RIVALS = 3  # baselines of a fine-tuned model: raw, bm25, reference
 DIFFERENCES = (0.01, 0.02, 0.05, 0.1)  # in recall@1; the report says how many queries are needed for each
 WORTH_A_SENTENCE = 0.01  # problems that affect a smaller share of the rows are not mentioned
-TAG = regex.compile(r"</?(a|b|br|div|em|h[1-6]|i|img|li|ol|p|pre|script|span|strong|style|table|td|th|tr|u|ul)\b[^<>]*>"
-                    r"|&(amp|gt|lt|nbsp|quot|#\d+);", regex.IGNORECASE)
+TAG = regex.compile(r"</?(a|b|br|div|em|h[1-6]|i|img|li|ol|p|pre|script|span|strong|style|table|td|th|tr|u|ul)\b"
+                    r"[^<>]*>", regex.IGNORECASE)
+ENTITY = regex.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|\w+);")
 FIXES = {  # kind of suspicious pair -> what to do
     "query and passage are equal": "nothing can be learned from them: drop them",
     "query stands in the passage": "BM25 finds them by exact match: remove the query from the passage, or drop them",
     "passage stands in the query": "the query contains its answer: drop them",
     "HTML": "strip the tags",
+    "HTML entities": "replace them by their characters (html.unescape)",
     "mojibake": "read the source with its correct encoding, or repair it with ftfy",
     "passage of fewer than 3 words": "they rarely answer a query: drop them, or merge them with the text around them",
 }
@@ -48,11 +52,12 @@ ALIKE = 0.1  # a lead that differs more than this from all of MEASURED is not co
 def report_data(settings, collection, counts, baseline_check=True):
     """Write the report of a collection with its splits to dataset_report.json; returns it as a dict.
 
-    `counts` are the row counts of cleaning.read_pairs. `baseline_check=False` skips the search. Raises UserError when
-    the base model is not available.
+    `counts` are those of cleaning.read_pairs, with its sources. `baseline_check=False` skips the search. Raises
+    UserError when the base model is not available.
     """
     rng, config = settings.rng(), base_encoder_config(settings)
-    report = {"reading": dict(counts), "counts": _count(collection), "suspicious": suspicious_pairs(collection, rng),
+    report = {"reading": dict(counts), "sources": [asdict(source) for source in getattr(counts, "sources", ())],
+              "counts": _count(collection), "suspicious": suspicious_pairs(collection, rng),
               "near_duplicates": _near_duplicates(collection, rng), "tokens": token_lengths(config, collection, rng),
               "languages": {side: {f"{code or 'unknown'} ({script_title(script)})": round(share, 4)
                                    for (script, code), share in language_shares(list(texts.values())).items()
@@ -106,6 +111,8 @@ def _suspicions(query, passage):
         yield "passage stands in the query"
     if TAG.search(query) or TAG.search(passage):
         yield "HTML"
+    if any(html.unescape(entity) != entity for text in (query, passage) for entity in ENTITY.findall(text)):
+        yield "HTML entities"
     if any("\ufffd" in text or ftfy.badness.is_bad(text) for text in (query, passage)):
         yield "mojibake"
     if len(answer.split()) < 3:

@@ -29,6 +29,7 @@ PAIRS = {
     "chinese": ("水獭的洞", "我们在河边找到了水獭的洞，里面铺着干草。"),
     "other way": ("an otter sleeps in its den, is that true?", "otter sleeps in its den"),
     "tags": ("who was here", "<p>The otter&nbsp;slept here for a week, then it left.</p>"),
+    "entities": ("who doesn&#x27;t sleep", "The otter &mdash; it&rsquo;s awake at night, as we were told."),
     "no tags": ("is a < b and b > a", "Here a < b holds, and List<T> is a type of Java; fish & chips."),
     "broken": ("what do people say", "They said itâ€™s a lovely den, and the river wasn\u2019t far from it."),
     "lost": ("what was lost", "This den had a na\ufffdme that nobody can read any more."),
@@ -48,7 +49,8 @@ def test_suspicious_pairs_are_told_by_kind():
     assert found.pop("of") == len(PAIRS)
     assert {kind: own["queries"] for kind, own in found.items()} == {
         "query and passage are equal": ["equal"], "query stands in the passage": ["inside", "chinese"],
-        "passage stands in the query": ["other way"], "HTML": ["tags"], "mojibake": ["broken", "lost"],
+        "passage stands in the query": ["other way"], "HTML": ["tags"], "HTML entities": ["tags", "entities"],
+        "mojibake": ["broken", "lost"],
         "passage of fewer than 3 words": ["short"]}
     assert found["mojibake"]["pairs"] == 2 and found["mojibake"]["share"] == pytest.approx(2 / len(PAIRS))
 

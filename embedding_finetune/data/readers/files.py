@@ -16,6 +16,7 @@ from typing import IO
 
 import pyarrow
 
+from embedding_finetune.extras import require
 from embedding_finetune.files import UserError, one_line
 from embedding_finetune.settings import path_of
 
@@ -193,9 +194,8 @@ def is_text(text: str) -> bool:
 
 def not_utf8(path: Path) -> str:
     """What is wrong with a file that is not UTF-8, and in which encoding it probably is."""
-    import charset_normalizer
     with open_bytes(path) as file:
-        best = charset_normalizer.from_bytes(file.read(2**16)).best()
+        best = require("charset_normalizer").from_bytes(file.read(2**16)).best()
     return f"not UTF-8{f' but probably {best.encoding}' if best else ''}: save the file as UTF-8"
 
 

@@ -27,6 +27,7 @@ from embedding_finetune.data.readers.files import (
     table_ending,
 )
 from embedding_finetune.data.readers.json_files import open_json
+from embedding_finetune.extras import require
 from embedding_finetune.files import UserError, one_line
 
 BATCH = 1000  # rows of Parquet and Hub datasets converted to Python values at once
@@ -171,11 +172,7 @@ def _parquet(path):
 
 def _xlsx(path):
     """The one sheet of an Excel file that has cells; its first row holds the names of the columns."""
-    try:
-        import openpyxl
-    except ImportError:
-        raise UserError(f"{path}: reading Excel files needs openpyxl (pip install -r requirements/documents.txt), or "
-                        "save the sheet as CSV in UTF-8") from None
+    openpyxl = require("openpyxl")
     content = path.read_bytes()
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
