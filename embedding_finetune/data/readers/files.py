@@ -170,13 +170,14 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def open_text(path: Path) -> Iterator[io.TextIOWrapper]:
+def open_text(path: Path, newline: str = "") -> Iterator[io.TextIOWrapper]:
     """The content as text: UTF-8, or what a byte order mark says.
 
-    Invalid UTF-8 is kept as surrogates, to be reported by row (see is_text). Line ends are kept.
+    Invalid UTF-8 is kept as surrogates, to be reported by row (see is_text). Line ends are kept; `newline` is that of
+    `open`.
     """
     with open_bytes(path) as file:
-        yield io.TextIOWrapper(file, encoding=encoding_of(path), errors="surrogateescape", newline="")
+        yield io.TextIOWrapper(file, encoding=encoding_of(path), errors="surrogateescape", newline=newline)
 
 
 def encoding_of(path: Path) -> str:
