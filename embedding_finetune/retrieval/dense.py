@@ -7,6 +7,7 @@ import numpy as np
 from embedding_finetune.files import UserError
 from embedding_finetune.retrieval.ann import FLAT, ExactIndex, make_index, recall_vs_exact
 from embedding_finetune.retrieval.base import Retriever
+from embedding_finetune.settings import display_value
 
 PART = 1 << 20  # passages whose vectors are in memory at a time
 
@@ -61,4 +62,4 @@ class Dense(Retriever):
     def recall_vs_exact(self, texts):
         """Recall and latency of a loaded index compared with exact search, see ann.recall_vs_exact."""
         queries = self.encoder.encode_queries(texts)
-        return {"index": self.index_spec} | recall_vs_exact(self.nearest, queries, self.tie_rank)
+        return {"index": display_value(self.index_spec)} | recall_vs_exact(self.nearest, queries, self.tie_rank)

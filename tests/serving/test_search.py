@@ -16,7 +16,6 @@ from embedding_finetune.settings import ROOT
 def searched(monkeypatch, capsys, *words):
     """Standard output and error of a search."""
     monkeypatch.setattr(sys, "argv", ["search", *words])
-    monkeypatch.setattr(sys.stdout, "reconfigure", lambda errors: None, raising=False)
     search.main()
     return capsys.readouterr()
 
