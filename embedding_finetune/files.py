@@ -30,7 +30,7 @@ class UserError(Exception):
 class CommandLine(argparse.ArgumentParser):
     """Argument parser of `python -m embedding_finetune COMMAND`; errors are UserErrors, of one line."""
 
-    def __init__(self, command: str, description: str):
+    def __init__(self, command: str, description: str | None):
         super().__init__(prog=f"python -m embedding_finetune {command}", description=description, allow_abbrev=False,
                          formatter_class=argparse.RawDescriptionHelpFormatter)
 
