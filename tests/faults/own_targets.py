@@ -53,22 +53,16 @@ def _dataset(folder):
     return record(folder / "data" / "dataset.json", lambda: read_data(now))
 
 
-@target("training file", "built", 60)
-def _training(folder):
-    path = folder / "data" / "training_neg_10.json"
-    return file(path, lambda: list(read_rows([path])))
-
-
 @target("rows in Arrow", "built", 60)
 def _rows(folder):
     path = folder / "data" / "training_neg_10.arrow"
-    return file(path, lambda: list(read_rows([path])))
+    return file(path, lambda: list(read_rows(path)))
 
 
 @target("passages in Arrow", "built", 60)
 def _passages(folder):
     path = folder / "data" / "passages.arrow"
-    return file(path, lambda: list(read_rows([path.with_name("training_neg_10.arrow")])))
+    return file(path, lambda: list(read_rows(path.with_name("training_neg_10.arrow"))))
 
 
 @target("record of a training file", "built", 40)
