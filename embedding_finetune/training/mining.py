@@ -20,8 +20,7 @@ from embedding_finetune.recipes import all_recipes, find_recipe
 from embedding_finetune.retrieval.base import make_retriever
 from embedding_finetune.retrieval.cross_encoder import CrossEncoder
 from embedding_finetune.retrieval.dense import Dense, encode_corpus
-from embedding_finetune.retrieval.known_systems import rerankers
-from embedding_finetune.retrieval.rerankers import make_reranker
+from embedding_finetune.retrieval.known_systems import make_reranker, rerankers
 from embedding_finetune.retrieval.resumable_search import resumable_search
 from embedding_finetune.settings import Settings, display_value
 from embedding_finetune.training.training_data import make_training_file, training_path
