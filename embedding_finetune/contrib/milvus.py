@@ -43,7 +43,7 @@ class MilvusIndex(ApproximateIndex):
         self.uri, _, kind = spec.removeprefix(MILVUS).partition("#")
         self.kind = kind or "FLAT"
         if self.kind not in KINDS:
-            raise UserError(f"INDEX={spec}: the index type of Milvus must be one of {', '.join(KINDS)}")
+            raise UserError(f"INDEX={display_value(spec)}: the index type of Milvus must be one of {', '.join(KINDS)}")
 
     def build(self, vectors: np.ndarray, folder: Path) -> Self:
         name = f"embedding_finetune_{_hash(vectors)}_{self.kind.lower()}"
