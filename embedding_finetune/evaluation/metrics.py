@@ -55,8 +55,9 @@ def by_corpus_size(collection, retriever):
 
     Afterwards the retriever holds the full corpus.
     """
-    return [{"passages": len(subset.corpus), **measure(subset, retriever.index(subset.corpus).search(subset.queries))}
-            for subset in collection.growing_corpora()]
+    def run(subset):
+        return retriever.index(subset.corpus).search(subset.queries, copies=subset.copies)
+    return [{"passages": len(subset.corpus), **measure(subset, run(subset))} for subset in collection.growing_corpora()]
 
 
 def choose_weight(collection, bm25, dense, weights=WEIGHTS):

@@ -41,7 +41,7 @@ def save_result(settings, collection, system, runs, *, model, inputs, **more):
     with (see inputs_of). `more` is added to the result unchanged, such as `parameters` or `by_corpus_size`.
     """
     label = system.label
-    runs = {part: pad_run(run, collection.corpus, DEPTH) for part, run in runs.items()}
+    runs = {part: pad_run(run, collection.corpus, DEPTH, collection.copies) for part, run in runs.items()}
     metrics = {part: measure(collection.split(part), run) for part, run in runs.items()}
     pseudo = sum(query.startswith(PSEUDO_QUERY_PREFIX) for query in runs["test"])
     if (settings.paths.model(label) / "README.md").exists():
@@ -51,6 +51,7 @@ def save_result(settings, collection, system, runs, *, model, inputs, **more):
         write_run(paths[part], run, label)
     result = {"label": label, "model": model, "system": asdict(system), "dataset": settings.dataset,
               "queries": len(runs["test"]), "pseudo_queries": pseudo, "corpus": len(collection.corpus),
+              "copies_left_out": sum(len(collection.copies.get(query, ())) for query in runs["test"]),
               "metrics": metrics["test"], "dev": metrics["dev"],
               "parameters": {}, **more, "inputs": inputs, "runs": {part: sha256(path) for part, path in paths.items()},
               "settings": settings.as_dict(), "finished": time.strftime("%Y-%m-%d %H:%M:%S")}

@@ -261,9 +261,10 @@ def _build(settings, system, folder, manifest, collection):
     index, dev, found = _opened(settings, folder, manifest), collection.split("dev"), {}
     if manifest["inputs"].get("index", FLAT) != FLAT and dev.queries:
         found["recall_vs_exact"] = index.retriever.recall_vs_exact(list(dev.queries.values()))
-    # A passage with the id of the query is the query itself, as in ArguAna.
-    best = {query: [hit for hit in hits if hit["id"] != query][:1]
-            for query, hits in zip(dev.queries, index.answer(list(dev.queries.values()), 2) if dev.queries else ())}
+    number = 1 + max(map(len, dev.copies.values()), default=0)
+    answers = index.answer(list(dev.queries.values()), number) if dev.queries else ()
+    best = {query: [hit for hit in hits if hit["id"] not in dev.copies.get(query, ())][:1]
+            for query, hits in zip(dev.queries, answers)}
     scored = [(query, hits[0]) for query, hits in best.items() if hits]
     return found | {"dev": [[hit["score"], hit["id"] in dev.positives(query)] for query, hit in scored]}
 
