@@ -50,4 +50,4 @@ def general_knowledge() -> Collection:
     found, _ = clean(Row(str(question), [str(answer)]) for question, answer, *_ in conversations)
     ids = sorted(found.queries)  # ids are hashes, so the order is arbitrary but fixed
     splits = {query: "test" if place % DEV_SHARE else "dev" for place, query in enumerate(ids)}
-    return dataclasses.replace(found, splits=splits, copies={})
+    return dataclasses.replace(found, splits=splits)
