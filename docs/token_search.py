@@ -20,9 +20,9 @@ from embedding_finetune.evaluation.significance import add_significance
 from embedding_finetune.evaluation.tuning import candidate_recall
 from embedding_finetune.files import run_command_line
 from embedding_finetune.retrieval.fusion import weighted_sum_fusion
-from embedding_finetune.retrieval.multi_vector_search import FLAT, MultiVectorSearch
+from embedding_finetune.retrieval.known_systems import make_reranker
+from embedding_finetune.retrieval.late_interaction import FLAT, MultiVectorSearch
 from embedding_finetune.retrieval.rerank import candidate_union
-from embedding_finetune.retrieval.rerankers import make_reranker
 
 TIMED, LOOKED_AT = 100, 50
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 FILE_VISIBILITY_LAG = 60  # seconds until every node sees a new file: NFS caches directories that long (acdirmax)
@@ -96,6 +97,17 @@ def is_memory_error(error):
 def _matches(error, kind, pattern):
     return error is not None and (isinstance(error, kind) or pattern.search(str(error)) is not None
                                   or _matches(error.__cause__, kind, pattern))
+
+
+@contextlib.contextmanager
+def writing(what: object, remedy: str = "free some space and try again") -> Iterator[None]:
+    """Context manager around writing with any library: a disk error becomes a UserError; others pass through."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not is_disk_error(error):
+            raise
+        raise UserError(f"cannot write {what}: {one_line(error)}; {remedy}") from error
 
 
 @contextlib.contextmanager

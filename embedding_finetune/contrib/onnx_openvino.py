@@ -222,13 +222,13 @@ def measure(settings, collection, label, folders):
         if name.endswith(("-onnx", "-openvino")) and not lowest[name] >= 0.9999:
             shutil.rmtree(settings.paths.model(name))
             raise UserError(f"{name} gives different vectors from {label} (cosine {lowest[name]:.4f}): not kept")
-    draw = np.random.default_rng(settings.seed).permutation
+    draw = settings.rng().permutation
     passages = [list(test.corpus.values())[row] for row in draw(len(test.corpus))[:TIMED_PASSAGES]]
     queries = [list(test.queries.values())[row] for row in draw(len(test.queries))[:TIMED_QUERIES]]
     encoders = {name: Encoder(config, settings.encode_batch_size) for name, config in configs.items()}
     speed = speeds(encoders, passages, queries)
     rows = add_significance([{"label": name, "metrics": mean(frame)} for name, frame in frames.items()], frames,
-                            [(name, label) for name in configs if name != label], seed=settings.seed)
+                            [(name, label) for name in configs if name != label])
     table = []
     for row in rows:
         name, encoder = row["label"], encoders[row["label"]]
@@ -272,7 +272,7 @@ def export_compiled(settings, label, forms=()):
     collection, config = read_data(settings), load_encoder_config(settings, label)
     train = collection.split("train")
     ids, _ = train.positive_pool()
-    drawn = np.random.default_rng(settings.seed).permutation(len(ids))[:CALIBRATION]
+    drawn = settings.rng().permutation(len(ids))[:CALIBRATION]
     with tempfile.TemporaryDirectory() as work:
         texts = [train.corpus[ids[row]] for row in drawn]
         folders = [make(settings, config, form, texts, Path(work)) for form in forms]

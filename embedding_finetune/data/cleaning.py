@@ -45,7 +45,7 @@ def read_pairs(settings):
         collection, counts = clean(_sound(settings, settings.dataset, _reader(settings.dataset)(settings)), more)
         collection, leaking = remove_leaks(collection, settings.leaking_rows)
         counts |= leaking
-        sample = collection.sample(settings.max_queries, settings.seed)
+        sample = collection.sample(settings.max_queries, settings.rng())
         counts["queries left out by MAX_QUERIES"] = len(collection.queries) - len(sample.queries)
         collection = sample
     if not collection.queries:
@@ -180,7 +180,7 @@ def _read_beir(settings, more):
     whole, leaking = remove_leaks(whole, settings.leaking_rows)
     counts |= leaking
     train = whole.split("train")
-    sample = train.sample(settings.max_queries, settings.seed)
+    sample = train.sample(settings.max_queries, settings.rng())
     counts["train queries left out by MAX_QUERIES"] = len(train.queries) - len(sample.queries)
     held_out = [query for query, part in whole.splits.items() if part != "train"]
     known = set(map(passage_id, whole.corpus.values())) if more.corpus else ()

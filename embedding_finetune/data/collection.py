@@ -181,7 +181,10 @@ def write_data(settings, collection, source):
 
 
 def read_data(settings):
-    """The experiment's collection; raises UserError when it is missing, was made with other settings, or changed."""
+    """The experiment's collection, its corpus in the order of the ids, as retrievers index it.
+
+    Raises UserError when it is missing, was made with other settings, or changed.
+    """
     folder, record = settings.paths.data, _record(settings)
     if record is None:
         what = "is damaged" if settings.paths.dataset_record.exists() else "does not exist"
@@ -191,7 +194,8 @@ def read_data(settings):
                         "settings back")
     if record["files"] != file_hashes(folder, FILES):
         raise UserError(f"the files in {folder} are not those that {MADE_BY} wrote: run it again")
-    return replace(read_collection(folder), predefined=tuple(record["predefined"]),
+    collection = read_collection(folder)
+    return replace(collection, corpus=dict(sorted(collection.corpus.items())), predefined=tuple(record["predefined"]),
                    leaking=record.get("leaking", 0))
 
 

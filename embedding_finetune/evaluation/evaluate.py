@@ -27,9 +27,8 @@ from embedding_finetune.recipes import all_recipes
 from embedding_finetune.retrieval.base import make_retriever
 from embedding_finetune.retrieval.dense import Dense
 from embedding_finetune.retrieval.fusion import weighted_sum_fusion
-from embedding_finetune.retrieval.known_systems import find_system
+from embedding_finetune.retrieval.known_systems import find_system, make_reranker, needs_token_embeddings
 from embedding_finetune.retrieval.rerank import candidate_union
-from embedding_finetune.retrieval.rerankers import make_reranker, needs_token_embeddings
 from embedding_finetune.settings import Settings
 from embedding_finetune.training.provenance import check_trained
 

@@ -1,6 +1,9 @@
 """Retrieval metrics of a run: recall, MRR and nDCG as defined by trec_eval, computed with ir_measures."""
 
+from itertools import islice
+
 import ir_measures
+import numpy as np
 import pandas as pd
 from ir_measures import RR, R, Success, nDCG
 
@@ -44,10 +47,20 @@ def first_positive_rank(collection, run):
     return pd.Series({query: rank(query) for query in collection.queries}, dtype="float64", name="rank")
 
 
-def reciprocal_rank(collection, run):
-    """MRR@10 only. About 100 times faster than `measure`, for tuning over many runs."""
-    rank = first_positive_rank(collection, run)
-    return float((1 / rank[rank <= 10]).sum() / max(1, len(rank)))
+def ranking_metrics(qrels: dict, rankings: dict) -> dict[str, float]:
+    """{"recall@10", "mrr@10"} of rankings (query id -> passage ids, best first), averaged over the judged queries.
+
+    The same values as `measure`, without scores and about 100 times faster: for dev evaluation and tuning. A run counts
+    as rankings, in the order of its passages. Queries that are missing or have no positive score 0.
+    """
+    recalls, reciprocals = [], []
+    for query, grades in qrels.items():
+        positives = {passage for passage, grade in grades.items() if grade > 0}
+        top = islice(rankings.get(query, ()), 10)
+        ranks = [rank for rank, passage in enumerate(top, start=1) if passage in positives]
+        recalls.append(len(ranks) / max(1, len(positives)))
+        reciprocals.append(1 / ranks[0] if ranks else 0.0)
+    return {"recall@10": float(np.mean(recalls or [0.0])), "mrr@10": float(np.mean(reciprocals or [0.0]))}
 
 
 def by_corpus_size(collection, retriever):

@@ -214,12 +214,12 @@ def compare(settings, collection):
         if any(abs(mean(frame)[name] - value) > 1e-6 for name, value in result["metrics"].items()):
             raise UserError(f"the run and the result of {result['label']} do not match: evaluate it again")
     best, last = best_fine_tuned(results), [result["label"] for result in finalists(results) if result]
-    rows = add_significance(results, frames, planned_pairs(results), seed=settings.seed)
+    rows = add_significance(results, frames, planned_pairs(results))
     return [row | {"chosen": best is not None and row["label"] == best["label"], "finalist": row["label"] in last,
-                   "eval_sets": compare_out_of_domain(row, rows, settings.seed)} for row in rows], left_out
+                   "eval_sets": compare_out_of_domain(row, rows)} for row in rows], left_out
 
 
-def compare_out_of_domain(row, rows, seed):
+def compare_out_of_domain(row, rows):
     """`eval_sets` of a row, with paired differences to raw and reference instead of the values per query.
 
     `against` is other label -> metric -> difference and ci95, for labels evaluated on the same queries.
@@ -230,6 +230,6 @@ def compare_out_of_domain(row, rows, seed):
         frames = {label: pd.DataFrame.from_dict(values, orient="index") for label, values in each.items()
                   if values and values.keys() == each[row["label"]].keys()}
         lines = [{"label": label} for label in frames]
-        first, *_ = add_significance(lines, frames, planned=[], seed=seed) if lines else [{}]
+        first, *_ = add_significance(lines, frames, planned=[]) if lines else [{}]
         found[name] = {key: value for key, value in (measured | first).items() if key not in ("each", "label")}
     return found

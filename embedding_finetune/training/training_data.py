@@ -68,7 +68,7 @@ def _write(settings, recipe, path, pool, miner):
         taken = [answers + others if others else answers for answers, others in zip(pool.positives, pool.negatives)]
         # num_negatives is part of the seed, so that the negatives of neg10 are not a prefix of those of neg50.
         chosen = sample_random(taken, pool.num_eligible, recipe.num_negatives,
-                               seed=[settings.seed, recipe.num_negatives])
+                               seed=settings.rng(recipe.num_negatives))
         by = {"random": np.ones(chosen.shape, dtype=bool)}
     chosen, given = add_predefined(pool, chosen)
     drawn = ~np.sort(given, axis=1)  # places that were not filled by predefined negatives
@@ -76,7 +76,7 @@ def _write(settings, recipe, path, pool, miner):
     scores = miner.scores(pool, chosen) if recipe.teacher else None
     kept = pool.train.queries
     if recipe.train_fraction != 1:
-        kept = sample_fraction(pool.train.queries, recipe.train_fraction, settings.seed)
+        kept = sample_fraction(pool.train.queries, recipe.train_fraction, settings.rng())
     rows = (row for row in training_rows(pool, chosen, scores) if row["id"] in kept)
     write_rows(path, rows, write_passages(path.with_name(PASSAGES), pool.texts()), bool(recipe.teacher))
     return {name: float(where.mean()) for name, where in by.items()}

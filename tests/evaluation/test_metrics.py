@@ -14,6 +14,7 @@ from embedding_finetune.evaluation.metrics import (
     mean,
     measure,
     per_query,
+    ranking_metrics,
 )
 from embedding_finetune.retrieval.base import Retriever
 
@@ -58,6 +59,14 @@ def test_metrics_agree_with_trec_eval_on_random_runs():
     for query in queries:
         expected = {name: theirs[query][key] for name, key in names.items()}
         assert ours.loc[query].to_dict() == pytest.approx(expected | {"mrr@10": reciprocal[query]["recip_rank"]})
+    means = mean(ours)
+    assert ranking_metrics(qrels, run) == {name: means[name] for name in ("recall@10", "mrr@10")}  # to the last bit
+
+
+def test_rankings_need_no_scores():
+    assert ranking_metrics(QRELS, {query: list(ranking) for query, ranking in RUN.items()}) == {
+        "recall@10": 0.5, "mrr@10": 0.375}
+    assert ranking_metrics({"q": {"a": 0}}, {"q": ["a"]}) == ranking_metrics({}, {}) == {"recall@10": 0, "mrr@10": 0}
 
 
 def test_a_run_is_ranked_by_its_scores_not_by_the_order_of_its_file():

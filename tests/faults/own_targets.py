@@ -20,7 +20,7 @@ from embedding_finetune.retrieval.trec import read_qrels, read_run
 from embedding_finetune.serving.available import default_label
 from embedding_finetune.serving.index import open_index
 from embedding_finetune.serving.registry import IndexRegistry
-from embedding_finetune.serving.server import Guarded, application
+from embedding_finetune.serving.server import application
 from embedding_finetune.settings import Settings
 from embedding_finetune.training.arguments import SETTINGS, read_settings, write_settings
 from embedding_finetune.training.log import read_log
@@ -204,7 +204,7 @@ def _search(folder):
 @target("requests", "indexed", 120)
 def _requests(folder):
     now = dataclasses.replace(Settings.load(), data_dir=Path(folder / "data"))
-    app, loop = Guarded(application(now, IndexRegistry(now, "neg10"))), asyncio.new_event_loop()
+    app, loop = application(now, IndexRegistry(now, "neg10")), asyncio.new_event_loop()
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
     text = st.text(max_size=40) | st.sampled_from(["otter", "../" * 5, "<script>", "%00", "a" * 3000, "\0", "neg10"])
     asked = st.dictionaries(st.sampled_from(["q", "k", "system", "model", "x"]), text | st.integers(-3, 300).map(str),

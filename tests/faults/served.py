@@ -20,15 +20,6 @@ PLANT = ("from embedding_finetune.retrieval import fusion; kept, init = {}, fusi
 STARTS = 60  # seconds
 
 
-def is_held(port, connection):
-    """Whether a server still has its side of a client's connection (in /proc/net/tcp the inode is 0 once no process
-    has the socket)."""
-    theirs = f"{connection.getsockname()[1]:04X}"
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return any((local.split(":")[1], remote.split(":")[1]) == (f"{port:04X}", theirs) and rest[6] != "0"
-               for _, local, remote, *rest in rows)
-
-
 def greedy_client(port, requests):
     """A client that asks and never reads: its connection, after as many requests as the server would take."""
     connection = socket.socket()
