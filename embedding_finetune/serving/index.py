@@ -286,9 +286,10 @@ def _measure(index, dev):
     queries, found, scored = list(dev.queries.values()), {}, []
     if index.manifest["inputs"].get("index", FLAT) != FLAT and queries:
         found["recall_vs_exact"] = index.retriever.recall_vs_exact(queries)
-    for query, hits in zip(dev.queries, index.answer(queries, 2) if queries else []):
-        # A passage with the id of the query is the query itself, as in ArguAna.
-        scored += [[hit["score"], hit["id"] in dev.positives(query)] for hit in hits if hit["id"] != query][:1]
+    number = 1 + max(map(len, dev.copies.values()), default=0)
+    for query, hits in zip(dev.queries, index.answer(queries, number) if queries else []):
+        others = [hit for hit in hits if hit["id"] not in dev.copies.get(query, ())]
+        scored += [[hit["score"], hit["id"] in dev.positives(query)] for hit in others[:1]]
     return found | {"dev": scored}
 
 

@@ -81,8 +81,7 @@ class Miner:
         candidates = interleave(*found.values()) if len(found) == 2 else next(iter(found.values()))
         vectors = dense.encoder.encode_queries(queries)
         candidates = filter_candidates(candidates, pool.positives, vectors, dense.vectors, Filter.parse(recipe.filter))
-        taken = [positives + negatives for positives, negatives in zip(pool.positives, pool.negatives)]
-        chosen, mined = select_negatives(candidates, taken, near_duplicates(corpus.values()), pool.num_eligible,
+        chosen, mined = select_negatives(candidates, pool.excluded(), near_duplicates(corpus.values()), pool.num_eligible,
                                          recipe.num_negatives, seed=self.settings.rng(recipe.num_negatives))
         return chosen, _sources(chosen, mined, found)
 
