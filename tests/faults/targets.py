@@ -32,19 +32,18 @@ class Target:
     state: str
     weight: int
     prepare: Callable
-    examples: tuple = ()
     share: float = 0.0  # of the number of cases, beside those that the others share by weight
 
     def run(self, folder, cases):
-        return explored(*self.prepare(folder), cases, self.examples)
+        return explored(*self.prepare(folder), cases)
 
 
 TARGETS = []
 
 
-def target(name, state, weight, *examples, share=0.0):
+def target(name, state, weight, share=0.0):
     def register(function):
-        TARGETS.append(Target(name, state, weight, function, examples, share))
+        TARGETS.append(Target(name, state, weight, function, share))
         return function
     return register
 
