@@ -5,6 +5,7 @@ import json
 
 import pytest
 from tiny import build, tiny_pairs
+from tiny_training import changed_rows
 
 from embedding_finetune.data.cleaning import read_pairs
 from embedding_finetune.data.collection import Collection, read_data, write_collection
@@ -58,7 +59,7 @@ def test_parts_ids_and_grades_stay_and_what_crosses_is_said(settings, tmp_path, 
     assert ("beir: 1 dev and test queries that are also train queries, 1 dev and test positives that are also train "
             "positives") in said
     assert "2 negatives that came with training queries are left out" in said
-    assert check_leakage(settings, collection, ["training_neg_10.json"])["positives"].tolist() == [0, 1]
+    assert check_leakage(settings, collection, ["training_neg_10.arrow"])["positives"].tolist() == [0, 1]
 
 
 def test_no_negative_is_a_test_positive_or_nearly_one(settings, tmp_path):
@@ -88,10 +89,8 @@ def test_no_negative_is_a_test_positive_or_nearly_one(settings, tmp_path):
 def test_the_audit_finds_a_negative_that_is_nearly_a_test_positive(settings, tmp_path):
     graded(tmp_path / "beir")
     collection = build(at(settings, tmp_path / "beir"), labels=["neg10"])
-    path = settings.data_dir / "training_neg_10.json"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    rows[7]["neg"][3] = collection.corpus["far"]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = settings.data_dir / "training_neg_10.arrow"
+    changed_rows(path, lambda rows: rows[7]["neg"].__setitem__(3, collection.corpus["far"]) or rows)
     with pytest.raises(UserError, match='"test", "queries": 0, "positives": 1, "negatives": 0, "near-dup.*": 1'):
         check_leakage(settings, collection, [path.name])
 
