@@ -26,13 +26,14 @@ The modules in data-flow order; each imports only from modules above it:
     data/collection          queries, corpus, judgments and splits, in memory and on disk
     data/readers             the row that every reader yields, and the register of readers
     data/readers/tables      CSV, TSV, JSON, Parquet and datasets of the Hub
+    data/readers/beir        folders with judgments, in the layouts of BEIR and MTEB
     data/readers/docstrings  docstrings of installed packages
     data/documents/files     text, Markdown, HTML and PDF files
     data/documents/chunker   documents split into passages, and pseudo-queries for them
     data/deduplication       rows to queries, passages and judgments without duplicates
+    data/splits              leak-free train / dev / test split
     data/cleaning            reading and cleaning pairs of any format
     data/out_of_domain       test sets of other domains
-    data/splits              leak-free train / dev / test split
     data/negatives           random negatives, and the filter of mined ones
     data/row_store           training rows by id over one memory-mapped store of passages
     data/leakage             check that training files contain nothing of dev or test

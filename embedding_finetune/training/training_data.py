@@ -78,9 +78,8 @@ def _write(settings, recipe, path, pool, miner):
     if recipe.negatives == "mined":
         chosen, by = miner.mine(pool)
     else:
-        taken = [answers + others if others else answers for answers, others in zip(pool.positives, pool.negatives)]
         # num_negatives is part of the seed, so that the negatives of neg10 are not a prefix of those of neg50.
-        chosen = sample_random(taken, pool.num_eligible, recipe.num_negatives,
+        chosen = sample_random(pool.excluded(), pool.num_eligible, recipe.num_negatives,
                                seed=settings.rng(recipe.num_negatives))
         by = {"random": np.ones(chosen.shape, dtype=bool)}
     chosen, given = add_predefined(pool, chosen)
