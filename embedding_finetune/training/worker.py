@@ -114,7 +114,7 @@ def make_trainer(training: TrainingSettings, rows, args: transformers.TrainingAr
 def run(training: TrainingSettings, output: Path, args: transformers.TrainingArguments, dev: Collection | None) -> None:
     """Train from the last complete checkpoint, or from the start, and export the model; `dev` is the dev split."""
     check_shared(output)
-    rows = read_rows([training.training_file], teacher=training.teacher)
+    rows = read_rows(training.training_file, teacher=training.teacher)
     step = training.batch_size * WORLD_SIZE
     if len(rows) < step:
         raise UserError(f"{len(rows)} training queries are fewer than the {step} of a step: use more queries or a "

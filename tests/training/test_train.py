@@ -304,7 +304,7 @@ def test_the_estimate_counts_the_operations_of_the_model_that_is_trained(built, 
     tokens = settings.epochs * settings.train_group_size * sum(min(longest, length) for length in lengths)
     expected = tokens * 6 * layers * 12 * width**2 / (10 * 2 * 512 * width * 2048 / 2.0)
     training = training_settings(settings, recipe, settings)
-    assert plan.estimate_time(training, finetuning.read_rows([training.training_file])) == pytest.approx(expected)
+    assert plan.estimate_time(training, finetuning.read_rows(training.training_file)) == pytest.approx(expected)
 
 
 def test_a_reranker_begins_with_its_own_model_and_only_that_ones_code_is_trusted(built, tmp_path):
