@@ -74,10 +74,10 @@ The modules in data-flow order; each imports only from modules above it:
     training/batches         sampling of training batches
     training/loss            the contrastive loss, GradCache
     evaluation/metrics       recall, MRR and nDCG from runs and judgments
+    training/arguments       settings of one training, and the arguments of the trainers
     training/dev_evaluator   dev metrics during a training
     training/log             the training log
     training/distributed     agreement among the processes of a training
-    training/arguments       settings of one training, and the arguments of the trainers
     training/plan            what a training will do, and the equivalent commands
     training/trainer         the training loop
     training/reranker        training a cross-encoder

@@ -6,13 +6,13 @@ import json
 import os
 import re
 import sys
+from functools import partial
 from unittest import mock
 
+import ladder_results
 import pytest
 
-from embedding_finetune.data.collection import Collection, write_data
 from embedding_finetune.evaluation import results
-from embedding_finetune.evaluation.results import save_result
 from embedding_finetune.files import write_json, write_jsonl
 from embedding_finetune.recipes import all_recipes
 from embedding_finetune.retrieval.known_systems import find_system
@@ -85,26 +85,10 @@ def test_a_set_leaves_no_setting_to_the_next():
 
 def test_finished_systems_are_collected(tmp_path, monkeypatch):
     """Four test queries; the seeds of a system become one row, its costs the sum of its parts'."""
-    names = [(part, f"{part}{number}") for part, count in {"train": 3, "dev": 2, "test": 4}.items()
-             for number in range(count)]
-    collection = Collection({f"q-{name}": name for _, name in names}, {f"p-{name}": name for _, name in names},
-                            {f"q-{name}": {f"p-{name}": 1} for _, name in names},
-                            {f"q-{name}": part for part, name in names})
-    settings = ladder.settings_of("msmarco")
-    write_data(settings, collection, {})
-
     monkeypatch.setattr(results, "_identity", lambda *_: "its content")
-
-    def measured(system, right, **more):
-        def ranking(query, good):
-            return {"p" + query[1:]: 2.0} if good else {"p-train0": 2.0, "p" + query[1:]: 1.0}
-
-        system = System(system) if isinstance(system, str) else system
-        save_result(settings, collection, system, {
-            "test": {f"q-test{number}": ranking(f"q-test{number}", number in right) for number in range(4)},
-            "dev": {f"q-dev{number}": ranking(f"q-dev{number}", number == 0) for number in range(2)}},
-            model="", inputs=results.inputs_of(settings, system), size={"vector": 8, "weights": 1},
-            **{"parameters": {}} | more)
+    settings = ladder.settings_of("msmarco")
+    measured = partial(ladder_results.measured, settings, ladder_results.write_collection_of(settings, train=3),
+                       size={"vector": 8, "weights": 1})
 
     def reranked(model, right):
         measured(System("reference", reranker="late", reranker_model=model), right, bytes_per_passage=100,

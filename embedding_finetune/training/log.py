@@ -9,19 +9,18 @@ from embedding_finetune.files import reading
 LOG_NAME = "training_log.jsonl"  # in the model's folder; a row has step and loss, or step and dev metrics
 
 
-def read_log(folder):
+def read_log(folder: str | Path) -> list[dict]:
     """Rows of a folder's training log, without damaged or truncated lines; [] if there is no log."""
     path, rows = Path(folder) / LOG_NAME, []
     with reading(path):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ()
-    for line in lines:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
         with contextlib.suppress(ValueError, RecursionError):
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
     """Format seconds as hours and minutes, or minutes and seconds."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
