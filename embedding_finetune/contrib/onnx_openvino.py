@@ -193,7 +193,7 @@ def measure(settings: Settings, collection: Collection, label: str, folders: Seq
     runs, frames, vectors, costs = {}, {}, {}, {}
     for name, config in configs.items():
         dense = Dense(Encoder(config, settings.encode_batch_size, settings.paths.cache)).index(test.corpus)
-        runs[name] = {"test": dense.search(test.queries), "dev": dense.search(dev.queries)}
+        runs[name] = {part: dense.search(of.queries, copies=of.copies) for part, of in (("test", test), ("dev", dev))}
         frames[name], vectors[name] = per_query(test.qrels, runs[name]["test"]), np.asarray(dense.vectors)
         lowest = lowest_cosine(vectors[name], vectors[label])
         if name.endswith(("-onnx", "-openvino")) and not lowest >= MIN_COSINE:
@@ -207,13 +207,13 @@ def measure(settings: Settings, collection: Collection, label: str, folders: Seq
         save_result(settings, collection, system, runs[name], inputs=inputs_of(settings, system),
                     **model_metadata(settings, configs[name]), **costs[name])
     rows = add_significance([{"label": name, "metrics": mean(frame)} for name, frame in frames.items()], frames,
-                            [(name, label) for name in configs if name != label], seed=settings.seed)
+                            [(name, label) for name in configs if name != label])
     return pd.DataFrame([_table_row(row, label, costs[row["label"]]) for row in rows])
 
 
 def _speeds_of(settings, test, configs):
     """`speeds` of the models of some EncoderConfigs (by label) on a sample of passages and queries, without a cache."""
-    draw = np.random.default_rng(settings.seed).permutation
+    draw = settings.rng().permutation
     passages, queries = ([list(texts.values())[row] for row in draw(len(texts))[:count]]
                          for texts, count in ((test.corpus, TIMED_PASSAGES), (test.queries, TIMED_QUERIES)))
     encoders = {name: Encoder(config, settings.encode_batch_size) for name, config in configs.items()}
@@ -253,7 +253,7 @@ def export_compiled(settings: Settings, label: str, forms: Sequence[str] = ()) -
     collection, config = read_data(settings), load_encoder_config(settings, label)
     train = collection.split("train")
     ids, _ = train.positive_pool()
-    drawn = np.random.default_rng(settings.seed).permutation(len(ids))[:CALIBRATION]
+    drawn = settings.rng().permutation(len(ids))[:CALIBRATION]
     texts = [train.corpus[ids[row]] for row in drawn]
     with tempfile.TemporaryDirectory() as work:
         folders = [make(settings, config, form, texts, Path(work)) for form in forms or supported]
@@ -264,10 +264,11 @@ def export_compiled(settings: Settings, label: str, forms: Sequence[str] = ()) -
 
 
 def main() -> None:
-    """The command `export`."""
-    parser = CommandLine("export", __doc__)
-    parser.add_argument("label", metavar="LABEL")
-    parser.add_argument("forms", nargs="*", metavar="FORM")
+    """Run the `export` command."""
+    parser = CommandLine("export", "Export a model to ONNX and OpenVINO, and compare size, speed and metrics with it.")
+    parser.add_argument("label", metavar="LABEL", help="label of the model")
+    parser.add_argument("forms", nargs="*", metavar="FORM",
+                        help=f"{', '.join(COMPILED_FORMATS)} (default: all that this processor supports)")
     options = parser.parse_args()
     table = export_compiled(Settings.load(), options.label, options.forms)
     print(table.to_markdown(index=False, disable_numparse=True))

@@ -1,9 +1,13 @@
 """Retrieval metrics of a run: recall, MRR and nDCG as defined by trec_eval, computed with ir_measures."""
 
+from itertools import islice
+
 import ir_measures
+import numpy as np
 import pandas as pd
 from ir_measures import RR, R, Success, nDCG
 
+from embedding_finetune.data.normalize import passage_id
 from embedding_finetune.retrieval.fusion import weighted_sum_fusion
 from embedding_finetune.settings import SELECTION_METRIC
 
@@ -36,6 +40,20 @@ def measure(collection, run):
     return mean(per_query(collection.qrels, run))
 
 
+def by_training(collection, run):
+    """Metrics of the test queries with a positive that is also a training positive (`seen`), and of the others
+    (`unseen`), with the number of queries; {} unless there are both.
+    """
+    train, test = collection.split("train"), collection.split("test")
+    known = {passage_id(train.corpus[passage]) for query in train.queries for passage in train.positives(query)}
+    groups = {"seen": [], "unseen": []}
+    for query in test.queries:
+        seen = any(passage_id(test.corpus[passage]) in known for passage in test.positives(query))
+        groups["seen" if seen else "unseen"].append(query)
+    return {name: {"queries": len(queries), **measure(test.select_queries(queries), run)}
+            for name, queries in groups.items()} if all(groups.values()) else {}
+
+
 def first_positive_rank(collection, run):
     """Rank of each query's first positive, from 1: a Series by query id, NaN where the run contains none."""
     def rank(query):
@@ -44,10 +62,20 @@ def first_positive_rank(collection, run):
     return pd.Series({query: rank(query) for query in collection.queries}, dtype="float64", name="rank")
 
 
-def reciprocal_rank(collection, run):
-    """MRR@10 only. About 100 times faster than `measure`, for tuning over many runs."""
-    rank = first_positive_rank(collection, run)
-    return float((1 / rank[rank <= 10]).sum() / max(1, len(rank)))
+def ranking_metrics(qrels: dict, rankings: dict) -> dict[str, float]:
+    """{"recall@10", "mrr@10"} of rankings (query id -> passage ids, best first), averaged over the judged queries.
+
+    The same values as `measure`, without scores and about 100 times faster: for dev evaluation and tuning. A run counts
+    as rankings, in the order of its passages. Queries that are missing or have no positive score 0.
+    """
+    recalls, reciprocals = [], []
+    for query, grades in qrels.items():
+        positives = {passage for passage, grade in grades.items() if grade > 0}
+        top = islice(rankings.get(query, ()), 10)
+        ranks = [rank for rank, passage in enumerate(top, start=1) if passage in positives]
+        recalls.append(len(ranks) / max(1, len(positives)))
+        reciprocals.append(1 / ranks[0] if ranks else 0.0)
+    return {"recall@10": float(np.mean(recalls or [0.0])), "mrr@10": float(np.mean(reciprocals or [0.0]))}
 
 
 def by_corpus_size(collection, retriever):
@@ -55,8 +83,9 @@ def by_corpus_size(collection, retriever):
 
     Afterwards the retriever holds the full corpus.
     """
-    return [{"passages": len(subset.corpus), **measure(subset, retriever.index(subset.corpus).search(subset.queries))}
-            for subset in collection.growing_corpora()]
+    def run(subset):
+        return retriever.index(subset.corpus).search(subset.queries, copies=subset.copies)
+    return [{"passages": len(subset.corpus), **measure(subset, run(subset))} for subset in collection.growing_corpora()]
 
 
 def choose_weight(collection, bm25, dense, weights=WEIGHTS):

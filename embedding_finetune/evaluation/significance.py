@@ -29,6 +29,7 @@ import pandas as pd
 from embedding_finetune.files import UserError
 
 RESAMPLES = 10_000
+SEED = 42  # of the resamples and sign flips, the same in every experiment
 ALPHA = 0.05  # 95 % intervals; a planned pair is called distinguishable when its Holm-corrected p-value is below this
 POWER = 0.8  # probability of detecting a difference, in `queries_needed`
 MOST_QUERIES = 1_000_000  # larger results of `queries_needed` are not reported
@@ -58,7 +59,7 @@ def _chunks(resamples, queries):
     return (min(size, resamples - start) for start in range(0, resamples, size))
 
 
-def bootstrap_means(values, *, resamples=RESAMPLES, seed=0):
+def bootstrap_means(values, *, resamples=RESAMPLES, seed=SEED):
     """Column means of `values` (queries, columns) over resampled queries; shape (resamples, columns)."""
     rng, queries = np.random.default_rng(seed), len(values)
     means = []
@@ -69,7 +70,7 @@ def bootstrap_means(values, *, resamples=RESAMPLES, seed=0):
     return np.concatenate(means)
 
 
-def sign_flip_sums(values, *, resamples=RESAMPLES, seed=0):
+def sign_flip_sums(values, *, resamples=RESAMPLES, seed=SEED):
     """Column sums of `values` (queries, columns) under random signs per query; shape (resamples, columns).
 
     The difference of two columns of the result is the sum of their per-query differences under the same signs.
@@ -152,7 +153,7 @@ def queries_needed(gaps, comparisons=1, *, power=POWER):
     return int(needed) if needed <= MOST_QUERIES else None
 
 
-def compare(frames, planned=None, *, resamples=RESAMPLES, seed=0):
+def compare(frames, planned=None, *, resamples=RESAMPLES, seed=SEED):
     """Compute intervals of all models and compare all pairs.
 
     `frames` is as in `stack`; `planned` is a list of pairs of labels. Returns two DataFrames in long format:
@@ -193,7 +194,7 @@ def compare(frames, planned=None, *, resamples=RESAMPLES, seed=0):
     return pd.concat(models, ignore_index=True), pairs
 
 
-def add_significance(rows, frames, planned=None, *, resamples=RESAMPLES, seed=0):
+def add_significance(rows, frames, planned=None, *, resamples=RESAMPLES, seed=SEED):
     """Add `ci95` and `against` to rows (dicts with `label`); `frames` has a DataFrame per label.
 
     ci95      metric -> [low, high]

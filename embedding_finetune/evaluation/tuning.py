@@ -1,6 +1,6 @@
 """Tuning of reranking depth and score weights on dev queries."""
 
-from embedding_finetune.evaluation.metrics import reciprocal_rank
+from embedding_finetune.evaluation.metrics import ranking_metrics
 from embedding_finetune.retrieval.fusion import weighted_sum_fusion
 from embedding_finetune.retrieval.rerank import DEPTHS, candidate_union, interpolate_scores
 
@@ -30,7 +30,7 @@ def tune_reranking(dev, bm25, dense, second, depths=DEPTHS):
 
     def value(first, rerank_weight, depth):
         run = interpolate_scores(first, second, rerank_weight, candidates[depth], depth=10)
-        return round(reciprocal_rank(dev, run), 9)
+        return round(ranking_metrics(dev.qrels, run)["mrr@10"], 9)
 
     first = {weight: weighted_sum_fusion(bm25, dense, weight) for weight in BM25_WEIGHTS}
     weight, rerank_weight = max(((bm25_weight, weight) for bm25_weight in BM25_WEIGHTS for weight in WEIGHTS),

@@ -9,7 +9,6 @@ PyTorch is imported where it is used: a search does without it (see models.query
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.metadata
 import os
 import warnings
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedding_finetune.artifacts.manifest import COMPILED_RECORD
+from embedding_finetune.extras import require
 from embedding_finetune.files import UserError, one_line, read_json
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def import_silently(name: str) -> ModuleType:
     ci = os.environ.get("CI")
     os.environ["CI"] = "true"
     try:
-        return importlib.import_module(name)
+        return require(name)
     finally:
         del os.environ["CI"]
         os.environ |= {"CI": ci} if ci is not None else {}

@@ -33,6 +33,15 @@ def test_cleaning_merges_queries_and_passages_and_keeps_all_positives():
         "queries with several positives": 1}
 
 
+def test_texts_that_look_the_same_are_one_and_a_query_that_shows_nothing_is_none():
+    collection, counts = clean([Row("where is\u200b it?", ["in\u00ad side"]), Row("where is it?", ["\ufeffin side"]),
+                                Row("\u200b\ufeff", ["a passage"]), Row("who?", ["\u2060", "who\u200d?"])])
+    assert list(collection.queries.values()) == ["where is\u200b it?"]  # as written
+    assert list(collection.corpus.values()) == ["in\u00ad side"]
+    assert counts["rows merged with an earlier row of the same query"] == 1
+    assert counts["rows without query or passage dropped"] == 2
+
+
 def test_cleaning_nothing_leaves_nothing():
     collection, counts = clean([])
     assert collection.queries == collection.corpus == {} and counts == {}

@@ -9,11 +9,13 @@ import pytrec_eval
 from embedding_finetune.data.collection import Collection
 from embedding_finetune.evaluation.metrics import (
     by_corpus_size,
+    by_training,
     choose_weight,
     first_positive_rank,
     mean,
     measure,
     per_query,
+    ranking_metrics,
 )
 from embedding_finetune.retrieval.base import Retriever
 
@@ -58,6 +60,14 @@ def test_metrics_agree_with_trec_eval_on_random_runs():
     for query in queries:
         expected = {name: theirs[query][key] for name, key in names.items()}
         assert ours.loc[query].to_dict() == pytest.approx(expected | {"mrr@10": reciprocal[query]["recip_rank"]})
+    means = mean(ours)
+    assert ranking_metrics(qrels, run) == {name: means[name] for name in ("recall@10", "mrr@10")}  # to the last bit
+
+
+def test_rankings_need_no_scores():
+    assert ranking_metrics(QRELS, {query: list(ranking) for query, ranking in RUN.items()}) == {
+        "recall@10": 0.5, "mrr@10": 0.375}
+    assert ranking_metrics({"q": {"a": 0}}, {"q": ["a"]}) == ranking_metrics({}, {}) == {"recall@10": 0, "mrr@10": 0}
 
 
 def test_a_run_is_ranked_by_its_scores_not_by_the_order_of_its_file():
@@ -95,3 +105,17 @@ def test_the_weight_is_the_best_on_the_queries_given_and_the_smallest_of_equals(
     assert choose_weight(both, bm25, dense) == 0.15  # q1 needs more than 0.1 / (8 / 9) = 0.1125
     assert choose_weight(both.select_queries(["q2"]), bm25, dense) == 0
     assert measure(both, dense)["recall@1"] == 0.5
+
+
+def test_queries_whose_passages_were_in_training_are_measured_apart():
+    """Passage `c` has the text of the training positive `a`; `b` is a positive only of grade 0 in training."""
+    corpus = {"a": "The otter", "b": "a heron", "c": "the  OTTER", "d": "a lynx"}
+    qrels = {"t": {"a": 1, "b": 0}, "1": {"c": 1}, "2": {"b": 1}, "3": {"d": 1}}
+    parts = {"t": "train", "1": "test", "2": "test", "3": "test"}
+    run = {"1": {"c": 0.9}, "2": {"b": 0.9}, "3": {"a": 0.9}}
+    collection = Collection(dict.fromkeys(qrels, "?"), corpus, qrels, parts)
+    found = by_training(collection, run)
+    assert {name: (part["queries"], part["recall@1"]) for name, part in found.items()} == {
+        "seen": (1, 1.0), "unseen": (2, 0.5)}
+    assert by_training(collection.select_queries(["t", "2", "3"]), run) == {}
+    assert by_training(collection.select_queries(["t", "1"]), run) == {}

@@ -26,6 +26,7 @@ from embedding_finetune.data.documents.files import FORMS, Unreadable, read_docu
 from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX, WORD, clean_text, normalize, passage_id, word_tokens
 from embedding_finetune.data.readers import Row, reader
 from embedding_finetune.data.readers.tables import read_records
+from embedding_finetune.extras import require
 from embedding_finetune.files import UserError
 from embedding_finetune.hub import load, model_path
 from embedding_finetune.settings import path_of
@@ -166,8 +167,8 @@ class Chunker:
 
     @functools.cache
     def splitter(self, room):
-        from semantic_text_splitter import TextSplitter
-        return TextSplitter.from_huggingface_tokenizer(self.tokenizer, room, min(self.overlap, room // 2))
+        splitter = require("semantic_text_splitter").TextSplitter
+        return splitter.from_huggingface_tokenizer(self.tokenizer, room, min(self.overlap, room // 2))
 
 
 def chunk_tokens(settings):
