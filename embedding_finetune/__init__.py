@@ -45,7 +45,7 @@ The modules in data-flow order; each imports only from modules above it:
     models/fast_layers       faster dropout on a CPU
     models/batching          length-sorted batches
     models/embedding_cache   embeddings on disk, by model and text
-    models/compiled_model    ONNX and OpenVINO in place of PyTorch
+    models/compiled_model    export to ONNX; ONNX and OpenVINO in place of PyTorch
     models/encoder_config    pooling, prompts and lengths, read from the model
     models/modeling          loading an encoder and the layers after it
     models/multi_vector      token embeddings and MaxSim
