@@ -12,12 +12,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers.utils import SAFE_WEIGHTS_NAME as WEIGHTS
 
-from embedding_finetune.artifacts.manifest import write_manifest
+from embedding_finetune.artifacts.manifest import TRAINING_LOG, write_manifest
 from embedding_finetune.artifacts.staging import complete_checkpoints, remove_checkpoint
 from embedding_finetune.files import UserError, is_disk_error, one_line, write_jsonl
 from embedding_finetune.settings import SELECTION_METRIC
 from embedding_finetune.training.distributed import broadcast_from_rank_0
-from embedding_finetune.training.log import LOG_NAME, duration, read_log
+from embedding_finetune.training.log import duration, read_log
 from embedding_finetune.training.loss import grad_cache_step
 
 
@@ -164,7 +164,7 @@ class Progress(transformers.TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.path = Path(args.output_dir) / LOG_NAME
+        self.path = Path(args.output_dir) / TRAINING_LOG
         state.compute_steps(args, state.max_steps)  # otherwise LOGGING_STEPS of the checkpoint would be used
         if state.is_world_process_zero:  # drop rows after the checkpoint and truncated lines
             rows = [row for row in read_log(args.output_dir) if state.global_step and row["step"] <= state.global_step]
