@@ -42,7 +42,7 @@ def main():
           f"{time.perf_counter() - began:.0f} s to make")
     bm25, dense = ({part: read_measured_run(settings, collection, label, part) for part in parts}
                    for label in ("bm25", first))
-    alone = {part: search.search(of.queries) for part, of in parts.items()}
+    alone = {part: search.search(of.queries, copies=of.copies) for part, of in parts.items()}
     weight = choose_weight(parts["dev"], bm25["dev"], alone["dev"])
     runs = {label: read_measured_run(settings, collection, label, "test") for label in (stage, f"hybrid_{stage}")}
     fused = weighted_sum_fusion(bm25["test"], alone["test"], weight)

@@ -3,6 +3,7 @@
 The modules in data-flow order; each imports only from modules above it:
 
     files                    reading and writing without half-written files; the error type for users
+    extras                   packages that few users need
     deprecation              old names of settings, recipe keys and commands
     version                  the version of the package
     labels                   which labels a model may have
@@ -11,6 +12,7 @@ The modules in data-flow order; each imports only from modules above it:
     profiles                 values of settings from the environment and from profiles/
     settings_view            table of the settings for notebooks
     settings                 all settings: type, default, check, purpose
+    hints                    hints for error messages
     recipes                  the fine-tunings in profiles/recipes.toml
     artifacts/manifest       checksums of records and folders
     artifacts/earlier        records of earlier versions
@@ -22,15 +24,20 @@ The modules in data-flow order; each imports only from modules above it:
     data/normalize           when two texts count as the same
     data/near_duplicates     near-duplicate texts by word shingles
     data/collection          queries, corpus, judgments and splits, in memory and on disk
-    data/readers             the row that every reader yields, and the register of readers
-    data/readers/tables      CSV, TSV, JSON, Parquet and datasets of the Hub
+    data/readers             what readers yield, and the register of readers
+    data/readers/files       which files a name stands for; unpacking and decoding
+    data/readers/json_files  JSON and JSON Lines as tables
+    data/readers/formats     CSV, TSV, Parquet and Excel as tables
+    data/readers/values      texts, ids and labels in tables
+    data/readers/tables      which columns are read, and rows from them
+    data/readers/beir        folders with judgments, in the layouts of BEIR and MTEB
     data/readers/docstrings  docstrings of installed packages
     data/documents/files     text, Markdown, HTML and PDF files
     data/documents/chunker   documents split into passages, and pseudo-queries for them
     data/deduplication       rows to queries, passages and judgments without duplicates
+    data/splits              leak-free train / dev / test split
     data/cleaning            reading and cleaning pairs of any format
     data/out_of_domain       test sets of other domains
-    data/splits              leak-free train / dev / test split
     data/negatives           random negatives, and the filter of mined ones
     data/row_store           training rows by id over one memory-mapped store of passages
     data/leakage             check that training files contain nothing of dev or test
@@ -74,7 +81,6 @@ The modules in data-flow order; each imports only from modules above it:
     training/plan            what a training will do, and the equivalent commands
     training/trainer         the training loop
     training/reranker        training a cross-encoder
-    training/export_multi_vector   export of the multi-vector part of a model
     training/model_card      the card of a finished model
     training/export          a model folder that three libraries load
     training/merging         a fine-tuned model averaged with its base
@@ -94,7 +100,6 @@ The modules in data-flow order; each imports only from modules above it:
     evaluation/report_page   the HTML report
 
     serving/abstention       score threshold for answering
-    models/query_encoder    query embeddings without PyTorch
     serving/available        what can be searched
     serving/index            saved indexes
     serving/search           search at the command line

@@ -3,17 +3,20 @@
     python -m embedding_finetune settings    shows all settings, their values and where these come from
 
 The profile `profiles/PROFILE.env` sets values without a default and overrides others. The file `.env` takes precedence
-over the profile, environment variables over both, and a recipe's settings (see recipes) over all. The flags of the
-training, the records that say whether an output is current, and the tables in the notebooks are derived from this
-table.
+over the profile, environment variables over both, and a recipe's settings (see recipes) over all. The records that say
+whether an output is current, and the tables in the notebooks are derived from this table.
 """
 
 import dataclasses
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from embedding_finetune.deprecation import run_renamed
 from embedding_finetune.files import UserError, run_command_line
@@ -39,12 +42,14 @@ POOLINGS = ("cls", "mean", "last_token")
 SELECTION_METRIC = "mrr@10"  # on dev queries: selects checkpoints, fusion weights and models
 
 
-def setting(why, changes, default=dataclasses.MISSING, check=None, flag=None):
+def setting(why: str, changes: str, default: Any = dataclasses.MISSING, check: tuple | None = None,
+            recipe: bool = False) -> Any:
     """A row of the table: `why` describes it, `changes` is what a change invalidates, `check` is (predicate, demand).
 
-    `flag` is the training flag that the setting becomes.
+    A recipe may change the settings of a training, and those with `recipe`.
     """
-    return dataclasses.field(default=default, metadata={"why": why, "changes": changes, "check": check, "flag": flag})
+    return dataclasses.field(default=default, metadata={
+        "why": why, "changes": changes, "check": check, "recipe": recipe or changes == TRAINING})
 
 
 MODEL_SETTINGS = {  # argument of EncoderConfig -> setting, which holds for the model it was given with and no other
@@ -66,6 +71,9 @@ class Settings:
     positive_column: str = setting("column of relevant passages, one or a list; auto as above", DATA, "auto")
     negative_column: str = setting("column of irrelevant passages; auto as above, none: not read", DATA, "auto")
     id_column: str = setting("column of query ids; auto and none as above", DATA, "auto")
+    label_column: str = setting("column of labels, 0 to 5: 0 marks a negative; NAME>=0.5: from this score on relevant; "
+                                "auto and none as above", DATA, "auto")
+    split_column: str = setting("column that assigns rows to train, dev and test; auto and none as above", DATA, "auto")
     split: str = setting("split of a Hub dataset that has several", DATA, "")
     max_bad_rows: float = setting("fraction of broken rows above which the build stops", NOTHING, 0.05,
                                   (lambda share: 0 <= share <= 1, "must lie between 0 and 1"))
@@ -84,9 +92,12 @@ class Settings:
     test_fraction: float = setting("fraction of the queries in the test split", DATA, 0.2, within(0, 1))
     dev_fraction: float = setting("fraction of the other queries in the dev split", DATA, 0.05, within(0, 1))
     group_near_duplicates: bool = setting("keep near-duplicate passages in the same split", DATA, True)
+    leaking_rows: str = setting("given training pairs whose query or passage is also in the dev or test split",
+                                DATA, "drop", one_of("drop", "keep", "stop"))
     training_export: bool = setting("also write training files for FlagEmbedding, with the text of each negative",
                                     NOTHING, True)
-    seed: int = setting("seed of all random draws", DATA, 42, (range(2**32).__contains__, "must be 0 to 2**32 - 1"))
+    seed: int = setting("seed of all random draws", DATA, 42, (range(2**32).__contains__, "must be 0 to 2**32 - 1"),
+                        recipe=True)
 
     base_model: str = setting("model to fine-tune: a Hub model, a folder, or `bundled` (all-MiniLM-L6-v2)", TRAINING)
     base_pooling: str = setting("pooling of BASE_MODEL; auto: from the model's files", TRAINING, "auto",
@@ -121,7 +132,7 @@ class Settings:
                                       EVALUATION, "fp32", one_of("fp32", "bf16"))
     rerankers: str = setting("rerankers that `make run` evaluates: KIND_MODEL or KIND_MODEL_on_FIRST ..", NOTHING,
                              "late_reference", RERANKER_LABELS)
-    out_of_domain_sets: str = setting("out-of-domain test sets: folders in BEIR's layout, or general (a package)",
+    out_of_domain_sets: str = setting("out-of-domain test sets: folders in BEIR's layout (quote spaces), or general",
                                       EVALUATION, "")
     index: str = setting("vector index of the search: flat, a faiss factory string, or milvus:URI", NOTHING, "flat")
     abstention_precision: float = setting("precision of the first hit on dev that sets the score threshold of answers",
@@ -138,43 +149,37 @@ class Settings:
                                NOTHING, "")
     max_restarts: int = setting("restarts of all processes after one was killed", NOTHING, 0, at_least(0))
     train_group_size: int = setting("passages per query: 1 positive, the rest negatives, sampled at each step",
-                                    TRAINING, check=at_least(2), flag="train_group_size")
-    batch_size: int = setting("queries per step and process", TRAINING, check=at_least(1),
-                              flag="per_device_train_batch_size")
-    learning_rate: float = setting("peak learning rate, after the warm-up", TRAINING, check=within(0, 1),
-                                   flag="learning_rate")
-    epochs: float = setting("passes over the training queries", TRAINING, check=POSITIVE, flag="num_train_epochs")
+                                    TRAINING, check=at_least(2))
+    batch_size: int = setting("queries per step and process", TRAINING, check=at_least(1))
+    learning_rate: float = setting("peak learning rate, after the warm-up", TRAINING, check=within(0, 1))
+    epochs: float = setting("passes over the training queries", TRAINING, check=POSITIVE)
     warmup_ratio: float = setting("fraction of the steps in which the learning rate rises", TRAINING, 0.1,
-                                  (lambda share: 0 <= share < 1, "must be at least 0 and below 1"), "warmup_steps")
-    temperature: float = setting("divisor of the cosines in the loss", TRAINING, 0.02, POSITIVE, "temperature")
+                                  (lambda share: 0 <= share < 1, "must be at least 0 and below 1"))
+    temperature: float = setting("divisor of the cosines in the loss", TRAINING, 0.02, POSITIVE)
     distillation_loss: str = setting("kl: the teacher's probabilities; margin: its score differences to the positive",
                                      TRAINING, "kl", one_of("kl", "margin"))
     precision: str = setting("precision of the training; auto: fp32 on a CPU, bf16 on a GPU, or fp16 without bf16",
                              TRAINING, "auto", one_of("auto", "fp32", "bf16", "fp16"))
-    query_max_len: int = setting("maximum tokens per query, with its prompt", TRAINING, check=at_least(8),
-                                 flag="query_max_len")
-    passage_max_len: int = setting("maximum tokens per passage", TRAINING, check=at_least(8), flag="passage_max_len")
+    query_max_len: int = setting("maximum tokens per query, with its prompt", TRAINING, check=at_least(8))
+    passage_max_len: int = setting("maximum tokens per passage", TRAINING, check=at_least(8))
     architecture: str = setting("what is trained: single_vector (dense), multi_vector (late interaction) or both",
-                                TRAINING, "single_vector", one_of("single_vector", "multi_vector", "both"),
-                                "architecture")
-    token_dim: int = setting("dimensions of a token vector; 0: the model's", TRAINING, 0, at_least(0), "token_dim")
+                                TRAINING, "single_vector", one_of("single_vector", "multi_vector", "both"))
+    token_dim: int = setting("dimensions of a token vector; 0: the model's", TRAINING, 0, at_least(0))
     query_expansion: int = setting("late interaction: pad queries with [MASK] to this many tokens; 0: off", TRAINING, 0,
-                                   at_least(0), "query_expansion")
+                                   at_least(0))
     matryoshka_dims: str = setting("Matryoshka dimensions that are also trained, such as 192 96 48", TRAINING, "",
                                    DIMENSION_LIST)
     lora_rank: int = setting("LoRA: rank of the update of each weight matrix; 0: train all weights", TRAINING, 0,
-                             (range(1025).__contains__, "must be 0 to 1024"), "lora_rank")
-    lora_alpha: float = setting("LoRA: the update is scaled by LORA_ALPHA / LORA_RANK", TRAINING, 32.0, POSITIVE,
-                                "lora_alpha")
+                             (range(1025).__contains__, "must be 0 to 1024"))
+    lora_alpha: float = setting("LoRA: the update is scaled by LORA_ALPHA / LORA_RANK", TRAINING, 32.0, POSITIVE)
     grad_cache_chunk: int = setting("GradCache: texts per chunk, which bounds the memory; 0: off", NOTHING, 0,
-                                    at_least(0), "grad_cache_chunk")
+                                    at_least(0), recipe=True)
     dev_steps: float = setting("steps between dev evaluations; below 1: a fraction of all steps", TRAINING, 0.1,
-                               POSITIVE, "dev_steps")
+                               POSITIVE)
     patience: int = setting("dev evaluations without improvement before the training stops; 0: no limit", TRAINING, 0,
-                            at_least(0), "patience")
-    dev_corpus_size: int = setting("passages in the dev search besides the dev positives", TRAINING, 2000, at_least(0),
-                                   "dev_corpus_size")
-    logging_steps: int = setting("steps between log lines", NOTHING, 10, at_least(1), "logging_steps")
+                            at_least(0))
+    dev_corpus_size: int = setting("passages in the dev search besides the dev positives", TRAINING, 2000, at_least(0))
+    logging_steps: int = setting("steps between log lines", NOTHING, 10, at_least(1), recipe=True)
     encode_batch_size: int = setting("texts per batch in encoding; 0: by device", NOTHING, 0, at_least(0))
 
     model_license: str = setting("license of a published model, a Hub identifier (apache-2.0) or unknown", NOTHING, "",
@@ -182,29 +187,28 @@ class Settings:
     model_language: str = setting("languages of a published model: codes such as en, separated by spaces", NOTHING, "")
 
     @classmethod
-    def load(cls, profile=None):
+    def load(cls, profile: str | None = None, given: dict[str, str] | None = None) -> "Settings":
         """Read the settings; `profile=None` means PROFILE of the environment or of `.env`, else `msmarco`.
 
+        `given` (NAME -> text) takes the place of the environment and of `.env`.
         Raises UserError naming the first setting that is unknown, misspelled (in the environment), missing or invalid.
         """
-        environment, env_file = from_environment(TABLE), from_env_file(TABLE)
+        environment, env_file = (given, {}) if given else (from_environment(TABLE), from_env_file(TABLE))
         named = env_file.pop("PROFILE", None)
         profile = profile or os.environ.get("PROFILE") or named or "msmarco"
-        given = from_profile(profile, TABLE)
+        values = from_profile(profile, TABLE)
         names = f"profiles/{profile}.env", os.environ.get("ENV_FILE") or ".env", "environment"
-        sources = {key: name for name, values in zip(names, (given, env_file, environment)) for key in values}
-        others, given = _meant_for_others(given, env_file | environment), given | env_file | environment
+        sources = {key: name for name, some in zip(names, (values, env_file, environment)) for key in some}
+        others, values = _meant_for_others(values, env_file | environment), values | env_file | environment
         for name, row in TABLE.items():
-            if name not in given and row.default is dataclasses.MISSING:
+            if name not in values and row.default is dataclasses.MISSING:
                 raise UserError(f"profiles/{profile}.env lacks {name}: {row.metadata['why']}")
-        values = {name: given.get(name, str(row.default)) for name, row in TABLE.items()}
-        return cls(profile=profile, of_others=others, sources=tuple(sources.items()),
-                   **{name.lower(): _parse(name, text) for name, text in values.items()})
+        parsed = {name.lower(): _parse(name, values.get(name, str(row.default))) for name, row in TABLE.items()}
+        return cls(profile=profile, of_others=others, sources=tuple(sources.items()), **parsed)
 
-    def with_overrides(self, changes):
+    def with_overrides(self, changes: Mapping[str, object]) -> "Settings":
         """These settings with a recipe's values (NAME -> value); raises UserError as `load` does."""
-        allowed = [name for name, row in TABLE.items()
-                   if row.metadata["changes"] == TRAINING or row.metadata["flag"] or name == "SEED"]
+        allowed = [name for name, row in TABLE.items() if row.metadata["recipe"]]
         for name in changes:
             if name not in allowed:
                 raise UserError(f"a recipe cannot change {name}, only {', '.join(allowed)}")
@@ -212,24 +216,28 @@ class Settings:
         return dataclasses.replace(self, of_others=others, **{name.lower(): _parse(name, str(value))
                                                               for name, value in changes.items()})
 
-    def as_dict(self, *levels):
+    def as_dict(self, *levels: str) -> dict[str, Any]:
         """NAME -> value of all settings, or of those whose change invalidates one of `levels`."""
         return {name: display_value(getattr(self, name.lower())) for name, row in TABLE.items()
                 if not levels or row.metadata["changes"] in levels}
 
+    def rng(self, *key: int) -> np.random.Generator:
+        """A random generator seeded with SEED, and with `key` to make draws for different purposes independent."""
+        return np.random.default_rng([self.seed, *key])
+
     @property
-    def paths(self):
+    def paths(self) -> Paths:
         """Where the files of the experiment are."""
         return Paths(self.data_dir, self.output_dir)
 
-    def trusts(self, *names):
+    def trusts(self, *names: str) -> bool:
         """Whether TRUST_REMOTE_CODE lists a model by one of its `names`, with or without a revision; folders match as
         paths.
         """
         known = {*names, *(split_revision(name)[0] for name in names)}
         return not {*map(path_of, known)}.isdisjoint(map(path_of, self.trust_remote_code.split()))
 
-    def show(self, *names):
+    def show(self, *names: str) -> SettingsView:
         """View for a notebook: the named settings, with all others, the device and the versions collapsed."""
         return SettingsView(self, names)
 
@@ -237,24 +245,24 @@ class Settings:
 TABLE = {row.name.upper(): row for row in dataclasses.fields(Settings) if row.metadata}
 
 
-def path_of(text):
+def path_of(text: str) -> Path:
     """The path that a setting names; relative paths are relative to the repository."""
     return ROOT / Path(text).expanduser()
 
 
-def display_value(value):
+def display_value(value: Any) -> Any:
     """A setting's value for records and messages: paths in the repository are relative to it, and the password of a
     URL is replaced by ***.
     """
     if isinstance(value, Path):
         return str(value.relative_to(ROOT) if value.is_relative_to(ROOT) else value)
-    return re.sub(r"(://[^/@\s:]*):[^/@\s]*@", r"\1:***@", value) if isinstance(value, str) else value
+    return re.sub(r"(://[^/@\s:]*):[^/\s]*@", r"\1:***@", value) if isinstance(value, str) else value
 
 
-def split_revision(name):
+def split_revision(name: str) -> tuple[str, str]:
     """(NAME, REVISION) of NAME@REVISION on the Hugging Face Hub; (name, "") for anything else, such as a folder."""
     found = re.fullmatch(r"([\w-][\w.-]*(?:/[\w.-]+)?)@([\w./-]+)", name)
-    return (name, "") if not found or Path(name).exists() or path_of(name).exists() else found.groups()
+    return (name, "") if not found or Path(name).exists() or path_of(name).exists() else (found[1], found[2])
 
 
 def _meant_for_others(given, overrides):
@@ -267,7 +275,7 @@ def _meant_for_others(given, overrides):
                  for name in sorted({*MODEL_SETTINGS[model].values()}) if name in given and name not in overrides)
 
 
-def _parse(name, text):
+def _parse(name: str, text: str) -> Any:
     """The value of a setting; raises UserError when it has the wrong type or fails its check."""
     row = TABLE[name]
     parse, wanted = {Path: (path_of, "a path"), str: (str, "a text"),

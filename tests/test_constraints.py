@@ -1,9 +1,10 @@
 """Every package that the pinned ones need in turn has its version in .ci/constraints.txt, which `make install` takes.
 
-    python tests/test_constraints.py > .ci/constraints.txt    after a change of requirements.txt and an install
+    python tests/test_constraints.py > .ci/constraints.txt    after a change of requirements and an install
 """
 
 import re
+import tomllib
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-LINES = [re.sub(r"\s*#.*", "", line) for line in (ROOT / "requirements.txt").read_text().splitlines()]
+FILES = [ROOT / "requirements.txt", *sorted((ROOT / "requirements").glob("*.txt"))]
+LINES = [re.sub(r"\s*#.*", "", line) for file in FILES for line in file.read_text().splitlines()]
 PINNED = [Requirement(line) for line in LINES if line]
 CONSTRAINTS = ROOT / ".ci" / "constraints.txt"
-HEAD = "# Versions of what the packages in requirements.txt need in turn; made by tests/test_constraints.py.\n"
+HEAD = "# Versions of what the pinned packages need in turn; made by tests/test_constraints.py.\n"
 
 
 def needed(requirements, everywhere=False):
@@ -46,6 +48,19 @@ def test_every_version_is_written_down():
     assert [name for name in needed(PINNED, everywhere=True) if name not in written] == []
     assert {name: number for name, number in needed(PINNED).items() if written.get(name, number) != number} == {}
     assert "-r requirements.txt -c .ci/constraints.txt" in (ROOT / "Makefile").read_text()
+
+
+def test_every_package_is_pinned_once():
+    assert all(re.search(r"==[\w.]+$", line) for line in LINES if line)
+    assert len(PINNED) == len({requirement.name for requirement in PINNED})
+
+
+def test_every_layer_can_be_installed_by_its_name():
+    """`pip install embedding-finetune[milvus]` and `pip install -r requirements/milvus.txt` are the same."""
+    dynamic = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["dynamic"]
+    assert dynamic["dependencies"] == {"file": ["requirements.txt"]}
+    layers = {file.stem: {"file": [f"requirements/{file.name}"]} for file in FILES[1:]}
+    assert dynamic["optional-dependencies"] == layers
 
 
 def test_what_is_needed_in_turn_is_found():

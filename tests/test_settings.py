@@ -11,7 +11,7 @@ from embedding_finetune import profiles, settings
 from embedding_finetune.files import UserError
 from embedding_finetune.recipes import find_recipe
 from embedding_finetune.settings import DATA, EVALUATION, NOTHING, ROOT, TABLE, TRAINING, Settings, split_revision
-from embedding_finetune.training.arguments import read_settings, training_arguments, write_settings
+from embedding_finetune.training.arguments import TrainingSettings, read_settings, training_arguments, write_settings
 from embedding_finetune.training.train import training_settings
 
 
@@ -129,8 +129,11 @@ def test_each_setting_of_a_training_reaches_its_processes(built, monkeypatch, tm
     changed = {"TRAIN_GROUP_SIZE": 3, "BATCH_SIZE": 5, "LEARNING_RATE": 2e-4, "EPOCHS": 1.5, "WARMUP_RATIO": 0.25,
                "TEMPERATURE": 0.07, "QUERY_MAX_LEN": 33, "PASSAGE_MAX_LEN": 77, "GRAD_CACHE_CHUNK": 9,
                "LORA_RANK": 6, "LORA_ALPHA": 12.5, "DEV_STEPS": 0.3, "DEV_CORPUS_SIZE": 123, "LOGGING_STEPS": 7,
-               "ARCHITECTURE": "both", "TOKEN_DIM": 11, "QUERY_EXPANSION": 13, "PATIENCE": 3}
-    assert set(changed) == {name for name, row in TABLE.items() if row.metadata["flag"]}
+               "ARCHITECTURE": "both", "TOKEN_DIM": 11, "QUERY_EXPANSION": 13, "PATIENCE": 3, "SEED": 7,
+               "DISTILLATION_LOSS": "margin", "PRECISION": "bf16", "GPUS": 2, "NNODES": 3}
+    fields = {field.name.upper() for field in dataclasses.fields(TrainingSettings)} | {
+        "QUERY_MAX_LEN", "PASSAGE_MAX_LEN"}
+    assert set(changed) == fields & set(TABLE) - {"MATRYOSHKA_DIMS"}
     for name, value in changed.items():
         monkeypatch.setenv(name, str(value))
     settings = Settings.load()

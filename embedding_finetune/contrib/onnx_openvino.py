@@ -216,19 +216,19 @@ def measure(settings, collection, label, folders):
     runs, frames, vectors, lowest = {}, {}, {}, {}
     for name, config in configs.items():
         dense = Dense(Encoder(config, settings.encode_batch_size, cache)).index(test.corpus)
-        runs[name] = {"test": dense.search(test.queries), "dev": dense.search(dev.queries)}
+        runs[name] = {part: dense.search(of.queries, copies=of.copies) for part, of in (("test", test), ("dev", dev))}
         frames[name], vectors[name] = per_query(test.qrels, runs[name]["test"]), dense.vectors
         lowest[name] = lowest_cosine(dense.vectors, vectors[label])
         if name.endswith(("-onnx", "-openvino")) and not lowest[name] >= 0.9999:
             shutil.rmtree(settings.paths.model(name))
             raise UserError(f"{name} gives different vectors from {label} (cosine {lowest[name]:.4f}): not kept")
-    draw = np.random.default_rng(settings.seed).permutation
+    draw = settings.rng().permutation
     passages = [list(test.corpus.values())[row] for row in draw(len(test.corpus))[:TIMED_PASSAGES]]
     queries = [list(test.queries.values())[row] for row in draw(len(test.queries))[:TIMED_QUERIES]]
     encoders = {name: Encoder(config, settings.encode_batch_size) for name, config in configs.items()}
     speed = speeds(encoders, passages, queries)
     rows = add_significance([{"label": name, "metrics": mean(frame)} for name, frame in frames.items()], frames,
-                            [(name, label) for name in configs if name != label], seed=settings.seed)
+                            [(name, label) for name in configs if name != label])
     table = []
     for row in rows:
         name, encoder = row["label"], encoders[row["label"]]
@@ -272,7 +272,7 @@ def export_compiled(settings, label, forms=()):
     collection, config = read_data(settings), load_encoder_config(settings, label)
     train = collection.split("train")
     ids, _ = train.positive_pool()
-    drawn = np.random.default_rng(settings.seed).permutation(len(ids))[:CALIBRATION]
+    drawn = settings.rng().permutation(len(ids))[:CALIBRATION]
     with tempfile.TemporaryDirectory() as work:
         texts = [train.corpus[ids[row]] for row in drawn]
         folders = [make(settings, config, form, texts, Path(work)) for form in forms]
@@ -283,11 +283,11 @@ def export_compiled(settings, label, forms=()):
 
 
 def main():
-    parser = CommandLine("export", __doc__)
-    parser.add_argument("label", nargs="?", metavar="LABEL")
-    parser.add_argument("forms", nargs="*", metavar="FORM")
+    """Run the `export` command."""
+    parser = CommandLine("export", "Export a model to ONNX and OpenVINO, and compare size, speed and metrics with it.")
+    parser.add_argument("label", metavar="LABEL", help="label of the model")
+    parser.add_argument("forms", nargs="*", metavar="FORM",
+                        help=f"{', '.join(COMPILED_FORMATS)} (default: all that this processor supports)")
     options = parser.parse_args()
-    if not options.label:
-        raise UserError("give a label and optionally forms, e.g. `python -m embedding_finetune export neg10 onnx-int8`")
     table = export_compiled(Settings.load(), options.label, options.forms)
     print(table.to_markdown(index=False, disable_numparse=True))

@@ -6,7 +6,6 @@ OUTPUT_DIR, which must be visible to all machines.
 
 import contextlib
 import importlib.metadata
-import importlib.util
 import logging
 import math
 import os
@@ -18,10 +17,10 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from embedding_finetune.data.collection import data_identity
+from embedding_finetune.extras import require
 from embedding_finetune.files import FILE_VISIBILITY_LAG, UserError, atomic_write, content_hash, one_line, sha256
 from embedding_finetune.settings import ROOT
 
-REQUIREMENT = "ray[data]==2.60.0"  # as in requirements.txt
 RETRIES = 3  # of a shard whose worker was killed or whose machine was lost
 PACKAGES = ("torch", "transformers", "tokenizers")  # other versions would give vectors with other cache keys
 
@@ -101,14 +100,12 @@ def resources(machines, shards):
 @contextlib.contextmanager
 def cluster(address):
     """Connect Ray to the cluster at an address. Raises UserError when there is none, or when Ray fails."""
-    if importlib.util.find_spec("ray") is None:
-        raise UserError(f"the package ray is not installed, and RAY_ADDRESS={address} needs it: pip install "
-                        f"'{REQUIREMENT}'")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # turns off telemetry
     options = {}
     if address == "local":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one to the home directory
         options = {"include_dashboard": False}
+    require("ray")
     import ray.data  # takes a second to import
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs each step; failures are raised anyway
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from embedding_finetune.data.collection import Collection
-from embedding_finetune.evaluation.results import PSEUDO_QUERY_CAVEAT, finalists, system_of
+from embedding_finetune.evaluation.results import caveats, finalists, system_of
 from embedding_finetune.evaluation.significance import excludes_zero, outcome
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import load_encoder_config
@@ -51,7 +51,7 @@ def conclusion(rows: list[dict], metric: str = METRIC) -> str:
     missing.
     """
     if any(row.get("pseudo_queries") for row in rows):
-        return f"Nothing to recommend. {PSEUDO_QUERY_CAVEAT}"
+        return f"Nothing to recommend. {caveats(rows[0])}"
     ready, tuned = finalists(rows)
     if not ready or not tuned:
         missing = "fine-tuned model" if ready else "system without training"
@@ -81,6 +81,7 @@ def _sentences(by_label: dict[str, dict], use: dict, ready: dict, tuned: dict, m
         yield f"Out of domain, on {name}, {model['label']} has {measured[metric]:.3f}."
         for other, pairs in measured.get("against", {}).items():
             yield f"Its difference to {other} there is {format_difference(pairs[metric])}."
+    yield from filter(None, [caveats(use)])
 
 
 def _outcome(pair: dict) -> str:

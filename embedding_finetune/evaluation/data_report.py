@@ -51,7 +51,7 @@ def report_data(settings, collection, counts, baseline_check=True):
     `counts` are the row counts of cleaning.read_pairs. `baseline_check=False` skips the search. Raises UserError when
     the base model is not available.
     """
-    rng, config = np.random.default_rng(settings.seed), base_encoder_config(settings)
+    rng, config = settings.rng(), base_encoder_config(settings)
     report = {"reading": dict(counts), "counts": _count(collection), "suspicious": suspicious_pairs(collection, rng),
               "near_duplicates": _near_duplicates(collection, rng), "tokens": token_lengths(config, collection, rng),
               "languages": {side: {f"{code or 'unknown'} ({script_title(script)})": round(share, 4)
@@ -146,16 +146,16 @@ def token_lengths(config, collection, rng):
 
 def _baseline_check(settings, config, collection, rng):
     """Metrics of BM25 and the untrained base model on dev queries over a small corpus, and how often they disagree."""
-    dev = collection.split("dev").sample(CHECK_QUERIES, settings.seed)
+    dev = collection.split("dev").sample(CHECK_QUERIES, settings.rng())
     judged = dev.judged_passages()
     unjudged = [passage for passage in collection.corpus if passage not in judged]
     chosen = judged | set(_sample(unjudged, max(0, CHECK_PASSAGES - len(judged)), rng))
     corpus = {passage: text for passage, text in collection.corpus.items() if passage in chosen}
     bm25 = make_retriever("bm25", settings).index(corpus)
     base = Dense(make_encoder(settings, config)).index(corpus)
-    values = {label: per_query(dev.qrels, retriever.search(dev.queries))
+    values = {label: per_query(dev.qrels, retriever.search(dev.queries, copies=dev.copies))
               for label, retriever in (("bm25", bm25), ("base", base))}
-    rows = add_significance([{"label": label} for label in values], values, seed=settings.seed)
+    rows = add_significance([{"label": label} for label in values], values)
     gaps = values["bm25"]["recall@1"] - values["base"]["recall@1"]
     return {"queries": len(dev.queries), "passages": len(corpus), "bm25_language": bm25.config["language"],
             **{label: mean(table) for label, table in values.items()},

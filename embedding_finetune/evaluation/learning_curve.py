@@ -40,7 +40,7 @@ def learning_curve(settings: "Settings", collection: Collection, label: str = "n
     UserError when fewer than two fractions have a current result.
     """
     whole, test, train = find_recipe(settings, label), collection.split("test"), collection.split("train")
-    results, rng, points = load_results(settings)[0], np.random.default_rng(settings.seed), []
+    results, rng, points = load_results(settings)[0], settings.rng(), []
     for recipe in all_recipes(settings).values():
         runs = [result["label"] for result in results if result.get("recipe") == recipe.label]
         ignored = {"train_fraction": 1} | ({"EPOCHS": 0} if recipe.same_steps else {})
@@ -49,10 +49,10 @@ def learning_curve(settings: "Settings", collection: Collection, label: str = "n
             continue
         frames = [per_query(test.qrels, read_measured_run(settings, collection, run))[metric] for run in runs]
         values = np.stack(frames, axis=1)
-        means = bootstrap_means(values, seed=settings.seed)  # the same resamples at every point
+        means = bootstrap_means(values)  # the same resamples at every point
         means = np.take_along_axis(means, rng.integers(len(runs), size=means.shape), axis=1).mean(axis=1)
         low, high = interval(means)
-        queries = sample_fraction(train.queries, recipe.train_fraction, settings.seed)
+        queries = sample_fraction(train.queries, recipe.train_fraction, settings.rng())
         points.append({"label": recipe.label, "queries": len(queries), "same_steps": recipe.same_steps,
                        "seeds": len(runs), "value": values.mean(), "low": low, "high": high,
                        "samples": np.append(values.mean(), means)})

@@ -8,6 +8,7 @@ import pandas as pd
 from ir_measures import RR, R, Success, nDCG
 
 from embedding_finetune.data.collection import Collection
+from embedding_finetune.data.normalize import passage_id
 from embedding_finetune.retrieval.base import Retriever, Run
 
 MEASURES = {"recall@1": R @ 1, "recall@10": R @ 10, "recall@100": R @ 100, "mrr@10": RR @ 10, "ndcg@10": nDCG @ 10,
@@ -36,6 +37,20 @@ def mean(table: pd.DataFrame) -> dict[str, float]:
 def measure(collection: Collection, run: Run) -> dict[str, float]:
     """Mean metrics of a run over the collection's queries."""
     return mean(per_query(collection.qrels, run))
+
+
+def by_training(collection: Collection, run: Run) -> dict[str, dict]:
+    """Metrics of the test queries with a positive that is also a training positive (`seen`), and of the others
+    (`unseen`), with the number of queries; {} unless there are both.
+    """
+    train, test = collection.split("train"), collection.split("test")
+    known = {passage_id(train.corpus[passage]) for query in train.queries for passage in train.positives(query)}
+    groups = {"seen": [], "unseen": []}
+    for query in test.queries:
+        seen = any(passage_id(test.corpus[passage]) in known for passage in test.positives(query))
+        groups["seen" if seen else "unseen"].append(query)
+    return {name: {"queries": len(queries), **measure(test.select_queries(queries), run)}
+            for name, queries in groups.items()} if all(groups.values()) else {}
 
 
 def first_positive_rank(collection: Collection, run: Run) -> dict[str, int | None]:
@@ -68,5 +83,6 @@ def by_corpus_size(collection: Collection, retriever: Retriever) -> list[dict]:
 
     Afterwards the retriever holds the full corpus.
     """
-    return [{"passages": len(subset.corpus), **measure(subset, retriever.index(subset.corpus).search(subset.queries))}
-            for subset in collection.growing_corpora()]
+    def run(subset: Collection) -> Run:
+        return retriever.index(subset.corpus).search(subset.queries, copies=subset.copies)
+    return [{"passages": len(subset.corpus), **measure(subset, run(subset))} for subset in collection.growing_corpora()]

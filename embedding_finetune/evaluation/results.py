@@ -17,9 +17,10 @@ from embedding_finetune.artifacts.manifest import read_checksummed, write_checks
 from embedding_finetune.artifacts.provenance import stale_reason
 from embedding_finetune.data.collection import Collection, data_identity
 from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX
-from embedding_finetune.evaluation.metrics import MEASURES, mean, measure, per_query
+from embedding_finetune.evaluation.metrics import MEASURES, by_training, mean, measure, per_query
 from embedding_finetune.evaluation.significance import add_significance
 from embedding_finetune.files import UserError, sha256
+from embedding_finetune.hints import other_profile_hint
 from embedding_finetune.hub import model_content
 from embedding_finetune.models.encoder_config import load_encoder_config, model_identity, pretrained
 from embedding_finetune.recipes import all_recipes
@@ -37,6 +38,14 @@ RESULT = {"label": str, "model": str, "system": dict, "inputs": dict, "metrics":
 RERANKER_SETTINGS = {"late": ("TOKEN_DTYPE", "TOKEN_POOL_FACTOR"), "rerank": ("RERANKER_PRECISION",)}  # of their scores
 PSEUDO_QUERY_CAVEAT = ("The test queries are pseudo-queries, made from the passages that they should retrieve: these "
                        "numbers say nothing about human-written queries. Write some and set DOCUMENT_QUERIES.")
+LEAKING_CAVEAT = ("{} training pairs share their query or passage with the dev or test split and were kept "
+                  "(LEAKING_ROWS=keep): the results of fine-tuned models are too high.")
+
+
+def caveats(row: dict) -> str:
+    """Sentences on what limits the meaning of a result (or of a row of the comparison), "" if nothing does."""
+    pseudo = PSEUDO_QUERY_CAVEAT if row.get("pseudo_queries") else ""
+    return " ".join(filter(None, [pseudo, row.get("leaking_pairs") and LEAKING_CAVEAT.format(row["leaking_pairs"])]))
 
 
 def save_result(settings: "Settings", collection: Collection, system: System, runs: dict[str, Run], *, model: str,
@@ -47,19 +56,21 @@ def save_result(settings: "Settings", collection: Collection, system: System, ru
     with (see inputs_of). `more` is added to the result unchanged, such as `parameters` or `by_corpus_size`.
     """
     label = system.label
-    runs = {part: pad_run(run, collection.corpus, DEPTH) for part, run in runs.items()}
+    runs = {part: pad_run(run, collection.corpus, DEPTH, collection.copies) for part, run in runs.items()}
     metrics = {part: measure(collection.split(part), run) for part, run in runs.items()}
     pseudo = sum(query.startswith(PSEUDO_QUERY_PREFIX) for query in runs["test"])
-    if (settings.paths.model(label) / "README.md").exists():
-        write_metrics(settings.paths.model(label), metrics["test"], PSEUDO_QUERY_CAVEAT if pseudo else "")
     paths = {part: settings.paths.run(label, part) for part in runs}
     for part, run in runs.items():
         write_run(paths[part], run, label)
     result = {"label": label, "model": model, "system": asdict(system), "dataset": settings.dataset,
               "queries": len(runs["test"]), "pseudo_queries": pseudo, "corpus": len(collection.corpus),
-              "metrics": metrics["test"], "dev": metrics["dev"],
+              "copies_left_out": sum(len(collection.copies.get(query, ())) for query in runs["test"]),
+              "leaking_pairs": collection.leaking, "metrics": metrics["test"], "dev": metrics["dev"],
+              "by_training": by_training(collection, runs["test"]) if collection.leaking else {},
               "parameters": {}, **more, "inputs": inputs, "runs": {part: sha256(path) for part, path in paths.items()},
               "settings": settings.as_dict(), "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
+    if (settings.paths.model(label) / "README.md").exists():
+        write_metrics(settings.paths.model(label), metrics["test"], caveats(result))
     write_checksummed(settings.paths.result(label), result)
     return result
 
@@ -214,7 +225,8 @@ def compare(settings: "Settings", collection: Collection) -> tuple[list[dict], l
     """
     results, left_out = load_results(settings)
     if not results:
-        raise UserError(f"{settings.paths.results} has no result for the current data: run an evaluation notebook")
+        raise UserError(f"{settings.paths.results} has no result for the current data: run an evaluation "
+                        f"notebook{other_profile_hint(settings)}")
     qrels, frames = collection.split("test").qrels, {}
     for result in results:
         frame = per_query(qrels, read_measured_run(settings, collection, result["label"]))
@@ -222,12 +234,12 @@ def compare(settings: "Settings", collection: Collection) -> tuple[list[dict], l
         if any(abs(mean(frame)[name] - value) > 1e-6 for name, value in result["metrics"].items()):
             raise UserError(f"the run and the result of {result['label']} do not match: evaluate it again")
     best, last = best_fine_tuned(results), [result["label"] for result in finalists(results) if result]
-    rows = add_significance(results, frames, planned_pairs(results), seed=settings.seed)
+    rows = add_significance(results, frames, planned_pairs(results))
     return [row | {"chosen": best is not None and row["label"] == best["label"], "finalist": row["label"] in last,
-                   "eval_sets": compare_out_of_domain(row, rows, settings.seed)} for row in rows], left_out
+                   "eval_sets": compare_out_of_domain(row, rows)} for row in rows], left_out
 
 
-def compare_out_of_domain(row: dict, rows: Sequence[dict], seed: int) -> dict:
+def compare_out_of_domain(row: dict, rows: Sequence[dict]) -> dict:
     """`eval_sets` of a row, with paired differences to raw and reference instead of the values per query.
 
     `against` is other label -> metric -> difference and ci95, for labels evaluated on the same queries.
@@ -238,6 +250,6 @@ def compare_out_of_domain(row: dict, rows: Sequence[dict], seed: int) -> dict:
         frames = {label: pd.DataFrame.from_dict(values, orient="index") for label, values in each.items()
                   if values and values.keys() == each[row["label"]].keys()}
         lines = [{"label": label} for label in frames]
-        first, *_ = add_significance(lines, frames, planned=[], seed=seed) if lines else [{}]
+        first, *_ = add_significance(lines, frames, planned=[]) if lines else [{}]
         found[name] = {key: value for key, value in (measured | first).items() if key not in ("each", "label")}
     return found

@@ -31,6 +31,7 @@ from numpy.typing import ArrayLike
 from embedding_finetune.files import UserError
 
 RESAMPLES = 10_000
+SEED = 42  # of the resamples and sign flips, the same in every experiment
 ALPHA = 0.05  # 95 % intervals; a planned pair is called distinguishable when its Holm-corrected p-value is below this
 POWER = 0.8  # probability of detecting a difference, in `queries_needed`
 MOST_QUERIES = 1_000_000  # larger results of `queries_needed` are not reported
@@ -60,7 +61,7 @@ def _chunks(resamples: int, queries: int) -> Iterator[int]:
     return (min(size, resamples - start) for start in range(0, resamples, size))
 
 
-def bootstrap_means(values: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+def bootstrap_means(values: np.ndarray, *, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
     """Column means of `values` (queries, columns) over resampled queries; shape (resamples, columns)."""
     rng, queries = np.random.default_rng(seed), len(values)
     means = []
@@ -71,7 +72,7 @@ def bootstrap_means(values: np.ndarray, *, resamples: int = RESAMPLES, seed: int
     return np.concatenate(means)
 
 
-def sign_flip_sums(values: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+def sign_flip_sums(values: np.ndarray, *, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
     """Column sums of `values` (queries, columns) under random signs per query; shape (resamples, columns).
 
     The difference of two columns of the result is the sum of their per-query differences under the same signs.
@@ -155,7 +156,7 @@ def queries_needed(gaps: ArrayLike, comparisons: int = 1, *, power: float = POWE
 
 
 def add_significance(rows: Sequence[dict], frames: dict[str, pd.DataFrame], planned: Sequence[tuple] | None = None, *,
-                     resamples: int = RESAMPLES, seed: int = 0) -> list[dict]:
+                     resamples: int = RESAMPLES, seed: int = SEED) -> list[dict]:
     """Add `ci95` and `against` to rows (dicts with `label`); `frames` has a DataFrame per label, see `stack`.
 
     ci95      metric -> [low, high]

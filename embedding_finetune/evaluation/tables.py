@@ -26,7 +26,8 @@ def write_comparison(settings: Settings, rows: list[dict]) -> None:
     write_json(folder / "comparison.json", rows)
     parts = [comparison_table(rows).to_markdown(disable_numparse=True)]
     for title, table in (("Planned comparisons", pairs_table(rows, planned=True)),
-                         ("Exploration: all other pairs", pairs_table(rows, planned=False))):
+                         ("Exploration: all other pairs", pairs_table(rows, planned=False)),
+                         ("Test queries with passages seen in training, and the others", seen_table(rows))):
         parts += [f"**{title}**", table.to_markdown(index=False, disable_numparse=True)] if len(table) else []
     with atomic_write(folder / "comparison.md") as file:
         file.write("\n\n".join([*parts, conclusion(rows)]) + "\n")
@@ -113,6 +114,15 @@ def out_of_domain_table(rows: list[dict], metric: str = METRIC) -> pd.DataFrame:
                 for other, pairs in measured.get("against", {}).items():
                     line[f"{name}, difference to {other}"] = format_difference(pairs[metric])
     return pd.DataFrame.from_dict(table, orient="index").fillna("").rename_axis(metric)
+
+
+def seen_table(rows: list[dict], metric: str = METRIC) -> pd.DataFrame:
+    """Table of the metric on test queries with a passage that was seen in training and on the others, one row per
+    model; empty unless leaking training pairs were kept.
+    """
+    return pd.DataFrame([{"model": row["label"]} | {
+        f"{metric} of {part['queries']} {name} queries": f"{part[metric]:.3f}"
+        for name, part in row["by_training"].items()} for row in rows if row.get("by_training")])
 
 
 def examples(test: Collection, run: "Run", *, right: bool, number: int = 3) -> pd.DataFrame:

@@ -6,7 +6,6 @@ those of any model folder, so a compiled model can be used wherever a label or f
 """
 
 import functools
-import importlib
 import importlib.metadata
 import os
 from pathlib import Path
@@ -15,6 +14,7 @@ from types import SimpleNamespace
 import torch
 
 from embedding_finetune.artifacts.manifest import COMPILED_RECORD
+from embedding_finetune.extras import require
 from embedding_finetune.files import UserError, one_line, read_json
 
 GRAPHS = {"onnx": "onnx/model.onnx", "openvino": "openvino/openvino_model.xml"}
@@ -81,7 +81,7 @@ def import_silently(name):
     ci = os.environ.get("CI")
     os.environ["CI"] = "true"
     try:
-        return importlib.import_module(name)
+        return require(name)
     finally:
         if ci is None:
             del os.environ["CI"]

@@ -21,7 +21,7 @@ import regex
 import Stemmer
 from icu4py.breakers import WordBreaker
 
-from embedding_finetune.data.normalize import SPACED, UNSPACED
+from embedding_finetune.data.normalize import SPACED, UNSPACED, remove_ignored
 from embedding_finetune.files import UserError
 
 SHARE = 0.05  # minimum share of the letters for a script to have its own language
@@ -119,7 +119,8 @@ class Analyzer:
         return [[word for word in map(self._count_as, self._cut(text)) if word] for text in texts]
 
     def _cut(self, text):
-        text = COMPATIBLE.sub(lambda match: unicodedata.normalize("NFKC", match[0]), unicodedata.normalize("NFC", text))
+        text = unicodedata.normalize("NFC", remove_ignored(text))
+        text = COMPATIBLE.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
         if not {"az", "tr"}.isdisjoint(self.languages.values()):
             text = text.replace("İ", "i").replace("I", "ı")  # in other languages the lower case of I is i
         for match in TOKEN.finditer(text.lower()):

@@ -61,18 +61,21 @@ class Retriever:
         self.build([corpus[identity] for identity in self.ids])
         return self
 
-    def search(self, queries: dict[str, str], depth: int = DEPTH) -> Run:
+    def search(self, queries: dict[str, str], depth: int = DEPTH,
+               copies: dict[str, list[str]] | None = None) -> Run:
         """The run of the queries (id -> text): up to `depth` matching passages per query, best first.
 
-        A passage with the id of the query is the query itself (as in ArguAna or Quora) and is left out, as in BEIR.
+        `copies` (query id -> passage ids, see Collection.copies) are left out of the hits of their query.
         """
         if not queries:
             return {}
-        own = {identity: position for position, identity in enumerate(self.ids) if identity in queries}
-        scores, positions = self.search_batch(list(queries.values()), depth + 1)
+        left_out = {query: passages for query, passages in (copies or {}).items() if query in queries}
+        more = max(map(len, left_out.values()), default=0)
+        scores, positions = self.search_batch(list(queries.values()), depth + more)
         run = {}
         for query, row_scores, row in zip(queries, break_ties(scores), positions):
-            kept = np.flatnonzero((row >= 0) & (row != own.get(query, -1)))[:depth]
+            own = left_out.get(query, ())
+            kept = [place for place in np.flatnonzero(row >= 0) if self.ids[row[place]] not in own][:depth]
             run[query] = dict(zip(self.ids[row[kept]].tolist(), row_scores[kept].tolist()))
         return run
 

@@ -81,9 +81,8 @@ class Miner:
         candidates = interleave(*found.values()) if len(found) == 2 else next(iter(found.values()))
         vectors = dense.encoder.encode_queries(queries)
         candidates = filter_candidates(candidates, pool.positives, vectors, dense.vectors, Filter.parse(recipe.filter))
-        taken = [positives + negatives for positives, negatives in zip(pool.positives, pool.negatives)]
-        chosen, mined = select_negatives(candidates, taken, near_duplicates(corpus.values()), pool.num_eligible,
-                                         recipe.num_negatives, seed=[self.settings.seed, recipe.num_negatives])
+        chosen, mined = select_negatives(candidates, pool.excluded(), near_duplicates(corpus.values()), pool.num_eligible,
+                                         recipe.num_negatives, seed=self.settings.rng(recipe.num_negatives))
         return chosen, _sources(chosen, mined, found)
 
     def _found(self, retriever, queries, passages, identity):
@@ -146,5 +145,6 @@ def mine(settings, label, collection=None):
 
 
 def main():
-    label = parse_label("mine", "Write the training file of a recipe; hard negatives are mined first if needed.")
+    label = parse_label("mine", "Write the training file of a recipe; hard negatives are mined first if needed.",
+                        "label of a recipe in RECIPE_FILE")
     mine(Settings.load(), label)

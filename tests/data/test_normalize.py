@@ -8,6 +8,7 @@ from embedding_finetune.data.normalize import (
     normalize,
     passage_id,
     query_id,
+    remove_ignored,
     remove_query,
     word_tokens,
 )
@@ -20,6 +21,26 @@ def test_texts_are_the_same_up_to_case_space_and_unicode_form():
     assert passage_id("The Fine\ncafé") == passage_id("the ﬁne  CAFE\u0301") != passage_id("the fine cafe")
     assert passage_id("abc") == "pba7816bf8f01cfea"  # the first 16 digits of its SHA-256
     assert query_id("ABC ") == "qba7816bf8f01cfea"
+
+
+@pytest.mark.parametrize("text, same, words", [
+    ("re\u200bset the \ufeffpump\u2060", "reset the pump", ["reset", "the", "pump"]),
+    ("cafe\u00ad\u0301 \u2764\ufe0f", "café \u2764", ["café"]),  # removed first: the accent then combines
+    ("a\u200db 1\u200c2", "ab 12", ["ab", "12"]), ("\u3164x\u115f\u034f\u202e", "x", ["x"]),
+    ("می\u200cخواهم", "می\u200cخواهم", ["می", "خواهم"]),  # Persian: a joiner of a word, at which Lucene splits it
+    ("مً\u200c\u200cخ می\u200c", "مً\u200cخ می", ["مً", "خ", "می"]),
+    ("क्\u200dष", "क्\u200dष", ["क्ष"]), ("क\u200d k\u200d", "क k", ["क", "k"])])
+def test_what_is_not_displayed_does_not_count_but_joiners_that_belong_to_the_spelling_do(text, same, words):
+    assert normalize(text) == normalize(same) == same and word_tokens(text) == words
+
+
+def test_a_zero_width_space_marks_words_where_there_are_no_others():
+    assert remove_ignored("នាក\u200bហាក foo\u200bbar") == "នាក\u200bហាក foobar"
+
+
+@pytest.mark.parametrize("text", ["", " \n", "\u200b", " \ufeff\u00ad ", "\u2800\u3164", "\x00\x07", "\ufe0f\u200d"])
+def test_a_text_without_a_visible_character_is_empty(text):
+    assert clean_text(text) == "" and clean_text(f"{text}-{text}").strip() != ""
 
 
 def test_half_a_surrogate_pair_becomes_what_a_file_can_hold():

@@ -84,7 +84,8 @@ def test_nothing_is_recommended_without_both_finalists_or_from_pseudo_queries():
     for label, missing in (("bm25", "fine-tuned model"), ("neg10", "system without training")):
         assert conclusion([row(label, 0.5, 0.5)]) == f"Nothing to recommend yet: no {missing} has been evaluated."
     rows = compared(row("bm25", 0.40, 0.5), row("raw", 0.45, 0.5), row("neg10", 0.9, 0.9, pseudo_queries=0))
-    assert conclusion(rows).startswith("Use the model of neg10")
+    assert conclusion(rows).startswith("Use the model of neg10") and "LEAKING_ROWS" not in conclusion(rows)
+    assert conclusion([{**one, "leaking_pairs": 5} for one in rows]).endswith("fine-tuned models are too high.")
     rows[0]["pseudo_queries"] = 8
     assert conclusion(rows).startswith("Nothing to recommend. The test queries are pseudo-queries")
 

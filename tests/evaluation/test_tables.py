@@ -83,6 +83,14 @@ def test_pairs_can_be_picked(how, expected):
     assert (list(table["pair"]) if len(table) else []) == expected
 
 
+def test_queries_with_passages_seen_in_training_stand_apart():
+    parts = {"seen": {"queries": 2, "recall@1": 1.0}, "unseen": {"queries": 3, "recall@1": 0.5}}
+    table = tables.seen_table([{**row("neg10", 0.7), "by_training": parts}, {**row("bm25", 0.7), "by_training": {}}])
+    assert table.to_dict("records") == [{"model": "neg10", "recall@1 of 2 seen queries": "1.000",
+                                         "recall@1 of 3 unseen queries": "0.500"}]
+    assert not len(tables.seen_table([row("neg10", 0.7)]))
+
+
 def many_rows(number=31):
     """Rows as compare makes them, of bm25, raw, reference, fine-tuned models and their repetitions."""
     rng, skill = np.random.default_rng(0), np.random.default_rng(1).random(60)

@@ -45,6 +45,12 @@ def test_english_is_cut_as_it_always_was(text):
     assert Analyzer.of("en", [])([text]) == english_words([text])
 
 
+@pytest.mark.parametrize("written, seen", [("re\u00adset the pu\u200bmp", "reset the pump"), ("क्\u200dष", "क्ष"),
+                                            ("می\u200cخواهم", "می خواهم")])
+def test_characters_that_are_not_displayed_change_no_word(written, seen):
+    assert Analyzer.of("none", [])([written]) == Analyzer.of("none", [])([seen]) != [[]]
+
+
 def test_english_corpora_are_taken_as_english_whatever_they_are_about():
     texts = tiny_texts(tiny_pairs(80)) + (ROOT / "README.md").read_text(encoding="utf-8").split("\n\n")
     taken = Analyzer.of("auto", texts)

@@ -9,6 +9,7 @@ import re
 import warnings
 from itertools import groupby, pairwise
 
+from embedding_finetune.extras import require
 from embedding_finetune.files import one_line
 
 LARGEST = 2**25  # bytes
@@ -49,8 +50,7 @@ def _decode(content):
     try:
         text, guessed = content.decode("utf-8-sig"), ""
     except UnicodeDecodeError:
-        import charset_normalizer
-        best = charset_normalizer.from_bytes(content).best()
+        best = require("charset_normalizer").from_bytes(content).best()
         text, guessed = (str(best), best.encoding) if best else ("\0", "")
     if "\0" in text:
         raise Unreadable("not text")
@@ -81,10 +81,9 @@ def _numbered(title):
 
 def _markdown(text):
     """Lines of Markdown; headings follow CommonMark, so those in code do not count."""
-    from markdown_it import MarkdownIt
     text = FRONT_MATTER.sub(lambda head: "\n" * head[0].count("\n"), text)
     headings, end = {}, 0
-    for token, inline in pairwise(MarkdownIt().parse(text)):
+    for token, inline in pairwise(require("markdown_it").MarkdownIt().parse(text)):
         if token.type == "heading_open" and token.level == 0:
             title = "".join(" " if child.type.endswith("break") else child.content for child in inline.children)
             headings[token.map[0]] = token.map[1], int(token.tag[1]), title
@@ -100,9 +99,8 @@ def _html(text):
     """Text blocks of <main> or <body> without navigation, scripts and forms; <title> is the heading if there is no
     <h1>.
     """
-    from bs4 import BeautifulSoup
     with warnings.catch_warnings(action="ignore"):  # bs4 warns that XHTML looks like XML
-        soup = BeautifulSoup(text, "html.parser")
+        soup = require("bs4").BeautifulSoup(text, "html.parser")
     for tag in soup(BOILERPLATE):
         tag.decompose()
     for tag in soup("br"):
@@ -121,7 +119,7 @@ def _html(text):
 
 def _pdf(path):
     """Lines of the pages of a PDF; its bookmarks are the headings, since a PDF marks no others."""
-    import pypdf
+    pypdf = require("pypdf")
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)
     try:
         document = pypdf.PdfReader(path)
