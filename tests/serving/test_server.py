@@ -24,8 +24,7 @@ from embedding_finetune.serving import server as module
 from embedding_finetune.serving.index import open_index
 from embedding_finetune.settings import ROOT, Settings
 
-PATIENT = 1.0  # seconds, in place of PATIENCE; and the files are looked at more often
-CHANGES = "server.PATIENCE, server.LOOK, registry.WAITING = 1.0, 0.2, 8"
+CHANGES = "server.PATIENCE, server.LOOK, registry.WAITING = 1, 0.2, 8"  # ends and looks at the files sooner
 NASTY = '<img src=x onerror="window.hacked=1"></div><script>window.hacked = 1</script> &amp; \u202e'
 
 
@@ -88,8 +87,7 @@ def server(experiment):
     running.start()
     yield running
     assert running.end(signal.SIGTERM, 20)
-    failed = running.said("Traceback", " failed: ")
-    assert failed == ["ERROR:     GET / failed: the client does not read the answer"], running.log.read_text()
+    assert not running.failures(), running.log.read_text()
 
 
 def test_it_answers_as_the_index_does(server, experiment):
@@ -143,17 +141,11 @@ def test_attacks_get_a_clean_refusal(server, data, status):
     assert server.ask("/healthz")[0] == 200
 
 
-def test_a_body_that_does_not_arrive_is_refused(server):
-    began = time.monotonic()
-    said = server.raw(b"POST /marks HTTP/1.1\r\n" + HEAD + b"Content-Length: 50\r\n\r\n{")
-    assert said.startswith(b"HTTP/1.1 408 ") and b"connection: close" in said.lower()
-    assert PATIENT / 2 < time.monotonic() - began < 4
-
-
 def test_clients_that_hang_disturb_no_others(server):
     """Nor the end of the server: they hang until the fixture terminates it."""
     server.hanging = [served.greedy_client(server.port, (b"GET / HTTP/1.1\r\n" + HEAD + b"\r\n") * 2000)]
-    for data in (b"", b"GET /healthz HTTP/1.1\r\nHost: 127", b"GET /healthz HTTP/1.1\r\n" + HEAD + b"\r\nGET /sea"):
+    for data in (b"", b"GET /healthz HTTP/1.1\r\nHost: 127", b"GET /healthz HTTP/1.1\r\n" + HEAD + b"\r\nGET /sea",
+                 b"POST /marks HTTP/1.1\r\n" + HEAD + b"Content-Length: 50\r\n\r\n{"):
         server.hanging.append(socket.create_connection(("127.0.0.1", server.port)))
         server.hanging[-1].sendall(data)
     assert server.ask("/healthz")[0] == 200 and server.search("otter")["system"] == "reference"
@@ -335,7 +327,7 @@ def test_a_failing_index_ends_in_one_line(experiment):
         def answer(self, queries, k):
             raise ValueError("it\nbroke")
 
-    with pytest.raises(RuntimeError, match="^it broke$"):
+    with pytest.raises(registry.AnswerError, match="^it broke$"):
         asyncio.run(registry.QueryBatcher().ask(Broken(), "x", 1))
 
 
@@ -366,7 +358,7 @@ def test_no_answer_depends_on_what_is_asked_at_the_same_time():
     found = asyncio.run(ask_all([("a", 2), ("b", 5), ("c", 2), ("no token", 5)]))
     assert found[:3] == [[f"{query}, hit {rank} of {k}" for rank in range(k)]
                          for query, k in (("a", 2), ("b", 5), ("c", 2))]
-    assert isinstance(found[3], RuntimeError) and str(found[3]) == "the query has no token"
+    assert isinstance(found[3], registry.AnswerError) and str(found[3]) == "the query has no token"
     assert (["a", "c"], 2) in asked  # together
 
 
