@@ -219,7 +219,7 @@ def test_a_model_is_swapped_without_losing_a_request(server, experiment):
 
 
 class Files:
-    """Files that are a number: what `live` asks of them and of indexes; `log` has the numbers that were opened."""
+    """Files that are a number: what the registry asks of them and of indexes; `log` has those that were opened."""
 
     def __init__(self, monkeypatch):
         self.now, self.log, self.refused = 1, [], None
@@ -229,6 +229,7 @@ class Files:
         monkeypatch.setattr(registry, "file_stamps", lambda _: self.now)
         monkeypatch.setattr(registry, "is_current", lambda _, manifest: manifest["sources"] == self.now)
         monkeypatch.setattr(registry, "open_index", self.opened)
+        self.registry = registry.IndexRegistry(None, "x")
 
     def labels(self, _):
         if self.refused == "labels":
@@ -244,60 +245,55 @@ class Files:
         self.log.append(found.manifest["sources"])
         return found
 
+    def looked(self, now, times=1):
+        """The numbers that have been opened after so many looks at the files, which are `now`."""
+        self.now = now
+        for _ in range(times):
+            self.registry.refresh()
+            self.registry.loader.submit(int).result()
+        return self.log
 
-def looked(shelf, times=1):
-    """After so many looks at the files, each with what it brings."""
-    for _ in range(times):
-        shelf.refresh()
-        shelf.loader.submit(int).result()
+
+@pytest.fixture
+def files(monkeypatch):
+    return Files(monkeypatch)
 
 
-def test_what_changes_while_it_is_opened_is_opened_again(monkeypatch):
-    files = Files(monkeypatch)
-    shelf, files.now = registry.IndexRegistry(None, "x"), 2
+def test_what_changes_while_it_is_opened_is_opened_again(files):
+    files.now = 2
     files.may.clear()
     files.begun.clear()
-    shelf.refresh()
+    files.registry.refresh()
     assert files.begun.wait(10)
     files.now = 3
-    shelf.refresh()  # while 2 is being opened
+    files.registry.refresh()  # while 2 is being opened
     files.may.set()
-    looked(shelf, 2)
-    assert files.log[-1] == 3 and shelf.get("").manifest["sources"] == 3
-    for files.now in (2, 3):  # back to what was there before
-        looked(shelf, 2)
-        assert files.log[-1] == files.now
-    opened = len(files.log)
-    looked(shelf, 3)
-    assert len(files.log) == opened
+    assert files.looked(3, 2)[-1] == 3 and files.registry.get("").manifest["sources"] == 3
+    assert files.looked(2, 2)[-1] == 2  # back to what was there before
+    opened = files.looked(3, 2).copy()
+    assert opened[-1] == 3 and files.looked(3, 3) == opened
 
 
-def test_a_look_that_fails_is_said_once_and_not_the_last(monkeypatch, caplog):
-    files = Files(monkeypatch)
-    shelf, files.now, files.refused = registry.IndexRegistry(None, "x"), 2, "labels"
-    looked(shelf, 3)
+def test_a_look_that_fails_is_said_once_and_not_the_last(files, caplog):
+    files.refused = "labels"
+    assert files.looked(2, 3) == [1]
     assert caplog.text.count("cannot check whether files have changed: cannot read the recipes") == 1
-    assert files.log == [1]
     files.refused = None
-    looked(shelf)
-    assert files.log == [1, 2]
+    assert files.looked(2) == [1, 2]
 
 
-def test_what_cannot_be_opened_is_tried_again_when_it_changes_and_later(monkeypatch):
-    files, asked = Files(monkeypatch), []
-    shelf, files.now, files.refused = registry.IndexRegistry(None, "x"), 2, "open"
-    monkeypatch.setattr(registry.log, "warning", lambda *words: asked.append(words))
-    looked(shelf, 3)
-    assert len(asked) == 1 and shelf.get("").manifest["sources"] == 1  # the old one goes on
-    files.now = 3
-    looked(shelf, 3)
-    assert len(asked) == 2
+def test_what_cannot_be_opened_is_tried_again_when_it_changes_and_later(files, monkeypatch, caplog):
+    tried = lambda: caplog.text.count("x cannot be opened: the disk is full")  # noqa: E731
+    files.refused = "open"
+    assert files.looked(2, 3) == [1] and tried() == 1
+    assert files.registry.get("").manifest["sources"] == 1  # the old one goes on
+    files.looked(3, 3)
+    assert tried() == 2
     monkeypatch.setattr(registry, "RECHECK_SECONDS", 0.0)
-    looked(shelf)
-    assert len(asked) == 3
+    files.looked(3)
+    assert tried() == 3
     files.refused = None
-    looked(shelf)
-    assert files.log == [1, 3]
+    assert files.looked(3) == [1, 3]
 
 
 def test_marks_are_rows_that_dataset_reads(tmp_path, settings):
