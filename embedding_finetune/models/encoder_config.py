@@ -21,7 +21,15 @@ from embedding_finetune.artifacts.earlier import translate_compiled_record
 from embedding_finetune.artifacts.manifest import COMPILED_RECORD, read_checksummed, read_record
 from embedding_finetune.files import UserError
 from embedding_finetune.hints import other_profile_hint
-from embedding_finetune.hub import check_hub, load, model_content, model_path, positions_of, read_model_file
+from embedding_finetune.hub import (
+    MODEL_FILES,
+    check_hub,
+    load,
+    model_content,
+    model_path,
+    positions_of,
+    read_model_file,
+)
 from embedding_finetune.settings import MODEL_SETTINGS, POOLINGS, Settings, display_value, split_revision
 
 # Published training data of models. A model trained on MS MARCO is not evaluated zero-shot on it.
@@ -72,6 +80,15 @@ def model_identity(config: EncoderConfig) -> dict[str, Any]:
     Raises UserError when the content cannot be determined (see hub.model_content).
     """
     return {"config": config.identity, "revision": model_content(config.name)}
+
+
+def model_files(settings: Settings, label: str) -> list[Path]:
+    """The files on this machine that the model of a label depends on; none for an empty label."""
+    if not label:
+        return []
+    models = pretrained(settings)  # a Hub model has no such folder
+    folder = Path(model_path(models[label][0])) if label in models else settings.paths.model(label)
+    return [settings.model_file, *(file for file in sorted(folder.rglob("*")) if file.suffix in MODEL_FILES)]
 
 
 def load_encoder_config(settings: Settings, label: str) -> EncoderConfig:
