@@ -46,6 +46,7 @@ from embedding_finetune.training.log import duration
 from embedding_finetune.training.merging import merge
 from embedding_finetune.training.mining import mine
 from embedding_finetune.training.plan import WORKER, estimate_time, log_lines, precision_notice
+from embedding_finetune.training.preflight import preflight
 from embedding_finetune.training.provenance import (
     RECORD,
     check_trained,
@@ -124,6 +125,8 @@ def prepare(settings, recipe):
     if recipe.merge:
         check_trained(settings, recipe.merge)
     else:
+        if not any(unfinished.glob("checkpoint-*")):
+            preflight(training_settings(settings, recipe, tuned), settings.paths.output)
         mine(settings, recipe.label, collection)
     record = training_record(settings, recipe)
     if tuned.trainer == "flagembedding" or recipe.merge:
