@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 FILE_VISIBILITY_LAG = 60  # seconds until every node sees a new file: NFS caches directories that long (acdirmax)
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -27,21 +28,20 @@ class UserError(Exception):
 
 
 class CommandLine(argparse.ArgumentParser):
-    """Argument parser of `python -m embedding_finetune COMMAND` that raises UserError in place of argparse's two lines.
-    """
+    """Argument parser of `python -m embedding_finetune COMMAND`; errors are UserErrors, of one line."""
 
-    def __init__(self, command, description):
-        super().__init__(prog=f"python -m embedding_finetune {command}", description=description,
+    def __init__(self, command: str, description: str | None):
+        super().__init__(prog=f"python -m embedding_finetune {command}", description=description, allow_abbrev=False,
                          formatter_class=argparse.RawDescriptionHelpFormatter)
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}: `{self.prog} --help` lists the arguments")
 
 
-def parse_label(command, description):
-    """The LABEL argument of a command that has no other."""
+def parse_label(command: str, description: str, labels: str) -> str:
+    """The LABEL argument of a command that has no other; `labels` says for --help which there are."""
     parser = CommandLine(command, description)
-    parser.add_argument("label", metavar="LABEL")
+    parser.add_argument("label", metavar="LABEL", help=labels)
     return parser.parse_args().label
 
 

@@ -2,20 +2,27 @@
 
 import re
 import shlex
+from collections.abc import Callable
+from typing import Any
 
 from embedding_finetune.files import UserError
 from embedding_finetune.labels import LABEL_RULE, is_valid_label
 
+Check = tuple[Callable[[Any], Any], str]  # predicate, demand
 
-def at_least(low):
+
+def at_least(low: float) -> Check:
+    """The value is `low` or more."""
     return lambda value: value >= low, f"must be {low} or more"
 
 
-def within(low, high):
+def within(low: float, high: float) -> Check:
+    """The value lies between `low` and `high`, both excluded."""
     return lambda value: low < value < high, f"must lie between {low} and {high}"
 
 
-def one_of(*values):
+def one_of(*values: str) -> Check:
+    """The value is one of `values`."""
     return lambda value: value in values, f"must be one of {', '.join(values)}"
 
 

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from embedding_finetune.extras import require
 from embedding_finetune.files import UserError, one_line, read_json, write_json
 from embedding_finetune.retrieval.ann import CHUNK, MILVUS, ApproximateIndex
-from embedding_finetune.settings import path_of
+from embedding_finetune.settings import display_value, path_of
 
 SENT = 5000  # vectors per request: under the limit of 64 MB for up to 3,000 dimensions
 MOST = 16384  # maximum number of hits
@@ -43,7 +43,7 @@ class MilvusIndex(ApproximateIndex):
         self.uri, _, kind = spec.removeprefix(MILVUS).partition("#")
         self.kind = kind or "FLAT"
         if self.kind not in KINDS:
-            raise UserError(f"INDEX={spec}: the index type of Milvus must be one of {', '.join(KINDS)}")
+            raise UserError(f"INDEX={display_value(spec)}: the index type of Milvus must be one of {', '.join(KINDS)}")
 
     def build(self, vectors: np.ndarray, folder: Path) -> Self:
         name = f"embedding_finetune_{_hash(vectors)}_{self.kind.lower()}"
@@ -62,8 +62,8 @@ class MilvusIndex(ApproximateIndex):
         self.name, self.client = (read_json(folder / self.FILE) or {}).get("collection", "?"), self._client()
         there = self._asked(self.client.has_collection, self.name) and self._count(self.client, self.name)
         if there != len(vectors):
-            raise UserError(f"{self.uri} has {there or 'none'} of the {len(vectors):,} vectors of {folder}: remove "
-                            "that folder to rebuild the index")
+            raise UserError(f"{display_value(self.uri)} has {there or 'none'} of the {len(vectors):,} vectors of "
+                            f"{folder}: remove that folder to rebuild the index")
         return super().load(vectors, folder)
 
     def candidates(self, queries: np.ndarray, reach: int) -> np.ndarray:
@@ -103,7 +103,7 @@ class MilvusIndex(ApproximateIndex):
         except MilvusException as error:
             hint = ("is it running, and does it require MILVUS_TOKEN?" if "://" in self.uri else
                     "another process may have it open: only one can at a time; use a server for several")
-            raise UserError(f"Milvus at {self.uri} failed ({one_line(error.message)}): {hint}") from None
+            raise UserError(f"Milvus at {display_value(self.uri)} failed ({one_line(error.message)}): {hint}") from None
 
 
 @functools.cache

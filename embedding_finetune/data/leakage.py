@@ -23,7 +23,7 @@ def check_leakage(settings, collection, files):
     predefined split may share queries and positives with the training split, but no negative may be one of its
     positives or a near-duplicate of one. Raises UserError when anything leaked.
     """
-    tables, rows = [], {name: read_rows([settings.paths.data / name]) for name in files}
+    tables, rows = [], {name: read_rows(settings.paths.data / name) for name in files}
     texts = _Texts(rows.values(), collection)
     for name in files:
         found = list(_found(name, rows[name], texts, collection))

@@ -21,6 +21,7 @@ from embedding_finetune.evaluation.tables import as_table
 from embedding_finetune.evaluation.tuning import rerank_run, tune_reranking
 from embedding_finetune.files import UserError, parse_label
 from embedding_finetune.hub import model_size
+from embedding_finetune.labels import SYSTEM_LABELS
 from embedding_finetune.models.encoder import make_encoder
 from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.recipes import all_recipes
@@ -145,5 +146,6 @@ def evaluate_out_of_domain(settings, retriever):
 
 
 def main():
-    label = parse_label("evaluate", "Evaluate a system on dev and test queries, alone and fused with BM25.")
+    label = parse_label("evaluate", "Evaluate a system on dev and test queries, alone and fused with BM25.",
+                        SYSTEM_LABELS)
     print(as_table(evaluate(Settings.load(), label).values()).round(3).to_string())

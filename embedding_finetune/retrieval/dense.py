@@ -9,6 +9,7 @@ import numpy as np
 from embedding_finetune.files import UserError
 from embedding_finetune.retrieval.ann import FLAT, ExactIndex, make_index, recall_vs_exact
 from embedding_finetune.retrieval.base import Hits, Retriever
+from embedding_finetune.settings import display_value
 
 if TYPE_CHECKING:
     from embedding_finetune.models.encoder import Encoder
@@ -68,4 +69,5 @@ class Dense(Retriever):
 
     def recall_vs_exact(self, texts: list[str]) -> dict[str, Any]:
         """Recall and latency of a loaded index compared with exact search, see ann.recall_vs_exact."""
-        return {"index": self.index_spec} | recall_vs_exact(self.nearest, self.encoder.encode_queries(texts))
+        queries = self.encoder.encode_queries(texts)
+        return {"index": display_value(self.index_spec)} | recall_vs_exact(self.nearest, queries)

@@ -41,6 +41,7 @@ from embedding_finetune.files import (
     parse_label,
     writing,
 )
+from embedding_finetune.labels import SYSTEM_LABELS
 from embedding_finetune.serving.abstention import choose_threshold
 from embedding_finetune.settings import Settings, display_value
 
@@ -95,7 +96,7 @@ def open_index(settings: Settings, label: str) -> Index:
     home = settings.paths.index(label)
     manifests = {path.parent: read_checksummed(path) for path in home.glob("*/manifest.json")}
     current = {folder: manifest for folder, manifest in manifests.items()
-               if is_current(settings, manifest) and has_same_stamps(folder, manifest["files"])}
+               if is_current(settings, manifest) and has_same_stamps(folder, (manifest or {})["files"])}
     for folder, manifest in current.items():
         if index := _open_undamaged(settings, folder, manifest):
             return index
@@ -139,7 +140,7 @@ def _open(settings, folder, manifest):
     from embedding_finetune.models.query_encoder import GRAPH, QueryEncoder
     from embedding_finetune.retrieval.dense import Dense
     encoder = QueryEncoder(folder) if (folder / GRAPH).exists() else _encoder(settings, system, cached=False)
-    return Index(folder, manifest, Dense(encoder, manifest["inputs"]["index"]).load(folder))
+    return Index(folder, manifest, Dense(encoder, settings.index).load(folder))
 
 
 def _open_combined(settings, folder, manifest, system):
@@ -212,7 +213,7 @@ def _inputs(settings, system):
     if system.has_model:
         check_trained(settings, system.encoder)
         sources += _model_files(settings, system.encoder)
-        inputs |= {"index": settings.index}
+        inputs |= {"index": display_value(settings.index)}
     return inputs, {}, file_stamps(sources)
 
 
@@ -282,14 +283,14 @@ def _write(settings, system, folder, collection):
 def _measure(index, dev):
     """Score of the best hit of each dev query and whether it is right, and the recall of an approximate index."""
     from embedding_finetune.retrieval.ann import FLAT
-    queries, found = list(dev.queries.values()), {}
+    queries, found, scored = list(dev.queries.values()), {}, []
     if index.manifest["inputs"].get("index", FLAT) != FLAT and queries:
         found["recall_vs_exact"] = index.retriever.recall_vs_exact(queries)
     number = 1 + max(map(len, dev.copies.values()), default=0)
-    best = {query: [hit for hit in hits if hit["id"] not in dev.copies.get(query, ())][:1]
-            for query, hits in zip(dev.queries, index.answer(queries, number) if queries else ())}
-    return found | {"dev": [[hit["score"], hit["id"] in dev.positives(query)] for query, hits in best.items()
-                            for hit in hits]}
+    for query, hits in zip(dev.queries, index.answer(queries, number) if queries else []):
+        others = [hit for hit in hits if hit["id"] not in dev.copies.get(query, ())]
+        scored += [[hit["score"], hit["id"] in dev.positives(query)] for hit in others[:1]]
+    return found | {"dev": scored}
 
 
 def _write_passages(folder, collection):
@@ -304,6 +305,6 @@ def _write_passages(folder, collection):
 
 def main() -> None:
     """Run the `index` command."""
-    label = parse_label("index", "Build the search index of a system, unless it is current.")
+    label = parse_label("index", "Build the search index of a system, unless it is current.", SYSTEM_LABELS)
     index = open_index(Settings.load(), label)
     print(f"{label}: {index.manifest['passages']:,} passages in {display_value(index.folder)}")

@@ -17,7 +17,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -40,7 +40,8 @@ LOOK = 2.0  # seconds between checks for changed files
 PATIENCE = 10.0  # seconds for a body to arrive, for an answer to be taken, and for a terminated server to end
 LARGEST = 16_384  # maximum bytes of the headers of a request, and of its body
 CONNECTIONS = 1024
-ERRORS = {404: {"description": "no such system"}, 503: {"description": "overloaded: see Retry-After"}}
+ERRORS: dict[int | str, Any] = {404: {"description": "no such system"},
+                                503: {"description": "overloaded: see Retry-After"}}
 CLOSE = {"Connection": "close"}
 LOOPBACK = ["127.0.0.1", "localhost", "::1", "[::1]"]
 
@@ -141,8 +142,9 @@ async def _invalid(_, error):  # does not echo the input, which may be large or 
     return JSONResponse({"detail": detail}, 422)
 
 
-ERROR_HANDLERS = {OverloadedError: _refusal(503, {"Retry-After": "1"}), UserError: _refusal(404),
-                  RequestValidationError: _invalid}
+ERROR_HANDLERS: dict[int | type[Exception], Any] = {
+    OverloadedError: _refusal(503, {"Retry-After": "1"}), UserError: _refusal(404),
+    RequestValidationError: _invalid}
 
 
 def _search_routes(registry, batcher):
@@ -158,9 +160,9 @@ def _search_routes(registry, batcher):
         return [{"label": label, "default": label == registry.default, "open": label in registry.open}
                 for label in registry.labels]
 
-    @routes.get("/search", responses=ERRORS)
+    @routes.get("/search", responses=ERRORS, response_model=Answer)
     async def search(q: Text, k: Annotated[int, Query(ge=1, le=DEEPEST)] = 10, system: Label = "",
-                     model: Annotated[str, Query(deprecated=True, description="old name of system")] = "") -> Answer:
+                     model: Annotated[str, Query(deprecated=True, description="old name of system")] = ""):
         index = registry.get(system or model)
         hits = await batcher.ask(index, q, k)
         return JSONResponse({"system": index.manifest["label"], "query": q, "likely": is_answerable(hits),
@@ -241,7 +243,7 @@ def port(text: str) -> int:
 
 def main() -> None:
     """Run the `serve` command. Raises UserError when the default index cannot be opened."""
-    parser = CommandLine("serve", "Search over HTTP.")
+    parser = CommandLine("serve", "Serve search over HTTP: a JSON API, and a search page at /.")
     parser.add_argument("--port", type=port, default=8000, metavar="PORT", help="default: 8000; 0: a free one")
     parser.add_argument("--host", default="127.0.0.1",
                         help="address to listen on; any but the default opens the server to other machines")

@@ -146,5 +146,6 @@ def mine(settings, label, collection=None):
 
 
 def main():
-    label = parse_label("mine", "Write the training file of a recipe; hard negatives are mined first if needed.")
+    label = parse_label("mine", "Write the training file of a recipe; hard negatives are mined first if needed.",
+                        "label of a recipe in RECIPE_FILE")
     mine(Settings.load(), label)

@@ -33,7 +33,7 @@ from embedding_finetune.settings import ROOT, TABLE, Settings
 from .clients import Clients
 from .exact import LABELS, exact_answers, same
 from .report import put, soak_section
-from .served import Server
+from .served import PLANT, QUICK, Server
 from .steps import environment
 
 A, B, C = (7, 1), (8, 1), (8, 2)  # states of data and model: seeds of half of the pairs, and of the weights
@@ -71,7 +71,7 @@ class Soak:
         """A server, and its clients."""
         for label in LABELS:
             open_index(self.settings, label)
-        self.server = Server(self.folder / "log", self.quick, planted)
+        self.server = Server(self.folder / "log", "\n".join([QUICK if self.quick else "", PLANT if planted else ""]))
         self.clients = Clients(self.server, self.truth, self.state, think)
         self.server.start()
         self.settle(self.state)  # all indexes are open

@@ -150,21 +150,23 @@ def test_a_model_that_is_no_graph_is_asked_with_pytorch_and_without_the_cache_of
     assert capsys.readouterr().err.count("cannot be exported to ONNX (no such operator): PyTorch encodes") == 1
 
 
-def test_what_changed_is_rebuilt_and_said(built, capsys, monkeypatch):
-    made = lambda: capsys.readouterr().err.count("building the index of reference")  # noqa: E731
-    first = open_index(built, "reference")
-    assert made() == 1
-    assert open_index(built, "reference").folder == first.folder and made() == 0
-    other = built.load().__class__(**(vars(built) | {"abstention_precision": 0.5, "epochs": 3.0}))
-    again = open_index(other, "reference")  # settings that no vector depends on
-    assert again.folder == first.folder and made() == 0 and again.manifest["abstention"]["precision"] == 0.5
-    pooled = open_index(built.__class__(**(vars(built) | {"reference_pooling": "cls"})), "reference")
-    assert pooled.folder != first.folder and made() == 1
+def test_what_changed_is_rebuilt_and_said(built, capsys):
+    def opened(**changes):
+        """The Index of `reference` under other settings, and how often it was built."""
+        found = open_index(dataclasses.replace(built, **changes), "reference")
+        return found, capsys.readouterr().err.count("building the index of reference")
+
+    first, made = opened()
+    assert made == 1 and opened()[1] == 0
+    again, made = opened(abstention_precision=0.5, epochs=3.0)  # settings that no vector depends on
+    assert again.folder == first.folder and made == 0 and again.manifest["abstention"]["precision"] == 0.5
+    pooled, made = opened(reference_pooling="cls")
+    assert pooled.folder != first.folder and made == 1
     assert not first.folder.exists() and len(first.answer(["otter"], 3)[0]) == 3  # who has it open keeps it
     text = (built.data_dir / "corpus.jsonl").read_text()
     (built.data_dir / "corpus.jsonl").write_text(text.replace("otter", "other", 1))
     with pytest.raises(UserError, match="are not those that build_train_dataset.ipynb wrote"):
-        open_index(built, "reference")
+        opened()
 
 
 def test_what_is_only_said_of_a_model_rebuilds_no_index(built, tmp_path, capsys):
@@ -196,26 +198,37 @@ def test_an_index_of_an_earlier_version_is_rebuilt_with_a_note(built, capsys):
     assert not folder.with_name("of_an_earlier_version").exists()
 
 
-def test_a_damaged_index_and_an_interrupted_build_are_repaired(built, capsys):
-    folder = open_index(built, "bm25").folder
-    (folder / "offsets.npy").write_bytes(b"")
-    (folder.parent / ".partial").mkdir()
-    assert len(open_index(built, "bm25").answer(["otter"], 3)[0]) == 3
-    assert "is damaged" in capsys.readouterr().err and not (folder.parent / ".partial").exists()
-    (folder / "manifest.json").write_text("[")
-    assert len(open_index(built, "bm25").answer(["otter"], 3)[0]) == 3
-    path = open_index(built, "bm25").folder / "passages.jsonl"
-    before, answer = path.read_bytes(), open_index(built, "bm25").answer(["otter"], 3)
-    path.write_bytes(before.replace(b"otter", b"ottar"))  # as long as it was
-    assert open_index(built, "bm25").answer(["otter"], 3) == answer and path.read_bytes() == before
-    assert "it is damaged" in capsys.readouterr().err
-    path.touch()  # who copies an index does not damage it
-    assert open_index(built, "bm25").answer(["otter"], 3) == answer and "building" not in capsys.readouterr().err
-    for name in ("queries.onnx", "passages.jsonl"):
-        path = open_index(built, "reference").folder / name
-        path.write_bytes(b"{" * (name != "passages.jsonl"))
-        assert len(open_index(built, "reference").answer(["otter"], 3)[0]) == 3, name
-        assert "is damaged" in capsys.readouterr().err, name
+def in_place(path):
+    """Other content of the same length and time, as a failing disk leaves it."""
+    times = path.stat()
+    path.write_bytes(bytes(times.st_size))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize("label, name, damage", [
+    ("bm25", "offsets.npy", lambda path: path.write_bytes(b"")), ("bm25", "offsets.npy", in_place),
+    ("bm25", "manifest.json", lambda path: path.write_text("[")),
+    ("bm25", "passages.jsonl", lambda path: path.write_bytes(path.read_bytes().replace(b"otter", b"ottar"))),
+    ("bm25", "passages.jsonl", lambda path: path.write_bytes(b"")),
+    ("reference", "queries.onnx", lambda path: path.write_bytes(b"{"))])
+@pytest.mark.parametrize("settings_changed", [False, True])
+def test_only_a_damaged_index_is_rebuilt_and_an_interrupted_build_is_removed(built, capsys, label, name, damage,
+                                                                             settings_changed):
+    first = open_index(built, label)
+    expected, other = first.answer(["otter"], 3), first.folder.with_name("of_other_data")
+    shutil.copytree(first.folder, other)
+    (other / "manifest.json").unlink()
+    (first.folder.parent / ".partial").mkdir()
+    damage(first.folder / name)
+    capsys.readouterr()
+    settings = dataclasses.replace(built, epochs=3.0) if settings_changed else built
+    again = open_index(settings, label)
+    assert [hit["id"] for hit in again.answer(["otter"], 3)[0]] == [hit["id"] for hit in expected[0]]
+    assert f"building the index of {label}" in (said := capsys.readouterr().err) and "it is damaged" in said
+    assert not (first.folder.parent / ".partial").exists() and (other / "passages.jsonl").exists()
+    (again.folder / name).touch()  # who copies an index does not damage it
+    open_index(settings, label)
+    assert "building" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("label, message", [
@@ -278,23 +291,6 @@ def test_an_index_that_cannot_be_opened_and_is_undamaged_is_kept(built, monkeypa
     assert one_line(error) in str(caught.value) and "\n" not in str(caught.value)
     assert times(folder.parent) == before
     assert len(open_index(built, "bm25").answer(["otter"], 3)[0]) == 3
-
-
-@pytest.mark.parametrize("settings_changed", [False, True])
-def test_only_the_index_that_is_damaged_is_rebuilt(built, capsys, settings_changed):
-    folder = open_index(built, "bm25").folder
-    expected = open_index(built, "bm25").answer(["otter"], 3)
-    other, path = folder.with_name("of_other_data"), folder / "offsets.npy"
-    shutil.copytree(folder, other)
-    (other / "manifest.json").unlink()
-    times, before = path.stat(), path.read_bytes()
-    path.write_bytes(bytes(len(before)))
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a failing disk leaves it
-    if settings_changed:
-        built = dataclasses.replace(built, epochs=3.0)
-    assert open_index(built, "bm25").answer(["otter"], 3) == expected and path.read_bytes() == before
-    assert "building the index of bm25" in (said := capsys.readouterr().err) and "it is damaged" in said
-    assert (other / "passages.jsonl").exists()
 
 
 def test_an_index_that_memory_was_too_short_for_is_not_kept_without_its_graph(built, monkeypatch):

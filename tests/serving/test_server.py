@@ -3,12 +3,9 @@
 import asyncio
 import http.client
 import json
-import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -16,7 +13,7 @@ from types import SimpleNamespace
 from urllib.parse import urlencode
 
 import pytest
-from faults.served import greedy_client
+from faults import served
 from tiny import build
 
 from embedding_finetune.data.cleaning import read_pairs
@@ -28,26 +25,12 @@ from embedding_finetune.serving.index import open_index
 from embedding_finetune.settings import ROOT, Settings
 
 PATIENT = 1.0  # seconds, in place of PATIENCE; and the files are looked at more often
-START = ("import sys; from embedding_finetune.serving import server, registry; "
-         "server.PATIENCE, server.LOOK = 1.0, 0.2; "
-         "registry.WAITING = 8; server.main()")
+CHANGES = "server.PATIENCE, server.LOOK, registry.WAITING = 1.0, 0.2, 8"
 NASTY = '<img src=x onerror="window.hacked=1"></div><script>window.hacked = 1</script> &amp; \u202e'
 
 
-class Server:
-    """The server in a process of its own, on a free port, over a tiny experiment."""
-
-    def __init__(self):
-        command = [sys.executable, "-c", START, "--port", "0", "--system", "reference"]
-        self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        self.log = []
-        for line in self.process.stderr:
-            self.log.append(line)
-            if found := re.search(r"running on (http://127.0.0.1:(\d+))", line):
-                self.url, self.port = found[1], int(found[2])
-                threading.Thread(target=lambda: self.log.extend(self.process.stderr), daemon=True).start()
-                return
-        raise AssertionError("".join(self.log))
+class Server(served.Server):
+    """The server in a process of its own over a tiny experiment, and one client of it."""
 
     def ask(self, path, body=None, method=None, **headers):
         """(status, JSON or text, headers) of one request."""
@@ -101,12 +84,12 @@ def experiment(tiny_settings, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(experiment):
-    running = Server()
+    running = Server(experiment.data_dir / "log", CHANGES)
+    running.start()
     yield running
-    running.process.terminate()
-    assert running.process.wait(20) in (0, -signal.SIGTERM)
-    failed = [line for line in running.log if "Traceback" in line or " failed: " in line]
-    assert failed == ["ERROR:     GET / failed: the client does not read the answer\n"], "".join(running.log)
+    assert running.end(signal.SIGTERM, 20)
+    failed = running.said("Traceback", " failed: ")
+    assert failed == ["ERROR:     GET / failed: the client does not read the answer"], running.log.read_text()
 
 
 def test_it_answers_as_the_index_does(server, experiment):
@@ -169,7 +152,7 @@ def test_a_body_that_does_not_arrive_is_refused(server):
 
 def test_clients_that_hang_disturb_no_others(server):
     """Nor the end of the server: they hang until the fixture terminates it."""
-    server.hanging = [greedy_client(server.port, (b"GET / HTTP/1.1\r\n" + HEAD + b"\r\n") * 2000)]
+    server.hanging = [served.greedy_client(server.port, (b"GET / HTTP/1.1\r\n" + HEAD + b"\r\n") * 2000)]
     for data in (b"", b"GET /healthz HTTP/1.1\r\nHost: 127", b"GET /healthz HTTP/1.1\r\n" + HEAD + b"\r\nGET /sea"):
         server.hanging.append(socket.create_connection(("127.0.0.1", server.port)))
         server.hanging[-1].sendall(data)
@@ -240,7 +223,7 @@ def test_a_model_is_swapped_without_losing_a_request(server, experiment):
             thread.join()
     expected = open_index(experiment, "reference").answer(["otter"], 1)[0][0]["score"]
     assert set(found) == {before[0]["score"], found[-1]} and found[-1] == pytest.approx(expected, abs=1e-5)
-    assert sum("cannot be opened" in line for line in server.log) == 1  # said once
+    assert len(server.said("cannot be opened")) == 1
 
 
 class Files:
@@ -389,6 +372,10 @@ def test_no_answer_depends_on_what_is_asked_at_the_same_time():
 
 # In a browser ---------------------------------------------------------------------------------------------------------
 
+def url(server):
+    return f"http://127.0.0.1:{server.port}"
+
+
 @pytest.fixture
 def page(browser, server):
     """The page in a browser; fails at the end if the browser had something to complain about or asked another host."""
@@ -398,9 +385,9 @@ def page(browser, server):
     page.set_default_timeout(10_000)
     page.on("console", lambda message: None if "status of 503" in message.text else complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: None if request.url.startswith((server.url, "data:")) else
+    page.on("request", lambda request: None if request.url.startswith((url(server), "data:")) else
             complaints.append(request.url))
-    page.goto(server.url)
+    page.goto(url(server))
     page.locator("#system option").first.wait_for(state="attached")
     yield page
     context.close()
@@ -488,7 +475,7 @@ def test_what_is_unlikely_is_said_and_a_closed_model_is_waited_for(page):
 def test_it_fits_and_can_be_read(browser, server, scheme, width):
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
     page = context.new_page()
-    page.goto(server.url + "/#" + urlencode({"q": "otter", "system": "reference", "with": "bm25"}))
+    page.goto(url(server) + "/#" + urlencode({"q": "otter", "system": "reference", "with": "bm25"}))
     status_is(page, "of bm25")
     assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
     lightness = page.evaluate("""() => ['color', 'backgroundColor'].map(name =>

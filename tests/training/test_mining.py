@@ -40,7 +40,7 @@ def recipe_of(settings, label="hard", **changes):
 def make(settings, recipe):
     """(rows of the training file, share of each source)"""
     sources = make_training_file(settings, recipe, read_data(settings), Miner(settings, recipe))
-    return list(read_rows([training_path(settings, recipe)], teacher=bool(recipe.teacher))), sources
+    return list(read_rows(training_path(settings, recipe), teacher=bool(recipe.teacher))), sources
 
 
 def test_rows_have_mined_negatives_and_their_sources_add_up(built):
