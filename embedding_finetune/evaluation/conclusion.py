@@ -12,6 +12,7 @@ from embedding_finetune.evaluation.significance import outcome
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.retrieval.base import make_retriever
+from embedding_finetune.settings import SELECTION_METRIC
 
 METRIC = "recall@1"
 TIMED_QUERIES, TIMED_PASSAGES = 32, 128
@@ -40,6 +41,8 @@ def recommendation(rows, metric=METRIC):
     if not ready or not tuned:
         missing = "fine-tuned model" if ready else "system without training"
         return f"Nothing to recommend yet: no {missing} has been evaluated."
+    if not any(row["dev"][SELECTION_METRIC] for row in (ready, tuned)):
+        return "Nothing to recommend: no system finds a positive for any dev query."
     pair = tuned["against"][ready["label"]][metric]
     found = outcome(pair)
     taken = tuned if found.significant and found.word == "better" else ready

@@ -183,10 +183,9 @@ def summary_sentences(report):
     problems, tokens = [], report["tokens"]
     for side, name in (("queries", "QUERY_MAX_LEN"), ("passages", "PASSAGE_MAX_LEN")):
         lengths = tokens[side]
-        wanted = min(lengths["95 %"], tokens["most"])
-        advice = f"raise it to {wanted}, which fits 95 %" if wanted == lengths["95 %"] else "split them"
-        problems.append((lengths["cut"], f"{name}={lengths['limit']} truncates {lengths['cut']:.1%} of the {side}: "
-                         f"{advice}"))
+        if lengths["cut"]:
+            problems.append((lengths["cut"], f"{name}={lengths['limit']} truncates {lengths['cut']:.1%} of the "
+                             f"{side}: {length_advice(lengths, tokens['most'])}"))
         problems.append((lengths["unknown"], f"{tokens['model']} has no vocabulary entry for "
                          f"{lengths['unknown']:.1%} of the tokens of the {side}: use a "
                          "multilingual base model, or one for their language"))
@@ -207,12 +206,28 @@ def summary_sentences(report):
     return (order or ["No problems found."]) + _baseline_sentences(report) + [_test_set_sentence(report["test_set"])]
 
 
+def length_advice(lengths: dict, most: int) -> str:
+    """What to do about truncated texts: a limit above the present one, if the model reads more; `most` is its maximum.
+
+    `lengths` is a side of `token_lengths` with truncated texts.
+    """
+    fits = next(share for share in ("95 %", "99 %", "longest") if lengths[share] > lengths["limit"])
+    if most <= lengths["limit"]:
+        return f"the model reads no more than {most} tokens, so shorten or split them"
+    if lengths[fits] > most:
+        return f"raise it to {most}, the most that the model reads, and split longer ones"
+    return f"raise it to {lengths[fits]}, which fits {'all' if fits == 'longest' else fits}"
+
+
 def _baseline_sentences(report):
     check = report.get("first_look")
     if not check:
         return []
     bm25, base = check["bm25"]["recall@1"], check["base"]["recall@1"]
     found = outcome(check["bm25_to_base"])
+    if not bm25 and not base:
+        return [f"Neither BM25 nor the untrained base model ranks a positive first for any of {check['queries']} dev "
+                "queries: check that the queries belong to the passages."]
     hint = ("lexical matching nearly suffices, so there is little to gain; harder queries would test more"
             if bm25 >= 0.9 else
             f"BM25 is ahead{found.note}: fine-tuning must first close this gap" if found.word == "better" else

@@ -120,6 +120,11 @@ def test_costs_are_those_of_the_model_behind(built):
     assert int(table.loc["hybrid_raw", "passages per second"]) > 0
 
 
+def test_nothing_is_recommended_where_nothing_is_found():
+    rows = compared(row("bm25", 0.0, 0.0), row("raw", 0.0, 0.0), row("neg10", 0.0, 0.0))
+    assert recommendation(rows) == "Nothing to recommend: no system finds a positive for any dev query."
+
+
 def test_nothing_is_recommended_from_pseudo_queries():
     rows = compared(row("bm25", 0.40, 0.5), row("raw", 0.45, 0.5), row("neg10", 0.9, 0.9))
     assert recommendation(rows).startswith("Use neg10") and "LEAKING_ROWS" not in recommendation(rows)
