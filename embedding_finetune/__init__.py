@@ -85,6 +85,7 @@ The modules in data-flow order; each imports only from modules above it:
     training/export          a model folder that three libraries load
     training/merging         a fine-tuned model averaged with its base
     training/worker          one training process
+    training/preflight       checks before the first training step
     training/launcher        the processes of a training on one or several machines
     training/train           from a recipe to a finished model
 

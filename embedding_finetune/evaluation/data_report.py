@@ -234,8 +234,9 @@ def _problems(report: Mapping[str, Any]) -> Iterator[tuple[float, str]]:
     tokens, suspicious, near = report["tokens"], report["suspicious"], report["near_duplicates"]
     for side, name in (("queries", "QUERY_MAX_LEN"), ("passages", "PASSAGE_MAX_LEN")):
         lengths = tokens[side]
-        advice = "split them" if lengths["95 %"] > tokens["most"] else f"raise it to {lengths['95 %']}, which fits 95 %"
-        yield lengths["cut"], f"{name}={lengths['limit']} truncates {lengths['cut']:.1%} of the {side}: {advice}"
+        if lengths["cut"]:
+            yield lengths["cut"], (f"{name}={lengths['limit']} truncates {lengths['cut']:.1%} of the {side}: "
+                                   f"{length_advice(lengths, tokens['most'])}")
         yield lengths["unknown"], (f"{tokens['model']} has no vocabulary entry for {lengths['unknown']:.1%} of the "
                                    f"tokens of the {side}: use a multilingual base model, or one for their language")
     for kind, (_, advice) in {**PAIR_PROBLEMS, **TEXT_PROBLEMS}.items():
@@ -252,8 +253,24 @@ def _problems(report: Mapping[str, Any]) -> Iterator[tuple[float, str]]:
         "is a weak baseline; use a multilingual base model")
 
 
+def length_advice(lengths: dict, most: int) -> str:
+    """What to do about truncated texts: a limit above the present one, if the model reads more; `most` is its maximum.
+
+    `lengths` is a side of `token_lengths` with truncated texts.
+    """
+    fits = next(share for share in ("95 %", "99 %", "longest") if lengths[share] > lengths["limit"])
+    if most <= lengths["limit"]:
+        return f"the model reads no more than {most} tokens, so shorten or split them"
+    if lengths[fits] > most:
+        return f"raise it to {most}, the most that the model reads, and split longer ones"
+    return f"raise it to {lengths[fits]}, which fits {'all' if fits == 'longest' else fits}"
+
+
 def _baseline_sentence(check: Mapping[str, Any]) -> str:
     bm25, base = check["bm25"]["recall@1"], check["base"]["recall@1"]
+    if not bm25 and not base:
+        return (f"Neither BM25 nor the untrained base model ranks a positive first for any of {check['queries']} dev "
+                "queries: check that the queries belong to the passages.")
     found = outcome(check["bm25_to_base"])
     hint = LITTLE_TO_GAIN if bm25 >= 0.9 else HINTS[found.word].format(note=found.note)
     name, (lead, gain) = min(MEASURED.items(), key=lambda item: abs(item[1][0] - (base - bm25)))

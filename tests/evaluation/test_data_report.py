@@ -11,6 +11,7 @@ from embedding_finetune.data.collection import Collection, read_data
 from embedding_finetune.evaluation import data_report as module
 from embedding_finetune.evaluation.data_report import (
     MEASURED,
+    length_advice,
     minimum_detectable_effect,
     report_data,
     summary_sentences,
@@ -156,9 +157,26 @@ def test_the_sentences_say_the_most_frequent_first():
     starts = ["Fix first: the queries are in en (Latin), the passages in zh (CJK), en (Latin): they share few",
               "Then: bert has no vocabulary entry for 40.0% of the tokens of the passages",
               "Then: HTML entities: 35 of 100 pairs (20.0% of the texts), such as query a, b; decode them",
-              "Then: PASSAGE_MAX_LEN=96 truncates 30.0% of the passages: split them.",
+              "Then: PASSAGE_MAX_LEN=96 truncates 30.0% of the passages: raise it to 512, the most that",
               "Then: 4 of 50 passages are near-duplicates of another one"]
     assert len(said) == 6 and all(one.startswith(start) for one, start in zip(said, starts))
+
+
+@pytest.mark.parametrize("limit, sizes, most, advice", [
+    (96, (97, 120, 200), 512, "raise it to 97, which fits 95 %"),
+    (96, (96, 120, 200), 512, "raise it to 120, which fits 99 %"),
+    (96, (36, 40, 97), 512, "raise it to 97, which fits all"), (96, (36, 96, 600), 512, "raise it to 512, the most that"),
+    (96, (97, 120, 200), 97, "raise it to 97, which fits 95 %"),
+    (96, (98, 120, 200), 97, "raise it to 97, the most that"),
+    (96, (97, 120, 200), 96, "the model reads no more than 96 tokens"), (96, (36, 40, 97), 96, "the model reads no more")])
+def test_no_advice_is_below_the_present_limit(limit, sizes, most, advice):
+    assert length_advice({"limit": limit} | dict(zip(("95 %", "99 %", "longest"), sizes)), most).startswith(advice)
+
+
+def test_two_times_nothing_is_no_lead():
+    said = summary_sentences(report_of(first_look=look_of(0.0, 0.0, 0.0, 1.0)))[1]
+    assert said == ("Neither BM25 nor the untrained base model ranks a positive first for any of 80 dev queries: check "
+                    "that the queries belong to the passages.")
 
 
 def look_of(bm25, base, half=0.01, p=0.001):

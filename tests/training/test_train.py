@@ -57,6 +57,12 @@ def resolved(settings, label="neg10"):
     return training_settings(settings, recipe, settings.with_overrides(recipe.settings))
 
 
+@pytest.fixture(autouse=True)
+def without_preflight(monkeypatch):
+    """It takes seconds, and has tests of its own."""
+    monkeypatch.setattr(finetuning, "preflight", lambda training, output: None)
+
+
 @pytest.fixture
 def untrained(monkeypatch):
     """A training that takes no time: the weights are there at once. Lists what was launched."""
