@@ -6,6 +6,7 @@ python -m embedding_finetune train hard  is what finetune_hard.sh runs
 
 import importlib
 import sys
+from difflib import get_close_matches
 
 from embedding_finetune.files import UserError, run_command_line
 
@@ -31,7 +32,7 @@ REMOVED = {  # name -> what to do in its place
                     "`search` reports the recall compared with exact search"}
 
 
-def run(arguments):
+def run(arguments: list[str]) -> None:
     """Run a command with its arguments (a list of str); raises UserError when it does not exist (any more)."""
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
@@ -41,12 +42,15 @@ def run(arguments):
     elif name in REMOVED:
         raise UserError(f"the command {name} was removed: {REMOVED[name]}")
     elif name not in COMMANDS:
-        raise UserError(f"there is no command {name!r}: choose one of {', '.join(COMMANDS)}")
+        close = get_close_matches(name, COMMANDS, 1)
+        raise UserError(f"there is no command {name!r}: " + (f"did you mean {close[0]}?" if close else
+                                                              f"choose one of {', '.join(COMMANDS)}"))
     else:
         sys.argv = [f"embedding_finetune {name}", *rest]
         module, function, _ = COMMANDS[name]
         getattr(importlib.import_module(f"embedding_finetune.{module}"), function)()
 
 
-def main():
+def main() -> None:
+    """Run the command line of this process."""
     run_command_line(lambda: run(sys.argv[1:]))

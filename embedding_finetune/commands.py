@@ -1,6 +1,7 @@
 """Commands around an experiment: its settings, `.env` for new data, and what it takes on disk."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from embedding_finetune.settings import LEVELS, TABLE, Settings, display_value
 from embedding_finetune.settings_view import has_gpu, versions
 
 
-def settings():
+def settings() -> None:
+    """Print all settings by what a change of them invalidates, and the versions of what results depend on."""
     CommandLine("settings", "Show all settings, their values and where these come from.").parse_args()
     found = Settings.load()
     sources = dict(found.sources)
@@ -23,22 +25,23 @@ def settings():
     print("\nthis machine", *(f"  {name:24} {value}" for name, value in versions().items()), sep="\n")
 
 
-def init():
+def init() -> None:
     """Write `.env` for a dataset. Raises UserError when the dataset cannot be read, or when `.env` exists."""
     parser = CommandLine("init", "Inspect a dataset and write the settings of its experiment to .env.")
-    parser.add_argument("dataset", help="a file, a folder, or a dataset of the Hugging Face Hub")
+    parser.add_argument("dataset", metavar="DATASET", help="a file, a folder, or a dataset of the Hugging Face Hub")
     parser.add_argument("--profile", help="default: msmarco with a GPU, else demo")
     options = parser.parse_args()
     path, env_file = Path(options.dataset).expanduser(), ROOT / ".env"
     if env_file.exists() and not may_overwrite():
         raise UserError(".env exists: OVERWRITE=1 replaces it")
+    if path.suffix and not path.exists() and not re.fullmatch(r"[\w.-]+/[\w.@:-]+", options.dataset):
+        raise UserError(f"{options.dataset} does not exist: name a file, a folder, or a dataset of the Hub")
     dataset = str(display_value(path.resolve())) if path.exists() else options.dataset
     name = path.stem if path.exists() else options.dataset.rpartition("/")[2]
     given = {"DATASET": dataset, "DATA_DIR": f"ft_data/{name}", "OUTPUT_DIR": f"output/{name}"}
     given |= {column: os.environ[column] for column in TABLE if column.endswith("_COLUMN") and column in os.environ}
     profile = options.profile or ("msmarco" if has_gpu() else "demo")
-    os.environ.update(given, ENV_FILE="none")
-    row = first_row(Settings.load(profile))
+    row = first_row(Settings.load(profile, given))
     lines = [f"# Settings of the experiment with {dataset}; `python -m embedding_finetune settings` lists all others.",
              *(f"{key}={value!r}" if " " in value else f"{key}={value}"
                for key, value in ({"PROFILE": profile} | given).items())]
@@ -48,7 +51,7 @@ def init():
     print("written to .env:", *lines[1:], "next: make run", sep="\n")
 
 
-def clean():
+def clean() -> None:
     """Show what an experiment takes on disk, or remove a part of it. Raises UserError for an unknown part."""
     parser = CommandLine("clean", "Show the size of each part of the experiment, or remove parts of it.")
     parser.add_argument("parts", nargs="*", metavar="PART", help="a part, or `all`")

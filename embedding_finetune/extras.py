@@ -11,7 +11,6 @@ EXTRAS = {  # name in `import` -> (name in the package index, NAME of requiremen
     "pypdf": ("pypdf", "documents"), "semantic_text_splitter": ("semantic-text-splitter", "documents"),
     "nncf": ("nncf", "openvino"), "openvino": ("openvino", "openvino"),
     "milvus_lite": ("milvus-lite", "milvus"), "pymilvus": ("pymilvus", "milvus"), "ray": ("ray", "ray"),
-    "mlflow": ("mlflow", "trackers"), "tensorboard": ("tensorboard", "trackers"), "wandb": ("wandb", "trackers"),
 }
 
 

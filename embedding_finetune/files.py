@@ -8,7 +8,9 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 FILE_VISIBILITY_LAG = 60  # seconds until every node sees a new file: NFS caches directories that long (acdirmax)
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -26,21 +28,20 @@ class UserError(Exception):
 
 
 class CommandLine(argparse.ArgumentParser):
-    """Argument parser of `python -m embedding_finetune COMMAND` that raises UserError in place of argparse's two lines.
-    """
+    """Argument parser of `python -m embedding_finetune COMMAND`; errors are UserErrors, of one line."""
 
-    def __init__(self, command, description):
-        super().__init__(prog=f"python -m embedding_finetune {command}", description=description,
+    def __init__(self, command: str, description: str | None):
+        super().__init__(prog=f"python -m embedding_finetune {command}", description=description, allow_abbrev=False,
                          formatter_class=argparse.RawDescriptionHelpFormatter)
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}: `{self.prog} --help` lists the arguments")
 
 
-def parse_label(command, description):
-    """The LABEL argument of a command that has no other."""
+def parse_label(command: str, description: str, labels: str) -> str:
+    """The LABEL argument of a command that has no other; `labels` says for --help which there are."""
     parser = CommandLine(command, description)
-    parser.add_argument("label", metavar="LABEL")
+    parser.add_argument("label", metavar="LABEL", help=labels)
     return parser.parse_args().label
 
 
@@ -99,6 +100,17 @@ def _matches(error, kind, pattern):
 
 
 @contextlib.contextmanager
+def writing(what: object, remedy: str = "free some space and try again") -> Iterator[None]:
+    """Context manager around writing with any library: a disk error becomes a UserError; others pass through."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not is_disk_error(error):
+            raise
+        raise UserError(f"cannot write {what}: {one_line(error)}; {remedy}") from error
+
+
+@contextlib.contextmanager
 def reading(path):
     """Context manager around reading a file: raises UserError if the file exists but cannot be read.
 
@@ -143,9 +155,12 @@ def atomic_write(path, mode="w"):
 
 
 def read_lines(path, made_by):
-    """Yield (line number, line) of a UTF-8 text file; raises UserError when it is missing or not UTF-8."""
+    """Yield (line number, line) of a UTF-8 text file, without a byte order mark.
+
+    Raises UserError when it is missing or not UTF-8.
+    """
     try:
-        with reading(path), open(path, encoding="utf-8") as file:
+        with reading(path), open(path, encoding="utf-8-sig") as file:
             yield from enumerate(file, start=1)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: it is made by {made_by}") from None

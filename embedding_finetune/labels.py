@@ -3,6 +3,7 @@
 import re
 
 RERANKER_KINDS = "late", "m3", "rerank"  # a reranker's label is KIND_MODEL or KIND_MODEL_on_FIRST
+SYSTEM_LABELS = "label of a system: bm25, raw, reference, a recipe, hybrid_LABEL .."  # for --help
 COMPILED_FORMATS = ("onnx", "onnx-int8", "openvino", "openvino-int8", "openvino-bf16")  # label: MODEL-FORMAT
 PREFIXES = ("hybrid_", *(f"{kind}_" for kind in RERANKER_KINDS))
 RESERVED = (

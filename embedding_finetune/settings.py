@@ -11,6 +11,7 @@ import dataclasses
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,8 @@ class Settings:
     test_fraction: float = setting("fraction of the queries in the test split", DATA, 0.2, within(0, 1))
     dev_fraction: float = setting("fraction of the other queries in the dev split", DATA, 0.05, within(0, 1))
     group_near_duplicates: bool = setting("keep near-duplicate passages in the same split", DATA, True)
+    leaking_rows: str = setting("given training pairs whose query or passage is also in the dev or test split",
+                                DATA, "drop", one_of("drop", "keep", "stop"))
     training_export: bool = setting("also write training files for FlagEmbedding, with the text of each negative",
                                     NOTHING, True)
     seed: int = setting("seed of all random draws", DATA, 42, (range(2**32).__contains__, "must be 0 to 2**32 - 1"),
@@ -126,7 +129,7 @@ class Settings:
                                       EVALUATION, "fp32", one_of("fp32", "bf16"))
     rerankers: str = setting("rerankers that `make run` evaluates: KIND_MODEL or KIND_MODEL_on_FIRST ..", NOTHING,
                              "late_reference", RERANKER_LABELS)
-    out_of_domain_sets: str = setting("out-of-domain test sets: folders in BEIR's layout, or general (a package)",
+    out_of_domain_sets: str = setting("out-of-domain test sets: folders in BEIR's layout (quote spaces), or general",
                                       EVALUATION, "")
     index: str = setting("vector index of the search: flat, a faiss factory string, or milvus:URI", NOTHING, "flat")
     abstention_precision: float = setting("precision of the first hit on dev that sets the score threshold of answers",
@@ -181,26 +184,26 @@ class Settings:
     model_language: str = setting("languages of a published model: codes such as en, separated by spaces", NOTHING, "")
 
     @classmethod
-    def load(cls, profile=None):
+    def load(cls, profile: str | None = None, given: dict[str, str] | None = None) -> "Settings":
         """Read the settings; `profile=None` means PROFILE of the environment or of `.env`, else `msmarco`.
 
+        `given` (NAME -> text) takes the place of the environment and of `.env`.
         Raises UserError naming the first setting that is unknown, misspelled (in the environment), missing or invalid.
         """
-        environment, env_file = from_environment(TABLE), from_env_file(TABLE)
+        environment, env_file = (given, {}) if given else (from_environment(TABLE), from_env_file(TABLE))
         named = env_file.pop("PROFILE", None)
         profile = profile or os.environ.get("PROFILE") or named or "msmarco"
-        given = from_profile(profile, TABLE)
+        values = from_profile(profile, TABLE)
         names = f"profiles/{profile}.env", os.environ.get("ENV_FILE") or ".env", "environment"
-        sources = {key: name for name, values in zip(names, (given, env_file, environment)) for key in values}
-        others, given = _meant_for_others(given, env_file | environment), given | env_file | environment
+        sources = {key: name for name, some in zip(names, (values, env_file, environment)) for key in some}
+        others, values = _meant_for_others(values, env_file | environment), values | env_file | environment
         for name, row in TABLE.items():
-            if name not in given and row.default is dataclasses.MISSING:
+            if name not in values and row.default is dataclasses.MISSING:
                 raise UserError(f"profiles/{profile}.env lacks {name}: {row.metadata['why']}")
-        values = {name: given.get(name, str(row.default)) for name, row in TABLE.items()}
-        parsed: dict[str, Any] = {name.lower(): _parse(name, text) for name, text in values.items()}
+        parsed = {name.lower(): _parse(name, values.get(name, str(row.default))) for name, row in TABLE.items()}
         return cls(profile=profile, of_others=others, sources=tuple(sources.items()), **parsed)
 
-    def with_overrides(self, changes):
+    def with_overrides(self, changes: Mapping[str, object]) -> "Settings":
         """These settings with a recipe's values (NAME -> value); raises UserError as `load` does."""
         allowed = [name for name, row in TABLE.items() if row.metadata["recipe"]]
         for name in changes:
@@ -210,7 +213,7 @@ class Settings:
         return dataclasses.replace(self, of_others=others, **{name.lower(): _parse(name, str(value))
                                                               for name, value in changes.items()})
 
-    def as_dict(self, *levels):
+    def as_dict(self, *levels: str) -> dict[str, Any]:
         """NAME -> value of all settings, or of those whose change invalidates one of `levels`."""
         return {name: display_value(getattr(self, name.lower())) for name, row in TABLE.items()
                 if not levels or row.metadata["changes"] in levels}
@@ -220,18 +223,18 @@ class Settings:
         return np.random.default_rng([self.seed, *key])
 
     @property
-    def paths(self):
+    def paths(self) -> Paths:
         """Where the files of the experiment are."""
         return Paths(self.data_dir, self.output_dir)
 
-    def trusts(self, *names):
+    def trusts(self, *names: str) -> bool:
         """Whether TRUST_REMOTE_CODE lists a model by one of its `names`, with or without a revision; folders match as
         paths.
         """
         known = {*names, *(split_revision(name)[0] for name in names)}
         return not {*map(path_of, known)}.isdisjoint(map(path_of, self.trust_remote_code.split()))
 
-    def show(self, *names):
+    def show(self, *names: str) -> SettingsView:
         """View for a notebook: the named settings, with all others, the device and the versions collapsed."""
         return SettingsView(self, names)
 
@@ -239,24 +242,24 @@ class Settings:
 TABLE = {row.name.upper(): row for row in dataclasses.fields(Settings) if row.metadata}
 
 
-def path_of(text):
+def path_of(text: str) -> Path:
     """The path that a setting names; relative paths are relative to the repository."""
     return ROOT / Path(text).expanduser()
 
 
-def display_value(value):
+def display_value(value: Any) -> Any:
     """A setting's value for records and messages: paths in the repository are relative to it, and the password of a
     URL is replaced by ***.
     """
     if isinstance(value, Path):
         return str(value.relative_to(ROOT) if value.is_relative_to(ROOT) else value)
-    return re.sub(r"(://[^/@\s:]*):[^/@\s]*@", r"\1:***@", value) if isinstance(value, str) else value
+    return re.sub(r"(://[^/@\s:]*):[^/\s]*@", r"\1:***@", value) if isinstance(value, str) else value
 
 
-def split_revision(name):
+def split_revision(name: str) -> tuple[str, str]:
     """(NAME, REVISION) of NAME@REVISION on the Hugging Face Hub; (name, "") for anything else, such as a folder."""
     found = re.fullmatch(r"([\w-][\w.-]*(?:/[\w.-]+)?)@([\w./-]+)", name)
-    return (name, "") if not found or Path(name).exists() or path_of(name).exists() else found.groups()
+    return (name, "") if not found or Path(name).exists() or path_of(name).exists() else (found[1], found[2])
 
 
 def _meant_for_others(given, overrides):
@@ -269,7 +272,7 @@ def _meant_for_others(given, overrides):
                  for name in sorted({*MODEL_SETTINGS[model].values()}) if name in given and name not in overrides)
 
 
-def _parse(name, text):
+def _parse(name: str, text: str) -> Any:
     """The value of a setting; raises UserError when it has the wrong type or fails its check."""
     row = TABLE[name]
     parse, wanted = {Path: (path_of, "a path"), str: (str, "a text"),

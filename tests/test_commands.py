@@ -1,16 +1,20 @@
 """Commands of one step each, `.env`, and how a command line ends."""
 
-import os
-import signal
 import sys
 
 import nbformat
 import pytest
+from finished import finish
 
 from embedding_finetune import cli, commands, pipeline
+from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.evaluate import evaluate
-from embedding_finetune.files import UserError, run_command_line
+from embedding_finetune.evaluation.report_page import load, write_page
+from embedding_finetune.evaluation.results import compare
+from embedding_finetune.files import UserError
 from embedding_finetune.profiles import from_env_file
+from embedding_finetune.retrieval import ann
+from embedding_finetune.serving.index import open_index
 from embedding_finetune.settings import Settings, display_value
 
 
@@ -37,13 +41,6 @@ def test_the_environment_wins_over_the_file_and_the_file_over_the_profile(env_fi
     assert Settings.load("demo").profile == "demo"
 
 
-def test_a_removed_command_is_one_line_of_advice(capsys):
-    with pytest.raises(UserError, match="^the command choose-index was removed: set INDEX to flat up to"):
-        cli.run(["choose-index", "neg10", "--memory", "8"])
-    cli.run([])
-    assert "choose-index" not in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("line, message", [
     ("EPOCH=3", "own.env: unknown setting EPOCH; did you mean EPOCHS?"), ("EPOCHS", "own.env, line 1: expected one"),
     ("COLOUR=blue", "own.env: unknown setting COLOUR"), ("EPOCHS=many", "EPOCHS='many' is not a number")])
@@ -63,9 +60,33 @@ def test_a_missing_file_is_an_error_only_if_it_was_named(monkeypatch, tmp_path):
     assert from_env_file(()) == {}
 
 
-def test_passwords_are_not_shown():
-    assert display_value("milvus:http://me:secret@host:19530") == "milvus:http://me:***@host:19530"
-    assert display_value("milvus:http://host:19530") == "milvus:http://host:19530"
+@pytest.mark.parametrize("text, shown", [
+    ("milvus:http://me:secret@host:19530", "milvus:http://me:***@host:19530"),
+    ("milvus:http://me:sec@ret@host/db", "milvus:http://me:***@host/db"),
+    ("milvus:http://host:19530", "milvus:http://host:19530"), ("me@host:1", "me@host:1")])
+def test_passwords_are_not_shown(text, shown):
+    assert display_value(text) == shown
+
+
+def test_no_secret_is_printed_or_written(built, monkeypatch, capfd):
+    for name, value in {"HF_TOKEN": "s3cret", "MILVUS_TOKEN": "s3cret", "INDEX": "milvus:http://me:s3cret@127.0.0.1:1",
+                        "RAY_ADDRESS": "ray://me:s3cret@127.0.0.1:1"}.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings.load()
+    finish(settings)
+    with pytest.raises(UserError, match=r"^Milvus at http://me:\*\*\*@127.0.0.1:1 failed") as failed:
+        open_index(settings, "neg10")
+    monkeypatch.setattr("embedding_finetune.retrieval.dense.make_index", lambda _: ann.ExactIndex())
+    open_index(settings, "neg10").answer(["otter"], 3)
+    for words in (["evaluate", "bm25"], ["evaluate", "neg10"], ["compare"], ["search", "otter"], ["settings"],
+                  ["publish", "neg10"]):
+        run(monkeypatch, *words)
+    write_page(settings, load(settings, read_data(settings), compare(settings, read_data(settings))[0]))
+    said = capfd.readouterr()
+    assert "me:***@127.0.0.1:1" in said.out and "s3cret" not in said.out + said.err + str(failed.value)
+    files = [path for folder in (settings.data_dir, settings.output_dir) for path in folder.rglob("*")]
+    assert {"manifest.json", "training.json", "comparison.json", "report.html"} <= {path.name for path in files}
+    assert [path for path in files if path.is_file() and b"s3cret" in path.read_bytes()] == []
 
 
 def run(monkeypatch, *words):
@@ -76,9 +97,7 @@ def run(monkeypatch, *words):
 def test_init_writes_the_settings_of_a_dataset(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(commands, "ROOT", tmp_path)
     (tmp_path / "faq.csv").write_text("question,answer\nwhat is it,it is this\nwho is it,it is she\n")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "environ", dict(os.environ))
-        run(patch, "init", str(tmp_path / "faq.csv"), "--profile", "demo")
+    run(monkeypatch, "init", str(tmp_path / "faq.csv"), "--profile", "demo")
     written = (tmp_path / ".env").read_text()
     assert f"PROFILE=demo\nDATASET={tmp_path / 'faq.csv'}\nDATA_DIR=ft_data/faq\nOUTPUT_DIR=output/faq\n" in written
     said = capsys.readouterr().out
@@ -90,10 +109,8 @@ def test_init_writes_the_settings_of_a_dataset(monkeypatch, tmp_path, capsys):
 def test_init_writes_nothing_for_a_file_that_cannot_be_read(monkeypatch, tmp_path):
     monkeypatch.setattr(commands, "ROOT", tmp_path)
     (tmp_path / "table.csv").write_text("a,b\n1,2\n")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "environ", dict(os.environ))
-        with pytest.raises(UserError, match="set QUERY_COLUMN and POSITIVE_COLUMN to the right ones"):
-            run(patch, "init", str(tmp_path / "table.csv"), "--profile", "demo")
+    with pytest.raises(UserError, match="set QUERY_COLUMN and POSITIVE_COLUMN to the right ones"):
+        run(monkeypatch, "init", str(tmp_path / "table.csv"), "--profile", "demo")
     assert not (tmp_path / ".env").exists()
 
 
@@ -121,15 +138,6 @@ def test_clean_shows_sizes_and_removes_what_is_named_alone(built, monkeypatch, c
     assert not (built.output_dir / "results").exists() and (built.output_dir / "runs").exists()
     with pytest.raises(UserError, match="there is no '../x' in"):
         run(monkeypatch, "clean", "../x")
-
-
-def test_an_interruption_is_one_line(capsys):
-    def interrupted():
-        os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(SystemExit) as stopped:
-        run_command_line(interrupted)
-    assert stopped.value.code == 130 and capsys.readouterr().err == "interrupted: the same command continues\n"
 
 
 def test_an_interrupted_notebook_is_one_line(tmp_path, capfd):

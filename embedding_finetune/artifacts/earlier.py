@@ -9,8 +9,7 @@ DESCRIPTIVE = ("label", "title", "name", "training_data_note", "overrides", "not
 
 
 def translate_collection_record(record):
-    """dataset.json; settings and sources were in one object, and the first version had the hashes of the files alone.
-    """
+    """dataset.json; settings and sources were in one object, and the first version had only the hashes of the files."""
     source = rename_settings(record.get("made_with", {}))
     settings = {name: source.pop(name) for name in list(source) if name.isupper()}
     return {"inputs": {"settings": settings, "source": source}, "files": record.get("files"),

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from embedding_finetune.artifacts.manifest import MANIFEST, verify_manifest, write_manifest
-from embedding_finetune.files import UserError, is_disk_error, one_line
+from embedding_finetune.files import UserError, writing
 
 
 def is_complete(folder):
@@ -45,21 +45,17 @@ def staged_dir(folder, what="model", replace=False):
     """
     partial = folder.with_name(f"{folder.name}.partial") if replace else folder / ".export.partial"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        if replace:
-            partial.mkdir(parents=True)
-        yield partial
-        write_manifest(partial)
-        if replace:
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-        else:
-            _move_files(partial, folder)
-    except Exception as error:
-        if isinstance(error, UserError) or not is_disk_error(error):
-            raise
-        raise UserError(f"cannot write the {what} to {folder}: {one_line(error)}; free some space and run the same "
-                        "command again") from error
+        with writing(f"the {what} to {folder}", "free some space and run the same command again"):
+            shutil.rmtree(partial, ignore_errors=True)
+            if replace:
+                partial.mkdir(parents=True)
+            yield partial
+            write_manifest(partial)
+            if replace:
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.rename(folder)
+            else:
+                _move_files(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

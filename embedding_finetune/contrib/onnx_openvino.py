@@ -216,7 +216,7 @@ def measure(settings, collection, label, folders):
     runs, frames, vectors, lowest = {}, {}, {}, {}
     for name, config in configs.items():
         dense = Dense(Encoder(config, settings.encode_batch_size, cache)).index(test.corpus)
-        runs[name] = {"test": dense.search(test.queries), "dev": dense.search(dev.queries)}
+        runs[name] = {part: dense.search(of.queries, copies=of.copies) for part, of in (("test", test), ("dev", dev))}
         frames[name], vectors[name] = per_query(test.qrels, runs[name]["test"]), dense.vectors
         lowest[name] = lowest_cosine(dense.vectors, vectors[label])
         if name.endswith(("-onnx", "-openvino")) and not lowest[name] >= 0.9999:
@@ -283,11 +283,11 @@ def export_compiled(settings, label, forms=()):
 
 
 def main():
-    parser = CommandLine("export", __doc__)
-    parser.add_argument("label", nargs="?", metavar="LABEL")
-    parser.add_argument("forms", nargs="*", metavar="FORM")
+    """Run the `export` command."""
+    parser = CommandLine("export", "Export a model to ONNX and OpenVINO, and compare size, speed and metrics with it.")
+    parser.add_argument("label", metavar="LABEL", help="label of the model")
+    parser.add_argument("forms", nargs="*", metavar="FORM",
+                        help=f"{', '.join(COMPILED_FORMATS)} (default: all that this processor supports)")
     options = parser.parse_args()
-    if not options.label:
-        raise UserError("give a label and optionally forms, e.g. `python -m embedding_finetune export neg10 onnx-int8`")
     table = export_compiled(Settings.load(), options.label, options.forms)
     print(table.to_markdown(index=False, disable_numparse=True))

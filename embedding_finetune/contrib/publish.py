@@ -29,6 +29,7 @@ from embedding_finetune.files import (
     read_json,
     write_json,
 )
+from embedding_finetune.hints import other_profile_hint
 from embedding_finetune.models.encoder_config import compiled_record
 from embedding_finetune.settings import ROOT, Settings, display_value, path_of, split_revision
 from embedding_finetune.training.model_card import METRICS_HEADING
@@ -79,7 +80,8 @@ def prepare(settings, label, to=None):
 def _prepared(settings, label, to):
     source, folder = settings.paths.model(label), settings.paths.published(label)
     if not (source / "config.json").is_file():
-        raise UserError(f"{display_value(source)} holds no finished model: give the label of one that was trained here")
+        raise UserError(f"{display_value(source)} holds no finished model: give the label of one that was trained here"
+                        f"{other_profile_hint(settings)}")
     rows, left_out = compare(settings, read_data(settings))
     row = next((row for row in rows if row["label"] == label), None)
     if row is None:
@@ -185,8 +187,9 @@ def upload(folder, to):
 
 
 def main():
-    parser = CommandLine("publish", __doc__.split("\n")[0])
-    parser.add_argument("label")
+    """Run the `publish` command."""
+    parser = CommandLine("publish", "Prepare a model's folder for the Hugging Face Hub, with a card of its results.")
+    parser.add_argument("label", metavar="LABEL", help="label of a model that was trained and evaluated here")
     parser.add_argument("--to", metavar="NAMESPACE/NAME", help="repository named in the card")
     parser.add_argument("--upload", action="store_true", help="upload the folder to that repository")
     options, settings = parser.parse_args(), Settings.load()

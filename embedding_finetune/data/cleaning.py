@@ -8,16 +8,16 @@ import dataclasses
 import importlib.metadata
 import os
 import re
-from collections import Counter
 from pathlib import Path
 
-from embedding_finetune.data.collection import BEIR_FILES, Collection, read_collection
+from embedding_finetune.data.collection import BEIR_FILES, Collection
 from embedding_finetune.data.deduplication import clean
 from embedding_finetune.data.documents.chunker import passage_size
-from embedding_finetune.data.normalize import normalize, passage_id
-from embedding_finetune.data.readers import READERS, Row, reader
+from embedding_finetune.data.normalize import passage_id
+from embedding_finetune.data.readers import READERS, Row, beir, reader
 from embedding_finetune.data.readers.docstrings import read_docstrings
 from embedding_finetune.data.readers.tables import read_passages, read_table
+from embedding_finetune.data.splits import remove_leaks
 from embedding_finetune.files import UserError, content_hash, sha256
 from embedding_finetune.hub import revision_read
 from embedding_finetune.settings import path_of
@@ -43,12 +43,15 @@ def read_pairs(settings):
         collection, counts = _read_beir(settings, more)
     else:
         collection, counts = clean(_sound(settings, settings.dataset, _reader(settings.dataset)(settings)), more)
+        collection, leaking = remove_leaks(collection, settings.leaking_rows)
+        counts |= leaking
         sample = collection.sample(settings.max_queries, settings.rng())
         counts["queries left out by MAX_QUERIES"] = len(collection.queries) - len(sample.queries)
         collection = sample
     if not collection.queries:
         raise UserError(f"DATASET={settings.dataset} has no query with a relevant passage")
-    counts |= {"queries kept": len(collection.queries), "passages kept": len(collection.corpus)}
+    counts |= {"queries kept": len(collection.queries), "passages kept": len(collection.corpus),
+               "passages with the text of a query, left out of its hits": sum(map(len, collection.copies.values()))}
     corpus = {passage: collection.corpus[passage] for passage in sorted(collection.corpus)}
     return dataclasses.replace(collection, corpus=corpus), +counts
 
@@ -57,7 +60,7 @@ def first_row(settings):
     """The first Row of DATASET that is not broken; prints which columns are read. Raises UserError as read_pairs does.
     """
     if is_beir(settings.dataset):
-        collection = read_collection(path_of(settings.dataset), made_by="you")
+        collection, _ = beir.read_beir(path_of(settings.dataset), settings.max_bad_rows)
         query = next(iter(collection.queries))
         return Row(collection.queries[query], [collection.corpus[key] for key in collection.positives(query)])
     for row in _sound(settings, settings.dataset, _reader(settings.dataset)(settings)):
@@ -66,9 +69,9 @@ def first_row(settings):
 
 
 def is_beir(name):
-    """Whether this is a folder in BEIR layout."""
+    """Whether this is a folder in BEIR layout, see readers.beir."""
     path, kind = _find(name)
-    return kind == "folder" and all((path / file).is_file() for file in BEIR_FILES)
+    return kind == "folder" and beir.is_beir(path)
 
 
 def _find(name):
@@ -152,7 +155,9 @@ def _sound(settings, name, rows):
 
 def _passages(settings):
     """Rows without queries from CORPUS; of a form with queries only the passages are taken."""
-    name = f"{settings.corpus}/{BEIR_FILES[0]}" if is_beir(settings.corpus) else settings.corpus
+    name = settings.corpus
+    if is_beir(name):
+        return beir.read_beir_passages(path_of(name), settings.max_bad_rows)
     found = _reader(name, "CORPUS")
     if found is read_table:
         rows = read_passages(name, settings)
@@ -165,36 +170,31 @@ def _passages(settings):
 def _read_beir(settings, more):
     """The Collection of a folder in BEIR layout with its splits, and a Counter of what was read and left out."""
     folder = path_of(settings.dataset)
-    whole = read_collection(folder, made_by="you")
-    splits = sorted(set(whole.splits.values()))
-    if "train" not in splits:
+    whole, counts = beir.read_beir(folder, settings.max_bad_rows)
+    if "train" not in whole.predefined:
         raise UserError(f"{folder} has no qrels/train.tsv, so there is nothing to train on; "
                         f"OUT_OF_DOMAIN_SETS={settings.dataset} evaluates on it")
     invalid = [identity for identity in (*whole.queries, *whole.corpus) if len(identity.split()) != 1]
     if invalid:
         raise UserError(f"{folder}: the id {invalid[0]!r} must be one word, as TREC files require")
-    kept = [query for query in whole.splits if whole.positives(query)]
-    counts = Counter({"queries read": len(whole.queries), "queries without a positive dropped":
-                      len(whole.queries) - len(kept)})
-    held_out_ids = [query for query in kept if whole.splits[query] != "train"]
-    train = whole.select_queries([query for query in kept if whole.splits[query] == "train"])
+    whole, leaking = remove_leaks(whole, settings.leaking_rows)
+    counts |= leaking
+    train = whole.split("train")
     sample = train.sample(settings.max_queries, settings.rng())
     counts["train queries left out by MAX_QUERIES"] = len(train.queries) - len(sample.queries)
-    texts = {normalize(text) for text in sample.queries.values()}
-    held_out, positives = whole.select_queries(held_out_ids), set(sample.positive_pool()[0])
-    counts["dev and test queries that are also train queries"] = sum(
-        normalize(text) in texts for text in held_out.queries.values())
-    counts["dev and test positives that are also train positives"] = len(positives & set(held_out.positive_pool()[0]))
-    print(f"{settings.dataset}: " + ", ".join(f"{number} {what}" for what, number in counts.items() if "also" in what))
+    held_out = [query for query, part in whole.splits.items() if part != "train"]
     known = set(map(passage_id, whole.corpus.values())) if more.corpus else ()
     extra = {identity: text for identity, text in more.corpus.items() if passage_id(text) not in known}
     duplicates = sorted(extra.keys() & whole.corpus.keys())
     if duplicates:
         raise UserError(f"the id {duplicates[0]!r} names two passages, one of DATASET and one of CORPUS: make the ids "
                         "distinct or leave them out (CORPUS_ID_COLUMN=none)")
-    collection = whole.select_queries([*sample.queries, *held_out_ids])
-    return dataclasses.replace(collection, corpus=whole.corpus | extra, source=more.source | whole.source,
-                               predefined=tuple(splits)), counts
+    same = {passage_id(text): [identity] for identity, text in extra.items()}
+    copies = {query: whole.copies.get(query, []) + same.get(passage_id(text), []) for query, text in
+              whole.queries.items()} if extra else whole.copies
+    whole = dataclasses.replace(whole, corpus=whole.corpus | extra, source=more.source | whole.source,
+                                copies={query: own for query, own in copies.items() if own})
+    return whole.select_queries([*sample.queries, *held_out]), counts
 
 
 @reader("docstrings")

@@ -94,7 +94,9 @@ class _Cleaning:
         several, negatives = "queries with several positives", "queries with negatives of their own"
         self.counts[several] = sum(sum(judged.values()) > 1 for judged in self.qrels.values())
         self.counts[negatives] = sum(0 in judged.values() for judged in self.qrels.values())
-        return Collection(self.queries, self.corpus, self.qrels, source=self.source), +self.counts
+        copies = {query: [passage] for query, text in self.queries.items()
+                  if (passage := self.passage_ids.get(passage_id(text), passage_id(text))) in self.corpus}
+        return Collection(self.queries, self.corpus, self.qrels, source=self.source, copies=copies), +self.counts
 
 
 def _one_word(row, counts):

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from embedding_finetune.artifacts.earlier import translate_compiled_record
 from embedding_finetune.artifacts.manifest import COMPILED_RECORD, read_checksummed, read_record
 from embedding_finetune.files import UserError
+from embedding_finetune.hints import other_profile_hint
 from embedding_finetune.hub import check_hub, load, model_content, model_path, positions_of, read_model_file
 from embedding_finetune.settings import MODEL_SETTINGS, POOLINGS, display_value, split_revision
 
@@ -79,7 +80,8 @@ def load_encoder_config(settings, label):
         return _encoder_config(settings, label, title, model_path(title), wanted, seen_by(title), title)
     folder = settings.paths.model(label)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no finished model: run `bash finetune_hard.sh {label}` first")
+        raise UserError(f"{folder} holds no finished model: run `bash finetune_hard.sh {label}` first"
+                        f"{other_profile_hint(settings)}")
     record = read_checksummed(folder / "training.json", having={"settings": dict})
     if record is None and (folder / "training.json").exists():
         raise UserError(f"{folder / 'training.json'} is damaged, but holds the configuration of {label}: restore it, "

@@ -73,7 +73,8 @@ def parse_shard(text):
 def main():
     parser = CommandLine("encode", "Encode corpus and queries in advance, in shards.")
     parser.add_argument("labels", nargs="+", metavar="LABEL", help="raw, reference, a recipe's label ..")
-    parser.add_argument("--processes", type=int, default=max(1, torch.cuda.device_count()))
+    parser.add_argument("--processes", type=int, metavar="N", default=max(1, torch.cuda.device_count()),
+                        help="processes that share the work (default: one per GPU)")
     parser.add_argument("--shard", metavar="I/N", help="encode only this shard, in this process")
     options, settings = parser.parse_args(), Settings.load()
     for label in options.labels:

@@ -1,13 +1,16 @@
 """Systems that can be searched, and the default one."""
 
-import argparse
+from argparse import SUPPRESS, ArgumentParser
 
-from embedding_finetune.artifacts.manifest import file_stamps, read_checksummed, write_checksummed
+from embedding_finetune.artifacts.manifest import file_stamps, read_record, write_record
+from embedding_finetune.artifacts.provenance import stale_reason
 from embedding_finetune.deprecation import RenamedOption
 from embedding_finetune.files import UserError
+from embedding_finetune.hints import other_profile_hint
+from embedding_finetune.settings import Settings
 
 
-def labels(settings):
+def labels(settings: Settings) -> list[str]:
     """Labels that can be searched: retrievers whose models exist, and fused and reranked systems with a result."""
     from embedding_finetune.recipes import all_recipes
     from embedding_finetune.retrieval.known_systems import all_systems
@@ -21,30 +24,29 @@ def labels(settings):
     return [system.label for system in all_systems(settings) if is_available(system)]
 
 
-def default_label(settings):
-    """The best fine-tuned model on dev queries (see evaluation.results).
+def default_label(settings: Settings) -> str:
+    """The best fine-tuned model on dev queries (see evaluation.results), stored until an input of it changes.
 
-    The answer is cached until results, models or settings change. Raises UserError when there is no such model.
+    Raises UserError when there is no such model.
     """
-    memo = settings.paths.index("default.json")
+    path = settings.paths.index("default.json")
     files = [*settings.paths.results.glob("*.json"), *settings.paths.output.glob("*/model.safetensors")]
-    today = {"files": file_stamps(sorted(files)), "settings": settings.as_dict()}
-    found = read_checksummed(memo)
-    if isinstance(found, dict) and {name: found.get(name) for name in today} == today:
-        return found["label"]
+    inputs = {"files": file_stamps(sorted(files)), "settings": settings.as_dict()}
+    record = read_record(path, having=inputs)
+    if record and stale_reason(record["inputs"], inputs) is None:
+        return record["label"]
     from embedding_finetune.evaluation.results import best_fine_tuned, load_results
     results, left_out = load_results(settings)
     best = best_fine_tuned(results)
     if best is None:
         raise UserError("no fine-tuned model has a current result "
                         f"({'; '.join(left_out) or 'none has been evaluated'}): evaluate one, or choose a system by "
-                        f"--system {', '.join(labels(settings))}")
-    write_checksummed(memo, today | {"label": best["label"]})
+                        f"--system {', '.join(labels(settings))}{other_profile_hint(settings)}")
+    write_record(path, inputs, label=best["label"])
     return best["label"]
 
 
-def add_system_option(parser, text):
+def add_system_option(parser: ArgumentParser, text: str) -> None:
     """Add --system LABEL to a command line; `--model`, its old name, prints a notice."""
     parser.add_argument("--system", metavar="LABEL", help=text)
-    parser.add_argument("--model", metavar="LABEL", dest="system", action=RenamedOption,
-                        help=argparse.SUPPRESS)
+    parser.add_argument("--model", metavar="LABEL", dest="system", action=RenamedOption, help=SUPPRESS)

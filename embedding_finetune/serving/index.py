@@ -39,23 +39,26 @@ from embedding_finetune.files import (
     is_memory_error,
     one_line,
     parse_label,
+    writing,
 )
+from embedding_finetune.labels import SYSTEM_LABELS
 from embedding_finetune.serving.abstention import choose_threshold
 from embedding_finetune.settings import Settings, display_value
 
-FORMAT = 3  # version of the index format: changing it rebuilds all indexes
+FORMAT = 4  # version of the index format: changing it rebuilds all indexes
+DATA_FILES = ("dataset.json", "corpus.jsonl", "queries.jsonl", "qrels/dev.tsv")
 CHANGING = "data or model of {} changed while its index was opened: try again"
 
 
 class Index:
     """An open index; `manifest` describes what it was built from."""
 
-    def __init__(self, folder, manifest, retriever):
+    def __init__(self, folder: Path, manifest: dict, retriever):
         self.folder, self.manifest, self.retriever = folder, manifest, retriever
         self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
         self._passages = np.memmap(folder / "passages.jsonl", mode="r")
 
-    def answer(self, queries, k):
+    def answer(self, queries: list[str], k: int) -> list[list[dict]]:
         """Top `k` passages per query (list of texts): dicts of rank, score, id, text, and source if known.
 
         With an abstention threshold, each hit also has `above_threshold`.
@@ -75,7 +78,7 @@ class Index:
         return json.loads(self._passages[start:end].tobytes())
 
 
-def exactness_line(manifest):
+def exactness_line(manifest: dict) -> str:
     """Sentence on the recall of an approximate index compared with exact search; "" for an exact index."""
     if "recall_vs_exact" not in manifest:
         return ""
@@ -83,7 +86,7 @@ def exactness_line(manifest):
             "compared with {exact_ms:.2f} ms for exact search".format(**manifest["recall_vs_exact"]))
 
 
-def open_index(settings, label):
+def open_index(settings: Settings, label: str) -> Index:
     """Open the Index of a label; builds it if missing, damaged or outdated, with a note on standard error.
 
     Raises UserError when there is no such model, or when its index cannot be built or read.
@@ -91,38 +94,31 @@ def open_index(settings, label):
     if not re.fullmatch(r"[\w-]+", label, re.ASCII):
         raise UserError(f"{label!r} is not a label: use letters, digits, _ and -")
     home = settings.paths.index(label)
-    damaged = False
-    for path in home.glob("*/manifest.json"):
-        manifest = read_checksummed(path)
-        if is_current(settings, manifest) and has_same_stamps(path.parent, manifest["files"]):
-            index = _opened_if_whole(settings, path.parent, manifest)
-            if index:
-                return index
-            damaged = True
+    manifests = {path.parent: read_checksummed(path) for path in home.glob("*/manifest.json")}
+    current = {folder: manifest for folder, manifest in manifests.items()
+               if is_current(settings, manifest) and has_same_stamps(folder, (manifest or {})["files"])}
+    for folder, manifest in current.items():
+        if index := _open_undamaged(settings, folder, manifest):
+            return index
     from embedding_finetune.retrieval.known_systems import find_system
     system = find_system(settings, label)
-    try:
-        with lock(home), contextlib.redirect_stdout(sys.stderr):  # stdout is for answers
-            return _found_or_built(settings, system, home, read_all=damaged)
-    except Exception as error:
-        if isinstance(error, UserError) or not is_disk_error(error):
-            raise
-        raise UserError(f"cannot write {home}: {one_line(error)}; free some space and try again") from error
+    with writing(home), lock(home), contextlib.redirect_stdout(sys.stderr):  # stdout is for answers
+        return _find_or_build(settings, system, home, read_all=bool(current))
 
 
-def is_current(settings, manifest):
+def is_current(settings: Settings, manifest: dict | None) -> bool:
     """Whether settings and input files are those that an index was built from."""
     return (isinstance(manifest, dict) and manifest.get("inputs", {}).get("format") == FORMAT
             and manifest["settings"] == settings.as_dict() and manifest["sources"] == file_stamps(manifest["sources"]))
 
 
-def _opened_if_whole(settings, folder, manifest):
+def _open_undamaged(settings, folder, manifest):
     """Open the Index in a finished folder; returns None if a file differs from the manifest.
 
     Raises UserError when it cannot be opened for another reason, such as too little memory; the folder is kept.
     """
     try:
-        return _opened(settings, folder, manifest)
+        return _open(settings, folder, manifest)
     except UserError:
         raise
     except Exception as error:  # numpy, faiss, bm25s and ONNX Runtime raise different errors
@@ -132,34 +128,40 @@ def _opened_if_whole(settings, folder, manifest):
                         "disk), or remove this folder to rebuild it") from error
 
 
-def _opened(settings, folder, manifest):
+def _open(settings, folder, manifest):
     """Open the Index in a finished folder."""
-    from embedding_finetune.retrieval.base import make_retriever
     from embedding_finetune.retrieval.system import System
-    system, parameters = System(**manifest["system"]), manifest["parameters"]
+    system = System(**manifest["system"])
     if not system.is_single:
-        bm25, dense = (open_index(settings, part) for part in ("bm25", system.encoder))
-        if [bm25.folder.name, dense.folder.name] != manifest["inputs"]["parts"]:
-            raise UserError(CHANGING.format(system.label))
-        return Index(dense.folder, manifest, _combined(settings, folder, system, parameters, bm25, dense))
+        return _open_combined(settings, folder, manifest, system)
     if not system.has_model:
+        from embedding_finetune.retrieval.base import make_retriever
         return Index(folder, manifest, make_retriever(system.retriever, settings).load(folder))
     from embedding_finetune.models.query_encoder import GRAPH, QueryEncoder
     from embedding_finetune.retrieval.dense import Dense
     encoder = QueryEncoder(folder) if (folder / GRAPH).exists() else _encoder(settings, system, cached=False)
-    return Index(folder, manifest, Dense(encoder, manifest["inputs"]["index"]).load(folder))
+    return Index(folder, manifest, Dense(encoder, settings.index).load(folder))
 
 
-def _combined(settings, folder, system, parameters, bm25, dense):
-    """The retriever of a fused or reranked system over its two open indexes."""
+def _open_combined(settings, folder, manifest, system):
+    """Open the Index of a fused or reranked system, over those of BM25 and of the model."""
     from embedding_finetune.retrieval.fusion import HybridRetriever
-    fused = HybridRetriever(bm25.retriever, dense.retriever, parameters["bm25_weight"])
-    if not system.reranker:
-        return fused
-    from embedding_finetune.retrieval.rerank import RerankedRetriever
-    from embedding_finetune.retrieval.rerankers import make_reranker
-    reranker = make_reranker(settings, system.reranker, system.reranker_model).load(folder)
-    return RerankedRetriever(fused, reranker, parameters["rerank_weight"], parameters["depth"])
+    bm25, dense = _parts(settings, system)
+    if [bm25.folder.name, dense.folder.name] != manifest["inputs"]["parts"]:
+        raise UserError(CHANGING.format(system.label))
+    parameters = manifest["parameters"]
+    retriever = HybridRetriever(bm25.retriever, dense.retriever, parameters["bm25_weight"])
+    if system.reranker:
+        from embedding_finetune.retrieval.known_systems import make_reranker
+        from embedding_finetune.retrieval.rerank import RerankedRetriever
+        reranker = make_reranker(settings, system.reranker, system.reranker_model).load(folder)
+        retriever = RerankedRetriever(retriever, reranker, parameters["rerank_weight"], parameters["depth"])
+    return Index(dense.folder, manifest, retriever)
+
+
+def _parts(settings, system):
+    """The open indexes of BM25 and of the model of a fused or reranked system."""
+    return [open_index(settings, part) for part in ("bm25", system.encoder)]
 
 
 def _encoder(settings, system, cached=True):
@@ -168,42 +170,26 @@ def _encoder(settings, system, cached=True):
     return make_encoder(settings, load_encoder_config(settings, system.encoder), cached)
 
 
-def _found_or_built(settings, system, home, read_all=False):
+def _find_or_build(settings, system, home, read_all):
     """The Index of the current model and data: found by its inputs, or built.
 
     `read_all` verifies all files against the manifest, not only those with a new modification time.
     """
-    from embedding_finetune.data.collection import read_data
     inputs, parameters, sources = _inputs(settings, system)
-    collection, folder = read_data(settings), home / content_hash(inputs)[:16]
-    manifest, damaged = read_checksummed(folder / "manifest.json"), folder.exists()
+    folder = home / content_hash(inputs)[:16]
+    manifest = read_checksummed(folder / "manifest.json")
     if manifest is None or changed_file(folder, manifest["files"], read_all):
-        why = ("it is damaged" if damaged else "model or data have changed" if any(home.glob("*/manifest.json"))
-               else "there is none yet")
-        print(f"building the index of {system.label}, {len(collection.corpus):,} passages: {why}", file=sys.stderr)
-        partial = home / ".partial"
-        for path in (partial, folder):
-            shutil.rmtree(path, ignore_errors=True)
-        partial.mkdir()
-        manifest = {"label": system.label, "system": asdict(system), "parameters": parameters, "inputs": inputs,
-                    "passages": len(collection.corpus), "abstention": {"threshold": None}}
-        manifest |= _build(settings, system, partial, manifest, collection)
-        if file_stamps(sources) != sources:
-            raise UserError(CHANGING.format(system.label))
-        partial.rename(folder)
-        # Remove indexes of earlier models or data; a process that has one open can go on using it.
-        for old in () if damaged else home.iterdir():
-            if old.is_dir() and old != folder:
-                shutil.rmtree(old, ignore_errors=True)
-    abstention = choose_threshold(manifest["dev"], settings.abstention_precision)
+        manifest = {"label": system.label, "system": asdict(system), "parameters": parameters, "inputs": inputs}
+        manifest |= _build(settings, system, folder, manifest, sources)
     files = fingerprints(folder, manifest.get("files", {}))
     files.pop("manifest.json", None)
-    manifest |= {"settings": settings.as_dict(), "sources": sources, "files": files, "abstention": abstention}
+    manifest |= {"settings": settings.as_dict(), "sources": sources, "files": files,
+                 "abstention": choose_threshold(manifest["dev"], settings.abstention_precision)}
     write_checksummed(folder / "manifest.json", manifest)
-    index = _opened_if_whole(settings, folder, manifest)
+    index = _open_undamaged(settings, folder, manifest)
     if index is None and read_all:
         raise UserError(f"{display_value(folder)} is damaged right after it was written: check the disk")
-    return index or _found_or_built(settings, system, home, read_all=True)
+    return index or _find_or_build(settings, system, home, read_all=True)
 
 
 def _inputs(settings, system):
@@ -219,16 +205,15 @@ def _inputs(settings, system):
         result = read_result(settings, system.label)
         if reason := result_stale_reason(settings, result):
             raise UserError(f"{system.label}: {reason}; evaluate it again")
-        bm25, dense = (open_index(settings, part) for part in ("bm25", system.encoder))
+        bm25, dense = _parts(settings, system)
         inputs |= {"parts": [bm25.folder.name, dense.folder.name], "parameters": result["parameters"]}
         own = [settings.paths.result(system.label), *_model_files(settings, system.reranker_model)]
         return inputs, result["parameters"], bm25.manifest["sources"] | dense.manifest["sources"] | file_stamps(own)
-    names = "dataset.json", "corpus.jsonl", "queries.jsonl", "qrels/dev.tsv"
-    sources = [settings.paths.data / name for name in names]
+    sources = [settings.paths.data / name for name in DATA_FILES]
     if system.has_model:
         check_trained(settings, system.encoder)
         sources += _model_files(settings, system.encoder)
-        inputs |= {"index": settings.index}
+        inputs |= {"index": display_value(settings.index)}
     return inputs, {}, file_stamps(sources)
 
 
@@ -243,29 +228,69 @@ def _model_files(settings, label):
     return [settings.model_file, *(file for file in sorted(folder.rglob("*")) if file.suffix in MODEL_FILES)]
 
 
-def _build(settings, system, folder, manifest, collection):
-    """Write an index to an empty folder; returns what is measured on dev queries, for the manifest."""
-    from embedding_finetune.retrieval.ann import FLAT
+def _build(settings, system, folder, manifest, sources):
+    """Write an index to `folder`, which appears as a whole; returns what the manifest says of its passages and queries.
+
+    Raises UserError when a file of `sources` changes meanwhile.
+    """
+    from embedding_finetune.data.collection import read_data
+    collection, home, partial, damaged = read_data(settings), folder.parent, folder.parent / ".partial", folder.exists()
+    why = ("it is damaged" if damaged else "model or data have changed" if any(home.glob("*/manifest.json"))
+           else "there is none yet")
+    print(f"building the index of {system.label}, {len(collection.corpus):,} passages: {why}", file=sys.stderr)
+    for path in (partial, folder):
+        shutil.rmtree(path, ignore_errors=True)
+    partial.mkdir()
+    _write(settings, system, partial, collection)
+    index = _open(settings, partial, manifest | {"abstention": {"threshold": None}})
+    found = {"passages": len(collection.corpus)} | _measure(index, collection.split("dev"))
+    if file_stamps(sources) != sources:
+        raise UserError(CHANGING.format(system.label))
+    partial.rename(folder)
+    # Remove indexes of earlier models or data; a process that has one open can go on using it.
+    for old in () if damaged else home.iterdir():
+        if old.is_dir() and old != folder:
+            shutil.rmtree(old, ignore_errors=True)
+    return found
+
+
+def _write(settings, system, folder, collection):
+    """Write the passages, and the data of retriever and reranker, to an empty folder.
+
+    If the model cannot be exported for queries, a note says that PyTorch encodes them.
+    """
+    from embedding_finetune.models.query_encoder import save_query_encoder
     from embedding_finetune.retrieval.base import make_retriever
     from embedding_finetune.retrieval.dense import Dense
     if system.reranker:
-        from embedding_finetune.retrieval.rerankers import make_reranker
+        from embedding_finetune.retrieval.known_systems import make_reranker
         make_reranker(settings, system.reranker, system.reranker_model).index(collection.corpus).save(folder)
-    if system.is_single:
-        retriever = (Dense(_encoder(settings, system), settings.index) if system.has_model else
-                     make_retriever(system.retriever, settings))
-        retriever.index(collection.corpus).save(folder)
-        _write_passages(folder, collection)
-        if system.has_model and system.runtime == "pytorch":
-            _save_query_encoder(folder, retriever.encoder)
-    index, dev, found = _opened(settings, folder, manifest), collection.split("dev"), {}
-    if manifest["inputs"].get("index", FLAT) != FLAT and dev.queries:
-        found["recall_vs_exact"] = index.retriever.recall_vs_exact(list(dev.queries.values()))
-    # A passage with the id of the query is the query itself, as in ArguAna.
-    best = {query: [hit for hit in hits if hit["id"] != query][:1]
-            for query, hits in zip(dev.queries, index.answer(list(dev.queries.values()), 2) if dev.queries else ())}
-    scored = [(query, hits[0]) for query, hits in best.items() if hits]
-    return found | {"dev": [[hit["score"], hit["id"] in dev.positives(query)] for query, hit in scored]}
+    if not system.is_single:
+        return
+    retriever = (Dense(_encoder(settings, system), settings.index) if system.has_model else
+                 make_retriever(system.retriever, settings))
+    retriever.index(collection.corpus).save(folder)
+    _write_passages(folder, collection)
+    if system.has_model and system.runtime == "pytorch":
+        try:
+            save_query_encoder(folder, retriever.encoder)
+        except UserError as error:
+            if is_disk_error(error) or is_memory_error(error):  # not caused by the model, and perhaps temporary
+                raise
+            print(f"{error}: PyTorch encodes its queries, so a search takes some seconds longer", file=sys.stderr)
+
+
+def _measure(index, dev):
+    """Score of the best hit of each dev query and whether it is right, and the recall of an approximate index."""
+    from embedding_finetune.retrieval.ann import FLAT
+    queries, found, scored = list(dev.queries.values()), {}, []
+    if index.manifest["inputs"].get("index", FLAT) != FLAT and queries:
+        found["recall_vs_exact"] = index.retriever.recall_vs_exact(queries)
+    number = 1 + max(map(len, dev.copies.values()), default=0)
+    for query, hits in zip(dev.queries, index.answer(queries, number) if queries else []):
+        others = [hit for hit in hits if hit["id"] not in dev.copies.get(query, ())]
+        scored += [[hit["score"], hit["id"] in dev.positives(query)] for hit in others[:1]]
+    return found | {"dev": scored}
 
 
 def _write_passages(folder, collection):
@@ -278,18 +303,8 @@ def _write_passages(folder, collection):
     np.save(folder / "offsets.npy", np.array(offsets))
 
 
-def _save_query_encoder(folder, encoder):
-    """Export the encoder for queries; if the model cannot be exported, PyTorch encodes them, and a note says so."""
-    from embedding_finetune.models.query_encoder import save_query_encoder
-    try:
-        save_query_encoder(folder, encoder)
-    except UserError as error:
-        if is_disk_error(error) or is_memory_error(error):  # not caused by the model, and perhaps temporary
-            raise
-        print(f"{error}: PyTorch encodes its queries, so a search takes some seconds longer", file=sys.stderr)
-
-
-def main():
-    label = parse_label("index", "Build the search index of a system, unless it is current.")
+def main() -> None:
+    """Run the `index` command."""
+    label = parse_label("index", "Build the search index of a system, unless it is current.", SYSTEM_LABELS)
     index = open_index(Settings.load(), label)
     print(f"{label}: {index.manifest['passages']:,} passages in {display_value(index.folder)}")

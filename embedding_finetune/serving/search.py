@@ -6,6 +6,7 @@ The default system is the best fine-tuned one on dev queries. If no passage reac
 docs/deploy.md), a note says so; with --json it goes to standard error.
 """
 
+import io
 import json
 import sys
 
@@ -32,8 +33,8 @@ def _show(index, hits, note):
 
 def main():
     """Run the `search` command. Raises UserError when the query is empty or there is no such system."""
-    parser = CommandLine("search", "Search the corpus.")
-    parser.add_argument("query")
+    parser = CommandLine("search", "Search the corpus for the passages that answer a query.")
+    parser.add_argument("query", metavar="QUERY")
     add_system_option(parser, "system to search with: any label of the comparison, or of a compiled model")
     parser.add_argument("-k", type=int, default=5, help="number of passages to show (default: 5)")
     parser.add_argument("--json", action="store_true",
@@ -46,7 +47,8 @@ def main():
     index = open_index(settings, options.system or default_label(settings))
     [hits] = index.answer([query], options.k)
     note = "" if is_answerable(hits) else NOT_LIKELY
-    sys.stdout.reconfigure(errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         if options.json:
             if note:

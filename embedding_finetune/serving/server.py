@@ -14,31 +14,35 @@ Put a proxy with authentication in front of it before you open it to others.
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import uvicorn
-from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi import APIRouter, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import AliasChoices, BaseModel, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from starlette.types import ASGIApp
 
 from embedding_finetune.files import CommandLine, UserError, one_line, read_jsonl, write_jsonl
 from embedding_finetune.serving.abstention import is_answerable, threshold_line
 from embedding_finetune.serving.available import add_system_option, default_label
-from embedding_finetune.serving.registry import IndexRegistry, Overloaded, QueryBatcher
+from embedding_finetune.serving.registry import IndexRegistry, OverloadedError, QueryBatcher
 from embedding_finetune.settings import Settings
 
 PAGE = Path(__file__).with_name("server.html")
 LONGEST, DEEPEST = 2000, 100  # maximum characters of a query, and passages of an answer
 LOOK = 2.0  # seconds between checks for changed files
-PATIENCE = 10.0  # timeout in seconds for receiving a request, and for sending an answer
+PATIENCE = 10.0  # seconds for a body to arrive, for an answer to be taken, and for a terminated server to end
 LARGEST = 16_384  # maximum bytes of the headers of a request, and of its body
 CONNECTIONS = 1024
+ERRORS: dict[int | str, Any] = {404: {"description": "no such system"},
+                                503: {"description": "overloaded: see Retry-After"}}
+CLOSE = {"Connection": "close"}
 LOOPBACK = ["127.0.0.1", "localhost", "::1", "[::1]"]
 
 log = logging.getLogger(__name__)
@@ -48,6 +52,8 @@ Label = Annotated[str, Field(max_length=200,
 
 
 class Hit(BaseModel):
+    """A passage."""
+
     rank: int
     score: float
     id: str
@@ -57,6 +63,8 @@ class Hit(BaseModel):
 
 
 class Answer(BaseModel):
+    """The answer to a query."""
+
     system: str
     query: str
     likely: bool = Field(description="false: no passage is likely to answer this")
@@ -65,18 +73,20 @@ class Answer(BaseModel):
 
 
 class Feedback(BaseModel):
+    """A mark of a hit."""
+
     query: str = Field(pattern=r"\S", max_length=LONGEST)
     id: str = Field(max_length=LONGEST, description="id of one of the top 100 passages of this query")
     system: Label = Field("", validation_alias=AliasChoices("system", "model"))  # the old name
     right: bool | None = Field(description="null removes the mark")
 
 
-def read_feedback(path):
+def read_feedback(path: Path) -> list[dict]:
     """Read the feedback rows; none if the file is missing or empty. Raises UserError when it is broken."""
     return read_jsonl(path, required=("query", "pos")) if path.exists() and path.stat().st_size else []
 
 
-def save_feedback(path, query, text, right):
+def save_feedback(path: Path, query: str, text: str, right: bool | None) -> dict:
     """Record in the JSONL file `path` whether `text` answers a query (True), does not (False), or is unmarked (None).
 
     A row has query, pos, neg. Returns the row of the query. Raises UserError when the file is broken.
@@ -91,80 +101,103 @@ def save_feedback(path, query, text, right):
     return row
 
 
-def application(settings, registry):
-    """Create the FastAPI application over an IndexRegistry."""
+def application(settings: Settings, registry: IndexRegistry, hosts: Sequence[str] = ("*",)) -> ASGIApp:
+    """Create the application over an IndexRegistry; it refuses requests whose host name is not in `hosts`."""
     @asynccontextmanager
     async def lifespan(_):
-        async def watch():
-            while True:
-                await asyncio.sleep(LOOK)
-                await asyncio.to_thread(registry.refresh)
-        watching = asyncio.create_task(watch())
+        watching = asyncio.create_task(_watch(registry))
         yield
         watching.cancel()
 
     app = FastAPI(title="embedding_finetune", description="Search with a fine-tuned model", docs_url=None,
-                  redoc_url=None, lifespan=lifespan)
-    answers, marking, path = QueryBatcher(), asyncio.Lock(), settings.paths.feedback
-    errors = {404: {"description": "no such system"}, 503: {"description": "overloaded: see Retry-After"}}
+                  redoc_url=None, lifespan=lifespan, exception_handlers=ERROR_HANDLERS,
+                  max_body_size=LARGEST)
+    batcher = QueryBatcher()
+    app.include_router(_search_routes(registry, batcher))
+    app.include_router(_feedback_routes(registry, batcher, settings.paths.feedback))
+    app.get("/", include_in_schema=False)(_page)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
+    return Guarded(app)
 
-    @app.exception_handler(Overloaded)
-    async def busy(_, error):
-        return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "1"})
 
-    @app.exception_handler(UserError)
-    async def cannot(_, error):
-        return JSONResponse({"detail": str(error)}, 404)
+async def _watch(registry):
+    while True:
+        await asyncio.sleep(LOOK)
+        await asyncio.to_thread(registry.refresh)
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_, error):  # does not echo the input, which may be large or not text
-        detail = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        return JSONResponse({"detail": detail}, 422)
 
-    @app.get("/", include_in_schema=False)
-    def page():
-        return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"X-Frame-Options": "DENY"})
+def _page():
+    return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"X-Frame-Options": "DENY"})
 
-    @app.get("/healthz")
+
+def _refusal(status, headers=None):
+    async def answer(_, error):
+        return JSONResponse({"detail": str(error)}, status, headers)
+
+    return answer
+
+
+async def _invalid(_, error):  # does not echo the input, which may be large or not text
+    detail = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+    return JSONResponse({"detail": detail}, 422)
+
+
+ERROR_HANDLERS: dict[int | type[Exception], Any] = {
+    OverloadedError: _refusal(503, {"Retry-After": "1"}), UserError: _refusal(404),
+    RequestValidationError: _invalid}
+
+
+def _search_routes(registry, batcher):
+    routes = APIRouter()
+
+    @routes.get("/healthz")
     async def healthz():
-        return {"status": "ok", "system": registry.default, "waiting": answers.waiting.qsize()}
+        return {"status": "ok", "system": registry.default, "waiting": batcher.waiting.qsize()}
 
-    @app.get("/systems")
-    @app.get("/models", deprecated=True)  # its old name
+    @routes.get("/systems")
+    @routes.get("/models", deprecated=True)  # its old name
     def systems():
         return [{"label": label, "default": label == registry.default, "open": label in registry.open}
                 for label in registry.labels]
 
-    @app.get("/search", responses=errors)
+    @routes.get("/search", responses=ERRORS, response_model=Answer)
     async def search(q: Text, k: Annotated[int, Query(ge=1, le=DEEPEST)] = 10, system: Label = "",
-                     model: Annotated[str, Query(deprecated=True, description="old name of system")] = "") -> Answer:
+                     model: Annotated[str, Query(deprecated=True, description="old name of system")] = ""):
         index = registry.get(system or model)
-        hits = await answers.ask(index, q, k)
+        hits = await batcher.ask(index, q, k)
         return JSONResponse({"system": index.manifest["label"], "query": q, "likely": is_answerable(hits),
                              "threshold": threshold_line(index.manifest["abstention"]), "hits": hits})
 
-    @app.get("/marks")
-    async def marks(q: Text):
-        rows = await asyncio.to_thread(read_feedback, path)
-        return next((row for row in rows if row["query"] == q), {"query": q, "pos": [], "neg": []})
+    return routes
 
-    @app.post("/marks", responses=errors)
+
+def _feedback_routes(registry, batcher, path):
+    routes, marking = APIRouter(), asyncio.Lock()
+
+    @routes.get("/marks")
+    def marks(q: Text):
+        return next((row for row in read_feedback(path) if row["query"] == q), {"query": q, "pos": [], "neg": []})
+
+    @routes.post("/marks", responses=ERRORS)
     async def put_mark(feedback: Feedback, request: Request):
         origin = request.headers.get("origin")
         if origin and urlsplit(origin).netloc != request.headers.get("host"):
             raise HTTPException(403, "feedback is accepted only from the page of this server")
-        hits = await answers.ask(registry.get(feedback.system), feedback.query, DEEPEST)
+        hits = await batcher.ask(registry.get(feedback.system), feedback.query, DEEPEST)
         text = next((hit["text"] for hit in hits if hit["id"] == feedback.id), None)
         if text is None:
             raise HTTPException(404, f"this id is not among the top {DEEPEST} passages of this query")
         async with marking:
             return await asyncio.to_thread(save_feedback, path, feedback.query, text, feedback.right)
 
-    return app
+    return routes
 
 
 class Guarded:
-    """ASGI wrapper that refuses large bodies, and turns failures into status 500 and one line in the log."""
+    """ASGI wrapper that limits how long a body may take to arrive and an answer to be taken, each to PATIENCE.
+
+    A failure becomes status 500 and one line in the log.
+    """
 
     def __init__(self, app):
         self.app = app
@@ -172,78 +205,46 @@ class Guarded:
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        size, started = 0, False
+        more, started, deadline = True, False, asyncio.get_running_loop().time() + PATIENCE
 
-        async def counted():
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > LARGEST:
-                raise HTTPException(413, f"the body is larger than {LARGEST} bytes")
+        async def limited_receive():
+            nonlocal more
+            try:
+                async with asyncio.timeout_at(deadline if more else None):  # after the body comes the end of the client
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"the body took longer than {PATIENCE:.0f} s", CLOSE) from None
+            more = message.get("more_body", False)
             return message
 
-        async def noted(message):
+        async def limited_send(message):
             nonlocal started
             started = True
-            await send(message)
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await send(message)
+            except TimeoutError:
+                raise ConnectionAbortedError("the client does not read the answer") from None
 
         try:
-            await self.app(scope, counted, noted)
+            await self.app(scope, limited_receive, limited_send)
         except Exception as error:
             log.error("%s %s failed: %s", scope["method"], scope["path"][:100], one_line(error))
             if not started:
                 await JSONResponse({"detail": "internal error; see the log"}, 500)(scope, receive, send)
 
 
-class Impatient(H11Protocol):
-    """HTTP protocol that closes a connection when its request is incomplete, or its answer unread, after PATIENCE."""
-
-    timer = stuck = None
-
-    def connection_made(self, transport):
-        super().connection_made(transport)
-        transport.set_write_buffer_limits(0)  # so that pause_writing is called for any unsent byte
-        self._wait()
-
-    def handle_events(self):
-        super().handle_events()
-        # A complete request is being answered: its time limit no longer applies.
-        if self.cycle and not (self.cycle.more_body or self.cycle.response_complete):
-            self.timer.cancel()
-
-    def on_response_complete(self):
-        self._wait()
-        super().on_response_complete()  # this handles a pipelined request, so it comes last
-
-    def pause_writing(self):
-        super().pause_writing()
-        self.stuck = self.loop.call_later(PATIENCE, self.transport.abort)
-
-    def resume_writing(self):
-        super().resume_writing()
-        self.stuck.cancel()
-
-    def connection_lost(self, exc):
-        self.timer.cancel()
-        if self.stuck:
-            self.stuck.cancel()
-        super().connection_lost(exc)
-
-    def _wait(self):
-        if self.timer:
-            self.timer.cancel()
-        self.timer = self.loop.call_later(PATIENCE, self._refuse)
-
-    def _refuse(self):
-        if not self.transport.is_closing():
-            self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
-            self.transport.close()
+def port(text: str) -> int:
+    """The value of --port. Raises ValueError when it is not a port."""
+    if not 0 <= int(text) <= 65535:
+        raise ValueError
+    return int(text)
 
 
-def main():
+def main() -> None:
     """Run the `serve` command. Raises UserError when the default index cannot be opened."""
-    parser = CommandLine("serve", "Search over HTTP.")
-    parser.add_argument("--port", type=int, default=8000, choices=range(65536), metavar="PORT")
+    parser = CommandLine("serve", "Serve search over HTTP: a JSON API, and a search page at /.")
+    parser.add_argument("--port", type=port, default=8000, metavar="PORT", help="default: 8000; 0: a free one")
     parser.add_argument("--host", default="127.0.0.1",
                         help="address to listen on; any but the default opens the server to other machines")
     add_system_option(parser, "system that answers by default")
@@ -251,8 +252,10 @@ def main():
     logging.basicConfig(format="%(levelname)s:     %(message)s")
     logging.getLogger("embedding_finetune").setLevel(logging.INFO)
     settings = Settings.load()
-    app = application(settings, IndexRegistry(settings, options.system or default_label(settings)))
-    if options.host in LOOPBACK:  # refuses other host names (DNS rebinding)
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK, www_redirect=False)
-    uvicorn.run(Guarded(app), host=options.host, port=options.port, http=Impatient, ws="none", access_log=False,
-                limit_concurrency=CONNECTIONS, h11_max_incomplete_event_size=LARGEST)
+    registry = IndexRegistry(settings, options.system or default_label(settings))
+    hosts = LOOPBACK if options.host in LOOPBACK else ["*"]  # refuses other host names (DNS rebinding)
+    config = uvicorn.Config(
+        application(settings, registry, hosts), host=options.host, port=options.port, http="h11", ws="none",
+        access_log=False, limit_concurrency=CONNECTIONS, h11_max_incomplete_event_size=LARGEST,
+        timeout_graceful_shutdown=round(PATIENCE))
+    uvicorn.Server(config).run()  # unlike uvicorn.run, passes Ctrl-C on

@@ -10,6 +10,7 @@ from embedding_finetune.artifacts.provenance import stale_reason
 from embedding_finetune.data.collection import data_identity
 from embedding_finetune.data.row_store import read_rows, rows_identity
 from embedding_finetune.files import UserError
+from embedding_finetune.hints import other_profile_hint
 from embedding_finetune.hub import model_content, model_path
 from embedding_finetune.models.encoder_config import (
     base_encoder_config,
@@ -36,7 +37,7 @@ def training_record(settings, recipe):
     config, values = base_encoder_config(tuned), tuned.as_dict(TRAINING) | {"SEED": tuned.seed}
     record = {"label": recipe.label, "recipe": recipe.data, "settings": values, "data": data_identity(settings)}
     if not recipe.merge:
-        rows = read_rows([training_path(settings, recipe)], teacher=bool(recipe.teacher))
+        rows = read_rows(training_path(settings, recipe), teacher=bool(recipe.teacher))
         initial = replace(config, name=initial_model(tuned, recipe)[0])
         return record | {"training_file": rows_identity(rows), "base model": model_identity(initial)}
     if not recipe.merge_weight:
@@ -114,7 +115,8 @@ def check_trained(settings, label):
     recipe, folder = find_recipe(settings, label), settings.paths.model(label)
     recorded = read_record(folder)
     if recorded is None:
-        raise UserError(f"{display_value(folder)} holds no finished model: run `bash {training_script(label)}` first")
+        raise UserError(f"{display_value(folder)} holds no finished model: run `bash {training_script(label)}` first"
+                        f"{other_profile_hint(settings)}")
     if recorded.get("data") != data_identity(settings):
         raise UserError(f"{display_value(folder)} was trained on another split, which may hold today's test queries: "
                         f"run `OVERWRITE=1 bash {training_script(label)}`")

@@ -26,8 +26,6 @@ from faults.report import write_report  # noqa: E402
 
 KINDS = {"kills": kills, "disks": disks, "damage": damage, "together": together, "surroundings": surroundings,
          "fuzz": fuzz, "hubs": hubs}
-SHARES = {"kills": 0.4, "disks": 0.13, "damage": 0.24, "together": 0.05, "surroundings": 0.05, "fuzz": 0.08,
-          "hubs": 0.05}  # of the time
 FULL = {"kills": 2200, "disks": 660, "damage": 1100, "together": None, "surroundings": None,
         "hubs": 120}  # trials; None: all
 
@@ -36,7 +34,6 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m faults", description="Faults on purpose.")
     parser.add_argument("--sample", type=int, help="so many trials of each kind, instead of the full number")
     parser.add_argument("--cases", type=int, default=10_000, help="of the fuzzer")
-    parser.add_argument("--minutes", type=float, default=10**6, help="as many trials as there is time for")
     parser.add_argument("--steps", help="of these steps alone, with commas between them")
     parser.add_argument("--kinds", help=f"of these kinds alone: {','.join(KINDS)}")
     parser.add_argument("--plant", choices=[*PLANTS, "all"], action="append", default=[], help="a bug to be found, too")
@@ -44,7 +41,6 @@ def main():
     parser.add_argument("--processes", type=int, default=1, help="that share the trials")
     parser.add_argument("--part", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="where to write counts, and what was lost")
-    parser.add_argument("--add", type=Path, nargs="+", default=[], help="what --json of others wrote, for the page")
     parser.add_argument("--page", type=Path, help="the page to write")
     options, began = parser.parse_args(), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -54,27 +50,25 @@ def main():
             if process.wait() not in (0, 1):
                 sys.exit(f"a process of the harness ended with status {process.returncode}")
             _add(path, counts, lost, planted)
-    earlier = [] if options.part else options.add  # which the parts would count again
-    seconds = time.monotonic() - began + sum(_add(path, counts, lost, planted) for path in earlier)
+    seconds = time.monotonic() - began
     for name, number in planted.items():
         print(f"planted: {name}: " + (f"found by trial {number}" if number else "NOT FOUND"))
     total = sum(counts.values(), collections.Counter())
     print(dict(total), f"in {seconds:.0f} s")
     if options.json:
-        options.json.write_text(json.dumps({"counts": counts, "lost": lost, "planted": planted, "seconds": seconds}))
+        options.json.write_text(json.dumps({"counts": counts, "lost": lost, "planted": planted}))
     if options.page and not options.part:
         write_report(options.page, counts, planted, seconds, options.processes)
     sys.exit(bool(lost) or not all(planted.values()))
 
 
 def _add(path, counts, lost, planted):
-    """Add what another process found, in a file of --json; returns its seconds."""
+    """Add what another process found, in a file of --json."""
     found = json.loads(path.read_text())
     lost += found["lost"]
     planted |= found["planted"]
     for row, verdicts in found["counts"].items():
         counts[row].update(verdicts)
-    return found["seconds"]
 
 
 def _start(number, folder):
@@ -92,10 +86,7 @@ def one_part(options, began):
     try:
         bench = Bench(laboratory, names)
         for kind in (options.kinds or ",".join(KINDS)).split(","):
-            until = time.monotonic() + 60 * options.minutes * SHARES[kind]
             for trial in chosen(bench, kind, names, options):
-                if time.monotonic() > until:
-                    break
                 verdict, said, *cases = trial.run()
                 counts[f"{kind}\t{trial.kind}\t{trial.step}"][verdict] += cases[0] if cases else 1
                 if verdict == LOST:

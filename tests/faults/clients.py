@@ -13,10 +13,9 @@ from collections import Counter
 from urllib.parse import urlencode
 
 from .exact import DEPTH, LABELS, same
-from .served import greedy_client, is_held
+from .served import greedy_client
 
 HEAD = b"Host: 127.0.0.1\r\nContent-Type: application/json\r\n"
-FILLED = 60  # seconds, until the answers that a client does not read have filled all buffers
 SHOWN = 20  # complaints, of what may be thousands
 LAST = HEAD + b"Connection: close\r\n"
 MALFORMED = [  # requests, and the status that each must get
@@ -29,9 +28,8 @@ MALFORMED = [  # requests, and the status that each must get
         (b"", 422), (b"q=" + b"x" * 2001, 422), (b"q=x&k=0", 422), (b"q=x&k=many", 422), (b"q=x&system=nope", 404),
         (b"q=%ff%00%ed%a0%80", 200)))]
 WHOLE = b"GET /search?q=otter&k=100&system=bm25 HTTP/1.1\r\n" + HEAD + b"\r\n"
-HANGING = [  # a request that is answered, if any, and what is sent after it before nothing more is
-    (b"", b""), (b"", b"GET /healthz HTTP/1.1\r\nHost: 127"), (WHOLE, b"GET /sea"),
-    (b"", b"POST /marks HTTP/1.1\r\n" + HEAD + b"Content-Length: 50\r\n\r\n{")]
+HANGING = [b"", b"GET /healthz HTTP/1.1\r\nHost: 127",  # what is sent before nothing more is
+           b"POST /marks HTTP/1.1\r\n" + HEAD + b"Content-Length: 50\r\n\r\n{"]
 
 
 class Clients:
@@ -166,7 +164,7 @@ class Clients:
 
     def vanish(self):
         """Go away in the middle of a request, or before its answer, with a reset or without."""
-        for data, reset in itertools.product((WHOLE[:30], WHOLE, *(half for _, half in HANGING)), (False, True)):
+        for data, reset in itertools.product((WHOLE[:30], WHOLE, *HANGING), (False, True)):
             connection = self._connected(data)
             if reset:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -175,28 +173,17 @@ class Clients:
 
     def hang(self):
         """Send a part of a request, and no more; or ask without end, and read nothing. Returns the connections."""
-        connections = [self._connected(whole) for whole, _ in HANGING]
-        for connection, (whole, half) in zip(connections, HANGING):
-            if whole:
-                _one_answer(connection)
-            connection.sendall(half)
-        return greedy_client(self.server.port, WHOLE * 2000), connections
+        return [*map(self._connected, HANGING), greedy_client(self.server.port, WHOLE * 2000)]
 
-    def sent_away(self, greedy, connections, patience):
-        """Whether the server closes them when its patience is over, the incomplete ones with a 408."""
-        for (_, half), connection in zip(HANGING, connections):
-            self.count("clients that hung")
-            connection.settimeout(patience)
-            answer = _all_of(connection)
-            if not answer.startswith(b"HTTP/1.1 408 "):
-                self.complain(f"who sent {half[:60]} and hung was not sent away: {answer[-60:]}")
-        self.count("clients that hung")
-        deadline = time.monotonic() + patience + FILLED
-        while (held := is_held(self.server.port, greedy)) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        if held:
-            self.complain("who asks and reads nothing was not sent away")
-        greedy.close()
+    def hang_for(self, seconds):
+        """Hang while others are answered; whose body does not arrive is refused."""
+        *_, body, _ = connections = self.hang()
+        self.count("clients that hung", len(connections))
+        body.settimeout(seconds)
+        if not (answer := _all_of(body)).startswith(b"HTTP/1.1 408 "):
+            self.complain(f"who sent half a body and hung was not refused: {answer[-60:]}")
+        for connection in connections:
+            connection.close()
 
     def _connected(self, data):
         connection = socket.create_connection(("127.0.0.1", self.server.port), timeout=60)
@@ -216,17 +203,6 @@ def _all_of(connection):
         while part := connection.recv(1 << 16):
             parts.append(part)
     return b"".join(parts)
-
-
-def _one_answer(connection):
-    """Read a whole answer, and not beyond."""
-    data, whole = b"", False
-    while not whole:
-        if not (part := connection.recv(1 << 16)):
-            raise ConnectionError("the answer is not whole")
-        data += part
-        head, end, body = data.partition(b"\r\n\r\n")
-        whole = end and len(body) >= int(_header(head, b"content-length"))
 
 
 def _header(head, name):

@@ -3,6 +3,7 @@ of their kind, of another making, or a folder in their place."""
 
 import random
 import shutil
+from functools import partial
 from pathlib import Path
 
 from .bench import Trial
@@ -20,10 +21,6 @@ def turn_a_bit(path, draw):
     content = bytearray(path.read_bytes() or b"\0")
     content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
     path.write_bytes(content)
-
-
-def empty(path, draw):
-    path.write_bytes(b"")
 
 
 def remove(path, draw):
@@ -44,12 +41,9 @@ def put_a_folder(path, draw):
     (path / "inside").write_text("something")
 
 
-def noise(path, draw):
-    path.write_bytes(draw.randbytes(draw.randrange(1, 3000)))
-
-
-DAMAGES = {"cut short": cut_short, "a bit turned": turn_a_bit, "emptied": empty, "removed": remove,
-           "exchanged": exchange, "a folder in its place": put_a_folder, "noise": noise}
+DAMAGES = {"cut short": cut_short, "a bit turned": turn_a_bit, "emptied": lambda path, draw: path.write_bytes(b""),
+           "removed": remove, "exchanged": exchange, "a folder in its place": put_a_folder,
+           "noise": lambda path, draw: path.write_bytes(draw.randbytes(draw.randrange(1, 3000)))}
 
 
 def trials(bench):
@@ -65,21 +59,18 @@ def trials(bench):
                 if damage is remove and path.parent.name == "results":
                     continue  # so one says that a model is not to be compared
                 for seed in range(3 if damage in (turn_a_bit, cut_short) else 1):
-                    yield Trial(kind, step.name, f"{name}, seed {seed}", lambda step=step, name=name, damage=damage,
-                                seed=seed: damaged(bench, step, name, damage, seed))
+                    yield Trial(kind, step.name, f"{name}, seed {seed}",
+                                partial(damaged, bench, step, name, damage, seed))
             if step.begins != "given":
                 yield Trial("of another making", step.name, name,
-                            lambda step=step, name=name: damaged(bench, step, name, of_another_making(bench, name), 0))
+                            partial(damaged, bench, step, name, partial(of_another_making, bench, name), 0))
 
 
-def of_another_making(bench, name):
-    """A damage: the same file as the experiment with another seed left it, as far as it has one."""
-    def damage(path, draw):
-        other = bench.another() / name
-        if other.is_file():
-            shutil.copy(other, path)
-
-    return damage
+def of_another_making(bench, name, path, draw):
+    """The same file as the experiment with another seed left it, as far as it has one."""
+    other = bench.another() / name
+    if other.is_file():
+        shutil.copy(other, path)
 
 
 def damaged(bench, step, name, damage, seed):

@@ -2,6 +2,7 @@
 that cannot be read."""
 
 import errno
+from functools import partial
 from pathlib import Path
 
 from .bench import Trial
@@ -22,15 +23,13 @@ def trials(bench):
         for name, (number, kinds, lasting) in SAYS.items():
             for at in range(sum(bool(kind & kinds) for kind, *_ in bench.changes[step.name])):
                 fault = Fault(FAIL, at, number, kinds, lasting)
-                yield Trial(name, step.name, bench.where(step, at, kinds),
-                            lambda step=step, fault=fault: failed(bench, step, fault))
+                yield Trial(name, step.name, bench.where(step, at, kinds), partial(failed, bench, step, fault))
         for path in bench.reads(step):
             fault = Fault(FAIL, 0, errno.EIO, READ, lasting=not path.endswith(MADE_ANEW), below=path)
             name = path.removeprefix(f"{bench.laboratory.trial}/")
             # Vectors that are computed again may be stored in other files of their folder.
             aside = str(Path(name).parent) if name.startswith("output/cache/") else None
-            yield Trial("unreadable (EIO)", step.name, name,
-                        lambda step=step, fault=fault, aside=aside: failed(bench, step, fault, aside))
+            yield Trial("unreadable (EIO)", step.name, name, partial(failed, bench, step, fault, aside))
 
 
 def failed(bench, step, fault, aside=None):

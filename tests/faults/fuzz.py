@@ -5,8 +5,9 @@ import contextlib
 import json
 import resource
 import signal
+from functools import partial
 
-from hypothesis import HealthCheck, Phase, example, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from embedding_finetune.files import UserError
@@ -57,40 +58,38 @@ def otherwise(draw, value):
     return value
 
 
-def explored(check, strategy, cases, examples=()):
-    """Call `check` with so many values of a strategy, and with these examples; returns [cases, refused, what failed].
+def explored(check, strategy, cases):
+    """Call `check`, which may raise UserError, with so many values of a strategy; returns [cases, what failed].
 
-    A UserError is a refusal. What failed is the smallest failing value and its error, None where all went well.
+    What failed is the smallest failing value and its error, None where all went well.
     """
-    counted, failed = [0, 0], [None]
+    number, failed = 0, None
 
     def late(*_):
         raise TimeoutError(f"more than {SECONDS} s")
 
     def one(value):
-        counted[0] += 1
+        nonlocal number, failed
+        number += 1
         signal.signal(signal.SIGALRM, late)
         signal.alarm(SECONDS)
         try:
             check(value)
         except UserError as error:
-            counted[1] += 1
             assert "\n" not in str(error).strip(), f"more than a line: {error}"
         except BaseException as error:
-            failed[0] = f"{type(error).__name__}: {error!s:.300} for {value!r:.500}"
+            failed = f"{type(error).__name__}: {error!s:.300} for {value!r:.500}"
             raise
         finally:
             signal.alarm(0)
 
-    for value in reversed(examples):
-        one = example(value)(one)
     run = seed(SEED)(settings(max_examples=cases, database=None, deadline=None, phases=[
-        Phase.explicit, Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck))(given(strategy)(one)))
+        Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck))(given(strategy)(one)))
     soft = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (memory_taken() + MEMORY, soft[1]))
     with contextlib.suppress(Exception):
         run()
-    return [*counted, failed[0]]
+    return [number, failed]
 
 
 def trials(bench, cases):
@@ -101,8 +100,7 @@ def trials(bench, cases):
     for target in TARGETS:
         if target.state in bench.laboratory.kept():
             share = max(5, round(cases * target.weight / total))
-            yield Trial("fuzzing", target.name, f"{share} cases", lambda target=target, share=share:
-                        fuzzed(bench, target, share))
+            yield Trial("fuzzing", target.name, f"{share} cases", partial(fuzzed, bench, target, share))
 
 
 def fuzzed(bench, target, cases):
@@ -112,5 +110,5 @@ def fuzzed(bench, target, cases):
                                    environment=bench.environment)
     if outcome.how != DONE:
         return LOST, f"{outcome.how} {outcome.said}", 0
-    number, _, failed = outcome.value
+    number, failed = outcome.value
     return (LOST, failed, 1) if failed else (EQUAL, "", number)

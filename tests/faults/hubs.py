@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 
 from hub import hub, hub_environment
 from tiny import tiny_bert, tiny_msmarco, tiny_pairs, tiny_texts
@@ -130,4 +131,4 @@ def trials(bench):
             for at in range(1, loading.requests + 1):
                 fault = Fault(name, at, lasting, loading.revisions[1] if name == "a new revision" else None)
                 yield Trial(name, STEP, f"request {at}{' and later ones' * lasting}",
-                            lambda fault=fault: loading.verdict(fault))
+                            partial(loading.verdict, fault))

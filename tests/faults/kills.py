@@ -1,6 +1,7 @@
 """kill -9 and signals: before each change that a step makes, in the middle of each write, and with the power cut."""
 
 import signal
+from functools import partial
 
 from .bench import LOST, Trial
 from .laboratory import CHANGES, DONE, HUNG, KILL, SIGNAL, TEAR, WRITE, Fault
@@ -15,8 +16,7 @@ def trials(bench):
             name = signal.Signals([signal.SIGTERM, signal.SIGINT, signal.SIGHUP][number % 3])
             ways |= {"SIGTERM, SIGINT, SIGHUP": Fault(SIGNAL, number, name)} if number % 5 == 0 else {}
             for way, fault in ways.items():
-                yield Trial(way, step.name, bench.where(step, number, CHANGES),
-                            lambda step=step, fault=fault: killed(bench, step, fault))
+                yield Trial(way, step.name, bench.where(step, number, CHANGES), partial(killed, bench, step, fault))
 
 
 def killed(bench, step, fault):

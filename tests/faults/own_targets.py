@@ -20,7 +20,7 @@ from embedding_finetune.retrieval.trec import read_qrels, read_run
 from embedding_finetune.serving.available import default_label
 from embedding_finetune.serving.index import open_index
 from embedding_finetune.serving.registry import IndexRegistry
-from embedding_finetune.serving.server import Guarded, application
+from embedding_finetune.serving.server import application
 from embedding_finetune.settings import Settings
 from embedding_finetune.training.arguments import SETTINGS, read_settings, write_settings
 from embedding_finetune.training.log import read_log
@@ -32,50 +32,59 @@ from .fuzz import VALUES, broken, otherwise
 from .targets import file, record, target, written
 
 
-@target("corpus", "built", 60)
-def _corpus(folder):
-    return file(folder / "data" / "corpus.jsonl", lambda: read_collection(folder / "data"))
+def _rows(path):
+    return list(read_rows(path))
 
 
-@target("queries", "built", 60)
-def _queries(folder):
-    return file(folder / "data" / "queries.jsonl", lambda: read_collection(folder / "data"))
-
-
-@target("judgements", "built", 60)
-def _judgements(folder):
-    return file(folder / "data" / "qrels" / "dev.tsv", lambda: read_collection(folder / "data"))
-
-
-@target("dataset.json", "built", 80)
-def _dataset(folder):
+def _training_file(path):
     now = Settings.load()
-    return record(folder / "data" / "dataset.json", lambda: read_data(now))
+    make_training_file(now, find_recipe(now, "neg10"), read_data(now))
 
 
-@target("training file", "built", 60)
-def _training(folder):
-    path = folder / "data" / "training_neg_10.json"
-    return file(path, lambda: list(read_rows([path])))
-
-
-@target("rows in Arrow", "built", 60)
-def _rows(folder):
-    path = folder / "data" / "training_neg_10.arrow"
-    return file(path, lambda: list(read_rows([path])))
-
-
-@target("passages in Arrow", "built", 60)
-def _passages(folder):
-    path = folder / "data" / "passages.arrow"
-    return file(path, lambda: list(read_rows([path.with_name("training_neg_10.arrow")])))
-
-
-@target("record of a training file", "built", 40)
-def _made(folder):
+def _result(path):
     now = Settings.load()
-    collection, recipe = read_data(now), find_recipe(now, "neg10")
-    return record(folder / "data" / "training_neg_10.made.json", lambda: make_training_file(now, recipe, collection))
+    load_results(now)
+    compare(now, read_data(now))
+
+
+def _trained(path):
+    now = Settings.load()
+    is_current(now, find_recipe(now, "neg10"))
+    trained_recipes(now)
+    check_trained(now, "neg10")
+    load_encoder_config(now, "neg10")
+
+
+def _index(path):
+    open_index(Settings.load(), "neg10").answer(["otter"], 3)
+    for other in path.parents[1].glob("*/manifest.json"):
+        assert other.parent == path.parent
+
+
+FILES = [  # name, state and weight of a target; the file, and what reads it
+    ("corpus", "built", 60, "data/corpus.jsonl", lambda path: read_collection(path.parent)),
+    ("queries", "built", 60, "data/queries.jsonl", lambda path: read_collection(path.parent)),
+    ("judgements", "built", 60, "data/qrels/dev.tsv", lambda path: read_collection(path.parents[1])),
+    ("rows in Arrow", "built", 60, "data/training_neg_10.arrow", _rows),
+    ("passages in Arrow", "built", 60, "data/passages.arrow", lambda path: _rows(path.with_name("training_neg_10.arrow"))),
+    ("judgements of TREC", "built", 60, "data/qrels.trec", read_qrels),
+    ("runs", "measured", 80, "output/runs/neg10.trec", read_run),
+    ("log of a training", "trained", 60, "output/neg10/training_log.jsonl", lambda path: read_log(path.parent))]
+RECORDS = [
+    ("dataset.json", "built", 80, "data/dataset.json", lambda path: read_data(Settings.load())),
+    ("record of a training file", "built", 40, "data/training_neg_10.made.json", _training_file),
+    ("results", "measured", 30, "output/results/neg10.json", _result),
+    ("record of a training", "trained", 80, "output/neg10/training.json", _trained),
+    ("marker of a checkpoint", "interrupted", 60, "output/neg10.partial/checkpoint-*/complete.json",
+     lambda path: complete_checkpoints(path.parents[1])),
+    ("index", "indexed", 10, "output/index/neg10/*/manifest.json", _index)]
+for _form, _targets in ((file, FILES), (record, RECORDS)):
+    for _name, _state, _weight, _pattern, _read in _targets:
+        def _prepare(folder, form=_form, pattern=_pattern, read=_read):
+            path = sorted(folder.glob(pattern))[0]
+            return form(path, lambda: read(path))
+
+        target(_name, _state, _weight)(_prepare)
 
 
 @target("settings of a training", "built", 20)
@@ -83,53 +92,6 @@ def _settings(folder):
     now = Settings.load()
     write_settings(folder, training_settings(now, find_recipe(now, "neg10"), now))
     return file(folder / SETTINGS, lambda: read_settings(folder))
-
-
-@target("runs", "measured", 80)
-def _runs(folder):
-    path = folder / "output" / "runs" / "neg10.trec"
-    return file(path, lambda: read_run(path))
-
-
-@target("judgements of TREC", "built", 60)
-def _qrels(folder):
-    path = folder / "data" / "qrels.trec"
-    return file(path, lambda: read_qrels(path))
-
-
-@target("results", "measured", 30)
-def _results(folder):
-    now = Settings.load()
-    collection = read_data(now)
-
-    def read():
-        load_results(now)
-        compare(now, collection)
-    return record(folder / "output" / "results" / "neg10.json", read)
-
-
-@target("record of a training", "trained", 80)
-def _trained(folder):
-    now = Settings.load()
-
-    def read():
-        is_current(now, find_recipe(now, "neg10"))
-        trained_recipes(now)
-        check_trained(now, "neg10")
-        load_encoder_config(now, "neg10")
-    return record(folder / "output" / "neg10" / "training.json", read)
-
-
-@target("marker of a checkpoint", "interrupted", 60)
-def _marker(folder):
-    output = folder / "output" / "neg10.partial"
-    path = sorted(output.glob("checkpoint-*"))[0] / "complete.json"
-    return record(path, lambda: complete_checkpoints(output))
-
-
-@target("log of a training", "trained", 60)
-def _log(folder):
-    return file(folder / "output" / "neg10" / "training_log.jsonl", lambda: read_log(folder / "output" / "neg10"))
 
 
 @target("files of a model", "trained", 100)
@@ -172,18 +134,6 @@ def _tokens(folder):
     return record(store.folder / "identity.json", read)
 
 
-@target("index", "indexed", 10)
-def _index(folder):
-    now = Settings.load()
-    path = next((folder / "output" / "index" / "neg10").glob("*/manifest.json"))
-
-    def read():
-        open_index(now, "neg10").answer(["otter"], 3)
-        for other in path.parents[1].glob("*/manifest.json"):
-            assert other.parent == path.parent
-    return record(path, read)
-
-
 @target("default of a search", "indexed", 20)
 def _default(folder):
     now = Settings.load()
@@ -204,7 +154,7 @@ def _search(folder):
 @target("requests", "indexed", 120)
 def _requests(folder):
     now = dataclasses.replace(Settings.load(), data_dir=Path(folder / "data"))
-    app, loop = Guarded(application(now, IndexRegistry(now, "neg10"))), asyncio.new_event_loop()
+    app, loop = application(now, IndexRegistry(now, "neg10")), asyncio.new_event_loop()
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
     text = st.text(max_size=40) | st.sampled_from(["otter", "../" * 5, "<script>", "%00", "a" * 3000, "\0", "neg10"])
     asked = st.dictionaries(st.sampled_from(["q", "k", "system", "model", "x"]), text | st.integers(-3, 300).map(str),

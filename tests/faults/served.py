@@ -12,21 +12,12 @@ from pathlib import Path
 
 from embedding_finetune.settings import ROOT
 
-QUICK = "server.PATIENCE = server.LOOK = 4.0; "
+QUICK = "server.PATIENCE = server.LOOK = 4.0"
 # A fusion keeps the index of words that it met first: after a change it ranks the passages of old and new data.
 PLANT = ("from embedding_finetune.retrieval import fusion; kept, init = {}, fusion.HybridRetriever.__init__; "
          "fusion.HybridRetriever.__init__ = lambda self, bm25, dense, weight: "
-         "init(self, kept.setdefault('bm25', bm25), dense, weight); ")
+         "init(self, kept.setdefault('bm25', bm25), dense, weight)")
 STARTS = 60  # seconds
-
-
-def is_held(port, connection):
-    """Whether a server still has its side of a client's connection (in /proc/net/tcp the inode is 0 once no process
-    has the socket)."""
-    theirs = f"{connection.getsockname()[1]:04X}"
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return any((local.split(":")[1], remote.split(":")[1]) == (f"{port:04X}", theirs) and rest[6] != "0"
-               for _, local, remote, *rest in rows)
 
 
 def greedy_client(port, requests):
@@ -41,16 +32,18 @@ def greedy_client(port, requests):
 
 
 class Server:
-    """The server on a port of its own; `starts` counts its processes, `up` is whether one is to answer, `killed`
-    whether the last one was ended by SIGKILL, `samples` are (seconds since its start, MB, files, threads)."""
+    """The server on a port of its own, after the code `changes`; its output is in the file `log`.
 
-    def __init__(self, log, quick=False, planted=False):
+    `starts` counts its processes, `up` is whether one is to answer, `killed` whether the last one was ended by SIGKILL,
+    `samples` are (seconds since its start, MB, files, threads).
+    """
+
+    def __init__(self, log, changes=""):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        program = "from embedding_finetune.serving import server; " + QUICK * quick + PLANT * planted + "server.main()"
-        started = ["-c", program] if quick or planted else ["-m", "embedding_finetune", "serve"]
-        self.command = [sys.executable, *started, "--port", str(self.port), "--system", "reference"]
+        program = f"from embedding_finetune.serving import registry, server\n{changes}\nserver.main()"
+        self.command = [sys.executable, "-c", program, "--port", str(self.port), "--system", "reference"]
         self.log, self.starts, self.up, self.killed, self.samples = Path(log), 0, False, False, []
 
     def start(self):

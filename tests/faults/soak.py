@@ -33,7 +33,7 @@ from embedding_finetune.settings import ROOT, TABLE, Settings
 from .clients import Clients
 from .exact import LABELS, exact_answers, same
 from .report import put, soak_section
-from .served import Server
+from .served import PLANT, QUICK, Server
 from .steps import environment
 
 A, B, C = (7, 1), (8, 1), (8, 2)  # states of data and model: seeds of half of the pairs, and of the weights
@@ -71,7 +71,7 @@ class Soak:
         """A server, and its clients."""
         for label in LABELS:
             open_index(self.settings, label)
-        self.server = Server(self.folder / "log", self.quick, planted)
+        self.server = Server(self.folder / "log", "\n".join([QUICK if self.quick else "", PLANT if planted else ""]))
         self.clients = Clients(self.server, self.truth, self.state, think)
         self.server.start()
         self.settle(self.state)  # all indexes are open
@@ -82,7 +82,8 @@ class Soak:
         self.terminate()
         self.clients.stop()
         for line in self.server.said("Traceback", " failed: ", "never retrieved"):
-            self.clients.complain(f"in the log: {line}")
+            if "the client does not read the answer" not in line:
+                self.clients.complain(f"in the log: {line}")
 
     def run(self, minutes, pause, kinds=None):
         """Faults in a random order with pauses between them, for so many minutes; each once where these are 0."""
@@ -183,12 +184,12 @@ class Soak:
 
     def terminate(self):
         """End the server in the middle of requests, with clients that hang."""
-        greedy, hanging = self.clients.hang()
+        hanging = self.clients.hang()
         burst = self.clients.send_burst(100)
         if not self.server.end(signal.SIGTERM, self.patience + 5):
             self.clients.complain("SIGTERM did not end the server")
         self.clients.judge_burst(*burst, ending=True)
-        for connection in (greedy, *hanging):
+        for connection in hanging:
             connection.close()
 
     def restart(self):
@@ -199,7 +200,7 @@ class Soak:
         self.clients.judge_burst(*self.clients.send_burst(100 if self.quick else 400))
 
     def hang(self):
-        self.clients.sent_away(*self.clients.hang(), patience=2 * self.patience + 5)
+        self.clients.hang_for(2 * self.patience + 5)
 
 
 def main(words):

@@ -27,11 +27,11 @@ from embedding_finetune.files import UserError, run_command_line
 from embedding_finetune.models import parallel_encode
 from embedding_finetune.models.encoder_config import base_encoder_config
 from embedding_finetune.recipes import find_recipe
-from embedding_finetune.retrieval.rerankers import make_reranker
+from embedding_finetune.retrieval.known_systems import make_reranker
 from embedding_finetune.serving import search
 from embedding_finetune.serving.index import open_index
 from embedding_finetune.serving.registry import IndexRegistry
-from embedding_finetune.serving.server import Guarded, application
+from embedding_finetune.serving.server import application
 from embedding_finetune.training.mining import Miner
 from embedding_finetune.training.train import finetune
 from embedding_finetune.training.training_data import make_training_file
@@ -134,7 +134,7 @@ def published(settings):
 
 def served(settings):
     """An answer of the server, and a mark of whether it is right."""
-    with TestClient(Guarded(application(settings, IndexRegistry(settings, "neg10")))) as client:
+    with TestClient(application(settings, IndexRegistry(settings, "neg10"))) as client:
         hits = _said(client.get("/search", params={"q": QUERY}))["hits"]
         mark = {"query": QUERY, "id": hits[0]["id"], "right": True}
         return hits, _said(client.post("/marks", json=mark))

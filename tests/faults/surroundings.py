@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 
 from embedding_finetune.settings import Settings
 
@@ -23,39 +24,37 @@ def trials(bench):
     for step in bench.steps.values():
         for limit in LIMITS:
             yield Trial("little memory (RLIMIT_AS)", step.name, f"{limit >> 20} MB more",
-                        lambda step=step, limit=limit: short_of_memory(bench, step, limit))
+                        partial(short_of_memory, bench, step, limit))
         for jump in JUMPS:
             yield Trial("a clock that jumps", step.name, f"by {jump} s at any look",
-                        lambda step=step, jump=jump: surrounded(bench, step, lambda: jumping(jump)))
-        yield Trial("HOME and TMPDIR read-only", step.name, "", lambda step=step: surrounded(
-            bench, step, lambda: None, HOME="/proc/nowhere", XDG_CACHE_HOME="/proc/nowhere", HF_HOME="/proc/nowhere"))
-        yield Trial("a locale of ASCII alone", step.name, "LC_ALL=C", lambda step=step: in_ascii(bench, step))
-        yield Trial("a path with blanks, quotes, Chinese", step.name, ODD, lambda step=step: elsewhere(bench, step))
+                        partial(surrounded, bench, step, partial(jumping, jump)))
+        yield Trial("HOME and TMPDIR read-only", step.name, "", partial(
+            surrounded, bench, step, HOME="/proc/nowhere", XDG_CACHE_HOME="/proc/nowhere", HF_HOME="/proc/nowhere"))
+        yield Trial("a locale of ASCII alone", step.name, "LC_ALL=C", partial(in_ascii, bench, step))
+        yield Trial("a path with blanks, quotes, Chinese", step.name, ODD, partial(elsewhere, bench, step))
 
 
-def surrounded(bench, step, prepare, **environment):
+def surrounded(bench, step, prepare=lambda: None, **environment):
     """The verdict over a step in a child that `prepare()` has changed."""
-    bench.laboratory.load(step.begins)
-
-    def job():
-        prepare()
-        return step.run(Settings.load())
-
-    outcome = bench.laboratory.run(job, environment=bench.environment | environment | step.environment)
-    return bench.verdict(step, outcome)
+    return bench.verdict(step, run_prepared(bench, step, prepare, environment))
 
 
 def short_of_memory(bench, step, limit):
     """Out of memory, a process is killed, or a library ends it with an exception of its own, which counts alike: the
     same command again must be equal."""
-    bench.laboratory.load(step.begins)
+    outcome = run_prepared(bench, step, lambda: resource.setrlimit(
+        resource.RLIMIT_AS, (memory_taken() + limit, resource.RLIM_INFINITY)), {})
+    return bench.again(step) if outcome.how in (KILLED, RAISED) else bench.verdict(step, outcome)
 
+
+def run_prepared(bench, step, prepare, environment):
+    """The Outcome of a step after `prepare()` in its child."""
     def job():
-        resource.setrlimit(resource.RLIMIT_AS, (memory_taken() + limit, resource.RLIM_INFINITY))
+        prepare()
         return step.run(Settings.load())
 
-    outcome = bench.laboratory.run(job, environment=bench.environment | step.environment)
-    return bench.again(step) if outcome.how in (KILLED, RAISED) else bench.verdict(step, outcome)
+    bench.laboratory.load(step.begins)
+    return bench.laboratory.run(job, environment=bench.environment | environment | step.environment)
 
 
 def jumping(seconds):

@@ -30,18 +30,17 @@ class Target:
     state: str
     weight: int
     prepare: Callable
-    examples: tuple = ()
 
     def run(self, folder, cases):
-        return explored(*self.prepare(folder), cases, self.examples)
+        return explored(*self.prepare(folder), cases)
 
 
 TARGETS = []
 
 
-def target(name, state, weight, *examples):
+def target(name, state, weight):
     def register(function):
-        TARGETS.append(Target(name, state, weight, function, examples))
+        TARGETS.append(Target(name, state, weight, function))
         return function
     return register
 

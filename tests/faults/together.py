@@ -1,5 +1,7 @@
 """Two of everything at once in one folder: both must end equal, or one of them in one clear line."""
 
+from functools import partial
+
 from .bench import CLEAR, EQUAL, LOST, Trial
 from .laboratory import DONE, REFUSED, WATCH, Fault
 
@@ -10,7 +12,7 @@ def trials(bench):
     """Each step beside itself, some times over: the moments at which they meet differ."""
     for step in bench.steps.values():
         for number in range(ROUNDS):
-            yield Trial("two at once", step.name, f"round {number}", lambda step=step: both(bench, step))
+            yield Trial("two at once", step.name, f"round {number}", partial(both, bench, step))
 
 
 def both(bench, step):

@@ -4,10 +4,7 @@ import json
 import subprocess
 import sys
 
-import pytest
-
 from embedding_finetune.data.collection import read_data
-from embedding_finetune.files import UserError
 from embedding_finetune.serving import search
 from embedding_finetune.serving.index import open_index
 from embedding_finetune.settings import ROOT
@@ -16,7 +13,6 @@ from embedding_finetune.settings import ROOT
 def searched(monkeypatch, capsys, *words):
     """Standard output and error of a search."""
     monkeypatch.setattr(sys, "argv", ["search", *words])
-    monkeypatch.setattr(sys.stdout, "reconfigure", lambda errors: None, raising=False)
     search.main()
     return capsys.readouterr()
 
@@ -44,15 +40,6 @@ def test_passages_cannot_speak_to_the_terminal(capsys):
     search._show(Index, [hit], "")
     shown = capsys.readouterr().out
     assert "\x1b" not in shown and "\r" not in shown and "page 3" in shown and len(shown) < 700
-
-
-@pytest.mark.parametrize("words, message", [
-    (("  ",), "the query is empty"), (("x", "-k", "0"), "-k must be 1 or more"),
-    (("x", "--system", "nope"), "there is no system 'nope'"),
-    (("x",), "no fine-tuned model has a current result")])
-def test_what_cannot_be_searched_for(built, monkeypatch, capsys, words, message):
-    with pytest.raises(UserError, match=message):
-        searched(monkeypatch, capsys, *words)
 
 
 def test_a_full_disk_is_one_line(built):
