@@ -24,8 +24,12 @@ The modules in data-flow order; each imports only from modules above it:
     data/normalize           when two texts count as the same
     data/near_duplicates     near-duplicate texts by word shingles
     data/collection          queries, corpus, judgments and splits, in memory and on disk
-    data/readers             the row that every reader yields, and the register of readers
-    data/readers/tables      CSV, TSV, JSON, Parquet and datasets of the Hub
+    data/readers             what readers yield, and the register of readers
+    data/readers/files       which files a name stands for; unpacking and decoding
+    data/readers/json_files  JSON and JSON Lines as tables
+    data/readers/formats     CSV, TSV, Parquet and Excel as tables
+    data/readers/values      texts, ids and labels in tables
+    data/readers/tables      which columns are read, and rows from them
     data/readers/beir        folders with judgments, in the layouts of BEIR and MTEB
     data/readers/docstrings  docstrings of installed packages
     data/documents/files     text, Markdown, HTML and PDF files

@@ -8,14 +8,16 @@ import dataclasses
 import importlib.metadata
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 from embedding_finetune.data.collection import BEIR_FILES, Collection
 from embedding_finetune.data.deduplication import clean
 from embedding_finetune.data.documents.chunker import passage_size
 from embedding_finetune.data.normalize import passage_id
-from embedding_finetune.data.readers import READERS, Row, beir, reader
+from embedding_finetune.data.readers import READERS, Row, Source, beir, reader
 from embedding_finetune.data.readers.docstrings import read_docstrings
+from embedding_finetune.data.readers.files import PACKED, TABLES, table_files
 from embedding_finetune.data.readers.tables import read_passages, read_table
 from embedding_finetune.data.splits import remove_leaks
 from embedding_finetune.files import UserError, content_hash, sha256
@@ -29,23 +31,34 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?(:[\w.-]+)?")
 SHOWN = 5  # broken rows that the message lists
 
 
-def read_pairs(settings):
-    """The cleaned pairs of DATASET and the passages of CORPUS: a Collection, and a Counter of the cleaning steps.
+class Reading(Counter):
+    """Counts of the rows that were read and of what became of them; `sources` says how each source was read."""
 
-    Only datasets in BEIR layout come with splits; their judgements, ids and texts are kept as they are. Prints the
-    number of broken rows. Raises UserError when there are too many, or when a source cannot be read.
+    def __init__(self, *counts, sources=()):
+        super().__init__(*counts)
+        self.sources = list(sources)
+
+
+def read_pairs(settings) -> tuple[Collection, Reading]:
+    """The cleaned pairs of DATASET and the passages of CORPUS: a Collection, and the account of the reading.
+
+    Datasets in BEIR layout and tables with SPLIT_COLUMN come with splits; in BEIR layout judgements, ids and texts are
+    kept as they are. Prints how each source was read and what became of its rows. Raises UserError when too many are
+    broken, or when a source cannot be read.
     """
     if settings.document_queries and (_find(settings.dataset)[1] != "folder" or is_beir(settings.dataset)):
         raise UserError(f"DOCUMENT_QUERIES={settings.document_queries} needs a folder of documents, but "
                         f"DATASET={settings.dataset} is not one")
-    more = clean(_passages(settings))[0] if settings.corpus else Collection({}, {}, {})
+    sources = []
+    more = clean(_passages(settings, sources))[0] if settings.corpus else Collection({}, {}, {})
     if is_beir(settings.dataset):
         collection, counts = _read_beir(settings, more)
     else:
-        collection, counts = clean(_sound(settings, settings.dataset, _reader(settings.dataset)(settings)), more)
+        collection, counts = clean(_dataset(settings, sources), more)
+        _account(counts, sources[-1])
         collection, leaking = remove_leaks(collection, settings.leaking_rows)
         counts |= leaking
-        sample = collection.sample(settings.max_queries, settings.rng())
+        sample = _sample(collection, settings)
         counts["queries left out by MAX_QUERIES"] = len(collection.queries) - len(sample.queries)
         collection = sample
     if not collection.queries:
@@ -53,17 +66,39 @@ def read_pairs(settings):
     counts |= {"queries kept": len(collection.queries), "passages kept": len(collection.corpus),
                "passages with the text of a query, left out of its hits": sum(map(len, collection.copies.values()))}
     corpus = {passage: collection.corpus[passage] for passage in sorted(collection.corpus)}
-    return dataclasses.replace(collection, corpus=corpus), +counts
+    return dataclasses.replace(collection, corpus=corpus), Reading(+counts, sources=sources)
 
 
-def first_row(settings):
-    """The first Row of DATASET that is not broken; prints which columns are read. Raises UserError as read_pairs does.
-    """
+def _account(counts, source):
+    """Add the rows that were skipped to the counts; prints how the rows were read and what became of each."""
+    counts["rows read"] = source.rows
+    counts |= {f"rows skipped: {problem}": found["rows"] for problem, found in source.skipped.items()}
+    parts = {name.removeprefix("rows "): number for name, number in counts.items()
+             if number and name != "rows read" and (name.startswith("rows ") or name == "queries read")}
+    assert source.rows == sum(parts.values()), (source.rows, parts)
+    print(f"{source.name}: {source.rows} rows = " + " + ".join(f"{number} {name}" for name, number in parts.items()))
+
+
+def _sample(collection, settings):
+    """The collection with a seeded sample of MAX_QUERIES train queries; given dev and test splits stay whole."""
+    if not collection.splits:
+        return collection.sample(settings.max_queries, settings.rng())
+    if "train" not in collection.splits.values():
+        raise UserError(f"DATASET={settings.dataset} has no row in the train split: add some, or set SPLIT_COLUMN=none")
+    train = collection.split("train").sample(settings.max_queries, settings.rng())
+    return collection.select_queries([query for query, split in collection.splits.items()
+                                      if split != "train" or query in train.queries])
+
+
+def first_row(settings) -> Row:
+    """The first Row of DATASET that is not broken; prints how it is read. Raises UserError as read_pairs does."""
     if is_beir(settings.dataset):
         collection, _ = beir.read_beir(path_of(settings.dataset), settings.max_bad_rows)
         query = next(iter(collection.queries))
         return Row(collection.queries[query], [collection.corpus[key] for key in collection.positives(query)])
-    for row in _sound(settings, settings.dataset, _reader(settings.dataset)(settings)):
+    sources = []
+    for row in _dataset(settings, sources):
+        print(sources[-1])
         return row
     raise UserError(f"DATASET={settings.dataset} has no query with a relevant passage")
 
@@ -90,25 +125,35 @@ def _reader(name, setting="DATASET"):
         return READERS[name]
     if kind == "file" and ending in READERS:
         return READERS[ending]
+    if _tables(name) or _hub_name(name):
+        return read_table
     if kind == "folder" and "documents" in READERS:
         return READERS["documents"]
-    if _hub_name(name):
-        return read_table
-    forms = ", ".join(form if form.startswith(".") else f"`{form}`" for form in READERS)
+    forms = ", ".join(form if form.startswith(".") else f"`{form}`" for form in (*TABLES, *READERS))
     raise UserError(f"{setting}={name} cannot be read: it must be one of {forms} (a dot marks the extension of an "
-                    f"existing file); a folder in BEIR's layout ({', '.join(BEIR_FILES)}, qrels/); or "
-                    "NAMESPACE/NAME, NAMESPACE/NAME@REVISION or either with :CONFIG on the Hugging Face Hub")
+                    f"existing file; tables may be compressed ({', '.join(PACKED)}) or several (data/*.parquet)); a "
+                    f"folder in BEIR's layout ({', '.join(BEIR_FILES)}, qrels/); or NAMESPACE/NAME, "
+                    "NAMESPACE/NAME@REVISION or either with :CONFIG on the Hugging Face Hub")
+
+
+def _tables(name):
+    """The files of tables that a setting names, see readers.files.table_files."""
+    try:
+        return table_files(name) if name and not is_beir(name) else []
+    except (OSError, ValueError, RuntimeError):  # not a valid path
+        return []
 
 
 def _hub_name(name):
     """The dataset of the Hugging Face Hub that a setting names, or None."""
     path, kind = _find(name)
-    on_hub = not kind and HUB_NAME.fullmatch(name) and path.suffix.lower() not in READERS
+    on_hub = not kind and HUB_NAME.fullmatch(name) and path.suffix.lower() not in (*READERS, *TABLES, *PACKED)
     return MSMARCO if name == "msmarco" else name if on_hub else None
 
 
 def _reads_documents(settings):
-    return any(_find(name)[1] == "folder" and not is_beir(name) for name in (settings.dataset, settings.corpus))
+    return any(_find(name)[1] == "folder" and not is_beir(name) and not _tables(name)
+               for name in (settings.dataset, settings.corpus))
 
 
 def source_of(settings):
@@ -130,30 +175,49 @@ def source_of(settings):
 def _hash(name):
     path, kind = _find(name)
     if kind != "folder":
-        return sha256(path) if kind else None
+        hashes = {str(file): sha256(file) for file in _tables(name)}
+        return content_hash(hashes) if len(hashes) > 1 else sha256(path) if kind else next(iter(hashes.values()), None)
     files = sorted(Path(folder) / file for folder, _, names in os.walk(path) for file in names)  # no links to folders
     return content_hash({str(file.relative_to(path)): sha256(file) for file in files if file.is_file()})
 
 
-def _sound(settings, name, rows):
-    """Yield the rows that are not broken; prints how many are, and raises UserError above MAX_BAD_ROWS."""
-    broken, number, shown = 0, 0, []
-    for number, row in enumerate(rows, start=1):
+def _sound(settings, name, rows, sources):
+    """Yield the rows that are not broken, and add to `sources` how they were read.
+
+    Prints how many are broken, and raises UserError above MAX_BAD_ROWS.
+    """
+    source, shown = Source(name), []
+    sources.append(source)
+    for row in rows:
+        if isinstance(row, Source):
+            source = sources[-1] = row
+            continue
+        source.rows += 1
         if row.problem:
-            broken += 1
-            shown += [f"{row.where.removeprefix(f'{path_of(name)}, ')}: {row.problem}"] if broken <= SHOWN else []
+            where = row.where.removeprefix(f"{path_of(name)}, ")
+            found = source.skipped.setdefault(row.problem, {"rows": 0, "first": []})
+            found["rows"] += 1
+            found["first"] += [where] if len(found["first"]) < SHOWN else []
+            shown += [f"{where}: {row.problem}"] if len(shown) < SHOWN else []
         else:
             yield row
+    broken = sum(found["rows"] for found in source.skipped.values())
     if broken:
         more = "; ..." if broken > SHOWN else ""
-        message = f"{name}: {broken} of {number} rows are broken ({'; '.join(shown)}{more})"
-        if broken > settings.max_bad_rows * number:
+        message = f"{name}: {broken} of {source.rows} rows are broken ({'; '.join(shown)}{more})"
+        if broken > settings.max_bad_rows * source.rows:
             raise UserError(f"{message}, and MAX_BAD_ROWS allows a fraction of {settings.max_bad_rows}: fix them or "
                             "raise it")
         print(f"{message}: left out")
+    print(source)
 
 
-def _passages(settings):
+def _dataset(settings, sources):
+    """The sound rows of DATASET."""
+    return _sound(settings, settings.dataset, _reader(settings.dataset)(settings.dataset, settings), sources)
+
+
+def _passages(settings, sources):
     """Rows without queries from CORPUS; of a form with queries only the passages are taken."""
     name = settings.corpus
     if is_beir(name):
@@ -162,9 +226,10 @@ def _passages(settings):
     if found is read_table:
         rows = read_passages(name, settings)
     else:
-        rows = (dataclasses.replace(row, query=None, id=row.id if row.query is None else None)
-                for row in found(dataclasses.replace(settings, dataset=name, document_queries="")))
-    return _sound(settings, name, rows)
+        rows = (row if isinstance(row, Source) else
+                dataclasses.replace(row, query=None, id=row.id if row.query is None else None)
+                for row in found(name, dataclasses.replace(settings, document_queries="")))
+    return _sound(settings, name, rows, sources)
 
 
 def _read_beir(settings, more):
@@ -198,12 +263,13 @@ def _read_beir(settings, more):
 
 
 @reader("docstrings")
-def _read_docstrings(settings):
+def _read_docstrings(name, settings):
     return read_docstrings(DOCSTRING_PACKAGES)
 
 
 @reader("msmarco")
-def _read_msmarco(settings):
+def _read_msmarco(name, settings):
     """The MS MARCO pairs of the Hugging Face Hub."""
-    return read_table(dataclasses.replace(settings, dataset=MSMARCO, split="dev", query_column="query",
-                                          positive_column="positive", negative_column="none", id_column="none"))
+    return read_table(MSMARCO, dataclasses.replace(
+        settings, split="dev", query_column="query", positive_column="positive", negative_column="none",
+        id_column="none", label_column="none", split_column="none"))

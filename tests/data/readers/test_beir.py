@@ -8,6 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from tiny import build, tiny_pairs
+from tiny_training import changed_rows
 
 from embedding_finetune.data.cleaning import read_pairs
 from embedding_finetune.data.collection import Collection, read_data, write_collection
@@ -69,7 +70,7 @@ def test_splits_ids_and_grades_stay_and_leaking_training_pairs_are_dropped(setti
     assert ("3 of 80 training pairs leak: their query or passage is also in the dev or test split (queries train/0, "
             "train/5): dropped") in said
     assert "2 negatives that came with training queries are left out" in said
-    assert check_leakage(settings, collection, ["training_neg_10.json"]).to_numpy().sum() == 0
+    assert check_leakage(settings, collection, ["training_neg_10.arrow"]).to_numpy().sum() == 0
 
 
 def test_leaking_pairs_can_be_kept_or_stop_the_build(settings, tmp_path, capsys):
@@ -78,7 +79,7 @@ def test_leaking_pairs_can_be_kept_or_stop_the_build(settings, tmp_path, capsys)
     collection = build(settings, labels=["neg10"])
     assert (collection.queries, collection.qrels, collection.splits) == (whole.queries, whole.qrels, whole.splits)
     assert collection.leaking == 3 and read_data(settings) == collection
-    assert check_leakage(settings, collection, ["training_neg_10.json"])["positives"].tolist() == [0, 1]
+    assert check_leakage(settings, collection, ["training_neg_10.arrow"])["positives"].tolist() == [0, 1]
     with pytest.raises(UserError, match="3 of 80 training pairs leak.*LEAKING_ROWS=drop leaves them out"):
         read_pairs(dataclasses.replace(settings, leaking_rows="stop"))
 
@@ -111,10 +112,8 @@ def test_the_audit_finds_a_negative_that_is_nearly_a_test_positive(settings, tmp
     graded(tmp_path / "beir")
     settings = at(settings, tmp_path / "beir")
     collection = build(settings, labels=["neg10"])
-    path = settings.data_dir / "training_neg_10.json"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    rows[7]["neg"][3] = collection.corpus["far"]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = settings.data_dir / "training_neg_10.arrow"
+    changed_rows(path, lambda rows: rows[7]["neg"].__setitem__(3, collection.corpus["far"]) or rows)
     with pytest.raises(UserError, match='"test", "queries": 0, "positives": 0, "negatives": 0, "near-dup[^,]*": 1'):
         check_leakage(settings, collection, [path.name])
 
@@ -182,7 +181,7 @@ def test_a_split_that_is_drawn_from_training_data_shares_no_text_whatever_its_id
     settings = at(settings, tmp_path / "beir", group_near_duplicates=False)
     collection = build(settings, labels=["neg10"])
     assert collection.split("dev").queries
-    assert check_leakage(settings, collection, ["training_neg_10.json"]).to_numpy().sum() == 0
+    assert check_leakage(settings, collection, ["training_neg_10.arrow"]).to_numpy().sum() == 0
 
 
 def numbered(folder, prefix):
