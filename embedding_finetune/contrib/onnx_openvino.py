@@ -4,7 +4,7 @@
                                                             openvino-bf16; default: all that this processor supports
 
 OUTPUT_DIR/LABEL-FORM is a model folder with the same pooling, prompts and lengths. Its name is a label like any other,
-and sentence-transformers loads it with `backend=` (docs/smaller.md). The results of each form are saved and enter the
+and sentence-transformers loads it with `backend=` (docs/deploy.md). The results of each form are saved and enter the
 comparison. OUTPUT_DIR/results/smaller_LABEL.md has size, speed and the paired difference to LABEL.
 
 int8 is static post-training quantisation of weights and activations by NNCF (SmoothQuant, Xiao et al., ICML 2023, and

@@ -275,7 +275,7 @@ def _baseline_sentence(check: Mapping[str, Any]) -> str:
     hint = LITTLE_TO_GAIN if bm25 >= 0.9 else HINTS[found.word].format(note=found.note)
     name, (lead, gain) = min(MEASURED.items(), key=lambda item: abs(item[1][0] - (base - bm25)))
     alike = (f" On {name}, where the base model was {abs(lead):.2f} {'ahead' if lead > 0 else 'behind'}, single-vector "
-             f"fine-tuning gained {gain:+.2f} (docs/second_look.md).") if abs(lead - (base - bm25)) < ALIKE else ""
+             f"fine-tuning gained {gain:+.2f} (docs/results.md).") if abs(lead - (base - bm25)) < ALIKE else ""
     return (f"Of {check['queries']} dev queries over {check['passages']} passages, BM25 ranks a positive first for "
             f"{bm25:.1%}, the untrained base model for {base:.1%}: {hint}.{alike}")
 

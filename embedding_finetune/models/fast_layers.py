@@ -3,7 +3,7 @@
 PyTorch draws masks on one thread at about 7 ns per element, and dropout inside scaled_dot_product_attention falls back
 to a slow path. This module takes 16 random bits per element from NumPy's SFC64 generator (0.4 ns). It is seeded from
 PyTorch's generator at each call, so seeds, checkpoints and gradient recomputation behave as usual. The probabilities
-are rounded to 16 bits. A training step takes 0.8 to 0.97 of the time with PyTorch's dropout (docs/training_speed.md).
+are rounded to 16 bits. A training step takes 0.8 to 0.97 of the time with PyTorch's dropout (benchmarks/logs.md).
 """
 
 from typing import Any

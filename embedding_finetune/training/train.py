@@ -3,7 +3,7 @@
     python -m embedding_finetune train LABEL                         any recipe of RECIPE_FILE
     python -m embedding_finetune train LABEL --dry-run               only say what it would do, and by which commands
     python -m pdb -m embedding_finetune train LABEL --one-process    without torchrun, for a debugger
-                                                                     (docs/debugging.md)
+                                                                     (docs/internals.md)
 
 The finished model is in OUTPUT_DIR/LABEL. Until it is complete, OUTPUT_DIR/LABEL.partial holds its checkpoints, and the
 same command continues from the last one. OVERWRITE=1 moves a finished model aside. GPUS=2 trains on two GPUs. NNODES=2
