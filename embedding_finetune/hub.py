@@ -91,6 +91,10 @@ def load_data_set(name: str) -> Any:
     wanted = commit or at.get("revision")
     try:
         splits = datasets.load_dataset(repository, config or None, revision=wanted)
+    except (RuntimeError, datasets.exceptions.DatasetGenerationError) as error:  # a script, or files that do not agree
+        reason = error.__cause__ if type(error) is datasets.exceptions.DatasetGenerationError else None
+        raise UserError(f"cannot load {repository}: {one_line(reason or error)}; download its tables and name them in "
+                        "DATASET") from None
     except (*HUB_ERRORS, datasets.exceptions.DatasetsError) as error:
         raise cannot_load(repository, error) from None
     folders = {Path(file["filename"]).parent.name for rows in splits.values() for file in rows.cache_files}

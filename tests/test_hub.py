@@ -210,10 +210,10 @@ def test_the_tutorials_experiment_loads_from_the_hub(repositories, pairs, tmp_pa
                               capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     distinct = len({pair["query"] for pair in pairs})
-    assert done.stdout.splitlines() == [
-        f"queries {distinct} 30",
-        "namespace-Pt/msmarco-corpus: guessed from the column names: CORPUS_TEXT_COLUMN=content",
-        "of the corpus 0 True", "raw bert-base-uncased cls (1, 64)", "reference BAAI/bge-m3 cls (1, 64)",
+    said = done.stdout.splitlines()
+    assert "namespace-Pt/msmarco-corpus: guessed from the column names: CORPUS_TEXT_COLUMN=content" in said
+    assert [line for line in said if not line.startswith("namespace-Pt/")] == [
+        f"queries {distinct} 30", "of the corpus 0 True", "raw bert-base-uncased cls (1, 64)", "reference BAAI/bge-m3 cls (1, 64)",
         "raw_mean bert-base-uncased mean (1, 64)"]
 
 

@@ -8,6 +8,7 @@ detect.
 import html
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import ftfy.badness
@@ -89,11 +90,12 @@ def report_data(settings: Settings, collection: Collection, counts: Mapping[str,
                 baseline_check: bool = True) -> dict[str, Any]:
     """Write the report of a collection with its splits to dataset_report.json; returns it as a dict.
 
-    `counts` are the row counts of cleaning.read_pairs. `baseline_check=False` skips the search. Raises UserError when
-    the base model is not available.
+    `counts` are those of cleaning.read_pairs, with its sources. `baseline_check=False` skips the search. Raises
+    UserError when the base model is not available.
     """
     rng, config = settings.rng(), base_encoder_config(settings)
-    report = {"reading": dict(counts), "counts": _count(collection), "suspicious": suspicious_pairs(collection, rng),
+    report = {"reading": dict(counts), "sources": [asdict(source) for source in getattr(counts, "sources", ())],
+              "counts": _count(collection), "suspicious": suspicious_pairs(collection, rng),
               "near_duplicates": _near_duplicates(collection, rng), "tokens": token_lengths(config, collection, rng),
               "languages": {"queries": _languages(collection.queries), "passages": _languages(collection.corpus)}}
     if baseline_check and report["counts"]["dev queries"]:
