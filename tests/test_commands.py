@@ -1,5 +1,6 @@
 """Commands of one step each, `.env`, and how a command line ends."""
 
+import os
 import shlex
 import sys
 
