@@ -71,8 +71,7 @@ class Settings:
     positive_column: str = setting("column of relevant passages, one or a list; auto as above", DATA, "auto")
     negative_column: str = setting("column of irrelevant passages; auto as above, none: not read", DATA, "auto")
     id_column: str = setting("column of query ids; auto and none as above", DATA, "auto")
-    label_column: str = setting("column of labels, 0 to 5: 0 marks a negative; NAME>=0.5: from this score on relevant; "
-                                "auto and none as above", DATA, "auto")
+    label_column: str = setting("column of grades, 0: irrelevant; NAME>=0.5: a threshold; auto as above", DATA, "auto")
     split_column: str = setting("column that assigns rows to train, dev and test; auto and none as above", DATA, "auto")
     split: str = setting("split of a Hub dataset that has several", DATA, "")
     max_bad_rows: float = setting("fraction of broken rows above which the build stops", NOTHING, 0.05,

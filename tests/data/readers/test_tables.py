@@ -166,7 +166,7 @@ def test_a_data_set_of_the_hub_is_read_by_its_columns(tmp_path, monkeypatch):
     asked = []
     rows = datasets.Dataset.from_list(CHINESE)
 
-    def load(name, config):
+    def load(name, config, revision=None):
         asked.append((name, config))
         if config == "wrong":
             raise ValueError("BuilderConfig 'wrong' not found.\nAvailable: ['pair']")
@@ -188,7 +188,7 @@ def test_a_data_set_of_the_hub_is_read_by_its_columns(tmp_path, monkeypatch):
         monkeypatch.setattr(datasets, "load_dataset", Mock(side_effect=error))
         with pytest.raises(UserError, match=f"cannot load some/pairs: .*{message} download its tables"):
             read_pairs(at("some/pairs"))
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, config: {
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, revision=None: {
         "train": datasets.Dataset.from_dict({"content": ["x", "y"], "pid": [1, 2]})})
     FORMS["lines.jsonl"](tmp_path / "pairs.jsonl", [{"query": "a", "pos": "X"}])
     collection, _ = read_pairs(at(tmp_path / "pairs.jsonl", corpus="other/passages"))
