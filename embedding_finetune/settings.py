@@ -176,8 +176,7 @@ class Settings:
                                     at_least(0), recipe=True)
     dev_steps: float = setting("steps between dev evaluations; below 1: a fraction of all steps", TRAINING, 0.1,
                                POSITIVE)
-    patience: int = setting("dev evaluations without improvement before the training stops; 0: no limit", TRAINING, 0,
-                            at_least(0))
+    patience: int = setting("dev evaluations without improvement before the end; 0: no limit", TRAINING, 0, at_least(0))
     dev_corpus_size: int = setting("passages in the dev search besides the dev positives", TRAINING, 2000, at_least(0))
     logging_steps: int = setting("steps between log lines", NOTHING, 10, at_least(1), recipe=True)
     encode_batch_size: int = setting("texts per batch in encoding; 0: by device", NOTHING, 0, at_least(0))
@@ -217,9 +216,9 @@ class Settings:
                                                               for name, value in changes.items()})
 
     def as_dict(self, *levels: str) -> dict[str, Any]:
-        """NAME -> value of all settings, or of those whose change invalidates one of `levels`."""
+        """NAME -> value of all settings, or of those that `levels` names, or whose change invalidates one of them."""
         return {name: display_value(getattr(self, name.lower())) for name, row in TABLE.items()
-                if not levels or row.metadata["changes"] in levels}
+                if not levels or row.metadata["changes"] in levels or name in levels}
 
     def rng(self, *key: int) -> np.random.Generator:
         """A random generator seeded with SEED, and with `key` to make draws for different purposes independent."""

@@ -36,7 +36,7 @@ def training_record(settings: Settings, recipe: Recipe) -> dict[str, Any]:
     """
     tuned = settings.with_overrides(recipe.settings)
     config = base_encoder_config(tuned)
-    values: dict[str, Any] = tuned.as_dict(TRAINING) | {"SEED": tuned.seed}
+    values: dict[str, Any] = tuned.as_dict(TRAINING, "SEED")
     record = {"label": recipe.label, "recipe": recipe.data, "settings": values, "data": data_identity(settings)}
     if not recipe.merge:
         rows = read_rows(training_path(settings, recipe), teacher=bool(recipe.teacher))
