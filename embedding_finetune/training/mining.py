@@ -90,9 +90,9 @@ class Miner:
         candidates = interleave(*found.values()) if len(found) == 2 else next(iter(found.values()))
         vectors = dense.encoder.encode_queries(queries)
         candidates = filter_candidates(candidates, pool.positives, vectors, dense.vectors, Filter.parse(recipe.filter))
-        chosen, mined = select_negatives(
-            candidates, pool.excluded(), near_duplicates(corpus.values()), pool.num_eligible, recipe.num_negatives,
-            seed=self.settings.rng(recipe.num_negatives))
+        near, seed = near_duplicates(corpus.values()), self.settings.rng(recipe.num_negatives)
+        chosen, mined = select_negatives(candidates, pool.excluded(), near, pool.num_eligible, recipe.num_negatives,
+                                         seed=seed)
         return chosen, _sources(chosen, mined, found)
 
     def _found(self, retriever, queries, passages, identity):

@@ -3,7 +3,7 @@
     python -m embedding_finetune train LABEL                         any recipe of RECIPE_FILE
     python -m embedding_finetune train LABEL --dry-run               only say what it would do, and by which commands
     python -m pdb -m embedding_finetune train LABEL --one-process    without torchrun, for a debugger
-                                                                     (docs/debugging.md)
+                                                                     (docs/internals.md)
 
 The finished model is in OUTPUT_DIR/LABEL. Until it is complete, OUTPUT_DIR/LABEL.partial holds its checkpoints, and the
 same command continues from the last one. OVERWRITE=1 moves a finished model aside. GPUS=2 trains on two GPUs. NNODES=2
@@ -48,6 +48,7 @@ from embedding_finetune.training.log import duration
 from embedding_finetune.training.merging import merge
 from embedding_finetune.training.mining import mine
 from embedding_finetune.training.plan import WORKER, estimate_time, log_lines
+from embedding_finetune.training.preflight import preflight
 from embedding_finetune.training.provenance import (
     RECORD,
     check_trained,
@@ -126,6 +127,8 @@ def prepare(settings: Settings, recipe: Recipe) -> tuple[Settings, Path]:
     if recipe.merge:
         check_trained(settings, recipe.merge)
     else:
+        if not any(unfinished.glob("checkpoint-*")):
+            preflight(training_settings(settings, recipe, tuned), settings.paths.output)
         mine(settings, recipe.label, collection)
     record = training_record(settings, recipe)
     if tuned.trainer == "flagembedding" or recipe.merge:

@@ -13,14 +13,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers.utils import SAFE_WEIGHTS_NAME as WEIGHTS
 
-from embedding_finetune.artifacts.manifest import write_manifest
+from embedding_finetune.artifacts.manifest import TRAINING_LOG, write_manifest
 from embedding_finetune.artifacts.staging import complete_checkpoints, remove_checkpoint
 from embedding_finetune.files import UserError, is_disk_error, one_line, write_jsonl
 from embedding_finetune.settings import SELECTION_METRIC
 from embedding_finetune.training.arguments import TrainingSettings
 from embedding_finetune.training.batches import EpochSampler
 from embedding_finetune.training.distributed import gather
-from embedding_finetune.training.log import LOG_NAME, duration, read_log
+from embedding_finetune.training.log import duration, read_log
 from embedding_finetune.training.loss import grad_cache_step
 
 
@@ -163,7 +163,7 @@ class Progress(transformers.TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         folder = str(args.output_dir)
-        self.path = Path(folder) / LOG_NAME
+        self.path = Path(folder) / TRAINING_LOG
         state.compute_steps(args, state.max_steps)  # otherwise LOGGING_STEPS of the checkpoint would be used
         if state.is_world_process_zero:  # drop rows after the checkpoint and truncated lines
             rows = [row for row in read_log(folder) if state.global_step and row["step"] <= state.global_step]

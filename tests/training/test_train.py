@@ -57,6 +57,12 @@ def resolved(settings, label="neg10"):
     return training_settings(settings, recipe, settings.with_overrides(recipe.settings))
 
 
+@pytest.fixture(autouse=True)
+def without_preflight(monkeypatch):
+    """It takes seconds, and has tests of its own."""
+    monkeypatch.setattr(finetuning, "preflight", lambda training, output: None)
+
+
 @pytest.fixture
 def untrained(monkeypatch):
     """A training that takes no time: the weights are there at once. Lists what was launched."""
@@ -500,8 +506,8 @@ def test_two_nodes_of_two_processes_train_as_one_on_the_joined_batch_through_a_k
 
 
 def test_a_debugger_stops_inside_the_loss(built, tmp_path):
-    """What docs/debugging.md shows, typed into pdb."""
-    page = (ROOT / "docs" / "debugging.md").read_text(encoding="utf-8")
+    """What docs/internals.md shows, typed into pdb."""
+    page = (ROOT / "docs" / "internals.md").read_text(encoding="utf-8")
     typed = [line.removeprefix("(Pdb) ") for line in page.splitlines() if line.startswith("(Pdb) ")]
     _, said = run_forked(debugged, "\n".join([*typed, "q", ""]), "-m", "embedding_finetune", "train", "neg10",
                          "--one-process", log=tmp_path / "log")
