@@ -81,7 +81,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     found = read_checksummed(folder / RECORD, having={})
     if found is None:
         return None
-    record = translate_training_record(found)
+    record: Any = translate_training_record(found)
     default = {name: row.default for name, row in TABLE.items() if row.metadata["changes"] == TRAINING
                and row.default is not MISSING}
     return record | {"settings": default | record["settings"]}
