@@ -94,8 +94,9 @@ RERANKER = AbsRerankerModelArguments, AbsRerankerDataArguments, AbsRerankerTrain
 
 
 @pytest.mark.parametrize("label, changes, kinds", [
-    ("neg10", {}, EMBEDDER), ("neg10", {"passage_prompt": "text: ", "matryoshka_dims": "16 8", "precision": "bf16"},
-                              EMBEDDER), ("hard_kd", {}, EMBEDDER), ("reranker", {}, RERANKER)])
+    ("neg10", {}, EMBEDDER), ("hard_kd", {}, EMBEDDER), ("reranker", {}, RERANKER),
+    ("neg10", {"passage_prompt": "text: ", "matryoshka_dims": "16 8", "precision": "bf16", "temperature": 0.05,
+               "base_pooling": "mean", "gpus": 2}, EMBEDDER)])
 def test_flagembedding_reads_the_flags_as_they_are_meant(built, label, changes, kinds):
     """With its own parser; its arguments are those of our trainer, and a base may be given as a folder."""
     training = resolved(dataclasses.replace(built, **changes), label)
@@ -107,8 +108,12 @@ def test_flagembedding_reads_the_flags_as_they_are_meant(built, label, changes, 
     assert data.knowledge_distillation is training.teacher and data.train_group_size == training.train_group_size
     assert (data.query_max_len, data.passage_max_len) == (encoder.query_max_len, encoder.passage_max_len)
     if kinds is EMBEDDER:
-        assert data.query_instruction_for_retrieval == encoder.query_prompt and args.temperature == training.temperature
+        assert data.query_instruction_for_retrieval == encoder.query_prompt
         assert data.passage_instruction_for_retrieval == (encoder.passage_prompt or None)
+        assert (args.sentence_pooling_method, args.temperature) == (encoder.pooling, training.temperature)
+        assert args.normalize_embeddings and args.negatives_cross_device is (training.gpus == 2)
+        assert args.use_mrl is bool(args.mrl_dims) and tuple(args.mrl_dims or ()) == training.matryoshka_dims
+        assert args.kd_loss_type == "kl_div"
     else:
         assert data.max_len == encoder.query_max_len + encoder.passage_max_len
     theirs, ours = args.to_dict(), training_arguments(training, built.output_dir / "x").to_dict()
