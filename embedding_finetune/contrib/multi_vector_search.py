@@ -50,4 +50,4 @@ class MultiVectorSearch(Retriever):
         vectors, starts = self.stage.vectors, self.stage.starts
         _, near = self.faiss.search(tokens, min(self.reach, len(vectors)))
         places = np.unique(np.searchsorted(starts, near[near >= 0], side="right") - 1)
-        return best(maxsim_candidates(tokens, vectors, starts, places), places, depth)
+        return best(maxsim_candidates(tokens, vectors, starts, places.tolist()), places, depth)

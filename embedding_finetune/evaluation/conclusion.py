@@ -15,7 +15,7 @@ from embedding_finetune.evaluation.significance import excludes_zero, outcome
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.retrieval.base import DEPTH, make_retriever
-from embedding_finetune.settings import Settings
+from embedding_finetune.settings import SELECTION_METRIC, Settings
 
 METRIC = "recall@1"
 TIMED_QUERIES, TIMED_PASSAGES = 32, 128
@@ -54,6 +54,8 @@ def conclusion(rows: list[dict], metric: str = METRIC) -> str:
     if not ready or not tuned:
         missing = "fine-tuned model" if ready else "system without training"
         return f"Nothing to recommend yet: no {missing} has been evaluated."
+    if not any(row["dev"][SELECTION_METRIC] for row in (ready, tuned)):
+        return "Nothing to recommend: no system finds a positive for any dev query."
     found = outcome(tuned["against"][ready["label"]][metric])
     use = tuned if found.significant and found.word == "better" else ready
     return " ".join(_sentences({row["label"]: row for row in rows}, use, ready, tuned, metric))

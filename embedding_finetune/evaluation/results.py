@@ -91,7 +91,7 @@ def inputs_of(settings: Settings, system: System, known: dict[str, Any] | None =
 
 def _identity(settings: Settings, label: str, is_cross_encoder: bool) -> dict:
     if is_cross_encoder:
-        return {"revision": model_content(settings.paths.model(label))}
+        return {"revision": model_content(str(settings.paths.model(label)))}
     return model_identity(load_encoder_config(settings, label))
 
 

@@ -43,8 +43,7 @@ def _rows(path: Path) -> list[dict | None]:
     return rows
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
     """Format seconds as hours and minutes, or minutes and seconds."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

@@ -118,3 +118,8 @@ def test_costs_are_those_of_the_model_behind(built):
     assert all(re.fullmatch(r"\d+\.\d", value) for value in table["ms per query"])
     assert float(table.loc["hybrid_raw", "ms per query"]) > 0
     assert int(table.loc["hybrid_raw", "passages per second"]) > 0
+
+
+def test_nothing_is_recommended_where_nothing_is_found():
+    rows = compared(row("bm25", 0.0, 0.0), row("raw", 0.0, 0.0), row("neg10", 0.0, 0.0))
+    assert conclusion(rows) == "Nothing to recommend: no system finds a positive for any dev query."
