@@ -62,9 +62,9 @@ def task(name, settings, label, queries, words):
     if name == "make":
         make_training_file(settings, recipe, made)
     elif name == "export":
-        write_for_flagembedding(export, read_rows([path]), "")
+        write_for_flagembedding(export, read_rows(path), "")
     elif name == "open":
-        TrainingSet(read_rows([path]), base_encoder_config(settings), settings.train_group_size, seed=0)[0, 0]
+        TrainingSet(read_rows(path), base_encoder_config(settings), settings.train_group_size, seed=0)[0, 0]
     else:
         read_jsonl(export, required=("query", "pos", "neg"))
     return {"seconds": time.perf_counter() - began, "cpu": time.process_time() - used, "gb": peak_gb(),

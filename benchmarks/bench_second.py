@@ -41,10 +41,10 @@ def late_contenders(config, folder, passages, queries, places):
     from embedding_finetune.models.encoder import Encoder
     from embedding_finetune.models.multi_vector import maxsim_candidates
     from embedding_finetune.retrieval.late_interaction import LateInteraction
-    from embedding_finetune.training.export_multi_vector import export_multi_vector
+    from embedding_finetune.training.export import write_multi_vector
 
     shutil.copytree(config.name, folder)
-    export_multi_vector(folder, config, ())
+    write_multi_vector(folder, config, ())
     stage = LateInteraction(Encoder(config)).index(dict(enumerate(passages)))
     encoded = [vectors.astype("float32") for vectors in stage.encoder.encode_query_tokens(queries)]
     theirs = MultiVectorEncoder(str(folder / "late"), device="cpu")

@@ -31,9 +31,8 @@ from embedding_finetune.models.encoder import make_encoder
 from embedding_finetune.models.encoder_config import load_encoder_config, pretrained
 from embedding_finetune.retrieval.base import make_retriever
 from embedding_finetune.retrieval.dense import Dense
-from embedding_finetune.retrieval.known_systems import find_system
+from embedding_finetune.retrieval.known_systems import find_system, make_reranker
 from embedding_finetune.retrieval.rerank import candidate_union
-from embedding_finetune.retrieval.rerankers import make_reranker
 from embedding_finetune.settings import Settings
 from embedding_finetune.training import train as training
 from embedding_finetune.training.log import read_log

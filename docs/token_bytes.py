@@ -19,9 +19,11 @@ from embedding_finetune.evaluation.results import read_measured_run  # noqa: E40
 from embedding_finetune.evaluation.significance import add_significance  # noqa: E402
 from embedding_finetune.evaluation.tuning import rerank_run, tune_reranking  # noqa: E402
 from embedding_finetune.files import atomic_write, run_command_line  # noqa: E402
-from embedding_finetune.retrieval.known_systems import find_system  # noqa: E402
+from embedding_finetune.retrieval.known_systems import (
+    find_system,  # noqa: E402
+    make_reranker,  # noqa: E402
+)
 from embedding_finetune.retrieval.rerank import candidate_union  # noqa: E402
-from embedding_finetune.retrieval.rerankers import make_reranker  # noqa: E402
 from embedding_finetune.settings import Settings  # noqa: E402
 
 WAYS = {"float16": ("float16", 1), "int8": ("int8", 1), "float16, 2 merged": ("float16", 2),

@@ -20,9 +20,9 @@ from embedding_finetune.evaluation.significance import add_significance
 from embedding_finetune.evaluation.tuning import candidate_recall
 from embedding_finetune.files import run_command_line
 from embedding_finetune.retrieval.fusion import weighted_sum_fusion
-from embedding_finetune.retrieval.multi_vector_search import FLAT, MultiVectorSearch
+from embedding_finetune.retrieval.known_systems import make_reranker
+from embedding_finetune.retrieval.late_interaction import FLAT, MultiVectorSearch
 from embedding_finetune.retrieval.rerank import candidate_union
-from embedding_finetune.retrieval.rerankers import make_reranker
 
 TIMED, LOOKED_AT = 100, 50
 
@@ -42,7 +42,7 @@ def main():
           f"{time.perf_counter() - began:.0f} s to make")
     bm25, dense = ({part: read_measured_run(settings, collection, label, part) for part in parts}
                    for label in ("bm25", first))
-    alone = {part: search.search(of.queries) for part, of in parts.items()}
+    alone = {part: search.search(of.queries, copies=of.copies) for part, of in parts.items()}
     weight = choose_weight(parts["dev"], bm25["dev"], alone["dev"])
     runs = {label: read_measured_run(settings, collection, label, "test") for label in (stage, f"hybrid_{stage}")}
     fused = weighted_sum_fusion(bm25["test"], alone["test"], weight)

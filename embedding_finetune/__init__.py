@@ -24,15 +24,20 @@ The modules in data-flow order; each imports only from modules above it:
     data/normalize           when two texts count as the same
     data/near_duplicates     near-duplicate texts by word shingles
     data/collection          queries, corpus, judgments and splits, in memory and on disk
-    data/readers             the row that every reader yields, and the register of readers
-    data/readers/tables      CSV, TSV, JSON, Parquet and datasets of the Hub
+    data/readers             what readers yield, and the register of readers
+    data/readers/files       which files a name stands for; unpacking and decoding
+    data/readers/json_files  JSON and JSON Lines as tables
+    data/readers/formats     CSV, TSV, Parquet and Excel as tables
+    data/readers/values      texts, ids and labels in tables
+    data/readers/tables      which columns are read, and rows from them
+    data/readers/beir        folders with judgments, in the layouts of BEIR and MTEB
     data/readers/docstrings  docstrings of installed packages
     data/documents/files     text, Markdown, HTML and PDF files
     data/documents/chunker   documents split into passages, and pseudo-queries for them
     data/deduplication       rows to queries, passages and judgments without duplicates
+    data/splits              leak-free train / dev / test split
     data/cleaning            reading and cleaning pairs of any format
     data/out_of_domain       test sets of other domains
-    data/splits              leak-free train / dev / test split
     data/negatives           random negatives, and the filter of mined ones
     data/row_store           training rows by id over one memory-mapped store of passages
     data/leakage             check that training files contain nothing of dev or test
@@ -50,20 +55,18 @@ The modules in data-flow order; each imports only from modules above it:
 
     retrieval/trec           run and judgment files in TREC formats
     retrieval/analyzer       BM25 tokenization by script and language
-    retrieval/exact_search   exact nearest neighbours
-    retrieval/ann            approximate nearest neighbours: faiss, Milvus
     retrieval/base           the retriever interface, ties, top k
+    retrieval/exact_search   exact nearest neighbours
+    retrieval/ann            approximate nearest neighbours with faiss
     retrieval/system         what is evaluated, compared and searched
     retrieval/dense          dense retrieval
     retrieval/bm25           BM25
     retrieval/fusion         fusion of BM25 and a dense retriever
     retrieval/resumable_search     searches of very many queries, resumed after an interruption
     retrieval/rerank         the reranker interface, candidates, score interpolation
-    retrieval/late_interaction     reranking by token embeddings
-    retrieval/multi_vector_search  retrieval by token embeddings
+    retrieval/late_interaction     reranking and retrieval by token embeddings
     retrieval/cross_encoder  reranking by a cross-encoder
     retrieval/known_systems  systems and rerankers by label
-    retrieval/rerankers      the kinds of rerankers by label
 
     training/training_data   training files, written again only when something changed
     training/provenance      what a model was trained from
@@ -78,7 +81,6 @@ The modules in data-flow order; each imports only from modules above it:
     training/plan            what a training will do, and the equivalent commands
     training/trainer         the training loop
     training/reranker        training a cross-encoder
-    training/export_multi_vector   export of the multi-vector part of a model
     training/model_card      the card of a finished model
     training/export          a model folder that three libraries load
     training/merging         a fine-tuned model averaged with its base
@@ -105,6 +107,7 @@ The modules in data-flow order; each imports only from modules above it:
     serving/server           HTTP server and search page
 
     contrib/bge_m3           reranking by the three scores of BGE-M3
+    contrib/milvus           approximate nearest neighbours with Milvus
     contrib/ray_encode       functions over shards on a Ray cluster
     models/parallel_encode   encoding by several processes
     contrib/onnx_openvino    export to ONNX and OpenVINO

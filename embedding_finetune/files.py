@@ -155,9 +155,12 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[Any]:
 
 
 def read_lines(path: str | Path, made_by: str) -> Iterator[tuple[int, str]]:
-    """Yield (line number, line) of a UTF-8 text file; raises UserError when it is missing or not UTF-8."""
+    """Yield (line number, line) of a UTF-8 text file, without a byte order mark.
+
+    Raises UserError when it is missing or not UTF-8.
+    """
     try:
-        with reading(path), open(path, encoding="utf-8") as file:
+        with reading(path), open(path, encoding="utf-8-sig") as file:
             yield from enumerate(file, start=1)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: it is made by {made_by}") from None

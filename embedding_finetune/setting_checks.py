@@ -1,9 +1,11 @@
 """Checks of settings: pairs of a predicate on the value and the demand that an error message states."""
 
 import re
+import shlex
 from collections.abc import Callable
 from typing import Any
 
+from embedding_finetune.files import UserError
 from embedding_finetune.labels import LABEL_RULE, is_valid_label
 
 Check = tuple[Callable[[Any], Any], str]  # predicate, demand
@@ -35,3 +37,11 @@ RERANKER_LABELS = (lambda text: re.fullmatch(r"\s*([a-z0-9]+_[\w-]+\s*)*", text,
                    "must list rerankers such as late_reference or late_reference_on_neg10")
 DIMENSION_LIST = (lambda text: all(re.fullmatch(r"[1-9]\d*", dim) for dim in text.split()),
                   "must list whole numbers above 0")
+
+
+def names_in(text: str, setting: str) -> list[str]:
+    """The names that a setting lists, separated by spaces; a name with spaces is quoted. Raises UserError."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{setting}={text} cannot be read ({error}): quote a name that has spaces or quotes") from None

@@ -71,6 +71,9 @@ class Settings:
     positive_column: str = setting("column of relevant passages, one or a list; auto as above", DATA, "auto")
     negative_column: str = setting("column of irrelevant passages; auto as above, none: not read", DATA, "auto")
     id_column: str = setting("column of query ids; auto and none as above", DATA, "auto")
+    label_column: str = setting("column of labels, 0 to 5: 0 marks a negative; NAME>=0.5: from this score on relevant; "
+                                "auto and none as above", DATA, "auto")
+    split_column: str = setting("column that assigns rows to train, dev and test; auto and none as above", DATA, "auto")
     split: str = setting("split of a Hub dataset that has several", DATA, "")
     max_bad_rows: float = setting("fraction of broken rows above which the build stops", NOTHING, 0.05,
                                   (lambda share: 0 <= share <= 1, "must lie between 0 and 1"))
@@ -89,6 +92,8 @@ class Settings:
     test_fraction: float = setting("fraction of the queries in the test split", DATA, 0.2, within(0, 1))
     dev_fraction: float = setting("fraction of the other queries in the dev split", DATA, 0.05, within(0, 1))
     group_near_duplicates: bool = setting("keep near-duplicate passages in the same split", DATA, True)
+    leaking_rows: str = setting("given training pairs whose query or passage is also in the dev or test split",
+                                DATA, "drop", one_of("drop", "keep", "stop"))
     training_export: bool = setting("also write training files for FlagEmbedding, with the text of each negative",
                                     NOTHING, True)
     seed: int = setting("seed of all random draws", DATA, 42, (range(2**32).__contains__, "must be 0 to 2**32 - 1"),
@@ -127,7 +132,7 @@ class Settings:
                                       EVALUATION, "fp32", one_of("fp32", "bf16"))
     rerankers: str = setting("rerankers that `make run` evaluates: KIND_MODEL or KIND_MODEL_on_FIRST ..", NOTHING,
                              "late_reference", RERANKER_LABELS)
-    out_of_domain_sets: str = setting("out-of-domain test sets: folders in BEIR's layout, or general (a package)",
+    out_of_domain_sets: str = setting("out-of-domain test sets: folders in BEIR's layout (quote spaces), or general",
                                       EVALUATION, "")
     index: str = setting("vector index of the search: flat, a faiss factory string, or milvus:URI", NOTHING, "flat")
     abstention_precision: float = setting("precision of the first hit on dev that sets the score threshold of answers",

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from batches_for_tests import batch_of, gradients, load
+from tiny_training import ROWS, SCORED_ROWS
 from torch.nn.parallel import DistributedDataParallel
 
 from embedding_finetune.files import UserError
@@ -62,7 +63,7 @@ def gradients_of(rank, world, tiny, results):
 def agreement_of(rank, world, tiny, results):
     """The last process has another file, and another folder for the second check."""
     last, lines = rank == world - 1, []
-    own, of_another = tiny / "train.json", tiny / "train_scores.json"
+    own, of_another = tiny / ROWS, tiny / SCORED_ROWS
     (results / str(rank)).mkdir()
     os.environ["LOCAL_WORLD_SIZE"] = "1"
     for check in (lambda: distributed.check_same_inputs({"settings": own}),

@@ -5,13 +5,13 @@ import sys
 
 import pytest
 
+from embedding_finetune.contrib.milvus import MilvusIndex
 from embedding_finetune.contrib.ray_encode import cluster
 from embedding_finetune.data.documents.chunker import Chunker
 from embedding_finetune.data.documents.files import read_document
 from embedding_finetune.extras import EXTRAS, require
 from embedding_finetune.files import UserError
 from embedding_finetune.models.compiled_model import import_silently
-from embedding_finetune.retrieval.ann import MilvusIndex
 from embedding_finetune.settings import ROOT
 
 PACKAGE = ROOT / "embedding_finetune"
@@ -43,11 +43,11 @@ def test_a_missing_package_is_one_line(monkeypatch, tmp_path, name):
 
 
 def test_what_a_package_needs_itself_is_not_taken_for_the_package(monkeypatch, tmp_path):
-    (tmp_path / "bs4.py").write_text("import no_such_module")
+    (tmp_path / "nncf.py").write_text("import no_such_module")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "bs4", raising=False)
+    monkeypatch.delitem(sys.modules, "nncf", raising=False)
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
-        require("bs4")
+        require("nncf")
 
 
 def test_no_module_imports_such_a_package_at_its_top():

@@ -1,6 +1,5 @@
 """A tiny training set and the models that train on it, for tests that need speed and no meaning."""
 
-import json
 import random
 
 from safetensors.torch import load_file
@@ -14,6 +13,7 @@ from embedding_finetune.training.arguments import TrainingSettings, write_settin
 from embedding_finetune.training.log import read_log
 
 TOPICS = "river moon copper violin harbour glacier pepper engine orchard lantern falcon marble".split()
+ROWS, SCORED_ROWS = "rows/rows.arrow", "scored_rows/rows.arrow"
 VERBS = "feeds cools carries mirrors shelters breaks colours follows".split()
 
 
@@ -45,9 +45,14 @@ def training_rows(count=60, negatives=6, seed=1, scores=False, second_positives=
     return rows
 
 
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
+def write_rows(path, rows, texts=()):
+    """Write rows that have passages as texts to an .arrow file. Its folder gets the store: `texts`, then all others."""
+    position = {text: number for number, text in enumerate(texts)}
+    rows = [row | {side: [position.setdefault(text, len(position)) for text in row[side]] for side in ("pos", "neg")}
+            for row in rows]
+    path.parent.mkdir(exist_ok=True)
+    write_rows_by_id(path, rows, write_passages(path.with_name(PASSAGES), position), "pos_scores" in rows[0])
+    return path
 
 
 def changed_rows(path, change):
@@ -55,23 +60,19 @@ def changed_rows(path, change):
 
     Texts that are new come behind the others in the store, as if the file had been written with them.
     """
-    rows = read_rows([path])
-    position = {text: number for number, text in enumerate(rows.passages["text"].to_pylist())}
-    changed = change(list(rows))
-    for row in changed:
-        row |= {side: [position.setdefault(text, len(position)) for text in row[side]] for side in ("pos", "neg")}
-    write_rows_by_id(path, changed, write_passages(path.with_name(PASSAGES), position))
+    rows = read_rows(path)
+    write_rows(path, change(list(rows)), rows.passages["text"].to_pylist())
 
 
 def training_folder(folder):
-    """Fill a folder with the models `bert` and `bert_dropout`, the training files `train.json` and
-    `train_scores.json`, and the collection `data`, whose 20 dev queries are answered among 200 passages.
+    """Fill a folder with the models `bert` and `bert_dropout`, the training files ROWS and SCORED_ROWS, and the
+    collection `data`, whose 20 dev queries are answered among 200 passages.
     """
     trainable_bert(folder / "bert")
     trainable_bert(folder / "bert_dropout", dropout=0.1)
     rows = training_rows()
-    write_rows(folder / "train.json", rows)
-    write_rows(folder / "train_scores.json", training_rows(scores=True))
+    write_rows(folder / ROWS, rows)
+    write_rows(folder / SCORED_ROWS, training_rows(scores=True))
     number = {text: str(place) for place, text in enumerate(passages(200))}
     write_collection(folder / "data", Collection(
         {row["id"]: row["query"] for row in rows[:20]}, {place: text for text, place in number.items()},
@@ -87,7 +88,7 @@ def use(**changes):
 
 
 def rows_of(tiny, scores=False):
-    return read_rows([tiny / ("train_scores.json" if scores else "train.json")], teacher=scores)
+    return read_rows(tiny / (SCORED_ROWS if scores else ROWS), teacher=scores)
 
 
 def prepared(tiny, output, **changes):
@@ -95,7 +96,7 @@ def prepared(tiny, output, **changes):
     TrainingSettings or their EncoderConfig, and `base` is the initial model."""
     config = use(name=str(changes.pop("base", tiny / "bert")), **{
         name: changes.pop(name) for name in [*changes] if name in EncoderConfig.__dataclass_fields__})
-    values = {"label": "tiny", "kind": "bi_encoder", "encoder": config, "training_file": tiny / "train.json",
+    values = {"label": "tiny", "kind": "bi_encoder", "encoder": config, "training_file": tiny / ROWS,
               "data": "", "train_group_size": 4, "temperature": 0.05, "batch_size": 4, "learning_rate": 1e-4,
               "epochs": 2.0,
               "seed": 3, "logging_steps": 5, "cpu": True, "save_steps": 10} | changes

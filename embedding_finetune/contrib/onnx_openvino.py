@@ -216,7 +216,7 @@ def measure(settings, collection, label, folders):
     runs, frames, vectors, lowest = {}, {}, {}, {}
     for name, config in configs.items():
         dense = Dense(Encoder(config, settings.encode_batch_size, cache)).index(test.corpus)
-        runs[name] = {"test": dense.search(test.queries), "dev": dense.search(dev.queries)}
+        runs[name] = {part: dense.search(of.queries, copies=of.copies) for part, of in (("test", test), ("dev", dev))}
         frames[name], vectors[name] = per_query(test.qrels, runs[name]["test"]), dense.vectors
         lowest[name] = lowest_cosine(dense.vectors, vectors[label])
         if name.endswith(("-onnx", "-openvino")) and not lowest[name] >= 0.9999:

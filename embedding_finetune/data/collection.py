@@ -3,7 +3,7 @@
 In a folder:
 
     corpus.jsonl       passages: `_id` (and `id`, the same), `title` (empty), `text`, `source` if known
-    queries.jsonl      queries: `_id`, `text`
+    queries.jsonl      queries: `_id`, `text`, `copies` if the corpus has some (see Collection)
     qrels/SPLIT.tsv    judgements of a split's queries: query-id, corpus-id, score; SPLIT is train, dev or test
     dataset.json       (of an experiment) the record of the files: settings and sources, and a hash of each file
 
@@ -13,13 +13,14 @@ For tools that read other formats, `eval_dataset.json` and `qrels.trec` hold the
 
 from dataclasses import MISSING, dataclass, field, replace
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 
 from embedding_finetune.artifacts.earlier import translate_collection_record
 from embedding_finetune.artifacts.manifest import file_hashes, read_record, write_record
 from embedding_finetune.artifacts.provenance import stale_reason
-from embedding_finetune.data.normalize import clean_text, passage_id
+from embedding_finetune.data.normalize import passage_id
 from embedding_finetune.files import (
     UserError,
     atomic_write,
@@ -43,7 +44,9 @@ MADE_BY = "build_train_dataset.ipynb"
 class Collection:
     """Queries and corpus by id, in order, with relevance judgements.
 
-    A passage with a grade above 0 is a positive of the query; grade 0 marks a known negative.
+    A passage with a grade above 0 is a positive of the query; grade 0 marks a known negative. Ids are names: a query
+    and a passage with the same id have nothing to do with each other. `copies` are the passages whose text is that of
+    the query, as in ArguAna and Quora, unless they are judged positive.
     """
 
     queries: dict  # id -> text
@@ -51,7 +54,9 @@ class Collection:
     qrels: dict  # query id -> passage id -> grade
     splits: dict = field(default_factory=dict)  # query id -> train, dev or test
     source: dict = field(default_factory=dict)  # passage id -> where it comes from, shown with a hit
-    predefined: tuple = ()  # splits that came with the data; kept even if they overlap
+    copies: dict = field(default_factory=dict)  # query id -> ids of passages with its text, left out of its hits
+    predefined: tuple = ()  # splits that came with the data
+    leaking: int = 0  # pairs of a predefined training split that leak (see splits.remove_leaks) and were kept
 
     def split(self, name):
         """The queries of one split with their judgements, and the whole corpus."""
@@ -61,7 +66,8 @@ class Collection:
         """The queries with these ids and their judgements, and the whole corpus."""
         return replace(self, queries={query: self.queries[query] for query in queries},
                        qrels={query: self.qrels[query] for query in queries if query in self.qrels},
-                       splits={query: self.splits[query] for query in queries if query in self.splits})
+                       splits={query: self.splits[query] for query in queries if query in self.splits},
+                       copies={query: self.copies[query] for query in queries if query in self.copies})
 
     def positives(self, query):
         """The ids of the positives of a query."""
@@ -103,56 +109,48 @@ class Collection:
         dropped = self.judged_passages() - sample.judged_passages()
         corpus, source = ({passage: text for passage, text in texts.items() if passage not in dropped}
                           for texts in (self.corpus, self.source))
-        return replace(sample, corpus=corpus, source=source)
+        copies = {query: own for query, passages in sample.copies.items()
+                  if (own := [passage for passage in passages if passage in corpus])}
+        return replace(sample, corpus=corpus, source=source, copies=copies)
 
 
-def read_collection(folder, made_by="whoever made this set"):
-    """The Collection of a folder in BEIR layout; its splits are those with a file in qrels/.
+def read_collection(folder: Path) -> Collection:
+    """The Collection that `write_collection` wrote to a folder.
 
-    A passage's title is put before its text. Raises UserError naming file and line when something is missing, malformed
-    or inconsistent.
+    Raises UserError naming file and line when something is missing or malformed.
     """
-    texts, source = {"corpus": {}, "queries": {}}, {}
-    for name, found in texts.items():
-        for row in iter_jsonl(folder / f"{name}.jsonl", required=("_id", "text"), made_by=made_by):
-            identity = str(row["_id"])
-            if identity in found:
-                raise UserError(f"{folder / name}.jsonl has the `_id` {identity!r} twice: make the ids unique")
-            found[identity] = clean_text(f"{row.get('title') or ''} {row['text'] or ''}")
-            if name == "corpus" and row.get("source"):
-                source[identity] = clean_text(str(row["source"]))
-    qrels, parts = {}, {}
+    corpus, queries, source, copies, qrels, splits = {}, {}, {}, {}, {}, {}
+    for row in _rows(folder / "corpus.jsonl"):
+        corpus[row["_id"]] = row["text"]
+        source |= {row["_id"]: row["source"]} if "source" in row else {}
+    for row in _rows(folder / "queries.jsonl"):
+        queries[row["_id"]] = row["text"]
+        copies |= {row["_id"]: row["copies"]} if "copies" in row else {}
     for path in [folder / "qrels" / f"{part}.tsv" for part in SPLITS]:
-        for number, query, passage, grade in _judgements(path, made_by) if path.is_file() else ():
-            if query not in texts["queries"] or passage not in texts["corpus"]:
-                raise UserError(f"{path}, line {number}: judges a query or passage that is not in {folder}")
-            if parts.setdefault(query, path.stem) != path.stem:
-                raise UserError(f"{path}, line {number}: query {query} is also in {parts[query]}.tsv")
-            qrels.setdefault(query, {})[passage] = grade
-    if not qrels:
-        raise UserError(f"{folder / 'qrels'} has no judgements: it must hold test.tsv (or train.tsv, dev.tsv)")
-    return Collection(texts["queries"], texts["corpus"], qrels, parts, source)
+        for number, line in read_lines(path, MADE_BY) if path.is_file() else ():
+            query, passage, grade = line.rstrip("\n").split("\t") if line.count("\t") == 2 else ("", "", "")
+            if number > 1 and (query not in queries or passage not in corpus or not grade.isdecimal()):
+                raise UserError(f"{path}, line {number} is damaged: run {MADE_BY} again")
+            if number > 1:
+                qrels.setdefault(query, {})[passage] = int(grade)
+                splits[query] = path.stem
+    return Collection(queries, corpus, qrels, splits, source, copies)
 
 
-def _judgements(path, made_by):
-    """Yield (line number, query, passage, grade); a first line whose third field is not a number is a header."""
-    for number, line in read_lines(path, made_by):
-        fields = line.rstrip("\r\n").split("\t")
-        try:
-            query, passage, grade = fields
-            yield number, query, passage, int(grade)
-        except ValueError:
-            if number > 1 or len(fields) != 3:
-                raise UserError(f"{path}, line {number}: expected query-id, corpus-id and score (a whole number), "
-                                "separated by tabs") from None
+def _rows(path):
+    for row in iter_jsonl(path, required=("_id", "text"), made_by=MADE_BY):
+        if not all(isinstance(row.get(name, ""), str) for name in ("_id", "text", "source")):
+            raise UserError(f"{path}: the row with the `_id` {row['_id']!r} is damaged: run {MADE_BY} again")
+        yield row
 
 
-def write_collection(folder, collection):
+def write_collection(folder: Path, collection: Collection) -> None:
     """Write corpus, queries and the judgements of each split in BEIR layout."""
-    source = {identity: {"source": text} for identity, text in collection.source.items()}
+    source, copies = ({identity: {name: value} for identity, value in found.items()}
+                      for name, found in (("source", collection.source), ("copies", collection.copies)))
     write_jsonl(folder / "corpus.jsonl", ({"_id": identity, "id": identity, "title": "", "text": text}
                                           | source.get(identity, {}) for identity, text in collection.corpus.items()))
-    write_jsonl(folder / "queries.jsonl", ({"_id": identity, "text": text}
+    write_jsonl(folder / "queries.jsonl", ({"_id": identity, "text": text} | copies.get(identity, {})
                                            for identity, text in collection.queries.items()))
     for part in SPLITS:
         with atomic_write(folder / "qrels" / f"{part}.tsv") as file:
@@ -179,11 +177,15 @@ def write_data(settings, collection, source):
             raise UserError(f"{folder} holds the data of other settings ({difference}); choose another DATA_DIR, or "
                             "set OVERWRITE=1 to replace them")
     write_collection(folder, collection)
-    write_record(settings.paths.dataset_record, inputs, FILES, predefined=list(collection.predefined))
+    write_record(settings.paths.dataset_record, inputs, FILES, predefined=list(collection.predefined),
+                 leaking=collection.leaking)
 
 
 def read_data(settings):
-    """The experiment's collection; raises UserError when it is missing, was made with other settings, or changed."""
+    """The experiment's collection, its corpus in the order of the ids, as retrievers index it.
+
+    Raises UserError when it is missing, was made with other settings, or changed.
+    """
     folder, record = settings.paths.data, _record(settings)
     if record is None:
         what = "is damaged" if settings.paths.dataset_record.exists() else "does not exist"
@@ -194,7 +196,9 @@ def read_data(settings):
                         "settings back")
     if record["files"] != file_hashes(folder, FILES):
         raise UserError(f"the files in {folder} are not those that {MADE_BY} wrote: run it again")
-    return replace(read_collection(folder, MADE_BY), predefined=tuple(record["predefined"]))
+    collection = read_collection(folder)
+    return replace(collection, corpus=dict(sorted(collection.corpus.items())), predefined=tuple(record["predefined"]),
+                   leaking=record.get("leaking", 0))
 
 
 def data_identity(settings):

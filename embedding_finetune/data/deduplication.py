@@ -1,23 +1,28 @@
 """Rows of any reader to queries, passages and judgments without duplicates."""
 
 from collections import Counter
+from collections.abc import Iterable
 
 from embedding_finetune.data.collection import Collection
 from embedding_finetune.data.normalize import clean_text, normalize, passage_id, query_id
+from embedding_finetune.data.readers import Row
 from embedding_finetune.files import UserError
 
 
-def clean(rows, more=None):
+def clean(rows: Iterable[Row], more: Collection | None = None) -> tuple[Collection, Counter]:
     """Deduplicate rows into a Collection; also returns a Counter of the cleaning steps.
 
     Empty texts, and passages equal to their query, are dropped. Rows with the same query are merged and keep all their
-    positives. Of equal passages the first spelling and the first id are kept. Negatives get grade 0 unless they are
-    also positives of the query. The passages of the Collection `more` come first.
+    positives, with the highest of several grades. Of equal passages the first spelling and the first id are kept.
+    Negatives get grade 0 unless they are also positives of the query. Queries without a positive are dropped; their
+    passages stay. The passages of the Collection `more` come first. Raises UserError when an id names two texts, or
+    when a query is in two splits.
     """
     cleaning = _Cleaning(more or Collection({}, {}, {}))
     for row in rows:
         cleaning.counts["rows read"] += 1
         if row.query is None:
+            cleaning.counts["rows of passages alone"] += 1
             for text in filter(None, map(clean_text, row.positives)):
                 cleaning.add_passage(text, row, row.source)
         else:
@@ -34,7 +39,8 @@ class _Cleaning:
         # Ids that are not the hash of the text: hash -> id.
         ids = {passage_id(text): identity for identity, text in more.corpus.items()}
         self.passage_ids = {key: identity for key, identity in ids.items() if key != identity}
-        self.query_ids = {}
+        self.query_ids, self.splits = {}, {}
+        self.rows = {}  # query id -> number of rows, of queries that began without a positive
 
     def add_passage(self, text, row, source):
         """Add a cleaned text of a row, unless an equal one is there; returns its id. Raises UserError for a used id."""
@@ -54,14 +60,23 @@ class _Cleaning:
         """Add the query of a row and its passages, unless the query or all its positives are dropped."""
         query = clean_text(row.query)
         positives, negatives = self._passages(row, query)
-        if not query or not positives:
+        if not query or not positives and not negatives:
             self.counts["rows without query or passage dropped"] += 1
             return
-        judged = self.qrels[self._add_query(query, row)]
+        identity = self._add_query(query, row)
+        judged = self.qrels[identity]
+        if identity in self.rows or not positives and not judged:
+            self.rows[identity] = self.rows.get(identity, 0) + 1
         for text in positives:
-            judged[self.add_passage(text, row, row.source)] = 1
+            self._judge(judged, self.add_passage(text, row, row.source), row.grade)
         for text in negatives:
-            judged.setdefault(self.add_passage(text, row, None), 0)  # the source of a row is that of its positives
+            self._judge(judged, self.add_passage(text, row, None), 0)  # a row's source is that of its positives
+
+    def _judge(self, judged, passage, grade):
+        """Set the grade of a passage; of several the highest is kept."""
+        if judged.setdefault(passage, grade) != grade:
+            judged[passage] = max(grade, judged[passage])
+            self.counts["pairs judged again with another grade: the higher one is kept"] += 1
 
     def _passages(self, row, query):
         """The distinct positives and negatives of a row, without empty texts and texts equal to the query."""
@@ -80,6 +95,7 @@ class _Cleaning:
         identity = self.query_ids.get(key, key)
         if identity in self.queries:
             self.counts["rows merged with an earlier row of the same query"] += 1
+            self._check_split(identity, row)
             return identity
         if row.id is not None:
             identity = self.query_ids[key] = _one_word(row, self.counts)
@@ -87,19 +103,41 @@ class _Cleaning:
             raise UserError(f"the id {identity!r} names two queries: {normalize(self.queries[identity])[:80]!r} and "
                             f"{normalize(query)[:80]!r}; make the ids distinct or leave them out (ID_COLUMN=none)")
         self.queries[identity], self.qrels[identity] = query, {}
+        if row.split:
+            self.splits[identity] = row.split
         return identity
+
+    def _check_split(self, query, row):
+        if row.split != self.splits.get(query, ""):
+            raise UserError(f"{row.where}: the query {self.queries[query][:80]!r} is in {row.split}, but in "
+                            f"{self.splits[query]} as well: keep it in one, or set SPLIT_COLUMN=none to have the "
+                            "queries split at random")
+
+    def _drop_unanswered(self):
+        """Drop the queries without a positive."""
+        for query in [query for query in self.rows if not any(self.qrels[query].values())]:
+            self.counts["rows of queries without a positive dropped"] += self.rows[query]
+            self.counts["rows merged with an earlier row of the same query"] -= self.rows[query] - 1
+            del self.queries[query], self.qrels[query]
+            self.splits.pop(query, None)
 
     def collection(self):
         """The Collection, and a Counter of the cleaning steps."""
+        self._drop_unanswered()
+        self.counts["queries read"] = len(self.queries)
         several, negatives = "queries with several positives", "queries with negatives of their own"
         self.counts[several] = sum(sum(judged.values()) > 1 for judged in self.qrels.values())
         self.counts[negatives] = sum(0 in judged.values() for judged in self.qrels.values())
-        return Collection(self.queries, self.corpus, self.qrels, source=self.source), +self.counts
+        copies = {query: [passage] for query, text in self.queries.items()
+                  if (passage := self.passage_ids.get(passage_id(text), passage_id(text))) in self.corpus}
+        return Collection(self.queries, self.corpus, self.qrels, self.splits, self.source, copies,
+                          predefined=tuple(sorted(set(self.splits.values())))), +self.counts
 
 
 def _one_word(row, counts):
     identity = clean_text(row.id if isinstance(row.id, str) else str(row.id))
     if len(identity.split()) != 1:
         raise UserError(f"{row.where or 'row {}'.format(counts['rows read'])}: the id {identity!r} must be one word, "
-                        "as TREC files require")
+                        "as TREC files require: replace the blanks, or set "
+                        f"{'CORPUS_ID_COLUMN' if row.query is None else 'ID_COLUMN'}=none to leave the ids out")
     return identity

@@ -33,6 +33,15 @@ class NegativeCandidates:
         """The texts, by position."""
         return [self.train.corpus[passage] for passage in self.ids]
 
+    def excluded(self) -> list[list[int]]:
+        """Positions per query that are not drawn as negatives: positives, predefined negatives and copies of it."""
+        found = [own + others if others else own for own, others in zip(self.positives, self.negatives)]
+        place = {passage: position for position, passage in enumerate(self.ids)} if self.train.copies else {}
+        for row, query in enumerate(self.train.queries if place else ()):
+            copies = [place[passage] for passage in self.train.copies.get(query, ()) if passage in place]
+            found[row] = found[row] + copies if copies else found[row]
+        return found
+
 
 def negative_candidates(collection, near=True):
     """The NegativeCandidates of a split Collection, without dev and test positives and, with `near`, their near-

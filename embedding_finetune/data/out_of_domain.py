@@ -4,16 +4,19 @@ Each is a folder in BEIR layout, or `general`: general-knowledge questions with 
 queries are used for model selection (see training.merging), test queries for reporting.
 """
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
 import yaml
 
-from embedding_finetune.data.collection import Collection, read_collection
+from embedding_finetune.data.collection import Collection
 from embedding_finetune.data.deduplication import clean
 from embedding_finetune.data.readers import Row
+from embedding_finetune.data.readers.beir import read_beir
 from embedding_finetune.files import UserError
-from embedding_finetune.settings import path_of
+from embedding_finetune.setting_checks import names_in
+from embedding_finetune.settings import Settings, path_of
 
 GENERAL = "general"
 PACKAGE = "chatterbot_corpus"  # BSD licence; pinned in requirements.txt, so that the questions are always the same
@@ -21,29 +24,30 @@ TOPICS = "trivia science literature history sports".split()  # topics whose ques
 DEV_SHARE = 3  # every third query is a dev query
 
 
-def out_of_domain_sets(settings):
+def out_of_domain_sets(settings: Settings) -> dict[str, Collection]:
     """Name -> Collection of OUT_OF_DOMAIN_SETS, in order.
 
     Raises UserError when a set cannot be read or has no test queries.
     """
     found = {}
-    for name in settings.out_of_domain_sets.split():
-        found[name] = general_knowledge() if name == GENERAL else read_collection(path_of(name))
+    for name in names_in(settings.out_of_domain_sets, "OUT_OF_DOMAIN_SETS"):
+        found[name] = (general_knowledge() if name == GENERAL else
+                       read_beir(path_of(name), settings.max_bad_rows)[0])
         if "test" not in found[name].splits.values():
-            raise UserError(f"OUT_OF_DOMAIN_SETS: {name} has no qrels/test.tsv")
+            raise UserError(f"OUT_OF_DOMAIN_SETS: {name} has no qrels/test.tsv with a positive")
     return found
 
 
-def general_knowledge():
+def general_knowledge() -> Collection:
     """343 general-knowledge questions and their 350 short answers, as a Collection with dev and test splits."""
-    try:
-        folder = Path(importlib.util.find_spec(PACKAGE).submodule_search_locations[0]) / "data" / "english"
-    except AttributeError:
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
         raise UserError(f"the package {PACKAGE} is not installed, and OUT_OF_DOMAIN_SETS={GENERAL} reads it: "
-                        "pip install -r requirements.txt") from None
+                        "pip install -r requirements.txt")
+    folder = Path(spec.submodule_search_locations[0]) / "data" / "english"
     conversations = (conversation for topic in TOPICS for conversation in
                      yaml.safe_load((folder / f"{topic}.yml").read_text(encoding="utf-8"))["conversations"])
     found, _ = clean(Row(str(question), [str(answer)]) for question, answer, *_ in conversations)
     ids = sorted(found.queries)  # ids are hashes, so the order is arbitrary but fixed
-    return Collection(found.queries, found.corpus, found.qrels,
-                      {query: "test" if place % DEV_SHARE else "dev" for place, query in enumerate(ids)})
+    splits = {query: "test" if place % DEV_SHARE else "dev" for place, query in enumerate(ids)}
+    return dataclasses.replace(found, splits=splits)

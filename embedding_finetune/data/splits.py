@@ -1,15 +1,22 @@
-"""Leakage-free train, dev and test splits: no query and no positive passage is in two of them."""
+"""Leakage-free train, dev and test splits: no query and no positive passage is in two of them.
+
+Texts are compared in normalized form (normalize.normalize): the same text may have several ids.
+"""
 
 import dataclasses
+import functools
 from itertools import chain
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from embedding_finetune.data.collection import Collection
 from embedding_finetune.data.near_duplicates import near_duplicates
-from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX
+from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX, passage_id, query_id
 from embedding_finetune.files import UserError
+
+SHOWN = 5  # queries that a message names
 
 
 def assign_splits(collection, *, test_fraction, dev_fraction, seed, together=True):
@@ -61,6 +68,42 @@ def assign_splits(collection, *, test_fraction, dev_fraction, seed, together=Tru
     return dataclasses.replace(kept, splits=parts)
 
 
+def remove_leaks(collection: Collection, mode: str) -> tuple[Collection, dict[str, int]]:
+    """The collection without the leaking pairs of a predefined training split, and their number for the report.
+
+    A pair of a training query and a positive leaks if a dev or test query has the same text, or one of its positives
+    does. `mode` is LEAKING_ROWS: `drop`, `keep` (only count them), or `stop` (raise UserError). Prints how many there
+    are and names the first queries. Raises UserError when no training pair is left.
+    """
+    if not collection.predefined:
+        return collection, {}
+    train, key = collection.split("train"), functools.cache(passage_id)
+    held_out = collection.select_queries([query for query, part in collection.splits.items() if part != "train"])
+    queries = set(map(key, held_out.queries.values()))
+    passages = {key(held_out.corpus[passage]) for query in held_out.queries for passage in held_out.positives(query)}
+    leaks = {query: found for query, text in train.queries.items()
+             if (found := {passage for passage in train.positives(query)
+                           if key(text) in queries or key(train.corpus[passage]) in passages})}
+    number = sum(map(len, leaks.values()))
+    if not leaks:
+        return collection, {}
+    message = (f"{number} of {sum(len(train.positives(query)) for query in train.queries)} training pairs leak: their "
+               f"query or passage is also in the dev or test split (queries {', '.join(list(leaks)[:SHOWN])}"
+               f"{', ...' if len(leaks) > SHOWN else ''})")
+    if mode == "stop":
+        raise UserError(f"{message}; LEAKING_ROWS=drop leaves them out, LEAKING_ROWS=keep trains on them")
+    print(f"{message}: {'kept, so that test results are too high' if mode == 'keep' else 'dropped'}")
+    if mode == "keep":
+        return dataclasses.replace(collection, leaking=number), {"leaking training pairs kept": number}
+    qrels = collection.qrels | {query: {passage: grade for passage, grade in collection.qrels[query].items()
+                                        if passage not in found} for query, found in leaks.items()}
+    found = dataclasses.replace(collection, qrels=qrels)
+    found = found.select_queries([query for query in found.queries if query not in leaks or found.positives(query)])
+    if "train" not in found.splits.values():
+        raise UserError(f"{message}, and no other is left to train on: LEAKING_ROWS=keep trains on them")
+    return found, {"leaking training pairs dropped": number}
+
+
 def _components(collection, together):
     """The connected component of each query in the graph of queries and positives, numbered from 0 without gaps."""
     pool, positives = collection.positive_pool()
@@ -68,6 +111,11 @@ def _components(collection, together):
     one = np.repeat(np.arange(queries), [len(passages) for passages in positives])
     edges = [one, queries + np.fromiter(chain.from_iterable(positives), dtype=np.int64, count=len(one))]
     del positives
+    if collection.predefined:  # otherwise equal texts have one id, see deduplication
+        keys = chain(map(query_id, collection.queries.values()), (passage_id(collection.corpus[key]) for key in pool))
+        first = {}
+        same = np.array([[first.setdefault(key, place), place] for place, key in enumerate(keys)]).T
+        edges = np.concatenate([edges, same], axis=1)
     if together:
         near = queries + near_duplicates([collection.corpus[passage] for passage in pool]).T
         edges = np.concatenate([edges, near], axis=1)

@@ -7,7 +7,7 @@ import time
 
 import pandas as pd
 
-from embedding_finetune.evaluation.results import PSEUDO_QUERY_CAVEAT, finalists, system_of
+from embedding_finetune.evaluation.results import caveats, finalists, system_of
 from embedding_finetune.evaluation.significance import outcome
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import load_encoder_config
@@ -36,7 +36,7 @@ def recommendation(rows, metric=METRIC):
     """
     by_label, (ready, tuned) = {row["label"]: row for row in rows}, finalists(rows)
     if any(row.get("pseudo_queries") for row in rows):
-        return f"Nothing to recommend. {PSEUDO_QUERY_CAVEAT}"
+        return f"Nothing to recommend. {caveats(rows[0])}"
     if not ready or not tuned:
         missing = "fine-tuned model" if ready else "system without training"
         return f"Nothing to recommend yet: no {missing} has been evaluated."
@@ -56,7 +56,7 @@ def recommendation(rows, metric=METRIC):
         lost = [f"{format_difference(pairs[metric])} compared with {other}"
                 for other, pairs in measured.get("against", {}).items()]
         words.append(f"Out of domain, on {name}, {model['label']} has {measured[metric]:.3f}: {', '.join(lost)}.")
-    return " ".join(words)
+    return " ".join([*words, *filter(None, [caveats(taken)])])
 
 
 def costs(settings, collection, rows):

@@ -153,7 +153,7 @@ def _baseline_check(settings, config, collection, rng):
     corpus = {passage: text for passage, text in collection.corpus.items() if passage in chosen}
     bm25 = make_retriever("bm25", settings).index(corpus)
     base = Dense(make_encoder(settings, config)).index(corpus)
-    values = {label: per_query(dev.qrels, retriever.search(dev.queries))
+    values = {label: per_query(dev.qrels, retriever.search(dev.queries, copies=dev.copies))
               for label, retriever in (("bm25", bm25), ("base", base))}
     rows = add_significance([{"label": label} for label in values], values)
     gaps = values["bm25"]["recall@1"] - values["base"]["recall@1"]

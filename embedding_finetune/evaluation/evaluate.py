@@ -28,9 +28,8 @@ from embedding_finetune.recipes import all_recipes
 from embedding_finetune.retrieval.base import make_retriever
 from embedding_finetune.retrieval.dense import Dense
 from embedding_finetune.retrieval.fusion import weighted_sum_fusion
-from embedding_finetune.retrieval.known_systems import find_system
+from embedding_finetune.retrieval.known_systems import find_system, make_reranker, needs_token_embeddings
 from embedding_finetune.retrieval.rerank import candidate_union
-from embedding_finetune.retrieval.rerankers import make_reranker, needs_token_embeddings
 from embedding_finetune.settings import Settings
 from embedding_finetune.training.provenance import check_trained
 
@@ -66,7 +65,7 @@ def evaluate_retriever(settings, collection, system):
         about = {"model": retriever.description}
     test = collection.split("test")
     retriever.index(test.corpus)
-    runs = {part: retriever.search(collection.split(part).queries) for part in PARTS}
+    runs = {part: retriever.search(collection.split(part).queries, copies=collection.copies) for part in PARTS}
     return save_result(settings, collection, system, runs, inputs=inputs_of(settings, system), **about,
                        parameters=retriever.config, eval_sets=evaluate_out_of_domain(settings, retriever),
                        by_corpus_size=by_corpus_size(test, retriever))
@@ -141,7 +140,7 @@ def evaluate_out_of_domain(settings, retriever):
     found = {}
     for name, collection in out_of_domain_sets(settings).items():
         test = collection.split("test")
-        each = per_query(test.qrels, copy(retriever).index(test.corpus).search(test.queries))
+        each = per_query(test.qrels, copy(retriever).index(test.corpus).search(test.queries, copies=test.copies))
         found[name] = mean(each) | {"each": each.round(6).to_dict("index")}
     return found
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from ir_measures import RR, R, Success, nDCG
 
+from embedding_finetune.data.normalize import passage_id
 from embedding_finetune.retrieval.fusion import weighted_sum_fusion
 from embedding_finetune.settings import SELECTION_METRIC
 
@@ -39,6 +40,20 @@ def measure(collection, run):
     return mean(per_query(collection.qrels, run))
 
 
+def by_training(collection, run):
+    """Metrics of the test queries with a positive that is also a training positive (`seen`), and of the others
+    (`unseen`), with the number of queries; {} unless there are both.
+    """
+    train, test = collection.split("train"), collection.split("test")
+    known = {passage_id(train.corpus[passage]) for query in train.queries for passage in train.positives(query)}
+    groups = {"seen": [], "unseen": []}
+    for query in test.queries:
+        seen = any(passage_id(test.corpus[passage]) in known for passage in test.positives(query))
+        groups["seen" if seen else "unseen"].append(query)
+    return {name: {"queries": len(queries), **measure(test.select_queries(queries), run)}
+            for name, queries in groups.items()} if all(groups.values()) else {}
+
+
 def first_positive_rank(collection, run):
     """Rank of each query's first positive, from 1: a Series by query id, NaN where the run contains none."""
     def rank(query):
@@ -68,8 +83,9 @@ def by_corpus_size(collection, retriever):
 
     Afterwards the retriever holds the full corpus.
     """
-    return [{"passages": len(subset.corpus), **measure(subset, retriever.index(subset.corpus).search(subset.queries))}
-            for subset in collection.growing_corpora()]
+    def run(subset):
+        return retriever.index(subset.corpus).search(subset.queries, copies=subset.copies)
+    return [{"passages": len(subset.corpus), **measure(subset, run(subset))} for subset in collection.growing_corpora()]
 
 
 def choose_weight(collection, bm25, dense, weights=WEIGHTS):

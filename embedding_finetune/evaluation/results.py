@@ -16,7 +16,7 @@ from embedding_finetune.artifacts.manifest import read_checksummed, write_checks
 from embedding_finetune.artifacts.provenance import stale_reason
 from embedding_finetune.data.collection import data_identity
 from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX
-from embedding_finetune.evaluation.metrics import MEASURES, mean, measure, per_query
+from embedding_finetune.evaluation.metrics import MEASURES, by_training, mean, measure, per_query
 from embedding_finetune.evaluation.significance import add_significance
 from embedding_finetune.files import UserError, sha256
 from embedding_finetune.hints import other_profile_hint
@@ -33,6 +33,14 @@ RESULT = {"label": str, "model": str, "system": dict, "inputs": dict, "metrics":
           "runs": dict}  # keys of every result
 PSEUDO_QUERY_CAVEAT = ("The test queries are pseudo-queries, made from the passages that they should retrieve: these "
                        "numbers say nothing about human-written queries. Write some and set DOCUMENT_QUERIES.")
+LEAKING_CAVEAT = ("{} training pairs share their query or passage with the dev or test split and were kept "
+                  "(LEAKING_ROWS=keep): the results of fine-tuned models are too high.")
+
+
+def caveats(row: dict) -> str:
+    """Sentences on what limits the meaning of a result (or of a row of the comparison), "" if nothing does."""
+    pseudo = PSEUDO_QUERY_CAVEAT if row.get("pseudo_queries") else ""
+    return " ".join(filter(None, [pseudo, row.get("leaking_pairs") and LEAKING_CAVEAT.format(row["leaking_pairs"])]))
 
 
 def save_result(settings, collection, system, runs, *, model, inputs, **more):
@@ -42,19 +50,21 @@ def save_result(settings, collection, system, runs, *, model, inputs, **more):
     with (see inputs_of). `more` is added to the result unchanged, such as `parameters` or `by_corpus_size`.
     """
     label = system.label
-    runs = {part: pad_run(run, collection.corpus, DEPTH) for part, run in runs.items()}
+    runs = {part: pad_run(run, collection.corpus, DEPTH, collection.copies) for part, run in runs.items()}
     metrics = {part: measure(collection.split(part), run) for part, run in runs.items()}
     pseudo = sum(query.startswith(PSEUDO_QUERY_PREFIX) for query in runs["test"])
-    if (settings.paths.model(label) / "README.md").exists():
-        write_metrics(settings.paths.model(label), metrics["test"], PSEUDO_QUERY_CAVEAT if pseudo else "")
     paths = {part: settings.paths.run(label, part) for part in runs}
     for part, run in runs.items():
         write_run(paths[part], run, label)
     result = {"label": label, "model": model, "system": asdict(system), "dataset": settings.dataset,
               "queries": len(runs["test"]), "pseudo_queries": pseudo, "corpus": len(collection.corpus),
-              "metrics": metrics["test"], "dev": metrics["dev"],
+              "copies_left_out": sum(len(collection.copies.get(query, ())) for query in runs["test"]),
+              "leaking_pairs": collection.leaking, "metrics": metrics["test"], "dev": metrics["dev"],
+              "by_training": by_training(collection, runs["test"]) if collection.leaking else {},
               "parameters": {}, **more, "inputs": inputs, "runs": {part: sha256(path) for part, path in paths.items()},
               "settings": settings.as_dict(), "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
+    if (settings.paths.model(label) / "README.md").exists():
+        write_metrics(settings.paths.model(label), metrics["test"], caveats(result))
     write_checksummed(settings.paths.result(label), result)
     return result
 

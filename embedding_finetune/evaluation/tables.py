@@ -10,7 +10,7 @@ from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.conclusion import METRIC, format_difference, recommendation, required_queries
 from embedding_finetune.evaluation.metrics import first_positive_rank
 from embedding_finetune.evaluation.plots import plot
-from embedding_finetune.evaluation.results import PSEUDO_QUERY_CAVEAT, compare, is_fine_tuned
+from embedding_finetune.evaluation.results import caveats, compare, is_fine_tuned
 from embedding_finetune.evaluation.significance import excludes_zero, outcome
 from embedding_finetune.files import CommandLine, atomic_write, write_json
 from embedding_finetune.settings import Settings
@@ -21,7 +21,8 @@ def write_comparison(settings, rows):
     folder = settings.paths.results
     write_json(folder / "comparison.json", rows)
     parts, rest = [comparison_table(rows).to_markdown(disable_numparse=True)], pairs_table(rows, planned=False)
-    for title, table in (("Planned comparisons", planned_table(rows)), ("Exploration: all other pairs", rest)):
+    for title, table in (("Planned comparisons", planned_table(rows)), ("Exploration: all other pairs", rest),
+                         ("Test queries with passages seen in training, and the others", seen_table(rows))):
         parts += [f"**{title}**", table.to_markdown(index=False, disable_numparse=True)] if len(table) else []
     with atomic_write(folder / "comparison.md") as file:
         file.write("\n\n".join([*parts, conclusion(rows), recommendation(rows)]) + "\n")
@@ -93,7 +94,7 @@ def conclusion(rows, metric=METRIC):
     """Sentences on the effect of fine-tuning, and how the best model compares with BM25 and the off-the-shelf model."""
     by_label, tuned = {row["label"]: row for row in rows}, list(filter(is_fine_tuned, rows))
     best = next((row for row in rows if row.get("chosen")), None)
-    caveat = f" {PSEUDO_QUERY_CAVEAT}" if any(row.get("pseudo_queries") for row in rows) else ""
+    caveat = f" {caveats(rows[0])}" if rows and caveats(rows[0]) else ""
     if "raw" not in by_label or best is None:
         return "Nothing to conclude yet: evaluate the raw model and a fine-tuned one." + caveat
 
@@ -143,6 +144,15 @@ def out_of_domain_table(rows, metric=METRIC):
                 for other, pairs in measured.get("against", {}).items():
                     line[f"{name}, difference to {other}"] = format_difference(pairs[metric])
     return pd.DataFrame.from_dict(table, orient="index").fillna("").rename_axis(metric)
+
+
+def seen_table(rows: list[dict], metric: str = METRIC) -> pd.DataFrame:
+    """Table of the metric on test queries with a passage that was seen in training and on the others, one row per
+    model; empty unless leaking training pairs were kept.
+    """
+    return pd.DataFrame([{"model": row["label"]} | {
+        f"{metric} of {part['queries']} {name} queries": f"{part[metric]:.3f}"
+        for name, part in row["by_training"].items()} for row in rows if row.get("by_training")])
 
 
 def examples(test, run, *, right, number=3):

@@ -1,12 +1,16 @@
 """BM25: lexical retrieval with bm25s."""
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
 import bm25s
 import numpy as np
 from tqdm.auto import tqdm
 
 from embedding_finetune.files import read_json, write_json
 from embedding_finetune.retrieval.analyzer import Analyzer
-from embedding_finetune.retrieval.base import FEW, Retriever, retriever
+from embedding_finetune.retrieval.base import FEW, Hits, Retriever, best, padded, retriever
 
 
 @retriever("bm25")
@@ -18,7 +22,7 @@ class BM25(Retriever):
 
     description = "BM25"
 
-    def build(self, texts):
+    def build(self, texts: list[str]) -> None:
         self._cut_by(Analyzer.of(self.language, texts))
         self.bm25 = bm25s.BM25(k1=1.5, b=0.75)  # frees a previous index before the words take memory
         self.size, vocabulary = len(texts), {}  # word -> number in order of first occurrence, the same in each process
@@ -27,31 +31,29 @@ class BM25(Retriever):
         if not self.empty:
             self.bm25.index((numbers, vocabulary), show_progress=False)
 
-    def _cut_by(self, words):
+    def _cut_by(self, words: Analyzer) -> None:
         self.words, self.config = words, {"language": str(words), "k1": 1.5, "b": 0.75}
 
-    def save(self, folder):
-        super().save(folder)
-        write_json(folder / "words.json", self.words.languages)
+    def save(self, folder: Path) -> None:
+        write_json(folder / "words.json", {"languages": self.words.languages, "passages": self.size})
         if not self.empty:
             self.bm25.save(folder / "bm25", show_progress=False)
 
-    def load(self, folder):
-        super().load(folder)
-        self._cut_by(Analyzer(read_json(folder / "words.json")))
-        self.size, self.empty = len(self.tie_rank), not (folder / "bm25").exists()
+    def load(self, folder: Path) -> Self:
+        saved = read_json(folder / "words.json")
+        self._cut_by(Analyzer(saved["languages"]))
+        self.size, self.empty = saved["passages"], not (folder / "bm25").exists()
         if not self.empty:
             self.bm25 = bm25s.BM25.load(folder / "bm25", mmap=True, show_progress=False)
         return self
 
-    def search_batch(self, texts, depth):
+    def search_batch(self, texts: list[str], depth: int) -> Hits:
         depth = min(depth, self.size)
-        scores = np.zeros((len(texts), depth), np.float32)
-        positions = np.full((len(texts), depth), -1, np.int32)
-        for row, words in enumerate(tqdm(self.words(texts), desc="BM25", unit="query", disable=len(texts) < FEW)):
-            found = np.zeros(self.size, np.float32) if self.empty or not words else self.bm25.get_scores(words)
-            last_wanted = max(np.partition(found, -depth)[-depth], np.nextafter(np.float32(0), np.float32(1)))
-            some = np.flatnonzero(found >= last_wanted)  # a score of 0 means no common word
-            some = some[np.lexsort((self.tie_rank[some], -found[some]))][:depth]
-            positions[row, :len(some)], scores[row, :len(some)] = some, found[some]
-        return scores, positions
+        return padded(self._search(texts, depth), len(texts), depth)
+
+    def _search(self, texts: list[str], depth: int) -> Iterator[Hits]:
+        for words in tqdm(self.words(texts), desc="BM25", unit="query", disable=len(texts) < FEW):
+            scores = np.zeros(self.size, np.float32) if self.empty or not words else self.bm25.get_scores(words)
+            last_wanted = max(np.partition(scores, -depth)[-depth], np.nextafter(np.float32(0), np.float32(1)))
+            matching = np.flatnonzero(scores >= last_wanted)  # a score of 0 means no common word
+            yield best(scores[matching], matching, depth)

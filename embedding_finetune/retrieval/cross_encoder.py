@@ -5,6 +5,9 @@ BERT", 2019, arXiv 1901.04085.)
 """
 
 import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -15,10 +18,13 @@ from embedding_finetune.hub import load, model_content, positions_of
 from embedding_finetune.models.batching import padded_batches
 from embedding_finetune.retrieval.rerank import Reranker, check_finite
 
+if TYPE_CHECKING:
+    from embedding_finetune.settings import Settings
+
 TEXTS = "texts.json"
 
 
-def load_cross_encoder(name, trusted=False, new_head=False):
+def load_cross_encoder(name: str, trusted: bool = False, new_head: bool = False) -> tuple[Any, Any]:
     """Tokenizer and sequence classifier with one output of the model `name`.
 
     `new_head` adds a randomly initialised head to an encoder. Otherwise raises UserError when the model is no such
@@ -40,25 +46,27 @@ class CrossEncoder(Reranker):
 
     depths = 5, 10, 20  # each passage costs as much as encoding a query and a passage
 
-    def __init__(self, name, title="", trusted=False, max_length=0, precision="fp32"):
+    def __init__(self, name: str, title: str = "", trusted: bool = False, max_length: int = 0,
+                 precision: str = "fp32") -> None:
         """`name` is a folder or a model on the Hugging Face Hub, `precision` is fp32 or bf16.
 
         Pairs are truncated to `max_length` tokens; 0 means the model's own limit, at most 512.
         """
-        self.name, self.trusted, self.max_length, self.cut, self.model = name, trusted, max_length, 0, None
+        self.name, self.trusted, self.max_length, self.cut = name, trusted, max_length, 0
+        self.model: Any = None
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        self.description = f"reranker {title or name}" + " in bfloat16" * (precision == "bf16")
+        self.description = f"reranker {title or name}" + (" in bfloat16" if precision == "bf16" else "")
         self.revision = model_content(name)
         self.device = "cuda:0" if torch.cuda.is_available() else "cpu"
 
-    def _load(self):
+    def _load(self) -> None:
         self.tokenizer, model = load_cross_encoder(self.name, self.trusted)
         own = min(self.tokenizer.model_max_length, positions_of(self.name, self.trusted))
         self.max_length = self.max_length or min(own, 512)
         self.model = model.to(self.device, self.dtype).eval()
 
     @classmethod
-    def of(cls, settings, label):
+    def of(cls, settings: "Settings", label: str) -> Self:
         folder = settings.paths.model(label)
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} holds no finished reranker: run `bash finetune_reranker.sh` first")
@@ -66,20 +74,19 @@ class CrossEncoder(Reranker):
         base = settings.reranker_model or record["settings"].get("BASE_MODEL", "")
         return cls(str(folder), label, settings.trusts(str(folder), base), precision=settings.reranker_precision)
 
-    def build(self, texts):
+    def build(self, texts: list[str]) -> None:
         self.texts = texts
 
-    def save(self, folder):
+    def save(self, folder: Path) -> None:
         with atomic_write(folder / TEXTS) as file:
             json.dump(self.texts, file, ensure_ascii=False)
 
-    def load(self, folder):
-        """Load what `save` wrote and return the reranker; only `scores` works, not `score`."""
+    def load(self, folder: Path) -> Self:
         with reading(folder / TEXTS):
             self.texts = json.loads((folder / TEXTS).read_text(encoding="utf-8"))
         return self
 
-    def scores(self, texts, places):
+    def scores(self, texts: list[str], places: Iterable) -> Iterator[np.ndarray]:
         self.cut, pairs = 0, 0
         for query, own in zip(texts, places):
             yield self.pairs(query, [self.texts[place] for place in own])
@@ -89,7 +96,7 @@ class CrossEncoder(Reranker):
                   f"than {self.max_length} tokens")
 
     @torch.inference_mode()
-    def pairs(self, query, passages):
+    def pairs(self, query: str, passages: list[str]) -> np.ndarray:
         """Scores of a query with each passage: float32 (passages,)."""
         if self.model is None:
             self._load()

@@ -1,21 +1,26 @@
 """Dense (single-vector) retrieval by inner product."""
 
 import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from embedding_finetune.files import UserError
 from embedding_finetune.retrieval.ann import FLAT, ExactIndex, make_index, recall_vs_exact
-from embedding_finetune.retrieval.base import Retriever
+from embedding_finetune.retrieval.base import Hits, Retriever
 from embedding_finetune.settings import display_value
+
+if TYPE_CHECKING:
+    from embedding_finetune.models.encoder import Encoder
 
 PART = 1 << 20  # passages whose vectors are in memory at a time
 
 
-def encode_corpus(encoder, texts):
-    """Encode passages; more than PART are written to a temporary memory-mapped file, PART at a time.
+def encode_corpus(encoder: "Encoder", texts: list[str]) -> np.ndarray:
+    """Encode passages: float32 (passages, dimensions). More than PART are written to a temporary memory-mapped file.
 
-    The file is in the cache folder and is deleted when the process ends.
+    The file is in the cache folder and is deleted when the process ends. Raises UserError when it cannot be written.
     """
     if len(texts) <= PART:
         return encoder.encode_passages(texts)
@@ -34,32 +39,35 @@ def encode_corpus(encoder, texts):
 class Dense(Retriever):
     """Dense retriever: nearest vectors of an `encoder` (see encoder.Encoder) by inner product.
 
-    A newly indexed corpus is searched exactly, a loaded one with the index that `where` names (see ann).
+    A newly indexed corpus is searched exactly, a loaded one with the index that `index_spec` names (see ann).
     """
 
-    def __init__(self, encoder, where=FLAT):
-        self.encoder, self.index_spec = encoder, where
+    def __init__(self, encoder: "Encoder", index_spec: str = FLAT) -> None:
+        self.encoder, self.index_spec = encoder, index_spec
         self.description = encoder.config.title
+        self.nearest = ExactIndex()
 
-    def build(self, texts):
-        self.vectors = self.nearest = None  # free the vectors of a previous corpus first
-        self.vectors = encode_corpus(self.encoder, texts)
-        self.nearest = ExactIndex(self.vectors)
+    @property
+    def vectors(self) -> np.ndarray:
+        """The vectors of the passages, float32 (passages, dimensions)."""
+        return self.nearest.vectors
 
-    def save(self, folder):
-        super().save(folder)
+    def build(self, texts: list[str]) -> None:
+        self.nearest = ExactIndex()  # frees the vectors of a previous corpus first
+        self.nearest = ExactIndex(encode_corpus(self.encoder, texts))
+
+    def save(self, folder: Path) -> None:
         np.save(folder / "vectors.npy", self.vectors)
         make_index(self.index_spec).build(self.vectors, folder)
 
-    def load(self, folder):
-        self.vectors = np.load(folder / "vectors.npy", mmap_mode="r")
-        self.nearest = make_index(self.index_spec).load(self.vectors, folder)
-        return super().load(folder)
+    def load(self, folder: Path) -> Self:
+        self.nearest = make_index(self.index_spec).load(np.load(folder / "vectors.npy", mmap_mode="r"), folder)
+        return self
 
-    def search_batch(self, texts, depth):
-        return self.nearest.search_batch(self.encoder.encode_queries(texts), depth, self.tie_rank)
+    def search_batch(self, texts: list[str], depth: int) -> Hits:
+        return self.nearest.search_batch(self.encoder.encode_queries(texts), depth)
 
-    def recall_vs_exact(self, texts):
+    def recall_vs_exact(self, texts: list[str]) -> dict[str, Any]:
         """Recall and latency of a loaded index compared with exact search, see ann.recall_vs_exact."""
         queries = self.encoder.encode_queries(texts)
-        return {"index": display_value(self.index_spec)} | recall_vs_exact(self.nearest, queries, self.tie_rank)
+        return {"index": display_value(self.index_spec)} | recall_vs_exact(self.nearest, queries)

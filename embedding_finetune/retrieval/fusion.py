@@ -1,11 +1,9 @@
 """Fusion of BM25 with a dense retriever, by reciprocal rank or by a weighted sum of scores."""
 
-import numpy as np
-
-from embedding_finetune.retrieval.base import DEPTH, Retriever, break_ties, top_k
+from embedding_finetune.retrieval.base import DEPTH, Hits, Retriever, Run, break_ties, padded, top_k
 
 
-def reciprocal_rank_fusion(bm25, dense, constant=60, depth=DEPTH):
+def reciprocal_rank_fusion(bm25: Run, dense: Run, constant: int = 60, depth: int = DEPTH) -> Run:
     """Reciprocal rank fusion of two runs: a passage scores the sum of 1 / (constant + rank) over the runs with it.
 
     Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods",
@@ -13,7 +11,7 @@ def reciprocal_rank_fusion(bm25, dense, constant=60, depth=DEPTH):
     """
     fused = {}
     for query in dense:
-        scores = {}
+        scores: dict[str, float] = {}
         for ranking in (_matching(bm25, query), dense[query]):
             for rank, passage in enumerate(ranking, start=1):
                 scores[passage] = scores.get(passage, 0) + 1 / (constant + rank)
@@ -21,7 +19,7 @@ def reciprocal_rank_fusion(bm25, dense, constant=60, depth=DEPTH):
     return fused
 
 
-def weighted_sum_fusion(bm25, dense, weight, depth=DEPTH):
+def weighted_sum_fusion(bm25: Run, dense: Run, weight: float, depth: int = DEPTH) -> Run:
     """Cosine plus `weight` times the BM25 score divided by the query's best BM25 score.
 
     A passage missing from a run gets that run's lowest score, the upper bound of its true score. If a BM25 run has
@@ -32,8 +30,9 @@ def weighted_sum_fusion(bm25, dense, weight, depth=DEPTH):
         words = _matching(bm25, query)
         scale = max(words.values(), default=1)
         lexical = {passage: weight * score / scale for passage, score in words.items()}
-        lowest = min(cosines.values(), default=0.0), min(lexical.values()) if len(lexical) >= depth else 0.0
-        fused[query] = top_k({passage: cosines.get(passage, lowest[0]) + lexical.get(passage, lowest[1])
+        no_cosine = min(cosines.values(), default=0.0)
+        no_word = min(lexical.values()) if len(lexical) >= depth else 0.0
+        fused[query] = top_k({passage: cosines.get(passage, no_cosine) + lexical.get(passage, no_word)
                               for passage in cosines | lexical}, depth)
     return fused
 
@@ -41,31 +40,27 @@ def weighted_sum_fusion(bm25, dense, weight, depth=DEPTH):
 class HybridRetriever(Retriever):
     """`weighted_sum_fusion` of the top DEPTH passages of BM25 and of a dense retriever over the same corpus."""
 
-    def __init__(self, bm25, dense, weight):
-        self.bm25, self.dense, self.weight, self.tie_rank = bm25, dense, weight, dense.tie_rank
+    def __init__(self, bm25: Retriever, dense: Retriever, weight: float) -> None:
+        self.bm25, self.dense, self.weight = bm25, dense, weight
         self.description = f"{bm25.description} + {dense.description}"
 
-    def search_batch(self, texts, depth):
+    def search_batch(self, texts: list[str], depth: int) -> Hits:
         bm25, dense = (self._run(part, texts) for part in (self.bm25, self.dense))
-        depth = min(depth, DEPTH, len(self.tie_rank))
-        scores, positions = np.zeros((len(texts), depth), np.float32), np.full((len(texts), depth), -1, np.int32)
-        for row, fused in self.fuse(texts, bm25, dense).items():
-            found = list(fused.items())[:depth]
-            positions[row, :len(found)] = [position for (_, position), _ in found]
-            scores[row, :len(found)] = [score for _, score in found]
-        return scores, positions
+        depth = min(depth, DEPTH)
+        fused = self.fuse(texts, bm25, dense).values()
+        rows = [(list(ranking.values())[:depth], list(ranking)[:depth]) for ranking in fused]
+        return padded(rows, len(texts), depth)
 
-    def fuse(self, texts, bm25, dense):
-        """Fuse both runs, whose query ids are the positions of the texts."""
+    def fuse(self, texts: list[str], bm25: dict, dense: dict) -> dict:
+        """Fuse both runs, whose query ids are the positions of the texts and whose passage ids are positions, too."""
         return weighted_sum_fusion(bm25, dense, self.weight)
 
-    def _run(self, part, texts):
-        """Run with row numbers as query ids and (tie rank, position) as passage ids, which sort like the ids."""
+    def _run(self, part: Retriever, texts: list[str]) -> dict:
         scores, positions = part.search_batch(texts, DEPTH)
-        return {row: {(int(self.tie_rank[position]), int(position)): float(score)
+        return {row: {int(position): float(score)
                       for score, position in zip(break_ties(scores[row]), positions[row]) if position >= 0}
                 for row in range(len(texts))}
 
 
-def _matching(bm25, query):
+def _matching(bm25: Run, query: str) -> dict[str, float]:
     return {passage: score for passage, score in bm25[query].items() if score > 0}

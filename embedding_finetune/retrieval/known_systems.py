@@ -1,7 +1,10 @@
 """The systems and rerankers that the settings, the recipes and the compiled models allow, by label."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from embedding_finetune import contrib
 from embedding_finetune.files import UserError
 from embedding_finetune.labels import COMPILED_FORMATS
 from embedding_finetune.models.encoder_config import is_compiled, pretrained
@@ -9,8 +12,12 @@ from embedding_finetune.recipes import all_recipes
 from embedding_finetune.retrieval.base import RETRIEVERS
 from embedding_finetune.retrieval.system import CROSS_ENCODER, EMBEDDING_RERANKERS, System
 
+if TYPE_CHECKING:
+    from embedding_finetune.retrieval.rerank import Reranker
+    from embedding_finetune.settings import Settings
 
-def find_system(settings, label):
+
+def find_system(settings: "Settings", label: str) -> System:
     """The System of a label, whether its models are trained or not.
 
     Raises UserError when the settings, the recipes and the compiled models allow no such system, or two of them.
@@ -26,7 +33,7 @@ def find_system(settings, label):
     return found[0]
 
 
-def rerankers(settings):
+def rerankers(settings: "Settings") -> dict[str, tuple[str, str]]:
     """Label -> (kind, label of its model) of all rerankers, whether their models are trained or not.
 
     A label is KIND_MODEL, or that of a system, KIND_MODEL_on_LABEL.
@@ -36,7 +43,31 @@ def rerankers(settings):
     return {label: (system.reranker, system.reranker_model) for label, system in labels.items()}
 
 
-def _rerankers(settings, retrievers):
+def make_reranker(settings: "Settings", kind: str, model: str) -> "Reranker":
+    """Create the reranker of a kind with the model of a label, still without a corpus.
+
+    `kind` is late (late interaction), m3 (the three scores of BGE-M3) or rerank (cross-encoder). Raises UserError when
+    the model is not available.
+    """
+    if kind == "m3":
+        return contrib.load("bge_m3").M3.of(settings, model)
+    if kind == CROSS_ENCODER:  # these modules load PyTorch, which takes seconds
+        from embedding_finetune.retrieval.cross_encoder import CrossEncoder
+        return CrossEncoder.of(settings, model)
+    from embedding_finetune.retrieval.late_interaction import LateInteraction
+    return LateInteraction.of(settings, model)
+
+
+def needs_token_embeddings(settings: "Settings", label: str) -> bool:
+    """Whether a reranker in the settings uses the token vectors of the model `label`.
+
+    Its evaluation then stores them in the same pass that computes the vectors of the passages.
+    """
+    systems = [find_system(settings, reranker) for reranker in settings.rerankers.split()]
+    return ("late", label) in [(system.reranker, system.reranker_model) for system in systems]
+
+
+def _rerankers(settings: "Settings", retrievers: Iterable[System]) -> list[tuple[str, str]]:
     """(kind, label of its model) of all rerankers."""
     models = [system.encoder for system in retrievers if system.has_model]
     cross_encoders = [label for label, recipe in all_recipes(settings).items() if recipe.kind == "cross_encoder"]
@@ -44,7 +75,7 @@ def _rerankers(settings, retrievers):
             *((CROSS_ENCODER, label) for label in cross_encoders)]
 
 
-def _retrievers(settings):
+def _retrievers(settings: "Settings") -> dict[str, System]:
     """Label -> System of all retrievers; compiled models only if they have been exported."""
     recipes = [label for label, recipe in all_recipes(settings).items() if recipe.kind == "bi_encoder"]
     models = [*pretrained(settings), *recipes]
@@ -55,7 +86,7 @@ def _retrievers(settings):
     return {system.label: system for system in found}
 
 
-def all_systems(settings):
+def all_systems(settings: "Settings") -> Iterator[System]:
     """Yield all systems: each retriever; each model also fused, and with each reranker, alone and fused."""
     retrievers = _retrievers(settings).values()
     stages = _rerankers(settings, retrievers)

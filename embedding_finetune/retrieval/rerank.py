@@ -1,13 +1,19 @@
 """Reranking: base class of rerankers, and combination of their scores with the first stage."""
 
 import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from embedding_finetune.files import UserError
-from embedding_finetune.retrieval.base import DEPTH, top_k
+from embedding_finetune.retrieval.base import DEPTH, Run, top_k
 from embedding_finetune.retrieval.fusion import HybridRetriever
+
+if TYPE_CHECKING:
+    from embedding_finetune.settings import Settings
 
 DEPTHS = 10, 20, 30, 50  # reranked passages of BM25 and of the model; the best depth is selected on dev queries
 FEW = 20  # no progress bar for fewer queries
@@ -16,30 +22,30 @@ FEW = 20  # no progress bar for fewer queries
 class Reranker:
     """Base class of rerankers: call `index` with a corpus, then `score`. Subclasses define `build` and `scores`."""
 
-    description = ""  # for reports
-    revision = None  # content of its model, see hub.model_content
-    config = {}  # see encoder_config.EncoderConfig.identity
-    depths = DEPTHS
-    bytes_per_passage = 0  # stored in addition to the text
-    ms_per_query = 0.0  # of the latest call of `score`
+    description: str = ""  # for reports
+    revision: Any = None  # content of its model, see hub.model_content
+    config: dict[str, Any] = {}  # see encoder_config.EncoderConfig.identity
+    depths: tuple[int, ...] = DEPTHS
+    bytes_per_passage: float = 0  # stored in addition to the text
+    ms_per_query: float = 0.0  # of the latest call of `score`
 
     @classmethod
-    def of(cls, settings, label):
+    def of(cls, settings: "Settings", label: str) -> Self:
         """The reranker with the model of a label. Raises UserError when it is not available."""
         raise NotImplementedError
 
     @property
-    def identity(self):
+    def identity(self) -> dict[str, Any]:
         """What its scores depend on besides the texts, see encoder_config.EncoderConfig."""
         return {"config": self.config, "revision": self.revision}
 
-    def index(self, corpus):
-        """Index the corpus (id -> text); returns the reranker."""
-        self.position = {passage: place for place, passage in enumerate(corpus)}
-        self.build(list(corpus.values()))
+    def index(self, corpus: dict[str, str]) -> Self:
+        """Index the corpus (id -> text) in the order of its ids, as retrievers do; returns the reranker."""
+        self.position = {passage: place for place, passage in enumerate(sorted(corpus))}
+        self.build([corpus[passage] for passage in self.position])
         return self
 
-    def score(self, queries, candidates):
+    def score(self, queries: dict[str, str], candidates: dict[str, list[str]]) -> Run:
         """The run of the candidates (query id -> passage ids) of the queries (id -> text), best first.
 
         Sets `ms_per_query`. Raises UserError for a candidate that is not in the corpus.
@@ -57,20 +63,24 @@ class Reranker:
         self.ms_per_query = 1000 * (time.perf_counter() - began) / max(1, len(places))
         return run
 
-    def save(self, folder):
+    def save(self, folder: Path) -> None:
         """Write the index to `folder` for `load`. Raises UserError when the reranker cannot be saved."""
         raise UserError(f"{self.description} cannot be saved for search")
 
-    def build(self, texts):
+    def load(self, folder: Path) -> Self:
+        """Load what `save` wrote and return the reranker; only `scores` works, since the ids are missing."""
+        raise NotImplementedError
+
+    def build(self, texts: list[str]) -> None:
         """Index the texts of the passages for `scores`."""
         raise NotImplementedError
 
-    def scores(self, texts, places):
+    def scores(self, texts: list[str], places: Iterable) -> Iterator[np.ndarray]:
         """Yield per query text the float32 scores of the passages at its positions (`places`, a list of lists)."""
         raise NotImplementedError
 
 
-def candidate_union(*runs, depth):
+def candidate_union(*runs: Run, depth: int) -> dict[str, list[str]]:
     """Union of the `depth` best passages of each run: query id -> passage ids, those of the first run first.
 
     Passages that only pad a run file (see trec.pad_run) are left out.
@@ -80,7 +90,8 @@ def candidate_union(*runs, depth):
             for query in runs[0]}
 
 
-def interpolate_scores(first, second, weight, candidates=None, depth=DEPTH):
+def interpolate_scores(first: Run, second: Run, weight: float | None, candidates: dict[str, list[str]] | None = None,
+                       depth: int = DEPTH) -> Run:
     """Rerank the run of the first stage: its score plus `weight` times the reranker's score.
 
     Only `candidates` (by default all passages scored by the reranker) are reranked. The other passages of the first
@@ -105,20 +116,19 @@ class RerankedRetriever(HybridRetriever):
     Weight and depth are tuned on dev queries by evaluation.tune.
     """
 
-    def __init__(self, fused, stage, rerank_weight, candidates):
+    def __init__(self, fused: HybridRetriever, stage: Reranker, rerank_weight: float | None, candidates: int) -> None:
         super().__init__(fused.bm25, fused.dense, fused.weight)
         self.stage, self.rerank_weight, self.candidates = stage, rerank_weight, candidates
         self.description += f" + {stage.description}"
 
-    def fuse(self, texts, bm25, dense):
+    def fuse(self, texts: list[str], bm25: dict, dense: dict) -> dict:
         chosen = candidate_union(dense, bm25, depth=self.candidates)
-        places = [[position for _, position in chosen[row]] for row in range(len(texts))]
         second = {row: dict(zip(chosen[row], scores.tolist()))
-                  for row, scores in enumerate(self.stage.scores(texts, places))}
+                  for row, scores in zip(chosen, self.stage.scores(texts, chosen.values()))}
         return interpolate_scores(super().fuse(texts, bm25, dense), second, self.rerank_weight)
 
 
-def check_finite(scores, about):
+def check_finite(scores: np.ndarray, about: str) -> np.ndarray:
     """Return the scores unchanged. Raises UserError if some are not finite."""
     if not np.isfinite(scores).all():
         raise UserError(f"{about} gives scores that are not finite: its weights are broken")

@@ -1,17 +1,20 @@
 """Resumable search with many queries: the results of each block of queries are stored on disk."""
 
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from embedding_finetune.artifacts.arrays import read_array, write_array
 from embedding_finetune.files import content_hash
 from embedding_finetune.models.embedding_cache import text_hash
+from embedding_finetune.retrieval.base import Retriever
 
 BLOCK = 8192  # queries per block; a single block is not stored, since searching is as fast as reading
 
 
-def resumable_search(retriever, queries, depth, folder, identity):
+def resumable_search(retriever: Retriever, queries: list[str], depth: int, folder: Path, identity: Any) -> np.ndarray:
     """Positions as returned by `retriever.search_batch` for queries (a list of texts).
 
     With more than one block, each is stored in `folder` (see artifacts.arrays). Its key is the hash of its queries, the

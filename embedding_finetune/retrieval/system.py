@@ -1,6 +1,7 @@
 """The System: what is evaluated, compared, recommended, searched and exported."""
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 from embedding_finetune.retrieval.base import RETRIEVERS
 
@@ -24,7 +25,7 @@ class System:
     reranker_model: str = ""  # label of its model
 
     @property
-    def label(self):
+    def label(self) -> str:
         """The display name, which is also the name of the system's files."""
         label = self.encoder
         if self.reranker:
@@ -32,27 +33,27 @@ class System:
         return f"hybrid_{label}" if self.fused else label
 
     @property
-    def encoder(self):
+    def encoder(self) -> str:
         """Label of the retriever's model in its runtime, which is also the name of its folder."""
         parts = [self.runtime, self.precision] if self.precision != "fp32" else [self.runtime]
         return self.retriever if self.runtime == "pytorch" else "-".join([self.retriever, *parts])
 
     @property
-    def reranker_name(self):
+    def reranker_name(self) -> str:
         """Label of the reranker, without what it reranks."""
         return f"{self.reranker}_{self.reranker_model}"
 
     @property
-    def first_stage(self):
+    def first_stage(self) -> Self:
         """The retriever alone."""
         return replace(self, fused=False, reranker="", reranker_model="")
 
     @property
-    def has_model(self):
+    def has_model(self) -> bool:
         """Whether the retriever is a model."""
         return self.retriever not in RETRIEVERS
 
     @property
-    def is_single(self):
+    def is_single(self) -> bool:
         """Whether the system is a retriever alone."""
         return self == self.first_stage

@@ -33,18 +33,18 @@ def read_run(path, made_by="the evaluation notebooks"):
     return run
 
 
-def pad_run(run, corpus, depth):
+def pad_run(run: dict, corpus: dict, depth: int, copies: dict | None = None) -> dict:
     """Pad a run to at least `depth` passages per query (or the whole corpus), as some readers of run files expect.
 
     Passages that do not match follow in the order of their ids with scores of -1, -2 .. (or below the lowest score, if
-    that is negative). A passage with the id of the query is left out, as in `Retriever.search`.
+    that is negative). The `copies` of a query are left out, as in `Retriever.search`.
     """
-    ids = sorted(corpus)
-    return {query: ranking | _missing(query, ranking, ids, depth) for query, ranking in run.items()}
+    ids, copies = sorted(corpus), copies or {}
+    return {query: ranking | _missing(ranking, copies.get(query, ()), ids, depth) for query, ranking in run.items()}
 
 
-def _missing(query, ranking, ids, depth):
-    others = (passage for passage in ids if passage not in ranking and passage != query)
+def _missing(ranking, copies, ids, depth):
+    others = (passage for passage in ids if passage not in ranking and passage not in copies)
     lowest = min([0.0, *ranking.values()])
     return {passage: lowest - place for place, passage in
             enumerate(islice(others, max(0, depth - len(ranking))), start=1)}

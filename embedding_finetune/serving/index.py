@@ -45,7 +45,7 @@ from embedding_finetune.labels import SYSTEM_LABELS
 from embedding_finetune.serving.abstention import choose_threshold
 from embedding_finetune.settings import Settings, display_value
 
-FORMAT = 3  # version of the index format: changing it rebuilds all indexes
+FORMAT = 4  # version of the index format: changing it rebuilds all indexes
 DATA_FILES = ("dataset.json", "corpus.jsonl", "queries.jsonl", "qrels/dev.tsv")
 CHANGING = "data or model of {} changed while its index was opened: try again"
 
@@ -150,8 +150,8 @@ def _open_combined(settings, folder, manifest, system):
     parameters = manifest["parameters"]
     retriever = HybridRetriever(bm25.retriever, dense.retriever, parameters["bm25_weight"])
     if system.reranker:
+        from embedding_finetune.retrieval.known_systems import make_reranker
         from embedding_finetune.retrieval.rerank import RerankedRetriever
-        from embedding_finetune.retrieval.rerankers import make_reranker
         reranker = make_reranker(settings, system.reranker, system.reranker_model).load(folder)
         retriever = RerankedRetriever(retriever, reranker, parameters["rerank_weight"], parameters["depth"])
     return Index(dense.folder, manifest, retriever)
@@ -249,7 +249,7 @@ def _write(settings, system, folder, collection):
     from embedding_finetune.retrieval.base import make_retriever
     from embedding_finetune.retrieval.dense import Dense
     if system.reranker:
-        from embedding_finetune.retrieval.rerankers import make_reranker
+        from embedding_finetune.retrieval.known_systems import make_reranker
         make_reranker(settings, system.reranker, system.reranker_model).index(collection.corpus).save(folder)
     if not system.is_single:
         return
@@ -272,9 +272,10 @@ def _measure(index, dev):
     queries, found, scored = list(dev.queries.values()), {}, []
     if index.manifest["inputs"].get("index", FLAT) != FLAT and queries:
         found["recall_vs_exact"] = index.retriever.recall_vs_exact(queries)
-    for query, hits in zip(dev.queries, index.answer(queries, 2) if queries else []):
-        # A passage with the id of the query is the query itself, as in ArguAna.
-        scored += [[hit["score"], hit["id"] in dev.positives(query)] for hit in hits if hit["id"] != query][:1]
+    number = 1 + max(map(len, dev.copies.values()), default=0)
+    for query, hits in zip(dev.queries, index.answer(queries, number) if queries else []):
+        others = [hit for hit in hits if hit["id"] not in dev.copies.get(query, ())]
+        scored += [[hit["score"], hit["id"] in dev.positives(query)] for hit in others[:1]]
     return found | {"dev": scored}
 
 

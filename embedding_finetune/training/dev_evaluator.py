@@ -17,10 +17,10 @@ TOGETHER = 1 << 26  # values in the padded query embeddings that are scored in o
 def dev_corpus(collection, size, seed):
     """Passages of the dev evaluation, id -> text: the dev positives and a seeded sample of `size` other passages.
 
-    Pseudo-queries are removed from their positives.
+    Pseudo-queries are removed from their positives. Copies of dev queries are left out.
     """
     judged, _ = collection.positive_pool()
-    others = sorted(set(collection.corpus) - set(judged))
+    others = sorted(set(collection.corpus).difference(judged, *collection.copies.values()))
     others = random.Random(seed).sample(others, min(size, len(others)))
     texts = {passage: collection.corpus[passage] for passage in judged + others}
     for query in collection.queries:

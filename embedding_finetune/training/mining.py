@@ -20,8 +20,7 @@ from embedding_finetune.recipes import all_recipes, find_recipe
 from embedding_finetune.retrieval.base import make_retriever
 from embedding_finetune.retrieval.cross_encoder import CrossEncoder
 from embedding_finetune.retrieval.dense import Dense, encode_corpus
-from embedding_finetune.retrieval.known_systems import rerankers
-from embedding_finetune.retrieval.rerankers import make_reranker
+from embedding_finetune.retrieval.known_systems import make_reranker, rerankers
 from embedding_finetune.retrieval.resumable_search import resumable_search
 from embedding_finetune.settings import Settings, display_value
 from embedding_finetune.training.training_data import make_training_file, training_path
@@ -82,8 +81,7 @@ class Miner:
         candidates = interleave(*found.values()) if len(found) == 2 else next(iter(found.values()))
         vectors = dense.encoder.encode_queries(queries)
         candidates = filter_candidates(candidates, pool.positives, vectors, dense.vectors, Filter.parse(recipe.filter))
-        taken = [positives + negatives for positives, negatives in zip(pool.positives, pool.negatives)]
-        chosen, mined = select_negatives(candidates, taken, near_duplicates(corpus.values()), pool.num_eligible,
+        chosen, mined = select_negatives(candidates, pool.excluded(), near_duplicates(corpus.values()), pool.num_eligible,
                                          recipe.num_negatives, seed=self.settings.rng(recipe.num_negatives))
         return chosen, _sources(chosen, mined, found)
 

@@ -37,7 +37,7 @@ def training_record(settings, recipe):
     config, values = base_encoder_config(tuned), tuned.as_dict(TRAINING) | {"SEED": tuned.seed}
     record = {"label": recipe.label, "recipe": recipe.data, "settings": values, "data": data_identity(settings)}
     if not recipe.merge:
-        rows = read_rows([training_path(settings, recipe)], teacher=bool(recipe.teacher))
+        rows = read_rows(training_path(settings, recipe), teacher=bool(recipe.teacher))
         initial = replace(config, name=initial_model(tuned, recipe)[0])
         return record | {"training_file": rows_identity(rows), "base model": model_identity(initial)}
     if not recipe.merge_weight:

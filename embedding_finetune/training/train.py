@@ -181,7 +181,7 @@ def dry_run(settings, label):
         print(f"{label} is merged from {recipe.merge} and its base model; nothing is trained")
         return
     path = training_path(settings, recipe)
-    rows = len(read_rows([path])) if path.is_file() else round(
+    rows = len(read_rows(path)) if path.is_file() else round(
         recipe.train_fraction * len(collection.split("train").queries))
     training = training_settings(settings, recipe, tuned)
     print(*log_lines(tuned, training, settings.paths.unfinished(label), rows, export_path(settings, recipe),
@@ -216,7 +216,7 @@ def finetune(settings, label, one_process=False):
 def _train(tuned, recipe, unfinished, one_process):
     """Say what the training in a folder will do, and run it."""
     training = read_settings(unfinished)
-    rows = read_rows([training.training_file], teacher=training.teacher)
+    rows = read_rows(training.training_file, teacher=training.teacher)
     print(*log_lines(tuned, training, unfinished, len(rows), export_path(tuned, recipe),
                      missing_in_flagembedding(tuned, recipe)), sep="\n", flush=True)
     if notice := precision_notice(training):

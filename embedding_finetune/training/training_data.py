@@ -42,18 +42,18 @@ def make_training_file(settings, recipe, collection, miner=None):
     record_path, files = path.with_suffix(".made.json"), (path.name, PASSAGES)
     inputs = {"data": data_identity(settings), "near_duplicates_together": settings.group_near_duplicates,
               "recipe": recipe.data, "seed": settings.seed} | (miner.inputs() if miner else {})
-    record, written = read_record(record_path, translate_training_file_record), []
+    record, changed = read_record(record_path, translate_training_file_record), False
     if record and not stale_reason(record["inputs"], inputs) and record["files"] == file_hashes(path.parent, files):
         more = {name: record[name] for name in ("sources", "export") if name in record}
     else:
         pool = negative_candidates(collection, settings.group_near_duplicates)
-        more, written = {"sources": _write(settings, recipe, path, pool, miner)}, [path.name]
+        more, changed = {"sources": _write(settings, recipe, path, pool, miner)}, True
+        check_leakage(settings, collection, [path.name])
     if settings.training_export and (not export.exists() or more.get("export") != sha256(export)):
-        write_for_flagembedding(export, read_rows([path], bool(recipe.teacher)),
+        write_for_flagembedding(export, read_rows(path, bool(recipe.teacher)),
                                 base_encoder_config(settings).query_prompt)
-        more, written = more | {"export": sha256(export)}, [*written, export.name]
-    if written:
-        check_leakage(settings, collection, written)
+        more, changed = more | {"export": sha256(export)}, True
+    if changed:
         write_record(record_path, inputs, files, **more)
     if "export" not in more and export.exists():  # it was made from other rows
         export.unlink()
@@ -65,9 +65,8 @@ def _write(settings, recipe, path, pool, miner):
     if recipe.negatives == "mined":
         chosen, by = miner.mine(pool)
     else:
-        taken = [answers + others if others else answers for answers, others in zip(pool.positives, pool.negatives)]
         # num_negatives is part of the seed, so that the negatives of neg10 are not a prefix of those of neg50.
-        chosen = sample_random(taken, pool.num_eligible, recipe.num_negatives,
+        chosen = sample_random(pool.excluded(), pool.num_eligible, recipe.num_negatives,
                                seed=settings.rng(recipe.num_negatives))
         by = {"random": np.ones(chosen.shape, dtype=bool)}
     chosen, given = add_predefined(pool, chosen)

@@ -85,7 +85,7 @@ def run(training, output, args, dev):
     """Train from the last complete checkpoint, or from the start, and export the model; `dev` is the dev split or None.
     """
     check_shared(output)
-    rows = read_rows([training.training_file], teacher=training.teacher)
+    rows = read_rows(training.training_file, teacher=training.teacher)
     step = training.batch_size * WORLD_SIZE
     if len(rows) < step:
         raise UserError(f"{len(rows)} training queries are fewer than the {step} of a step: use more queries or a "

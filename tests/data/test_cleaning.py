@@ -28,7 +28,8 @@ def test_cleaning_merges_queries_and_passages_and_keeps_all_positives():
     assert collection.corpus == {letter: "X is a letter.", before: "X comes before Y."}
     assert collection.qrels == {"7": {letter: 1, before: 1}, y: {before: 1}} and collection.splits == {}
     assert counts == {
-        "rows read": 5, "rows merged with an earlier row of the same query": 1, "empty passages dropped": 1,
+        "rows read": 5, "queries read": 2, "rows merged with an earlier row of the same query": 1,
+        "empty passages dropped": 1,
         "passages equal to their query dropped": 1, "rows without query or passage dropped": 2,
         "queries with several positives": 1}
 
@@ -111,15 +112,17 @@ def test_passages_without_a_query_keep_their_ids_and_sources():
 def test_a_data_set_that_is_none_is_refused(tmp_path):
     settings = Settings.load("demo")
     (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "folder").mkdir()
     (tmp_path / "pairs.xyz").write_text("a,b\n")
     for dataset, message in (("docstring", "DATASET=docstring cannot be read: it must be one of .*`docstrings`"),
-                             ("", "DATASET= cannot be read"), (str(tmp_path), "has no document with text in it"),
+                             ("", "DATASET= cannot be read"),
+                             (str(tmp_path / "folder"), "has no document with text in it"),
                              (str(tmp_path / "none.jsonl"), "none.jsonl cannot be read: .*.jsonl"),
                              (str(tmp_path / "pairs.xyz"), "pairs.xyz cannot be read"),
                              ("data/none.csv", "data/none.csv cannot be read"), ("a\0b", "cannot be read"),
                              ("x" * 5000, "cannot be read"), ("~nobody-here/x.csv", "cannot be read"),
                              (str(tmp_path / "empty.jsonl"), "empty.jsonl is empty"),
-                             (str(tmp_path), "folder in BEIR's layout")):
+                             (str(tmp_path / "folder"), "folder in BEIR's layout")):
         with pytest.raises(UserError, match=message):
             read_pairs(dataclasses.replace(settings, dataset=dataset))
 
@@ -129,8 +132,8 @@ def test_a_reader_for_a_new_ending_is_all_that_a_new_form_needs(settings, tmp_pa
     monkeypatch.setitem(module.READERS, ".xyz", None)  # is taken out again
 
     @reader(".xyz")
-    def read_xyz(settings):
-        for line in Path(settings.dataset).read_text().splitlines():
+    def read_xyz(name, settings):
+        for line in Path(name).read_text().splitlines():
             query, *positives = line.split("|")
             yield Row(query, positives)
 
@@ -190,7 +193,7 @@ def test_docstrings_of_another_version_are_another_source(settings, monkeypatch)
     """dataset.json holds the versions: an upgraded package does not slip under trained models."""
     monkeypatch.setattr(module, "DOCSTRING_PACKAGES", ("networkx",))
     rows = [Row(f"query {number}", [f"passage {number}"]) for number in range(40)]
-    monkeypatch.setitem(module.READERS, "docstrings", lambda settings: rows)
+    monkeypatch.setitem(module.READERS, "docstrings", lambda name, settings: rows)
     settings = dataclasses.replace(settings, dataset="docstrings")
     build(settings, labels=())
     version = importlib.metadata.version("networkx")

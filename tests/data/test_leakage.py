@@ -3,57 +3,49 @@
 import dataclasses
 
 import pytest
-from tiny_training import changed_rows
+from tiny_training import changed_rows, write_rows
 
 from embedding_finetune.data.collection import Collection, read_data, write_data
 from embedding_finetune.data.leakage import check_leakage, check_leakage_on_disk
-from embedding_finetune.files import UserError, read_jsonl, write_jsonl
+from embedding_finetune.files import UserError
 
-FILE = "training_neg_10.json"
-FORMATS = pytest.mark.parametrize("file", [FILE, "training_neg_10.arrow"])
+FILE = "training_neg_10.arrow"
 
 
-def change_rows(settings, file, change):
+def change_rows(settings, change):
     """Let `change` change a training file's rows, a list of dicts."""
-    path = settings.data_dir / file
-    if path.suffix == ".arrow":
-        return changed_rows(path, lambda rows: change(rows) or rows)
-    rows = read_jsonl(path)
-    change(rows)
-    write_jsonl(path, rows)
+    changed_rows(settings.data_dir / FILE, lambda rows: change(rows) or rows)
 
 
 def test_clean_files_have_nothing_of_either_part(built):
-    files = ["training_neg_10.arrow", FILE, "training_neg_50.arrow"]
+    files = [FILE, "training_neg_50.arrow"]
     table = check_leakage_on_disk(built, files)
     assert table.to_numpy().sum() == 0
     assert table.index.tolist() == [(file, part) for file in files for part in ("dev", "test")]
 
 
-@FORMATS
 @pytest.mark.parametrize("part", ["dev", "test"])
 @pytest.mark.parametrize("kind", ["queries", "positives", "negatives"])
-def test_each_kind_of_leak_is_found_in_either_part(built, part, kind, file):
+def test_each_kind_of_leak_is_found_in_either_part(built, part, kind):
     """However a text is written: case, spaces and compatibility characters tell no two texts apart."""
     held_out = read_data(built).split(part)
     query, text = next(iter(held_out.queries.values())), held_out.corpus[held_out.positive_pool()[0][0]]
     changes = {"queries": lambda rows: rows[3].update(query=query.upper()),
                "positives": lambda rows: rows[3]["pos"].append(f" {text}\n"),
                "negatives": lambda rows: rows[3]["neg"].__setitem__(0, text.replace(" ", "\u3000"))}
-    change_rows(built, file, changes[kind])
-    with pytest.raises(UserError, match=f'{file} is not clean.*"against": "{part}".*"{kind}": 1'):
-        check_leakage_on_disk(built, ["training_neg_50.json", file])
+    change_rows(built, changes[kind])
+    with pytest.raises(UserError, match=f'{FILE} is not clean.*"against": "{part}".*"{kind}": 1'):
+        check_leakage_on_disk(built, [FILE])
 
 
-@FORMATS
 @pytest.mark.parametrize("change, found", [
     (lambda row: row["neg"].__setitem__(0, row["pos"][0].upper()), '"own positives as negatives": 1'),
     (lambda row: row["neg"].__setitem__(0, row["neg"][1] + " "), '"repeated negatives": 1'),
 ])
-def test_a_row_that_contradicts_itself_is_found(built, change, found, file):
-    change_rows(built, file, lambda rows: change(rows[3]))
+def test_a_row_that_contradicts_itself_is_found(built, change, found):
+    change_rows(built, lambda rows: change(rows[3]))
     with pytest.raises(UserError, match=found):
-        check_leakage_on_disk(built, [file])
+        check_leakage_on_disk(built, [FILE])
 
 
 LONG = "the heron of the lower valley builds its nest with twigs of willow and comes back every year in spring"
@@ -68,8 +60,8 @@ def near(settings):
     collection = Collection({query: f"query {query}" for query in judged}, corpus,
                             {query: {passage: 1} for query, passage in judged.items()}, parts)
     write_data(settings, collection, {})
-    write_jsonl(settings.data_dir / FILE, [{"query": "query 1", "pos": [LONG], "neg": ["moon"]},
-                                           {"query": "query 2", "pos": ["moon"], "neg": [LONG]}])
+    write_rows(settings.data_dir / FILE, [{"query": "query 1", "pos": [LONG], "neg": ["moon"]},
+                                          {"query": "query 2", "pos": ["moon"], "neg": [LONG]}])
     return collection
 
 

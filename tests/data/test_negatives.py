@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import os
 import subprocess
@@ -8,11 +9,31 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from embedding_finetune.data.deduplication import clean
 from embedding_finetune.data.near_duplicates import near_duplicates
-from embedding_finetune.data.negatives import Filter, filter_candidates, interleave, sample_random, select_negatives
+from embedding_finetune.data.negatives import (
+    Filter,
+    filter_candidates,
+    interleave,
+    negative_candidates,
+    sample_random,
+    select_negatives,
+)
+from embedding_finetune.data.readers import Row
 from embedding_finetune.files import UserError
 from embedding_finetune.retrieval.exact_search import exact_search
 from embedding_finetune.settings import ROOT
+
+
+def test_copies_of_a_query_are_not_drawn_as_its_negatives():
+    """A text is the query of one pair and the positive of another, as in pairs of duplicate questions."""
+    collection, _ = clean(Row(f"question {number}", [f"question {number + 1}"]) for number in range(20))
+    pool = negative_candidates(dataclasses.replace(collection, splits=dict.fromkeys(collection.queries, "train")))
+    texts = pool.texts()
+    assert [sorted(texts[place] for place in places) for places in pool.excluded()[:3]] == [
+        ["question 1"], ["question 1", "question 2"], ["question 2", "question 3"]]
+    drawn = sample_random(pool.excluded(), pool.num_eligible, 18, seed=1)
+    assert all(text not in [texts[place] for place in row] for text, row in zip(pool.train.queries.values(), drawn))
 
 
 def test_negatives_are_distinct_and_never_positives():

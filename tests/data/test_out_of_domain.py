@@ -30,16 +30,20 @@ def test_questions_stand_with_their_answers():
 
 def test_folders_and_the_general_set_stand_side_by_side(settings, tmp_path):
     far = Collection({"q": "falcon"}, {"p": "the falcon sleeps"}, {"q": {"p": 1}}, {"q": "test"})
-    write_collection(tmp_path / "far", far)
+    folder = tmp_path / "a set"
+    write_collection(folder, replace(far, queries=far.queries | {"r": "no positive"}, qrels=far.qrels | {"r": {"p": 0}},
+                                     splits={"q": "test", "r": "test"}))
     assert out_of_domain_sets(settings) == {}
-    found = out_of_domain_sets(replace(settings, out_of_domain_sets=f"{tmp_path / 'far'} general"))
-    assert list(found) == [str(tmp_path / "far"), "general"] and found["general"] == general_knowledge()
-    assert found[str(tmp_path / "far")] == far
-    with pytest.raises(UserError, match="nowhere/corpus.jsonl does not exist"):
-        out_of_domain_sets(replace(settings, out_of_domain_sets="general nowhere"))
-    (tmp_path / "far" / "qrels" / "test.tsv").rename(tmp_path / "far" / "qrels" / "train.tsv")
-    with pytest.raises(UserError, match="far has no qrels/test.tsv"):
-        out_of_domain_sets(replace(settings, out_of_domain_sets=str(tmp_path / "far")))
+    found = out_of_domain_sets(replace(settings, out_of_domain_sets=f"'{folder}' general"))
+    assert list(found) == [str(folder), "general"] and found["general"] == general_knowledge()
+    assert found[str(folder)] == replace(far, predefined=("test",))
+    for value, message in (("general nowhere", "nowhere/corpus.jsonl does not exist"),
+                           ("it's", "No closing quotation")):
+        with pytest.raises(UserError, match=message):
+            out_of_domain_sets(replace(settings, out_of_domain_sets=value))
+    (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "train.tsv")
+    with pytest.raises(UserError, match="a set has no qrels/test.tsv with a positive"):
+        out_of_domain_sets(replace(settings, out_of_domain_sets=f'"{folder}"'))
 
 
 def test_a_missing_package_is_named(monkeypatch):

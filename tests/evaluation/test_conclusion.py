@@ -122,6 +122,7 @@ def test_costs_are_those_of_the_model_behind(built):
 
 def test_nothing_is_recommended_from_pseudo_queries():
     rows = compared(row("bm25", 0.40, 0.5), row("raw", 0.45, 0.5), row("neg10", 0.9, 0.9))
-    assert recommendation(rows).startswith("Use neg10")
+    assert recommendation(rows).startswith("Use neg10") and "LEAKING_ROWS" not in recommendation(rows)
+    assert recommendation([{**one, "leaking_pairs": 5} for one in rows]).endswith("fine-tuned models are too high.")
     said = recommendation([{**one, "pseudo_queries": 8} for one in rows])
     assert said.startswith("Nothing to recommend. The test queries are pseudo-queries")

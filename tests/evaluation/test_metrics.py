@@ -9,6 +9,7 @@ import pytrec_eval
 from embedding_finetune.data.collection import Collection
 from embedding_finetune.evaluation.metrics import (
     by_corpus_size,
+    by_training,
     choose_weight,
     first_positive_rank,
     mean,
@@ -104,3 +105,17 @@ def test_the_weight_is_the_best_on_the_queries_given_and_the_smallest_of_equals(
     assert choose_weight(both, bm25, dense) == 0.15  # q1 needs more than 0.1 / (8 / 9) = 0.1125
     assert choose_weight(both.select_queries(["q2"]), bm25, dense) == 0
     assert measure(both, dense)["recall@1"] == 0.5
+
+
+def test_queries_whose_passages_were_in_training_are_measured_apart():
+    """Passage `c` has the text of the training positive `a`; `b` is a positive only of grade 0 in training."""
+    corpus = {"a": "The otter", "b": "a heron", "c": "the  OTTER", "d": "a lynx"}
+    qrels = {"t": {"a": 1, "b": 0}, "1": {"c": 1}, "2": {"b": 1}, "3": {"d": 1}}
+    parts = {"t": "train", "1": "test", "2": "test", "3": "test"}
+    run = {"1": {"c": 0.9}, "2": {"b": 0.9}, "3": {"a": 0.9}}
+    collection = Collection(dict.fromkeys(qrels, "?"), corpus, qrels, parts)
+    found = by_training(collection, run)
+    assert {name: (part["queries"], part["recall@1"]) for name, part in found.items()} == {
+        "seen": (1, 1.0), "unseen": (2, 0.5)}
+    assert by_training(collection.select_queries(["t", "2", "3"]), run) == {}
+    assert by_training(collection.select_queries(["t", "1"]), run) == {}

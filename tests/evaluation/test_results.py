@@ -85,6 +85,15 @@ def test_a_result_has_metrics_of_both_parts_and_runs_for_every_tool(measured):
     assert "| recall@1 | 0.5000 |" in card and "Not evaluated yet" not in card and "## Dev curve" in card
 
 
+def test_a_result_says_what_was_left_out_and_what_leaks(measured):
+    leaking = replace(DATA, leaking=2, copies={"q1": ["p0", "p3"], "q2": ["p0"], "q5": ["p1"]})
+    runs = {"test": {query: {} for query in DATA.split("test").queries}, "dev": run("dev", 2)}
+    result = results.save_result(measured, leaking, System("bm25"), runs, inputs={}, model="BM25")
+    assert (result["copies_left_out"], result["leaking_pairs"]) == (2 + ("q5" in runs["test"]), 2)
+    assert "2 training pairs share" in results.caveats(result) and results.caveats({}) == ""
+    assert list(read_run(measured.output_dir / "runs" / "bm25.trec")["q1"]) == ["p1", "p2", "p4", "p5"]
+
+
 def test_results_are_compared_in_the_order_of_the_story(measured):
     for label in ("neg10", "neg50"):
         finished(measured, label)

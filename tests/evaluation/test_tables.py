@@ -11,7 +11,7 @@ import pytest
 
 from embedding_finetune.data.collection import Collection
 from embedding_finetune.evaluation import plots, tables
-from embedding_finetune.evaluation.results import finalists, planned_pairs
+from embedding_finetune.evaluation.results import PSEUDO_QUERY_CAVEAT, finalists, planned_pairs
 from embedding_finetune.evaluation.significance import add_significance
 from embedding_finetune.files import write_jsonl
 from embedding_finetune.retrieval.system import System
@@ -119,9 +119,21 @@ def test_numbers_of_pseudo_queries_are_called_no_proof():
     for rows in ([best], [best, row("raw", 0.3)]):
         said = tables.conclusion(rows)
         assert "pseudo-queries" not in said
-        caveat = tables.PSEUDO_QUERY_CAVEAT
+        caveat = PSEUDO_QUERY_CAVEAT
         assert tables.conclusion([{**one, "pseudo_queries": 3} for one in rows]) == f"{said} {caveat}"
-        assert tables.conclusion([{**one, "pseudo_queries": 0} for one in rows]) == said
+        assert tables.conclusion([{**one, "pseudo_queries": 0, "leaking_pairs": 0} for one in rows]) == said
+        leaking = tables.conclusion([{**one, "leaking_pairs": 96} for one in rows])
+        assert leaking.startswith(said) and leaking.endswith(
+            "96 training pairs share their query or passage with the dev or test split and were kept "
+            "(LEAKING_ROWS=keep): the results of fine-tuned models are too high.")
+
+
+def test_queries_with_passages_seen_in_training_stand_apart():
+    parts = {"seen": {"queries": 2, "recall@1": 1.0}, "unseen": {"queries": 3, "recall@1": 0.5}}
+    table = tables.seen_table([{**row("neg10", 0.7), "by_training": parts}, {**row("bm25", 0.7), "by_training": {}}])
+    assert table.to_dict("records") == [{"model": "neg10", "recall@1 of 2 seen queries": "1.000",
+                                         "recall@1 of 3 unseen queries": "0.500"}]
+    assert not len(tables.seen_table([row("neg10", 0.7)]))
 
 
 @pytest.mark.parametrize("difference", [0.01, -0.01])

@@ -27,7 +27,7 @@ from embedding_finetune.files import UserError, run_command_line
 from embedding_finetune.models import parallel_encode
 from embedding_finetune.models.encoder_config import base_encoder_config
 from embedding_finetune.recipes import find_recipe
-from embedding_finetune.retrieval.rerankers import make_reranker
+from embedding_finetune.retrieval.known_systems import make_reranker
 from embedding_finetune.serving import search
 from embedding_finetune.serving.index import open_index
 from embedding_finetune.serving.registry import IndexRegistry

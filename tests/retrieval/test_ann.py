@@ -8,6 +8,7 @@ import faiss
 import numpy as np
 import pytest
 
+from embedding_finetune.contrib import milvus
 from embedding_finetune.files import UserError
 from embedding_finetune.retrieval import ann as module
 from embedding_finetune.retrieval.ann import ExactIndex, make_index, recall_vs_exact
@@ -19,12 +20,12 @@ EVERYTHING = "IVF8,Flat nprobe=8", "HNSW16 efSearch=300", "IVF8,SQ8 nprobe=8", "
 
 @pytest.fixture
 def vectors():
-    """Passages of which some are equal, queries, and an order of equal scores that is not the position's."""
+    """Passages of which some are equal, and queries."""
     rng = np.random.default_rng(3)
     passages = rng.normal(size=(COUNT, DIM)).astype(np.float32)
     passages[40:60] = passages[7]
     passages /= np.linalg.norm(passages, axis=1, keepdims=True)
-    return passages, passages[:20] + np.float32(0.1), rng.permutation(COUNT)
+    return passages, passages[:20] + np.float32(0.1)
 
 
 def named(where, folder):
@@ -34,27 +35,27 @@ def named(where, folder):
 
 @pytest.mark.parametrize("where", EVERYTHING)
 def test_an_index_that_looks_everywhere_is_exact(where, vectors, tmp_path):
-    passages, queries, tie_rank = vectors
+    passages, queries = vectors
     made = make_index(named(where, tmp_path)).build(passages, tmp_path)
     again = make_index(named(where, tmp_path)).load(passages, tmp_path)  # from the disk
     for depth in (1, 10, COUNT + 5):
-        expected = exact_search(queries, passages, depth, tie_rank)
+        expected = exact_search(queries, passages, depth)
         for index in (made, again):
-            scores, positions = index.search_batch(queries, depth, tie_rank)
+            scores, positions = index.search_batch(queries, depth)
             assert (positions == expected[1]).all()
             assert scores == pytest.approx(expected[0], abs=1e-5)
 
 
 def test_one_that_looks_less_far_is_held_against_the_exact_one(vectors, tmp_path, monkeypatch):
-    passages, queries, tie_rank = vectors
+    passages, queries = vectors
     monkeypatch.setattr(module, "AT_LEAST", 10)
     index = make_index("IVF32,PQ4x4 nprobe=1").build(passages, tmp_path)
-    found = recall_vs_exact(index, queries, tie_rank)
-    exact, proposed = (one.search_batch(queries, 10, tie_rank)[1].tolist() for one in (ExactIndex(passages), index))
+    found = recall_vs_exact(index, queries)
+    exact, proposed = (one.search_batch(queries, 10)[1].tolist() for one in (ExactIndex(passages), index))
     by_hand = sum(len({*some} & {*all_}) for some, all_ in zip(proposed, exact)) / 200
     assert found["recall"] == pytest.approx(by_hand) and 0 < by_hand < 1
     assert (found["depth"], found["queries"]) == (10, 20) and min(found["ms"], found["exact_ms"]) > 0
-    scores, positions = index.search_batch(queries, 10, tie_rank)
+    scores, positions = index.search_batch(queries, 10)
     there = positions >= 0
     products = (queries @ passages.T)[np.arange(20)[:, None], positions]
     assert scores[there] == pytest.approx(products[there], abs=1e-6)  # not those of its codes
@@ -94,18 +95,18 @@ def test_an_index_of_other_vectors_is_refused(vectors, tmp_path):
                                         "remove"):
         make_index("SQ8").load(passages[1:], tmp_path)
     where = f"milvus:{tmp_path}/milvus.db"
-    milvus = make_index(where).build(passages, tmp_path)
+    made = make_index(where).build(passages, tmp_path)
     with pytest.raises(UserError, match="has 300 of the 299 vectors of .*: remove that folder"):
         make_index(where).load(passages[1:], tmp_path)
-    milvus.client.drop_collection(milvus.name)
+    made.client.drop_collection(made.name)
     with pytest.raises(UserError, match="has none of the 300 vectors"):
         make_index(where).load(passages, tmp_path)
 
 
 def test_an_interrupted_load_into_milvus_goes_on_and_nothing_is_sent_twice(vectors, tmp_path, monkeypatch):
-    passages, queries, tie_rank = vectors
-    monkeypatch.setattr(module, "SENT", 50)
-    client, sent = module._connected(str(tmp_path / "milvus.db")), []
+    passages, queries = vectors
+    monkeypatch.setattr(milvus, "SENT", 50)
+    client, sent = milvus.connect(str(tmp_path / "milvus.db")), []
     upsert = client.upsert
 
     def counted(name, rows):
@@ -122,10 +123,10 @@ def test_an_interrupted_load_into_milvus_goes_on_and_nothing_is_sent_twice(vecto
     index = make_index(where).build(passages, tmp_path)
     make_index(where).build(passages, tmp_path)  # all there
     assert sent == [0, 50, 100, "on", 150, 200, 250]
-    assert (index.search_batch(queries, 10, tie_rank)[1] == exact_search(queries, passages, 10, tie_rank)[1]).all()
+    assert (index.search_batch(queries, 10)[1] == exact_search(queries, passages, 10)[1]).all()
     other = make_index(where).build(passages[::-1], tmp_path)  # other vectors are another collection
     assert other.name != index.name
-    assert (index.search_batch(queries, 3, tie_rank)[1] == exact_search(queries, passages, 3, tie_rank)[
+    assert (index.search_batch(queries, 3)[1] == exact_search(queries, passages, 3)[
         1]).all()
 
 

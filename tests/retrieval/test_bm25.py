@@ -25,12 +25,12 @@ def test_bm25_stems_and_returns_no_passage_without_a_word_in_common():
     assert list(run.pop("match")) == ["b"]
     assert run == {"none": {}, "empty": {}, "stop words": {}}
     scores, positions = found.search_batch(["burned house", "zebra"], 3)
-    assert positions.tolist() == [[0, -1, -1], [-1, -1, -1]] and scores[0, 0] > 0 and not scores[1].any()
+    assert positions.tolist() == [[1, -1, -1], [-1, -1, -1]] and scores[0, 0] > 0 and not scores[1].any()
 
 
 def test_bm25_numbers_words_by_where_it_meets_them_whatever_the_process():
     vocabulary = BM25().index({"b": "otter willow", "a": "moon otter"}).bm25.vocab_dict
-    assert {word: number for word, number in vocabulary.items() if word} == {"otter": 0, "willow": 1, "moon": 2}
+    assert {word: number for word, number in vocabulary.items() if word} == {"moon": 0, "otter": 1, "willow": 2}
 
 
 def test_bm25_breaks_ties_by_id_across_the_cut():

@@ -89,15 +89,10 @@ def test_a_corpus_smaller_than_the_depth_is_ranked_whole():
     assert list(dense_run(["q"], ["a"], np.ones((1, 2)), np.ones((1, 2)))["q"]) == ["a"]
 
 
-def test_a_query_does_not_find_itself_and_others_lose_nothing():
-    """Passage `a` has the id of a query, as in ArguAna; the depth counts what is left, and for query `q` it stays."""
-    ids = ["a", "b", "c", "d"]
-    vectors = [[1, 0], [0.9, 0], [0.8, 0], [0.7, 0]]
-    run = dense_run(["a", "q"], ids, [[1, 0], [1, 0]], vectors, depth=2)
-    assert list(run["a"]) == ["b", "c"] and list(run["q"]) == ["a", "b"]
-    assert list(dense_run(["a"], ids, [[1, 0]], vectors, depth=100)["a"]) == ["b", "c", "d"]
-    assert list(dense_run(["d"], ids, [[1, 0]], vectors, depth=2)["d"]) == ["a", "b"]
-    assert dense_run(["a"], ["a"], [[1, 0]], [[1, 0]]) == {"a": {}}
+def test_copies_of_a_query_are_left_out_and_the_depth_counts_the_others():
+    ids, vectors = ["a", "b", "c", "d"], [[1, 0], [0.9, 0], [0.8, 0], [0.7, 0]]
+    run = dense_run(["a", "q"], ids, [[1, 0], [1, 0]], vectors, depth=2, copies={"q": ["a", "c"]})
+    assert list(run["a"]) == ["a", "b"] and list(run["q"]) == ["b", "d"]
+    assert dense_run(["q"], ["a"], [[1, 0]], [[1, 0]], copies={"q": ["a"]}) == {"q": {}}
     words = BM25().index({"a": "red fox", "b": "red house", "c": "red red", "d": "blue"})
-    assert sorted(words.search({"a": "red fox"}, depth=2)["a"]) == ["b", "c"]
-    assert list(words.search({"a": "red fox", "q": "red fox"}, depth=1)["q"]) == ["a"]
+    assert sorted(words.search({"q": "red fox"}, depth=2, copies={"q": ["a"]})["q"]) == ["b", "c"]

@@ -7,8 +7,13 @@ import pytest
 
 from embedding_finetune.artifacts.manifest import COMPILED_RECORD
 from embedding_finetune.files import UserError, write_json
-from embedding_finetune.retrieval.known_systems import all_systems, find_system, rerankers
-from embedding_finetune.retrieval.rerankers import make_reranker, needs_token_embeddings
+from embedding_finetune.retrieval.known_systems import (
+    all_systems,
+    find_system,
+    make_reranker,
+    needs_token_embeddings,
+    rerankers,
+)
 from embedding_finetune.retrieval.system import System
 from embedding_finetune.settings import RERANKER_LABELS, Settings
 

@@ -56,5 +56,6 @@ def test_padding_stays_below_inner_products_of_any_size():
     assert per_query({"q": {"d": 1}}, {"q": ranking})["recall@1"]["q"] == 1
 
 
-def test_the_query_itself_does_not_come_back_as_padding():
-    assert list(pad_run({"a": {"d": 0.5}}, CORPUS, 100)["a"]) == ["d", "b", "c", "e"]
+def test_copies_of_the_query_do_not_come_back_as_padding():
+    run = pad_run({"a": {"d": 0.5}, "b": {"d": 0.5}}, CORPUS, 100, copies={"a": ["b", "e"]})
+    assert list(run["a"]) == ["d", "a", "c"] and list(run["b"]) == ["d", "a", "b", "c", "e"]

@@ -207,7 +207,7 @@ def in_place(path):
 
 
 @pytest.mark.parametrize("label, name, damage", [
-    ("bm25", "tie_rank.npy", lambda path: path.write_bytes(b"")), ("bm25", "tie_rank.npy", in_place),
+    ("bm25", "offsets.npy", lambda path: path.write_bytes(b"")), ("bm25", "offsets.npy", in_place),
     ("bm25", "manifest.json", lambda path: path.write_text("[")),
     ("bm25", "passages.jsonl", lambda path: path.write_bytes(path.read_bytes().replace(b"otter", b"ottar"))),
     ("bm25", "passages.jsonl", lambda path: path.write_bytes(b"")),

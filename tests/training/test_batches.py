@@ -87,10 +87,9 @@ def test_the_order_of_rows_is_that_of_accelerates_sampler():
 
 
 def test_all_positives_of_a_query_are_known_wherever_they_stand(tmp_path):
-    write_rows(tmp_path / "a.json", [{"query": "a", "pos": ["x"], "neg": ["n"]},
-                                     {"query": "b", "pos": ["z"], "neg": ["n"]}])
-    write_rows(tmp_path / "b.json", [{"query": "a", "pos": ["y", "x"], "neg": ["n"]}])
-    training = TrainingSet(read_rows([tmp_path / "a.json", tmp_path / "b.json"]), use(), 2, seed=0)
+    rows = [{"query": "a", "pos": ["x"], "neg": ["n"]}, {"query": "b", "pos": ["z"], "neg": ["n"]},
+            {"query": "a", "pos": ["y", "x"], "neg": ["n"]}]
+    training = TrainingSet(read_rows(write_rows(tmp_path / "rows.arrow", rows)), use(), 2, seed=0)
     keys = [training[0, row]["positive_keys"] for row in range(3)]
     assert keys[0] == keys[2] == sorted([text_hash("x"), text_hash("y")]) and set(keys[1]) == {text_hash("z")}
     assert {len(own) for own in keys} == {2}  # of one width, so that processes can exchange them
@@ -147,7 +146,7 @@ def test_a_pseudo_query_is_taken_out_of_its_passage_nine_times_in_ten(tmp_path):
              "id": f"{PSEUDO_QUERY_PREFIX}span-1"},
             {"query": "Guide Install", "pos": [passage], "neg": ["moon"], "id": f"{PSEUDO_QUERY_PREFIX}title-1"},
             {"query": "carries marble over", "pos": [passage], "neg": ["moon"], "id": "q1"}]
-    rows = read_rows([write_rows(tmp_path / "rows.json", rows)])
+    rows = read_rows(write_rows(tmp_path / "rows.arrow", rows))
     training, epochs = TrainingSet(rows, use(), 2, seed=1), range(500)
     span, title, written = ([training[epoch, row]["passages"][0] for epoch in epochs] for row in range(3))
     assert set(written) == {passage}

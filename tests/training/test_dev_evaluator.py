@@ -105,6 +105,11 @@ def test_block_by_block_gives_the_metrics_of_all_scores_at_once(tiny, collection
     assert dev.evaluate(model) == pytest.approx(expected, abs=1e-12) and 0 < expected["mrr@10"] < 1
 
 
+def test_copies_of_dev_queries_are_no_distractors():
+    collection = Collection({"q": "a"}, {"p": "b", "copy": "A", "other": "c"}, {"q": {"p": 1}}, copies={"q": ["copy"]})
+    assert list(dev_corpus(collection, 10, seed=1)) == ["p", "other"]
+
+
 class Held(TorchDispatchMode):
     """`peak`: the most bytes of tensors made in it that were alive at once."""
 

@@ -24,7 +24,7 @@ from embedding_finetune.recipes import find_recipe
 from embedding_finetune.retrieval import resumable_search
 from embedding_finetune.retrieval.bm25 import BM25
 from embedding_finetune.retrieval.dense import Dense
-from embedding_finetune.retrieval.rerankers import make_reranker
+from embedding_finetune.retrieval.known_systems import make_reranker
 from embedding_finetune.training import training_data as rows_module
 from embedding_finetune.training.export import export
 from embedding_finetune.training.mining import Miner
@@ -40,7 +40,7 @@ def recipe_of(settings, label="hard", **changes):
 def make(settings, recipe):
     """(rows of the training file, share of each source)"""
     sources = make_training_file(settings, recipe, read_data(settings), Miner(settings, recipe))
-    return list(read_rows([training_path(settings, recipe)], teacher=bool(recipe.teacher))), sources
+    return list(read_rows(training_path(settings, recipe), teacher=bool(recipe.teacher))), sources
 
 
 def test_rows_have_mined_negatives_and_their_sources_add_up(built):
@@ -266,7 +266,7 @@ def test_a_late_teacher_is_told_by_how_it_reads_and_not_by_how_its_tokens_are_st
         return Miner(dataclasses.replace(built, **changed), recipe_of(built, "hard_kd", teacher="late_reference"))
 
     stored = miner(token_dtype="int8", token_pool_factor=4)
-    assert (stored.stage.dtype, stored.stage.merged) == ("float16", 1)
+    assert (stored.stage.dtype, stored.stage.pool_factor) == ("float16", 1)
     assert stored.inputs() == miner().inputs()
     assert miner(reference_prompt="look up: ").inputs() != miner().inputs()
 

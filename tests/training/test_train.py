@@ -303,7 +303,7 @@ def test_the_log_begins_with_recipe_file_flags_and_the_time_it_takes(built, untr
 
 def estimate(settings, recipe):
     training = finetuning.training_settings(settings, recipe, settings)
-    return plan.estimate_time(training, finetuning.read_rows([training.training_file]))
+    return plan.estimate_time(training, finetuning.read_rows(training.training_file))
 
 
 def test_the_estimate_by_hand(built, monkeypatch):

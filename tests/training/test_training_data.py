@@ -38,11 +38,11 @@ def test_rows_have_what_flagembedding_reads(built, label, number):
         assert row["pos"] == [train.corpus[passage] for passage in train.positives(row["id"])]
         assert len(set(row["neg"])) == number and set(row["neg"]) <= pool - set(row["pos"])
         assert row.keys() == {"query", "pos", "neg", "id", "prompt"} and row["prompt"] == built.query_prompt
-    assert [row | {"prompt": built.query_prompt} for row in read_rows([path_of(built, label)])] == rows
+    assert [row | {"prompt": built.query_prompt} for row in read_rows(path_of(built, label))] == rows
 
 
 def test_all_recipes_share_one_store_that_has_each_passage_once(built):
-    few, many = (read_rows([path_of(built, label)]) for label in ("neg10", "neg50"))
+    few, many = (read_rows(path_of(built, label)) for label in ("neg10", "neg50"))
     train = read_data(built).split("train")
     assert few.passages.equals(many.passages)
     assert few.passages["text"].to_pylist() == [train.corpus[passage] for passage in train.positive_pool()[0]]
@@ -50,7 +50,7 @@ def test_all_recipes_share_one_store_that_has_each_passage_once(built):
 
 
 def test_two_recipes_draw_different_negatives(built):
-    few, many = (read_rows([path_of(built, label)]) for label in ("neg10", "neg50"))
+    few, many = (read_rows(path_of(built, label)) for label in ("neg10", "neg50"))
     assert [row["neg"] for row in few] != [row["neg"][:10] for row in many]
 
 
@@ -58,7 +58,7 @@ def test_a_share_keeps_rows_as_they_are_and_a_larger_one_has_all_of_a_smaller_on
     kept = {}
     for label in ("neg10", "neg10_half", "neg10_quarter", "neg10_eighth", "neg10_half_long"):
         make(built, label)
-        kept[label] = [json.dumps(row) for row in read_rows([path_of(built, label)])]
+        kept[label] = [json.dumps(row) for row in read_rows(path_of(built, label))]
     sizes = [len(kept[label]) for label in ("neg10", "neg10_half", "neg10_quarter", "neg10_eighth")]
     assert sizes == [sizes[0], *(round(share * sizes[0]) for share in (0.5, 0.25, 0.125))] and sizes[3] > 5
     assert set(kept["neg10_eighth"]) < set(kept["neg10_quarter"]) < set(kept["neg10_half"]) < set(kept["neg10"])
@@ -111,7 +111,7 @@ def test_a_file_is_taken_as_it_is_until_something_has_changed(built, monkeypatch
 
     recipe = find_recipe(built, "neg10")
     make_training_file(built, dataclasses.replace(recipe, num_negatives=12), read_data(built))
-    assert {len(row["neg"]) for row in read_rows([path_of(built)])} == {12}
+    assert {len(row["neg"]) for row in read_rows(path_of(built))} == {12}
     assert {len(row["neg"]) for row in read_jsonl(export_of(built))} == {12}
     make(built)
     monkeypatch.setattr(rows_module, "data_identity", lambda settings: "other data")
@@ -143,9 +143,9 @@ def test_other_passages_are_a_reason_to_make_all_files_anew(built, written):
     path_of(built).unlink()
     make_training_file(built, find_recipe(built, "neg10"), fewer)
     with pytest.raises(UserError, match="training_neg_50.arrow does not belong to the passages of "):
-        read_rows([path_of(built, "neg50")])
+        read_rows(path_of(built, "neg50"))
     make(built, "neg50")
-    assert len(read_rows([path_of(built, "neg50")])) > 50 and len(written) == 4
+    assert len(read_rows(path_of(built, "neg50"))) > 50 and len(written) == 4
 
 
 def test_without_an_export_only_the_rows_are_written(built, written):
@@ -169,14 +169,14 @@ def test_another_seed_draws_other_negatives(built):
 
 def test_the_instruction_belongs_to_the_model_and_not_to_the_data(built, written):
     """Training files, data and rows stay what they are when QUERY_PROMPT changes."""
-    before, identity = rows_identity(read_rows([path_of(built)])), data_identity(built)
+    before, identity = rows_identity(read_rows(path_of(built))), data_identity(built)
     changed = dataclasses.replace(built, query_prompt="look up: ", passage_prompt="text: ")
     for label in ("neg10", "neg50"):
         make(changed, label)
     assert not written and data_identity(changed) == identity
     path_of(built).unlink()
     make(changed)
-    assert rows_identity(read_rows([path_of(built)])) == before
+    assert rows_identity(read_rows(path_of(built))) == before
 
 
 def test_a_leak_is_noticed_and_no_record_vouches_for_the_file(built, monkeypatch):

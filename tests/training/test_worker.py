@@ -27,6 +27,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from embedding_finetune.artifacts.staging import MANIFEST, complete_checkpoints
 from embedding_finetune.data.collection import Collection, write_collection
+from embedding_finetune.data.row_store import read_rows, write_for_flagembedding
 from embedding_finetune.files import UserError, read_json
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import EncoderConfig
@@ -58,12 +59,14 @@ def losses(monkeypatch):
 def test_the_first_50_losses_equal_flagembeddings(tiny, tmp_path, losses):
     """Over four epochs, with the flags of the equivalent command. Each row has one positive and as many negatives as
     are drawn: nothing is left to chance."""
-    data = write_rows(tmp_path / "train.json", training_rows(negatives=3, second_positives=False))
+    data, export = tmp_path / "rows.arrow", tmp_path / "rows.json"
+    write_rows(data, training_rows(negatives=3, second_positives=False))
+    write_for_flagembedding(export, read_rows(data), "find: ")
     ours = prepared(tiny, tmp_path / "ours", training_file=data, max_steps=50, learning_rate=2e-5,
                     passage_prompt="text ", mask_false_negatives=False)
     parser = transformers.HfArgumentParser((EncoderOnlyEmbedderModelArguments, EncoderOnlyEmbedderDataArguments,
                                             EncoderOnlyEmbedderTrainingArguments))
-    words = stock_flags(read_settings(ours), tmp_path / "theirs", data)
+    words = stock_flags(read_settings(ours), tmp_path / "theirs", export)
     EncoderOnlyEmbedderRunner(*parser.parse_args_into_dataclasses(words)).run()
     theirs = losses.copy()
     losses.clear()
@@ -321,11 +324,10 @@ def test_two_processes_train_as_one_on_the_joined_batch_and_continue_when_killed
 
 def test_what_a_teacher_teaches_can_be_chosen(tiny, tmp_path):
     """From the same start, on the same rows: three losses, three models."""
-    write_rows(tmp_path / "taught.json", training_rows(scores=True))
-    models = []
+    taught, models = write_rows(tmp_path / "rows.arrow", training_rows(scores=True)), []
     for number, more in enumerate(({}, {"teacher": True, "distillation_loss": "kl"},
                                    {"teacher": True, "distillation_loss": "margin"})):
-        training.train(prepared(tiny, tmp_path / str(number), training_file=tmp_path / "taught.json", epochs=0.1,
+        training.train(prepared(tiny, tmp_path / str(number), training_file=taught, epochs=0.1,
                              **more))
         models.append(parameters(tmp_path / str(number))["embeddings.word_embeddings.weight"])
     assert all(one.isfinite().all() for one in models)
@@ -334,7 +336,7 @@ def test_what_a_teacher_teaches_can_be_chosen(tiny, tmp_path):
 
 @pytest.mark.parametrize("changes, message", [
     ({"training_file": "missing.json"}, "missing.json does not exist"),
-    ({"teacher": True}, "row 1: a teacher needs 'pos_scores'"),
+    ({"teacher": True}, "has no teacher scores"),
     ({"data": "nowhere"}, "nowhere/corpus.jsonl does not exist"),
     ({"data": "only_test"}, "only_test has no dev queries: it needs qrels/dev.tsv"),
     ({"batch_size": 61}, "60 training queries are fewer than the 61"),

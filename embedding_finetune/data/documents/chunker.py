@@ -53,14 +53,14 @@ class Passage:
 
 
 @reader("documents")
-def read_documents(settings):
-    """Rows of the folder DATASET: DOCUMENT_QUERIES, all passages, then pseudo-queries, sampled with a seed to
+def read_documents(name, settings):
+    """Rows of the folder `name`: DOCUMENT_QUERIES, all passages, then pseudo-queries, sampled with a seed to
     MAX_QUERIES.
 
     Prints what was read and what was left out. Raises UserError when there is no text, or when a human-written query
     has no answer.
     """
-    passages = split_documents(settings)
+    passages = split_documents(name, settings)
     human_written = list(_human_written(settings, passages)) if settings.document_queries else []
     pseudo = list(pseudo_queries(passages, settings.seed, {normalize(row.query) for row in human_written}))
     kinds = Counter(row.id.split("-")[1] for row in pseudo)
@@ -74,9 +74,9 @@ def read_documents(settings):
     yield from pseudo
 
 
-def split_documents(settings):
-    """The Passages of all documents below DATASET, in the order of file names."""
-    folder, left_out, guessed, found = path_of(settings.dataset), defaultdict(list), defaultdict(list), []
+def split_documents(folder, settings):
+    """The Passages of all documents below a folder, in the order of file names."""
+    folder, left_out, guessed, found = path_of(folder), defaultdict(list), defaultdict(list), []
     chunker = Chunker(settings)
     for path in tqdm(list(_files(folder, left_out)), desc="reading documents", unit="file"):
         name = clean_text(str(path.relative_to(folder)))

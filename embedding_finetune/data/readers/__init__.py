@@ -1,9 +1,11 @@
 """Rows, and the registry of readers.
 
-A reader is a function that takes the settings and yields `Row`s; `@reader` registers it for a value of DATASET or for a
-file extension. A new format needs one such function and nothing else.
+A reader is a function that takes a name (the value of DATASET or CORPUS) and the settings and yields `Row`s;
+`@reader` registers it for a value of DATASET or for a file extension. A new format needs one such function and nothing
+else.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 READERS = {}  # value of DATASET, or file extension -> function
@@ -24,9 +26,46 @@ class Row:
     source: str | None = None  # origin of the positives, shown with a hit: a link, or a file with lines
     where: str = ""  # file and line
     problem: str = ""
+    grade: int = 1  # of the positives
+    split: str = ""  # train, dev or test, if the source assigns the query to a split
 
 
-def reader(*names):
+@dataclass
+class Source:
+    """How a file or a dataset was read; a reader may yield it before the rows, and complete it while it reads."""
+
+    name: str
+    how: dict = field(default_factory=dict)  # format, encoding, delimiter ..: value
+    columns: dict = field(default_factory=dict)  # column -> the setting that names its role; "" if it is not used
+    rows: int = 0
+    skipped: dict = field(default_factory=dict)  # problem -> {"rows": number, "first": the first files and lines}
+
+    def __str__(self):
+        used = [f"{column} ({role})" for column, role in self.columns.items() if role]
+        unused = [column for column, role in self.columns.items() if not role]
+        parts = [f"{key} {value}" for key, value in self.how.items()]
+        parts += [f"columns used: {', '.join(used)}"] if used else []
+        parts += [f"not used: {', '.join(map(repr, unused))}"] if unused else []
+        return f"{self.name}: {'; '.join(parts)}"
+
+
+@dataclass
+class Table:
+    """A table, read lazily.
+
+    `records(columns)` yields (line or row number, column -> value), or (number, problem) with a str for a broken row,
+    or (number, Row) for layouts whose roles are fixed. JSON rows may bring columns that `columns` lacks.
+    """
+
+    name: str
+    columns: list
+    records: Callable
+    unit: str = "line"
+    how: dict = field(default_factory=dict)  # how it is read, see Source
+    roles: dict | None = None  # column -> role, if the layout fixes them
+
+
+def reader(*names: str) -> Callable:
     """Register the decorated function for these values of DATASET or extensions such as ".jsonl".
 
     `documents` reads folders that are not in BEIR layout.

@@ -1,286 +1,100 @@
-"""Rows from tables: CSV, TSV, JSON, Parquet, and datasets of the Hugging Face Hub.
+"""Rows from tables: the columns that are read, and what their values mean."""
 
-Tables are read row by row, whatever their size. An error in one row is that row's `problem`; an error in the file is a
-UserError. Lines are counted from 1 as in the file.
-"""
-
-import codecs
-import contextlib
-import csv
-import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator
 
-import pyarrow
-from pyarrow.parquet import ParquetFile
-
-from embedding_finetune.data.readers import Row, reader
-from embedding_finetune.files import UserError, one_line
+from embedding_finetune.data.readers import Row, Source, Table
+from embedding_finetune.data.readers.files import SPLIT_NAMES, choose_split, table_files
+from embedding_finetune.data.readers.formats import BATCH, open_table
+from embedding_finetune.data.readers.values import Texts, id_of, number_of
+from embedding_finetune.files import UserError
 from embedding_finetune.hub import load_data_set
 from embedding_finetune.settings import path_of
 
-BATCH = 1000  # rows of Parquet and Hub datasets converted to Python values at once
-LONGEST = 2**26  # maximum characters of a CSV field; longer ones result from a missing quote
-PEEK = 100  # leading JSON rows whose keys define the columns
-
 # Column names that are recognized if a table has exactly one match.
-QUERY = "query|queries|question|questions|anchor"
-POSITIVES = "pos|positives?|passages?|answers?|documents?|docs?|texts?|contents?|contexts?|responses?"
+QUERY = r"query|queries|questions?|anchor|(question|sentence)[-_ ]?[1a]"
+POSITIVES = (r"pos|positives?|passages?|answers?|documents?|docs?|texts?|contents?|contexts?|responses?"
+             r"|(question|sentence)[-_ ]?[2b]")
 NEGATIVES = r"(hard[-_]?)?neg(ative)?s?([-_]\d+)?"
 QUERY_ID = "_?id|qid|query[-_]?id"
+LABEL = "labels?|grades?|scores?|relevance|rel|similarity|is[-_]?duplicate"
+SPLIT = "split"
 TEXT = "text|passage|document|doc|content|contents|body"
 TITLE = "title"
 TEXT_ID = "_?id|pid|doc[-_]?id|passage[-_]?id|corpus[-_]?id"
 SOURCE = "source|url"
+GRADES = range(6)  # of a label column; other values need a threshold
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table, read lazily.
+def read_table(name: str, settings) -> Iterator[Source | Row]:
+    """Rows of `name`, tables or a Hub dataset, by QUERY_COLUMN, POSITIVE_COLUMN, NEGATIVE_COLUMN, ID_COLUMN,
+    LABEL_COLUMN and SPLIT_COLUMN.
 
-    `records(columns)` yields (line or row number, column -> value), or (number, problem) with a str for a broken row.
+    A row with several queries becomes several Rows. A passage labelled 0 is a negative. Raises UserError when a label
+    or a split has no known meaning.
     """
+    columns = _Columns(name, settings, QUERY_COLUMN=QUERY, POSITIVE_COLUMN=POSITIVES, NEGATIVE_COLUMN=NEGATIVES,
+                       ID_COLUMN=QUERY_ID, LABEL_COLUMN=LABEL, SPLIT_COLUMN=SPLIT)
+    texts = Texts(columns.source)
 
-    name: str
-    columns: list
-    records: Callable
-    unit: str = "line"
+    def rows(values):
+        queries, positives = texts(values, columns["QUERY_COLUMN"]), texts(values, columns["POSITIVE_COLUMN"])
+        negatives = texts(values, columns["NEGATIVE_COLUMN"])
+        if not "".join(queries).strip():
+            raise ValueError("no query")
+        if not "".join(positives + negatives).strip():
+            raise ValueError("no relevant passage")
+        grade, split = columns.grade(values), columns.split(values)
+        if grade == 0:
+            positives, negatives = [], positives + negatives
+        identity, source = id_of(values, columns["ID_COLUMN"]), texts.source(values, columns)
+        if len(queries) == 1:
+            return [Row(queries[0], positives, identity, negatives, source, grade=grade, split=split)]
+        columns.source.how["several queries in a row"] = "each is a query; ids get -1, -2, .."
+        return [Row(query, positives, f"{identity}-{number}" if identity else None, negatives, source, grade=grade,
+                    split=split) for number, query in enumerate(queries, start=1)]
+
+    yield from _rows(_open(name, settings.split, "SPLIT", settings.query_column), columns, rows)
 
 
-@reader(".csv", ".tsv", ".jsonl", ".json", ".parquet")
-def read_table(settings):
-    """Rows of DATASET, a file or a Hub dataset, by QUERY_COLUMN, POSITIVE_COLUMN, NEGATIVE_COLUMN and ID_COLUMN."""
-    table = _open(settings.dataset, settings.split, "SPLIT")
-    chosen = _choose(table, settings, QUERY_COLUMN=QUERY, POSITIVE_COLUMN=POSITIVES, NEGATIVE_COLUMN=NEGATIVES,
-                     ID_COLUMN=QUERY_ID)
-
-    def row(values):
-        query = "".join(_texts(values, chosen["QUERY_COLUMN"])[:1])
-        positives, negatives = (_texts(values, chosen[name]) for name in ("POSITIVE_COLUMN", "NEGATIVE_COLUMN"))
-        if not query.strip() or not any(text.strip() for text in (*positives, *negatives)):
-            raise ValueError("no query" if not query.strip() else "no relevant passage")
-        return Row(query, positives, _id(values, chosen["ID_COLUMN"]), negatives, _texts(values, chosen["source"])[:1])
-
-    yield from _rows(table, chosen, row)
-
-
-def read_passages(name, settings):
-    """Rows without queries of `name`, a file or a Hub dataset.
+def read_passages(name: str, settings) -> Iterator[Source | Row]:
+    """Rows without queries of `name`, tables or a Hub dataset.
 
     The text is CORPUS_TITLE_COLUMN followed by CORPUS_TEXT_COLUMN, the id CORPUS_ID_COLUMN.
     """
-    table = _open(name, settings.corpus_split, "CORPUS_SPLIT")
-    chosen = _choose(table, settings, CORPUS_TEXT_COLUMN=TEXT, CORPUS_TITLE_COLUMN=TITLE, CORPUS_ID_COLUMN=TEXT_ID)
+    columns = _Columns(name, settings, CORPUS_TEXT_COLUMN=TEXT, CORPUS_TITLE_COLUMN=TITLE, CORPUS_ID_COLUMN=TEXT_ID)
+    texts = Texts(columns.source)
 
-    def row(values):
-        texts = _texts(values, chosen["CORPUS_TITLE_COLUMN"])[:1] + _texts(values, chosen["CORPUS_TEXT_COLUMN"])
-        if not any(text.strip() for text in texts):
+    def rows(values):
+        titles, found = (texts(values, columns[name]) for name in ("CORPUS_TITLE_COLUMN", "CORPUS_TEXT_COLUMN"))
+        identity = id_of(values, columns["CORPUS_ID_COLUMN"])
+        if len(titles) > 1 or identity and len(found) > 1:
+            raise ValueError("several titles" if len(titles) > 1 else "several texts with one id")
+        whole = [" ".join([*titles, text]) for text in found or ([""] if titles else [])]
+        if not any(map(str.strip, whole)):
             raise ValueError("no text")
-        return Row(None, [" ".join(texts)], _id(values, chosen["CORPUS_ID_COLUMN"]),
-                   source=_texts(values, chosen["source"])[:1])
+        return [Row(None, whole, identity, source=texts.source(values, columns))]
 
-    yield from _rows(table, chosen, row)
+    yield from _rows(_open(name, settings.corpus_split, "CORPUS_SPLIT", settings.corpus_text_column), columns, rows)
 
 
-def read_records(path, columns):
+def read_records(path, columns) -> Iterator[tuple[str, dict]]:
     """Yield (file and row, column -> value) for the existing `columns`; raises UserError at a broken row."""
-    table = _open(path, "", "")
-    for number, values in table.records([column for column in columns if column in table.columns]):
-        if isinstance(values, str):
-            raise UserError(f"{path}, {table.unit} {number}: {values}")
-        yield f"{path}, {table.unit} {number}", values
-
-
-def _rows(table, chosen, row):
-    columns = list(dict.fromkeys(column for names in chosen.values() for column in names))
+    table = open_table(path)
     for number, values in table.records(columns):
-        where = f"{table.name}, {table.unit} {number}"
-        try:
-            if isinstance(values, str):
-                raise ValueError(values)
-            found = row(values)
-            found.source, found.where = found.source[0] if found.source else None, where
-            yield found
-        except ValueError as error:
-            yield Row(None, [], where=where, problem=str(error))
+        if not isinstance(values, dict):
+            raise UserError(f"{path}, {table.unit} {number}: {values}")
+        yield f"{path}, {table.unit} {number}", {column: values[column] for column in columns if column in values}
 
 
-def _texts(values, columns):
-    """The texts in these columns, concatenated; a value is a text, a list of texts, or None."""
-    found = []
-    for column in columns:
-        value = values.get(column)
-        texts = value if isinstance(value, list) else [value]
-        if not all(text is None or isinstance(text, str) for text in texts):
-            raise ValueError(f"{column!r} must be a text or a list of texts")
-        found += [text for text in texts if text is not None]
-    return found
-
-
-def _id(values, columns):
-    value = values.get(columns[0]) if columns else None
-    if isinstance(value, bool) or not isinstance(value, int | str | None):
-        raise ValueError(f"{columns[0]!r} must be an id: a word or a whole number")
-    return str(value) if value not in (None, "") else None
-
-
-def _choose(table, settings, **usual):
-    """The columns to read, setting -> list: those that the settings name, else those recognized by name.
-
-    Prints the guesses. Raises UserError when a column does not exist, or when the first of `usual` or POSITIVE_COLUMN
-    is ambiguous.
-    """
-    listed = ", ".join(repr(str(column)[:40]) for column in table.columns[:30]) or "none"
-    chosen, guessed, doubts = {"source": _alike(SOURCE, table.columns)[:1]}, [], []
-    for number, (setting, names) in enumerate(usual.items()):
-        value = getattr(settings, setting.lower())
-        needed = number == 0 or setting == "POSITIVE_COLUMN"
-        if value in table.columns:
-            chosen[setting] = [value]
-        elif value not in ("auto", "none") or value == "none" and needed:
-            raise UserError(f"{setting}={value}: {table.name} has no such column; it has {listed}")
-        else:
-            found = _alike(names, table.columns) if value == "auto" else []
-            unambiguous = len(found) == 1 or setting == "NEGATIVE_COLUMN"
-            chosen[setting] = found if unambiguous else []
-            doubts += [setting] if needed and not unambiguous else []
-            guessed += [f"{setting}={', '.join(found)}"] if chosen[setting] else []
-            guessed += [f"{setting}=none (or {' or '.join(found)}?)"] if found and not unambiguous else []
-    if doubts:
-        raise UserError(f"{table.name} has the columns {listed}: set {' and '.join(doubts)} to the right ones")
-    if guessed:
-        print(f"{table.name}: guessed from the column names: {'; '.join(guessed)}")
-    return chosen
-
-
-def _alike(names, columns):
-    found = [column for column in columns if re.fullmatch(names, str(column).strip().lower())]
-    return [column for column in found if column != "id" or "_id" not in found]  # BEIR files have both
-
-
-def _open(name, split, setting):
-    path = path_of(name)
-    if not path.is_file():
-        return _hub(name, split, setting)
-    with _readable(path):
-        table = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet}.get(path.suffix.lower(), _json)(path)
-    duplicates = sorted({column for column in table.columns if table.columns.count(column) > 1})
-    if duplicates:
-        raise UserError(f"{path} has the column {duplicates[0]!r} twice: rename one of them")
-    if not table.columns:
-        raise UserError(f"{path} is empty: it has no rows")
-    return table
-
-
-@contextlib.contextmanager
-def _readable(path):
-    """Turn what libraries raise about a file into a one-line UserError that names it."""
-    try:
-        yield
-    except (OSError, ValueError, RecursionError, csv.Error, pyarrow.ArrowException) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else one_line(error)
-        raise UserError(f"cannot read {path}: {reason}") from None
-
-
-def _text_of(path):
-    """The file opened as text; invalid UTF-8 is kept as surrogates and reported per row."""
-    with open(path, "rb") as file:
-        wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    return open(path, encoding="utf-16" if wide else "utf-8-sig", errors="surrogateescape", newline="")
-
-
-def _is_text(text):
-    """Whether a text from `_text_of` was valid UTF-8."""
-    return text.isascii() or not re.search("[\udc80-\udcff]", text)
-
-
-def _csv(path):
-    csv.field_size_limit(LONGEST)
-    with _text_of(path) as file:
-        first = file.readline(LONGEST)
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
-        file.seek(0)
-        columns = next(filter(None, csv.reader(file, delimiter=delimiter, strict=True)), [])
-
-    def records(wanted):
-        place = [(column, columns.index(column)) for column in wanted]
-        with _readable(path), _text_of(path) as file:
-            rows, header = csv.reader(file, delimiter=delimiter, strict=True), True
-            while True:
-                start = rows.line_num + 1
-                try:
-                    row = next(rows)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    if "unexpected end" in str(error):
-                        raise UserError(f"{path}, line {start}: a quote opens here and is never closed, so the rest of "
-                                        "the file is one field: close or double it") from None
-                    yield from ((line, f"a stray quote ({error})") for line in range(start, rows.line_num + 1))
-                    continue
-                if not row or header:
-                    header = header and not row
-                elif len(row) != len(columns):
-                    yield start, f"{len(row)} fields, but the first line has {len(columns)}"
-                else:
-                    values = {column: row[index] for column, index in place}
-                    yield start, values if all(map(_is_text, values.values())) else "not UTF-8: save the file as UTF-8"
-
-    return Table(str(path), columns, records)
-
-
-def _json(path):
-    def records(wanted=None):
-        with _readable(path), _text_of(path) as file:
-            start = next((character for line in file for character in line.lstrip()[:1]), "")
-            file.seek(0)
-            yield from _elements(path, file.read()) if start == "[" else _lines(file)
-
-    columns = (key for _, values in islice(records(), PEEK) if isinstance(values, dict) for key in values)
-    return Table(str(path), list(dict.fromkeys(columns)), records)
-
-
-def _lines(file):
-    """The objects of a JSON Lines file."""
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            try:
-                values = json.loads(line) if _is_text(line) else "not UTF-8: save the file as UTF-8"
-                yield number, values if isinstance(values, dict | str) else "not a JSON object"
-            except (ValueError, RecursionError) as error:
-                yield number, f"not valid JSON ({getattr(error, 'msg', 'nested too deeply, or a number too long')})"
-
-
-def _elements(path, text):
-    """The elements of a JSON list, decoded one by one; decoding all at once takes many times the file's size in memory.
-    """
-    decode, line, counted = json.JSONDecoder().raw_decode, 1, 0
-    place, blank = text.index("[") + 1, re.compile(r"[\s,]*")
-    while place < len(text):
-        place = blank.match(text, place).end()
-        line, counted = line + text.count("\n", counted, place), place
-        if text[place:place + 1] == "]":
-            return
-        try:
-            values, place = decode(text, place)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {line}: not valid JSON ({getattr(error, 'msg', 'nested too deeply')}); fix "
-                            "it, or write one object per line") from None
-        yield line, values if isinstance(values, dict) else "not a JSON object"
-    raise UserError(f"{path} ends within its list: the file is truncated")
-
-
-def _parquet(path):
-    file = ParquetFile(path)
-
-    def records(wanted):
-        with _readable(path):
-            batches = file.iter_batches(BATCH, columns=wanted)
-            yield from enumerate((values for batch in batches for values in batch.to_pylist()), start=1)
-
-    return Table(str(path), file.schema_arrow.names, records, "row")
+def _open(name, split, setting, named) -> list[Table]:
+    """The tables of a file, of several, of a cloned dataset, or of the Hub."""
+    files = table_files(name)
+    if not files:
+        return [_hub(name, split, setting)]
+    if path_of(name).is_dir():
+        files = choose_split(files, path_of(name), split, setting)
+    return [open_table(path, named) for path in files]
 
 
 def _hub(name, split, setting):
@@ -294,4 +108,149 @@ def _hub(name, split, setting):
         batches = rows.select_columns(wanted).with_format("arrow").iter(BATCH)
         yield from enumerate((values for batch in batches for values in batch.to_pylist()), start=1)
 
-    return Table(name, rows.column_names, records, "row")
+    return Table(name, rows.column_names, records, "row", {"format": "Hub dataset"})
+
+
+def _rows(tables, columns, rows):
+    """The Source of the tables and their Rows, `rows(values)` for each record; columns may arrive late in JSON."""
+    columns.open(tables)
+    yield columns.source
+    for table in tables:
+        for number, values in table.records(columns.wanted):
+            where = f"{table.name}, {table.unit} {number}"
+            if isinstance(values, Row):
+                values.where = where
+                yield values
+                continue
+            try:
+                if isinstance(values, str):
+                    raise ValueError(values)
+                if not values.keys() <= columns.names.keys():
+                    columns.add(values, where)
+                for row in rows(values):
+                    row.where = where
+                    yield row
+            except ValueError as error:
+                yield Row(None, [], where=where, problem=str(error))
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from None
+        columns.source.how |= table.how
+
+
+class _Columns:
+    """The columns to read, setting -> list: those that the settings name, else those recognized by name.
+
+    `usual` gives the recognized names by setting. The choice is made from the columns of all tables, and again when a
+    row brings a new one. Prints the guesses. Raises UserError when a column does not exist, when the first of `usual`
+    or POSITIVE_COLUMN is ambiguous, or when a label or a split is.
+    """
+
+    def __init__(self, name, settings, **usual):
+        self.settings, self.usual, self.source = settings, usual, Source(name)
+        self.names, self.threshold, self.chosen = {}, None, {}
+
+    def __getitem__(self, setting):
+        return self.chosen[setting]
+
+    @property
+    def wanted(self):
+        return list(dict.fromkeys(column for names in self.chosen.values() for column in names))
+
+    def open(self, tables):
+        """Choose from the columns of these tables; a column that the user names may first occur in any row."""
+        for table in tables:
+            self.source.how |= table.how
+        if len(tables) > 1:
+            self.source.how["files"] = ", ".join(table.name for table in tables)
+        fixed, self.names = tables[0].roles, dict.fromkeys(column for table in tables for column in table.columns)
+        if fixed:
+            self.source.columns, self.chosen = fixed, {}
+        else:
+            for setting in self.usual:
+                value = self._named(setting)
+                if value not in ("auto", "none") and value not in self.names and any(
+                        value in values for table in tables for _, values in table.records([value])
+                        if isinstance(values, dict)):
+                    self.names[value] = None
+            self.chosen = self._choose()
+            self._describe()
+
+    def add(self, columns, where):
+        """Take the new columns of a row into account. Raises UserError when they make the choice ambiguous."""
+        before, self.names = self.chosen, dict.fromkeys([*self.names, *columns])
+        self.chosen = self._choose(where)
+        for setting, names in before.items():
+            if self.chosen[setting][:len(names)] != names:
+                raise UserError(f"with a new column, {setting} could be {' or '.join(map(repr, self.names))}: set it")
+        self._describe()
+
+    def _named(self, setting):
+        """The column that a setting names; "score>=0.5" sets the threshold of LABEL_COLUMN as well."""
+        value = getattr(self.settings, setting.lower())
+        parts = re.fullmatch(r"(.+)>=(-?\d+(?:\.\d+)?)", value) if setting == "LABEL_COLUMN" else None
+        if parts and value not in self.names:
+            self.threshold = float(parts[2])
+            return parts[1].strip()
+        return value
+
+    def _choose(self, where=""):
+        listed = ", ".join(repr(str(column)[:40]) for column in [*self.names][:30]) or "none"
+        chosen, guessed, doubts = {"source": self._alike(SOURCE)[:1]}, [], []
+        for number, (setting, names) in enumerate(self.usual.items()):
+            value, needed = self._named(setting), number == 0 or setting == "POSITIVE_COLUMN"
+            if value in self.names:
+                chosen[setting] = [value]
+            elif value not in ("auto", "none") or value == "none" and needed:
+                raise UserError(f"{setting}={value}: {self.source.name} has no such column; it has {listed}")
+            else:
+                found = self._alike(names) if value == "auto" else []
+                unambiguous = len(found) == 1 or setting == "NEGATIVE_COLUMN"
+                chosen[setting] = found if unambiguous else []
+                meant = needed or found and setting in ("LABEL_COLUMN", "SPLIT_COLUMN")
+                doubts += [setting] if meant and not unambiguous else []
+                guessed += [f"{setting}={', '.join(found)}"] if chosen[setting] else []
+                guessed += [f"{setting}=none (or {' or '.join(found)}?)"] if found and not unambiguous else []
+        if doubts:
+            raise UserError(f"{self.source.name} has the columns {listed}: set {' and '.join(doubts)} to the right ones"
+                            + ("" if {*doubts} <= {"QUERY_COLUMN", "POSITIVE_COLUMN", "CORPUS_TEXT_COLUMN"} else
+                               ", or to none"))
+        if guessed and not where:
+            print(f"{self.source.name}: guessed from the column names: {'; '.join(guessed)}")
+        return chosen
+
+    def _alike(self, names):
+        found = [column for column in self.names if re.fullmatch(names, str(column).strip().lower())]
+        return [column for column in found if column != "id" or "_id" not in found]  # BEIR files have both
+
+    def _describe(self):
+        roles = {column: role for role, columns in self.chosen.items() for column in columns}
+        self.source.columns = {str(column): roles.get(column, "") for column in self.names}
+
+    def grade(self, values):
+        """The grade of a row's passages by LABEL_COLUMN: a whole number from 0, or 0 and 1 by a threshold."""
+        if not self.chosen["LABEL_COLUMN"]:
+            return 1
+        column = self.chosen["LABEL_COLUMN"][0]
+        value = values.get(column)
+        if value is None or value == "":
+            raise ValueError(f"no label in {column!r}")
+        number = number_of(str(value))
+        if self.threshold is not None and number is not None:
+            return int(number >= self.threshold)
+        if number in GRADES:
+            return int(number or 0)
+        problem = (f"{column!r} holds a value that is no grade (a whole number from 0 to {GRADES[-1]}): set "
+                   f"LABEL_COLUMN='{column}>=NUMBER' for the lowest value of a relevant passage, or LABEL_COLUMN=none "
+                   "to take all rows as relevant")
+        raise (UserError if self.settings.label_column == "auto" else ValueError)(problem)
+
+    def split(self, values):
+        """The split of a row by SPLIT_COLUMN: train, dev or test, or "" without such a column."""
+        if not self.chosen["SPLIT_COLUMN"]:
+            return ""
+        column = self.chosen["SPLIT_COLUMN"][0]
+        value = str(values.get(column) or "").strip().lower()
+        if value not in SPLIT_NAMES:
+            raise UserError(f"{column!r} holds {value[:40]!r}, which is none of {', '.join(SPLIT_NAMES)}: correct it, "
+                            "or set SPLIT_COLUMN=none to have the queries split at random")
+        return SPLIT_NAMES[value]

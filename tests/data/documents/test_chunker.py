@@ -51,7 +51,7 @@ def manual(sections=40, seed=1):
 def test_passages_have_their_titles_and_their_place(tmp_path):
     folder_of(tmp_path, a_txt="no heading", b__guide_md="lead\n\n# Guide\n\nintro\n\n## Install\n### Linux\napt\n\n"
                                                         "install\n## Empty\n\n## Use\nit")
-    passages = split_documents(settings_of(tmp_path))
+    passages = split_documents(tmp_path, settings_of(tmp_path))
     assert [(passage.source, passage.text) for passage in passages] == [
         ("a.txt, line 1", "no heading"), ("b/guide.md, line 1", "lead"), ("b/guide.md, line 5, Guide", "Guide\nintro"),
         ("b/guide.md, lines 9-12, Guide > Install > Linux", "Guide > Install > Linux\napt\n\ninstall\nEmpty"),
@@ -67,7 +67,7 @@ def test_no_passage_is_longer_than_the_model_reads_and_no_text_is_lost(tmp_path,
     from transformers import AutoTokenizer
     tokenizer = AutoTokenizer.from_pretrained(model_path("bundled"))
     folder_of(tmp_path, a_md=text)
-    passages = split_documents(settings_of(tmp_path, chunk_tokens=48))
+    passages = split_documents(tmp_path, settings_of(tmp_path, chunk_tokens=48))
     lengths = [len(tokenizer(passage.text)["input_ids"]) for passage in passages]
     fits = [length <= 48 for length, passage in zip(lengths, passages) if len("".join(passage.titles)) < 80]
     assert all(fits) and (len(fits) > 20 or "title" in text or "x" * 9 in text)
@@ -81,7 +81,7 @@ def test_passages_may_be_longer_than_the_tokenizers_file_cuts_and_pads(tmp_path)
     from transformers import AutoTokenizer
     tokenizer = AutoTokenizer.from_pretrained(model_path("bundled"))
     folder_of(tmp_path, a_txt=manual().replace("#", ""))
-    passages = split_documents(settings_of(tmp_path, passage_max_len=256))
+    passages = split_documents(tmp_path, settings_of(tmp_path, passage_max_len=256))
     lengths = [len(tokenizer(passage.text)["input_ids"]) for passage in passages]
     assert 200 < max(lengths) <= 256
 
@@ -89,7 +89,7 @@ def test_passages_may_be_longer_than_the_tokenizers_file_cuts_and_pads(tmp_path)
 def test_lines_are_those_of_the_file(tmp_path):
     text = manual()
     folder_of(tmp_path, a_md=text.replace("\n", "\r\n"))
-    for passage in split_documents(settings_of(tmp_path, chunk_tokens=48, chunk_overlap=8)):
+    for passage in split_documents(tmp_path, settings_of(tmp_path, chunk_tokens=48, chunk_overlap=8)):
         first, _, last = passage.source.split(", ")[1].removeprefix("lines ").removeprefix("line ").partition("-")
         there = "\n".join(text.split("\n")[int(first) - 1:int(last or first)])
         assert passage.body in there, passage.source
@@ -97,15 +97,15 @@ def test_lines_are_those_of_the_file(tmp_path):
 
 def test_passages_overlap_as_far_as_asked(tmp_path):
     folder_of(tmp_path, a_txt=" ".join(f"word{number}" for number in range(400)))
-    apart, overlapping = (split_documents(settings_of(tmp_path, chunk_tokens=48, chunk_overlap=overlap))
+    apart, overlapping = (split_documents(tmp_path, settings_of(tmp_path, chunk_tokens=48, chunk_overlap=overlap))
                           for overlap in (0, 12))
     for passages, shared in ((apart, False), (overlapping, True)):
         bodies = [set(passage.body.split()) for passage in passages]
         assert all(bool(one & other) == shared for one, other in zip(bodies, bodies[1:]))
     with pytest.raises(UserError, match="CHUNK_OVERLAP=30 is more than half of the 48 tokens"):
-        split_documents(settings_of(tmp_path, chunk_tokens=48, chunk_overlap=30))
+        split_documents(tmp_path, settings_of(tmp_path, chunk_tokens=48, chunk_overlap=30))
     with pytest.raises(UserError, match="CHUNK_TOKENS=97 is more than the 96 tokens that the model reads"):
-        split_documents(settings_of(tmp_path, chunk_tokens=97))
+        split_documents(tmp_path, settings_of(tmp_path, chunk_tokens=97))
 
 
 def test_what_is_left_out_is_counted_and_named(tmp_path, capsys):
@@ -115,7 +115,7 @@ def test_what_is_left_out_is_counted_and_named(tmp_path, capsys):
     (tmp_path / "中文 名字" / "说明 书.txt").write_bytes(CHINESE.encode("gb18030"))
     (tmp_path / "中文 名字" / "loop").symlink_to(tmp_path)
     os.mkfifo(tmp_path / "pipe.md")
-    passages = split_documents(settings_of(tmp_path))
+    passages = split_documents(tmp_path, settings_of(tmp_path))
     assert {passage.file for passage in passages} == {"a.md", "中文 名字/说明 书.txt"}
     printed = capsys.readouterr().out
     for line in ("1 left out, hidden: .hidden.md", "1 left out, linked folder: 中文 名字/loop",
@@ -145,7 +145,7 @@ def test_a_span_is_a_run_of_whole_words_and_at_most_half(text):
 def test_titles_ask_for_their_section_and_spans_for_what_they_stand_in(tmp_path):
     folder_of(tmp_path, a_md="# Guide\n\n## Install it\n" + CHINESE * 2 + "\n## API\nshort\n",
               b_md="# Guide\n\n## Set up\n" + "many words " * 400, c_md="# Guide\n\n## API\nagain")
-    passages = split_documents(settings_of(tmp_path, chunk_tokens=48))
+    passages = split_documents(tmp_path, settings_of(tmp_path, chunk_tokens=48))
     rows = list(pseudo_queries(passages, seed=1))
     titles = {row.query: len(row.positives) for row in rows if row.id.startswith(f"{PSEUDO_QUERY_PREFIX}title-")}
     assert titles == {"Guide Install it": 4}  # Set up has more passages than a title is for, Guide API is twice there
@@ -158,7 +158,7 @@ def test_titles_ask_for_their_section_and_spans_for_what_they_stand_in(tmp_path)
 
 def test_what_two_passages_share_is_answered_by_both(tmp_path):
     folder_of(tmp_path, a_txt=" ".join(f"word{number}" for number in range(2000)))
-    passages = split_documents(settings_of(tmp_path, chunk_tokens=48, chunk_overlap=23))
+    passages = split_documents(tmp_path, settings_of(tmp_path, chunk_tokens=48, chunk_overlap=23))
     rows = list(pseudo_queries(passages, seed=1))
     for row in rows:
         assert row.positives == [passage.text for passage in passages if row.query in passage.body]
@@ -167,9 +167,9 @@ def test_what_two_passages_share_is_answered_by_both(tmp_path):
 
 def test_a_new_file_changes_no_other_files_queries(tmp_path):
     folder_of(tmp_path, b_md=manual(5))
-    before = {row.query for row in pseudo_queries(split_documents(settings_of(tmp_path)), 1)}
+    before = {row.query for row in pseudo_queries(split_documents(tmp_path, settings_of(tmp_path)), 1)}
     folder_of(tmp_path, a_md=manual(5, seed=2).replace("Manual", "Other"))
-    assert before <= {row.query for row in pseudo_queries(split_documents(settings_of(tmp_path)), 1)}
+    assert before <= {row.query for row in pseudo_queries(split_documents(tmp_path, settings_of(tmp_path)), 1)}
 
 
 def test_a_section_is_in_one_part_of_the_split_and_sources_are_written(settings, tmp_path):
