@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from embedding_finetune.artifacts.manifest import TRAINING_LOG
 from embedding_finetune.files import (
     UserError,
     atomic_write,
@@ -20,7 +21,7 @@ from embedding_finetune.files import (
     write_jsonl,
 )
 from embedding_finetune.settings import ROOT
-from embedding_finetune.training.log import LOG_NAME, read_log
+from embedding_finetune.training.log import read_log
 
 
 def test_rows_come_back_as_written(tmp_path):
@@ -142,9 +143,9 @@ def test_sha256_of_a_known_text(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="no file whose reading fails without a broken disk")
 @pytest.mark.parametrize("read", [read_json, read_jsonl, sha256, lambda path: read_log(path.parent)])
 def test_what_is_there_and_cannot_be_read_does_not_pass_for_missing(tmp_path, read):
-    (tmp_path / LOG_NAME).symlink_to("/proc/self/mem")  # the first bytes of a process are mapped to nothing
-    with pytest.raises(UserError, match=f"cannot read .*{LOG_NAME}: Input/output error"):
-        read(tmp_path / LOG_NAME)
+    (tmp_path / TRAINING_LOG).symlink_to("/proc/self/mem")  # the first bytes of a process are mapped to nothing
+    with pytest.raises(UserError, match=f"cannot read .*{TRAINING_LOG}: Input/output error"):
+        read(tmp_path / TRAINING_LOG)
 
 
 def test_too_little_memory_is_told_from_what_a_library_says():

@@ -132,7 +132,7 @@ def test_each_setting_of_a_training_reaches_its_processes(built, monkeypatch, tm
         assert getattr(owner, name.lower()) == value, name
     args = training_arguments(training, tmp_path, dev=True)
     assert (args.per_device_train_batch_size, args.learning_rate, args.num_train_epochs) == (5, 2e-4, 1.5)
-    assert (args.warmup_steps, args.eval_steps, args.logging_steps, args.temperature) == (0.25, 0.3, 7, 0.07)
+    assert (args.warmup_steps, args.eval_steps, args.logging_steps, args.bf16) == (0.25, 0.3, 7, True)
 
 
 def test_a_recipe_changes_settings_of_the_training_and_no_others():

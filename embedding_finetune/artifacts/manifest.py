@@ -12,7 +12,7 @@ CHECKSUM = "seal"  # key in a JSON object: hash of its other entries
 MANIFEST = "complete.json"  # manifest of a finished folder: SHA-256 of each file
 MODEL_CARD = "README.md"  # of a model; an evaluation adds its metrics
 COMPILED_RECORD = "compiled.json"  # of a compiled model: its inputs and the export options
-NOT_IDENTITY = (MODEL_CARD, "training_log.jsonl")  # files that do not affect what a model computes
+TRAINING_LOG = "training_log.jsonl"  # in a model's folder; it does not affect what the model computes
 
 
 def write_record(path: Path, inputs: dict, files: Iterable[str] = (), **more: object) -> None:
@@ -67,19 +67,19 @@ def _checksum(value):
 def write_manifest(folder: Path) -> None:
     """Sync the files of a folder to disk and write its manifest, after which the folder may be renamed into place.
 
-    The model card and the training log are synced but not hashed.
+    The model card, to which an evaluation adds metrics, is synced but not hashed.
     """
     names = [str(file.relative_to(folder)) for file in sorted(folder.rglob("*"))
              if file.is_file() and not file.name.startswith(".")]  # left by a killed process
     for name in names:
         with open(folder / name, "rb") as file:
             os.fsync(file.fileno())
-    hashed = [name for name in names if name not in (MANIFEST, *NOT_IDENTITY)]
+    hashed = [name for name in names if name not in (MANIFEST, MODEL_CARD)]
     write_checksummed(folder / MANIFEST, file_hashes(folder, hashed))
 
 
 def verify_manifest(folder: Path, hashed: Callable[[Path], str] = sha256) -> str | None:
-    """The name of the first file of a folder that differs from its manifest, or None.
+    """The name of the first file of a folder that differs from its manifest, or None; the training log does not count.
 
     Returns None as well if there is no manifest, and the manifest's own name if it is damaged. `hashed` maps a file to
     its hash.
@@ -87,7 +87,10 @@ def verify_manifest(folder: Path, hashed: Callable[[Path], str] = sha256) -> str
     if not (folder / MANIFEST).exists():
         return None
     hashes = read_checksummed(folder / MANIFEST)
-    return changed_file(folder, hashes, hashed=hashed) if hashes else MANIFEST
+    if not hashes:
+        return MANIFEST
+    hashes.pop(TRAINING_LOG, None)
+    return changed_file(folder, hashes, hashed=hashed)
 
 
 def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """A soak of the server: it is asked for a while, as its files change, it is killed, and some clients are rude.
 
-    python -m faults soak [--minutes 30] [--page docs/reliability.md]    which `make soak` calls
+    python -m faults soak [--minutes 30] [--page tests/faults/RESULTS.md]    which `make soak` calls
     python -m faults soak --quick              some faults once, with a less patient server, as `make test-long` has it
     python -m faults soak --quick --plant      and then with a bug in the server: it must be found
 
