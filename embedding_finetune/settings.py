@@ -39,6 +39,7 @@ DATA, TRAINING, EVALUATION, NOTHING = "data", "training", "evaluation", "nothing
 LEVELS = {DATA: "data: a change builds all again", TRAINING: "training: a change trains again",
           EVALUATION: "evaluation: a change evaluates again", NOTHING: "others: a change keeps what has been made"}
 POOLINGS = ("cls", "mean", "last_token")
+YES_OR_NO = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 SELECTION_METRIC = "mrr@10"  # on dev queries: selects checkpoints, fusion weights and models
 
 
@@ -279,7 +280,7 @@ def _parse(name: str, text: str) -> Any:
     row = TABLE[name]
     parse, wanted = {Path: (path_of, "a path"), str: (str, "a text"),
                      int: (int, "a whole number"), float: (float, "a number"),
-                     bool: (_yes_or_no, "yes or no")}[row.type]
+                     bool: (lambda given: YES_OR_NO[given.lower()], "yes or no")}[row.type]
     try:
         value = parse(text)
         if isinstance(value, float) and not math.isfinite(value):
@@ -290,10 +291,6 @@ def _parse(name: str, text: str) -> Any:
     if not holds(value):
         raise UserError(f"{name}={text} is impossible: it {demand}")
     return value
-
-
-def _yes_or_no(text):
-    return {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}[text.lower()]
 
 
 if __name__ == "__main__":  # the old name of the command
