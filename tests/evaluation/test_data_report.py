@@ -161,10 +161,12 @@ def test_the_sentences_say_the_most_frequent_first():
 @pytest.mark.parametrize("limit, sizes, most, advice", [
     (96, (97, 120, 200), 512, "raise it to 97, which fits 95 %"),
     (96, (96, 120, 200), 512, "raise it to 120, which fits 99 %"),
-    (96, (36, 40, 97), 512, "raise it to 97, which fits all"), (96, (36, 96, 600), 512, "raise it to 512, the most that"),
+    (96, (36, 40, 97), 512, "raise it to 97, which fits all"),
+    (96, (36, 96, 600), 512, "raise it to 512, the most that"),
     (96, (97, 120, 200), 97, "raise it to 97, which fits 95 %"),
     (96, (98, 120, 200), 97, "raise it to 97, the most that"),
-    (96, (97, 120, 200), 96, "the model reads no more than 96 tokens"), (96, (36, 40, 97), 96, "the model reads no more")])
+    (96, (97, 120, 200), 96, "the model reads no more than 96 tokens"),
+    (96, (36, 40, 97), 96, "the model reads no more")])
 def test_no_advice_is_below_the_present_limit(limit, sizes, most, advice):
     assert length_advice({"limit": limit} | dict(zip(("95 %", "99 %", "longest"), sizes)), most).startswith(advice)
 
