@@ -65,11 +65,11 @@ baseline: .venv/complete  ## keep the demo's figures, float32 on one thread, to 
 baseline-check: .venv/complete  ## run the demo again and list what differs from the baseline
 	python tests/baseline.py check
 
-faults: .venv/complete  ## break it on purpose: kills, full disks, damaged files, odd input; an hour, docs/reliability.md
-	PYTHONPATH=$(CURDIR):$(CURDIR)/tests python -m faults --processes $$(nproc) --plant all --page docs/reliability.md
+faults: .venv/complete  ## break it on purpose: kills, full disks, damaged files, odd input; an hour, tests/faults/RESULTS.md
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests python -m faults --processes $$(nproc) --plant all --page tests/faults/RESULTS.md
 
-soak: .venv/complete  ## the server for half an hour under load and faults, every answer checked; docs/reliability.md
-	PYTHONPATH=$(CURDIR):$(CURDIR)/tests python -m faults soak --page docs/reliability.md
+soak: .venv/complete  ## the server for half an hour under load and faults, every answer checked; tests/faults/RESULTS.md
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests python -m faults soak --page tests/faults/RESULTS.md
 
 bench: .venv/complete  ## measure NAME (train, encode, search, ..) and keep its figures; without NAME all of them, for hours
 	python benchmarks/bench.py $(NAME)

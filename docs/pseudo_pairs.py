@@ -4,7 +4,7 @@
     python docs/pseudo_pairs.py [--seeds 3]   trains on spans of the same passages, writes docs/pseudo_pairs.json
 
 The test queries are the demo's, and so are the corpus, the training passages, the settings and the number of steps; the
-training and dev queries are spans of their passages. docs/documents.md says what came out.
+training and dev queries are spans of their passages. docs/your_data.md says what came out.
 """
 
 import argparse

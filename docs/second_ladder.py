@@ -44,7 +44,7 @@ COMMON = {"PROFILE": "demo", "RECIPE_FILE": "docs/ladder_second.toml", "BASE_POO
 LARGE_BATCH = {"BATCH_SIZE": "128", "GRAD_CACHE_CHUNK": "128", "LEARNING_RATE": "1e-4", "EPOCHS": "2"}
 PACKAGES = "sympy", "torch"
 COVIDQA = Path(os.environ.get("COVIDQA", "covidqa"))
-SETS = {  # batches and rates are the best on dev for single-vector in docs/ladder.md
+SETS = {  # batches and rates are the best on dev for single-vector in docs/results.md
     "docstrings": {"DATASET": os.environ.get("DOCSTRINGS", "docstrings"), "MAX_QUERIES": "6000", **LARGE_BATCH},
     "msmarco": {"DATASET": os.environ.get("PAIRS", "msmarco"), "MAX_QUERIES": "0", "PASSAGE_MAX_LEN": "128",
                 "LEARNING_RATE": "2e-5", "EPOCHS": "0.5"},

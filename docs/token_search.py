@@ -14,10 +14,10 @@ import recipe as ladder
 from second_ladder import SETS, settings_of, timed
 
 from embedding_finetune.data.collection import read_data
-from embedding_finetune.evaluation.metrics import choose_weight, per_query
+from embedding_finetune.evaluation.metrics import per_query
 from embedding_finetune.evaluation.results import read_measured_run
 from embedding_finetune.evaluation.significance import add_significance
-from embedding_finetune.evaluation.tuning import candidate_recall
+from embedding_finetune.evaluation.tuning import candidate_recall, choose_weight
 from embedding_finetune.files import run_command_line
 from embedding_finetune.retrieval.fusion import weighted_sum_fusion
 from embedding_finetune.retrieval.known_systems import make_reranker

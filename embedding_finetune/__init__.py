@@ -45,7 +45,7 @@ The modules in data-flow order; each imports only from modules above it:
     models/fast_layers       faster dropout on a CPU
     models/batching          length-sorted batches
     models/embedding_cache   embeddings on disk, by model and text
-    models/compiled_model    ONNX and OpenVINO in place of PyTorch
+    models/compiled_model    export to ONNX; ONNX and OpenVINO in place of PyTorch
     models/encoder_config    pooling, prompts and lengths, read from the model
     models/modeling          loading an encoder and the layers after it
     models/multi_vector      token embeddings and MaxSim
@@ -74,10 +74,10 @@ The modules in data-flow order; each imports only from modules above it:
     training/batches         sampling of training batches
     training/loss            the contrastive loss, GradCache
     evaluation/metrics       recall, MRR and nDCG from runs and judgments
+    training/arguments       settings of one training, and the arguments of the trainers
     training/dev_evaluator   dev metrics during a training
     training/log             the training log
     training/distributed     agreement among the processes of a training
-    training/arguments       settings of one training, and the arguments of the trainers
     training/plan            what a training will do, and the equivalent commands
     training/trainer         the training loop
     training/reranker        training a cross-encoder

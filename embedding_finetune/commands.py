@@ -1,7 +1,9 @@
 """Commands around an experiment: its settings, `.env` for new data, and what it takes on disk."""
 
+import glob
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -34,20 +36,21 @@ def init() -> None:
     path, env_file = Path(options.dataset).expanduser(), ROOT / ".env"
     if env_file.exists() and not may_overwrite():
         raise UserError(".env exists: OVERWRITE=1 replaces it")
-    if path.suffix and not path.exists() and not re.fullmatch(r"[\w.-]+/[\w.@:-]+", options.dataset):
+    files = path.exists() or glob.has_magic(str(path))
+    if path.suffix and not files and not re.fullmatch(r"[\w.-]+/[\w.@:-]+", options.dataset):
         raise UserError(f"{options.dataset} does not exist: name a file, a folder, or a dataset of the Hub")
-    dataset = str(display_value(path.resolve())) if path.exists() else options.dataset
-    name = path.stem if path.exists() else options.dataset.rpartition("/")[2]
+    dataset = str(display_value(Path(os.path.abspath(path)))) if files else options.dataset
+    name = re.split(r"[.*?\[]", path.name)[0] or path.absolute().parent.name if files else path.name
     given = {"DATASET": dataset, "DATA_DIR": f"ft_data/{name}", "OUTPUT_DIR": f"output/{name}"}
-    given |= {column: os.environ[column] for column in TABLE if column.endswith("_COLUMN") and column in os.environ}
+    given |= {name: os.environ[name] for name in TABLE if name.endswith(("_COLUMN", "SPLIT")) and name in os.environ}
     profile = options.profile or ("msmarco" if has_gpu() else "demo")
     row = first_row(Settings.load(profile, given))
     lines = [f"# Settings of the experiment with {dataset}; `python -m embedding_finetune settings` lists all others.",
-             *(f"{key}={value!r}" if " " in value else f"{key}={value}"
-               for key, value in ({"PROFILE": profile} | given).items())]
+             *(f"{key}={shlex.quote(value)}" for key, value in ({"PROFILE": profile} | given).items())]
     with atomic_write(env_file) as file:
         file.write("\n".join(lines) + "\n")
-    print(f"first query: {row.query!r}; first passage: {row.positives[0][:200]!r}" if row.query else "documents")
+    passage = (row.positives or row.negatives)[0]
+    print(f"first query: {row.query!r}; first passage: {passage[:200]!r}" if row.query else "documents")
     print("written to .env:", *lines[1:], "next: make run", sep="\n")
 
 

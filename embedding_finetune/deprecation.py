@@ -7,6 +7,8 @@ import argparse
 import functools
 import importlib
 import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from embedding_finetune.files import UserError
 
@@ -24,7 +26,7 @@ RECIPE_VALUES = {("kind", "model"): "bi_encoder", ("kind", "reranker"): "cross_e
 FILTERS = {"share": "relative_margin", "margin": "absolute_margin", "ranks": "rank_range"}
 
 
-def rename_settings(given, source=""):
+def rename_settings(given: Mapping[str, Any], source: str = "") -> dict[str, Any]:
     """Settings (NAME -> value) under their current names and values.
 
     `source` is where they were given, for the notice; it is empty for records, which give none. Raises UserError when
@@ -37,7 +39,7 @@ def rename_settings(given, source=""):
     return renamed
 
 
-def rename_recipe(entry, source=""):
+def rename_recipe(entry: Mapping[str, Any], source: str = "") -> dict[str, Any]:
     """A recipe's keys and values under their current names; `source` and errors as in rename_settings."""
     renamed = {}
     for name, value in _renamed_keys(entry, RECIPE_KEYS, source):
@@ -55,7 +57,7 @@ def rename_recipe(entry, source=""):
     return renamed
 
 
-def _renamed_keys(given, names, source):
+def _renamed_keys(given: Mapping[str, Any], names: dict[str, str], source: str) -> Iterator[tuple[str, Any]]:
     """Yield (current name, value) of `given`; `names` has old name -> current name. Raises UserError for both."""
     for name, value in given.items():
         new = names.get(name, name)
@@ -73,7 +75,7 @@ class RenamedOption(argparse.Action):
         setattr(namespace, self.dest, value)
 
 
-def run_renamed(old, command):
+def run_renamed(old: str, command: str) -> None:
     """Run a command that was started under its old module name."""
     _notice("command", f"python -m embedding_finetune.{old}", f"python -m embedding_finetune {command}")
     importlib.import_module("embedding_finetune.cli").run([command, *sys.argv[1:]])

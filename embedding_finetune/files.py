@@ -8,9 +8,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 FILE_VISIBILITY_LAG = 60  # seconds until every node sees a new file: NFS caches directories that long (acdirmax)
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -45,7 +45,7 @@ def parse_label(command: str, description: str, labels: str) -> str:
     return parser.parse_args().label
 
 
-def run_command_line(main):
+def run_command_line(main: Callable[[], object]) -> None:
     """Call `main()`; a UserError, a disk error or Ctrl-C becomes one line on standard error and exit status 1 or 130.
 
     Other exceptions pass through.
@@ -66,12 +66,12 @@ def run_command_line(main):
                  "and run the same command again")
 
 
-def one_line(error):
+def one_line(error: BaseException) -> str:
     """The message of an exception on one line of at most 300 characters, or its type if it has no message."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def one_letter_off(name, known):
+def one_letter_off(name: str, known: Collection[str]) -> str | None:
     """The name in `known` that differs from `name` by one added, missing or replaced letter, or None.
 
     Only known names of five letters or more are considered. A name that is itself in `known` gives None.
@@ -84,12 +84,12 @@ def one_letter_off(name, known):
     return None
 
 
-def is_disk_error(error):
+def is_disk_error(error: BaseException | None) -> bool:
     """Whether an exception, or one of its causes, reports a failed write to disk."""
     return _matches(error, OSError, DISK_ERROR_MESSAGE)
 
 
-def is_memory_error(error):
+def is_memory_error(error: BaseException | None) -> bool:
     """Whether an exception, or one of its causes, reports that memory ran out."""
     return _matches(error, MemoryError, MEMORY_ERROR_MESSAGE)
 
@@ -111,7 +111,7 @@ def writing(what: object, remedy: str = "free some space and try again") -> Iter
 
 
 @contextlib.contextmanager
-def reading(path):
+def reading(path: str | Path) -> Iterator[None]:
     """Context manager around reading a file: raises UserError if the file exists but cannot be read.
 
     A missing file, or a folder in its place, raises as usual and is left to the caller.
@@ -125,13 +125,13 @@ def reading(path):
                         "or replace the file with a copy") from None
 
 
-def may_overwrite():
+def may_overwrite() -> bool:
     """Whether OVERWRITE=1 allows finished outputs to be replaced."""
     return os.environ.get("OVERWRITE") == "1"
 
 
 @contextlib.contextmanager
-def atomic_write(path, mode="w"):
+def atomic_write(path: str | Path, mode: str = "w") -> Iterator[Any]:
     """Context manager: write to a temporary file next to `path`, synced and renamed to `path` at the end.
 
     The temporary name contains the host and the process id, since several processes may share the folder. Raises
@@ -154,7 +154,7 @@ def atomic_write(path, mode="w"):
             partial.unlink(missing_ok=True)
 
 
-def read_lines(path, made_by):
+def read_lines(path: str | Path, made_by: str) -> Iterator[tuple[int, str]]:
     """Yield (line number, line) of a UTF-8 text file, without a byte order mark.
 
     Raises UserError when it is missing or not UTF-8.
@@ -170,12 +170,13 @@ def read_lines(path, made_by):
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
-def read_jsonl(path, *, required=(), made_by="the build notebooks"):
+def read_jsonl(path: str | Path, *, required: Sequence[str] = (), made_by: str = "the build notebooks") -> list[dict]:
     """The rows of `iter_jsonl` as a list."""
     return list(iter_jsonl(path, required=required, made_by=made_by))
 
 
-def iter_jsonl(path, *, required=(), made_by="the build notebooks"):
+def iter_jsonl(path: str | Path, *, required: Sequence[str] = (),
+               made_by: str = "the build notebooks") -> Iterator[dict]:
     """Yield the objects of a JSON Lines file; blank lines are skipped.
 
     `required` lists the keys that each row must have. `made_by` names the writer of the file in error messages.
@@ -201,13 +202,13 @@ def iter_jsonl(path, *, required=(), made_by="the build notebooks"):
         raise UserError(f"{path} is empty: it is made by {made_by}")
 
 
-def write_jsonl(path, rows):
+def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
     """Write a JSON Lines file atomically."""
     with atomic_write(path) as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def read_json(path):
+def read_json(path: str | Path) -> Any:
     """The JSON value of a file, or None if the file is missing or not valid JSON.
 
     Raises UserError when the file exists but cannot be read: its content is unknown, so nothing may be rebuilt because
@@ -220,13 +221,13 @@ def read_json(path):
         return None
 
 
-def write_json(path, value):
+def write_json(path: str | Path, value: object) -> None:
     """Write a JSON value atomically, indented."""
     with atomic_write(path) as file:
         file.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
-def sha256(path):
+def sha256(path: str | Path) -> str:
     """SHA-256 of a file, in hex. Raises UserError when it is a folder or cannot be read."""
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder, but a file is expected there: move the folder away")
@@ -234,7 +235,7 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def content_hash(*values):
+def content_hash(*values: object) -> str:
     """SHA-256 of JSON values, in hex; the order of keys in an object does not matter."""
     digest = hashlib.sha256()
     for value in values:

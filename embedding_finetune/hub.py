@@ -9,8 +9,9 @@ import re
 import sys
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
-import httpx2
+import httpx2  # the client of huggingface_hub, which lets its connection errors through
 from huggingface_hub import (
     HfApi,
     constants,
@@ -33,16 +34,17 @@ from embedding_finetune.artifacts.manifest import MANIFEST, verify_manifest
 from embedding_finetune.files import UserError, one_line, read_json, sha256
 from embedding_finetune.settings import path_of, split_revision
 
+HUB_ERRORS = (OSError, ValueError, httpx2.HTTPError)  # what huggingface_hub raises
 # What transformers raises for broken or missing models, and when the connection to the Hub is lost.
-UNLOADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError, EOFError,
-              UnpicklingError, SafetensorError, StrictDataclassError, httpx2.HTTPError)
+UNLOADABLE = (*HUB_ERRORS, TypeError, LookupError, AttributeError, ImportError, RuntimeError, EOFError,
+              UnpicklingError, SafetensorError, StrictDataclassError)
 # Configuration, vocabulary, weights, code.
 MODEL_FILES = ".json", ".txt", ".model", ".safetensors", ".bin", ".pt", ".py"
-READ = {}  # name of a dataset -> the commit that was read
+READ: dict[str, str | None] = {}  # name of a dataset -> the commit that was read
 ENCODER_HALF = ("t5", "mt5", "umt5")  # encoder-decoder models of which only the encoder is used
 
 
-def check_hub(name, kind="model", timeout=10):
+def check_hub(name: str, kind: str = "model", timeout: float = 10) -> str | None:
     """Ask the Hugging Face Hub once whether it has a repository, NAME or NAME@REVISION.
 
     Without an answer `from_pretrained` and `load_dataset` retry for minutes, even for cached models, and no setting
@@ -52,43 +54,48 @@ def check_hub(name, kind="model", timeout=10):
     """
     if Path(name).is_dir() or is_offline_mode():
         return None
-    hub, (name, revision) = constants.ENDPOINT, split_revision(name)
+    hub, (repository, at) = constants.ENDPOINT, pinned(name)
     try:
-        return HfApi(endpoint=hub).repo_info(name, repo_type=kind, timeout=timeout, revision=revision or None).sha
+        return HfApi(endpoint=hub).repo_info(repository, repo_type=kind, timeout=timeout, **at).sha
     except RevisionNotFoundError:
-        raise UserError(f"the Hugging Face Hub at {hub} has no revision {revision} of the {kind} {name}: give a "
-                        "branch, a tag or a commit after the @") from None
+        raise UserError(f"the Hugging Face Hub at {hub} has no revision {at['revision']} of the {kind} {repository}: "
+                        "give a branch, a tag or a commit after the @") from None
     except HFValidationError:
-        raise UserError(f"{name} is neither a folder nor a valid name on the Hugging Face Hub; "
+        raise UserError(f"{repository} is neither a folder nor a valid name on the Hugging Face Hub; "
                         "give an existing folder or NAMESPACE/NAME") from None
     except RepositoryNotFoundError:
-        raise UserError(f"the Hugging Face Hub at {hub} has no {kind} {name} that you may read; check the spelling, "
-                        "set HF_TOKEN for a private one, or name a local folder") from None
-    except (OSError, ValueError, httpx2.HTTPError) as error:
-        raise UserError(f"the Hugging Face Hub at {hub} does not answer for the {kind} {name} ({one_line(error)}); set "
-                        "HF_ENDPOINT to a mirror, or HF_HUB_OFFLINE=1 to use what an earlier run downloaded") from None
+        raise UserError(f"the Hugging Face Hub at {hub} has no {kind} {repository} that you may read; check the "
+                        "spelling, set HF_TOKEN for a private one, or name a local folder") from None
+    except HUB_ERRORS as error:
+        raise UserError(f"the Hugging Face Hub at {hub} does not answer for the {kind} {repository} "
+                        f"({one_line(error)}); set HF_ENDPOINT to a mirror, or HF_HUB_OFFLINE=1 to use what an earlier "
+                        "run downloaded") from None
 
 
-def pinned(name):
+def pinned(name: str | Path) -> tuple[str, dict[str, Any]]:
     """(NAME, keyword arguments for loading it): {"revision": REVISION} for NAME@REVISION, else {}."""
     repository, revision = split_revision(str(name))
     return repository, {"revision": revision} if revision else {}
 
 
-def load_data_set(name):
+def load_data_set(name: str) -> Any:
     """`datasets.load_dataset` of NAME, NAME@REVISION, or either with `:CONFIG`: split name -> rows.
 
     Records the commit for `revision_read`. Raises UserError when the dataset cannot be loaded, or when the cache holds
     a revision other than the one requested.
     """
-    import datasets  # takes seconds to import, and only this needs it
+    import datasets.exceptions  # takes seconds to import, and only this needs it
     repository, _, config = name.partition(":")
     commit = check_hub(repository, "dataset")
     repository, at = pinned(repository)
     wanted = commit or at.get("revision")
     try:
-        splits = datasets.load_dataset(repository, config or None, **({"revision": wanted} if wanted else {}))
-    except (OSError, ValueError, httpx2.HTTPError, datasets.exceptions.DatasetsError) as error:
+        splits = datasets.load_dataset(repository, config or None, revision=wanted)
+    except (RuntimeError, datasets.exceptions.DatasetGenerationError) as error:  # a script, or files that do not agree
+        reason = error.__cause__ if type(error) is datasets.exceptions.DatasetGenerationError else None
+        raise UserError(f"cannot load {repository}: {one_line(reason or error)}; download its tables and name them in "
+                        "DATASET") from None
+    except (*HUB_ERRORS, datasets.exceptions.DatasetsError) as error:
         raise cannot_load(repository, error) from None
     folders = {Path(file["filename"]).parent.name for rows in splits.values() for file in rows.cache_files}
     read = next(filter(re.compile("[0-9a-f]{40}").fullmatch, folders), commit)  # .../VERSION/COMMIT/NAME-SPLIT.arrow
@@ -99,7 +106,7 @@ def load_data_set(name):
     return splits
 
 
-def revision_read(name):
+def revision_read(name: str) -> str | None:
     """The commit of a dataset, named as for `load_data_set`: the one that this process read, else the latest of its
     revision.
 
@@ -108,7 +115,7 @@ def revision_read(name):
     return READ.get(name) or check_hub(name.partition(":")[0], "dataset")
 
 
-def model_path(name):
+def model_path(name: str) -> str:
     """The folder or Hub name for a value of BASE_MODEL or REFERENCE_MODEL; `bundled` is the model shipped as a package.
 
     Raises UserError when the value names something other than a model.
@@ -125,7 +132,7 @@ def model_path(name):
     return name
 
 
-def model_content(name):
+def model_content(name: str) -> str | dict[str, str]:
     """What identifies the content of a model: the SHA-256 of each file in its folder and in those of its Dense layers,
     or the commit of its repository.
 
@@ -142,19 +149,27 @@ def model_content(name):
                 and path.name != MANIFEST}
     commit = check_hub(name)
     if commit is None:
-        repository, at = pinned(name)
-        config = try_to_load_from_cache(repository, "config.json", **at)  # .../snapshots/COMMIT/config.json
-        if not isinstance(config, str):
+        snapshot_folder = _cached_folder(name)  # .../snapshots/COMMIT
+        if snapshot_folder is None:
             raise cannot_load(name, OSError("offline mode, and this model was not downloaded before"))
-        commit = Path(config).parent.name
+        commit = snapshot_folder.name
     return commit
 
 
-def snapshot(name):
-    """The local folder of a Hub model, for libraries that take no revision; downloads what is missing.
+def _cached_folder(name: str) -> Path | None:
+    """The folder in the cache with the files of a Hub model that were downloaded, or None."""
+    repository, at = pinned(name)
+    config = try_to_load_from_cache(repository, "config.json", **at)
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def snapshot(name: str) -> str:
+    """The local folder of a model, for libraries that take no revision; downloads what is missing of a Hub model.
 
     Raises UserError when the files cannot be loaded.
     """
+    if Path(name).is_dir():
+        return name
     repository, at = pinned(name)
     try:
         return snapshot_download(repository, allow_patterns=[f"*{ending}" for ending in MODEL_FILES], **at)
@@ -162,17 +177,15 @@ def snapshot(name):
         raise cannot_load(name, error) from None
 
 
-def model_size(name):
+def model_size(name: str) -> dict[str, int | None]:
     """{"weights": bytes on disk, or None if there are no local weights; "vector": number of dimensions}."""
-    repository, at = pinned(name)
-    config = try_to_load_from_cache(repository, "config.json", **at) if not Path(name).is_dir() else None
-    folder = Path(config).parent if isinstance(config, str) else Path(name)
-    files = next((found for ending in ("safetensors", "bin") if (found := list(folder.glob(f"*.{ending}")))), [])
+    folder = Path(name) if Path(name).is_dir() else _cached_folder(name) or Path(name)
+    files = [*folder.glob("*.safetensors")] or [*folder.glob("*.bin")]
     return {"weights": sum(path.stat().st_size for path in files) or None,
             "vector": read_model_file(name, "config.json").get("hidden_size")}
 
 
-def model_file(name, path):
+def model_file(name: str, path: str) -> Path | None:
     """The local path of a file of the model `name` (a folder or a repository), or None if the model has no such file.
 
     Raises UserError when the file cannot be downloaded.
@@ -180,16 +193,15 @@ def model_file(name, path):
     repository, at = pinned(name)
     try:
         found = Path(name) / path if Path(name).is_dir() else Path(hf_hub_download(repository, path, **at))
-    except EntryNotFoundError as error:
-        if isinstance(error, LocalEntryNotFoundError) and not is_offline_mode():
-            raise cannot_load(name, error) from None
-        return None
-    except (OSError, ValueError, httpx2.HTTPError) as error:
+    except HUB_ERRORS as error:
+        unknown = isinstance(error, LocalEntryNotFoundError) and not is_offline_mode()  # the Hub did not answer
+        if isinstance(error, EntryNotFoundError) and not unknown:
+            return None
         raise cannot_load(name, error) from None
     return found if found.exists() else None
 
 
-def read_model_file(name, path):
+def read_model_file(name: str, path: str) -> Any:
     """The JSON value of a file of the model `name`, {} if the model has no such file (see model_file).
 
     Raises UserError when the file cannot be downloaded or is not JSON.
@@ -201,7 +213,7 @@ def read_model_file(name, path):
     return value
 
 
-def positions_of(name, trusted, **loading):
+def positions_of(name: str, trusted: bool, **loading: Any) -> int:
     """The maximum sequence length of the model `name`, in tokens; raises UserError when its configuration cannot be
     loaded.
 
@@ -214,7 +226,7 @@ def positions_of(name, trusted, **loading):
     return positions
 
 
-def check_lengths(name, query_max_len, passage_max_len, trusted, **loading):
+def check_lengths(name: str, query_max_len: int, passage_max_len: int, trusted: bool, **loading: Any) -> None:
     """Raise UserError when a length (in tokens) exceeds the model's positions."""
     positions = positions_of(name, trusted, **loading)
     for side, length in (("query_max_len", query_max_len), ("passage_max_len", passage_max_len)):
@@ -222,7 +234,7 @@ def check_lengths(name, query_max_len, passage_max_len, trusted, **loading):
             raise UserError(f"{side} is {length}, but {name} has only {positions} positions")
 
 
-def load(kind, name, trusted, **options):
+def load(kind: str, name: str | Path, trusted: bool, **options: Any) -> Any:
     """`transformers.KIND.from_pretrained(name, **options)`; a model's own code is run only if `trusted`.
 
     Raises UserError when the model cannot be loaded, or needs such code and is not trusted (see Settings.trusts).
@@ -230,7 +242,8 @@ def load(kind, name, trusted, **options):
     import transformers  # imported here, since it takes seconds
     if kind.startswith("AutoModel"):
         import torch
-        # cuDNN attention builds a plan per batch shape, a third of a second each; text batches have many shapes.
+        # PyTorch prefers cuDNN attention on Hopper GPUs, which takes a third of a second to plan each new batch shape;
+        # text batches have many shapes (docs/scale.md: training in bf16 took four times as long).
         torch.backends.cuda.enable_cudnn_sdp(False)
     repository, at = pinned(name)
     try:
@@ -242,7 +255,7 @@ def load(kind, name, trusted, **options):
         raise cannot_load(name, error) from None
 
 
-def cannot_load(name, error):
+def cannot_load(name: str | Path, error: Exception) -> UserError:
     """The UserError for a model or dataset that cannot be loaded."""
     return UserError(f"cannot load {name} ({one_line(error)}); check its name, set HF_ENDPOINT to a mirror if the "
                      "Hugging Face Hub cannot be reached, or give a local folder")

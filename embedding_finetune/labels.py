@@ -1,6 +1,7 @@
 """Labels: the names of models and retrievers in folders, files and tables, and the reserved names."""
 
 import re
+from collections.abc import Container
 
 RERANKER_KINDS = "late", "m3", "rerank"  # a reranker's label is KIND_MODEL or KIND_MODEL_on_FIRST
 SYSTEM_LABELS = "label of a system: bm25, raw, reference, a recipe, hybrid_LABEL .."  # for --help
@@ -15,7 +16,7 @@ LABEL_RULE = (f"a label has letters, digits, _ and -, does not begin with {', '.
               f"-openvino, -int8, -bf16, and is none of {', '.join(RESERVED)}")
 
 
-def is_valid_label(label):
+def is_valid_label(label: str) -> bool:
     """Whether a new model or retriever may have this label (see LABEL_RULE).
 
     Case is ignored, since some file systems ignore it.
@@ -25,7 +26,7 @@ def is_valid_label(label):
         lower.startswith(PREFIXES) or lower.endswith(tuple(f"-{form}" for form in COMPILED_FORMATS)))
 
 
-def repeated_label(label, recipes):
+def repeated_label(label: str, recipes: Container[str]) -> str | None:
     """The label in `recipes` whose repetition with another seed has this label, or None."""
     found = re.fullmatch(r"(.+)_seed\d+", label)
     return found[1] if found and found[1] in recipes else None

@@ -7,11 +7,15 @@
 Executed copies of the notebooks go to OUTPUT_DIR/notebooks; the notebooks themselves are not changed.
 """
 
+import asyncio
 import hashlib
 import re
 import subprocess
+import sys
 import tempfile
 import time
+from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
@@ -30,7 +34,7 @@ NOTEBOOK_OF = {"raw": "eval_raw_bert.ipynb", "neg10": "eval_train_neg10.ipynb", 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def plan(settings):
+def plan(settings: Settings) -> list[tuple[str, Any]]:
     """The steps as pairs: what runs (a notebook, a script, or "evaluate"), and the label it runs for, if any.
 
     RECIPES adds trainings, SEEDS repeats all trainings, EXTRA_MODELS adds evaluations, RERANKERS adds rerankers. A
@@ -47,7 +51,7 @@ def plan(settings):
             ("compare.ipynb", None), *([("learning_curve.ipynb", None)] if has_fractions else [])]
 
 
-def run_pipeline(settings):
+def run_pipeline(settings: Settings) -> None:
     """Run all steps of the plan; a model trained with the same settings and files is kept. Raises UserError."""
     steps = plan(settings)
     for number, (step, label) in enumerate(steps, start=1):
@@ -64,23 +68,34 @@ def run_pipeline(settings):
         _say(f"{title}: done in {time.monotonic() - started:.0f} s")
 
 
-def run_evaluation(settings, label):
+def run_evaluation(settings: Settings, label: str) -> None:
     """Evaluate a label that has no notebook of its own, and print its metrics."""
     from embedding_finetune.evaluation.evaluate import evaluate  # PyTorch and Matplotlib are imported only when needed
     from embedding_finetune.evaluation.tables import as_table
     _say(as_table(evaluate(settings, label).values()).round(3).to_string())
 
 
-def run_script(settings, script, label):
-    """Run the training script of a label, unless its model is current."""
+def run_script(settings: Settings, script: str, label: str) -> None:
+    """Run the training script of a label, unless its model is current.
+
+    Raises UserError if the script fails. On Ctrl-C, which reaches the script as well, it exits once the script has
+    ended: its processes must not go on, and the script has said how to continue.
+    """
     if is_current(settings, find_recipe(settings, label)) and not may_overwrite():
         _say(f"{display_value(settings.paths.model(label))} is already trained with these settings and this file: kept "
              "(OVERWRITE=1 trains it again)")
-    elif subprocess.run(["bash", ROOT / script, label], check=False).returncode:
+        return
+    with subprocess.Popen(["bash", ROOT / script, label]) as process:
+        try:
+            failed = process.wait()
+        except KeyboardInterrupt:
+            process.wait()
+            sys.exit(130)
+    if failed:
         raise UserError(f"{script} failed; see its messages above")
 
 
-def run_notebook(path, folder):
+def run_notebook(path: Path, folder: Path) -> None:
     """Execute a notebook and save the executed copy in `folder`.
 
     Headings are printed when their cells start. The copy contains only outputs of this run. If a cell fails, the copy
@@ -102,7 +117,7 @@ def run_notebook(path, folder):
                                     resources={"metadata": {"path": str(ROOT)}}, on_cell_execute=announce,
                                     config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}))
             client.execute(stderr=subprocess.DEVNULL)  # of the kernel itself; the output of cells is in the notebook
-    except (DeadKernelError, AssertionError):  # on Ctrl-C nbclient ends the kernel, then an assertion of its own fails
+    except (DeadKernelError, AssertionError, asyncio.CancelledError):  # the latter two are what Ctrl-C leads to
         copy = copy.with_suffix(".failed.ipynb")
         raise UserError(f"{path.name} stopped: its kernel has ended, by Ctrl-C or for lack of memory; the same command "
                         "continues") from None
@@ -129,7 +144,7 @@ def _say(text):
     print(text, flush=True)
 
 
-def keep_outputs(settings):
+def keep_outputs(settings: Settings) -> None:
     """Copy the outputs of the executed copies in OUTPUT_DIR/notebooks into the notebooks, without progress bars.
 
     The metadata of a cell holds the hash of the source of its outputs, so that a test can detect outdated outputs.
@@ -157,12 +172,13 @@ def keep_outputs(settings):
         _say(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 
-def source_hash(source):
+def source_hash(source: str) -> str:
     """Short hash of the source of a cell."""
     return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
-def main():
+def main() -> None:
+    """The command `run`."""
     parser = CommandLine("run", __doc__)
     parser.add_argument("--notebooks", action="store_true", help="copy the outputs of the last run into the notebooks")
     (keep_outputs if parser.parse_args().notebooks else run_pipeline)(Settings.load())

@@ -5,6 +5,7 @@ All of them accept the old name of a setting (see deprecation).
 
 import os
 import shlex
+from collections.abc import Collection
 from pathlib import Path
 
 from embedding_finetune.deprecation import SETTINGS, rename_settings
@@ -14,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OTHERS = ("PROFILE", "OVERWRITE", "ENV_FILE")  # variables that are not in the table of settings
 
 
-def from_environment(known):
+def from_environment(known: Collection[str]) -> dict[str, str]:
     """NAME -> text of the settings in the environment; `known` are the names of all settings.
 
     Raises UserError for a variable whose name is one letter away from that of a setting.
@@ -26,7 +27,7 @@ def from_environment(known):
     return rename_settings(given, "environment")
 
 
-def from_env_file(known):
+def from_env_file(known: Collection[str]) -> dict[str, str]:
     """NAME -> text of the settings in ENV_FILE, and of PROFILE; {} if there is no such file or ENV_FILE is `none`.
 
     ENV_FILE is an environment variable, by default `.env`. Raises UserError when a line or a name is wrong.
@@ -40,7 +41,7 @@ def from_env_file(known):
     return _read(path, name, [*known, "PROFILE"])
 
 
-def from_profile(profile, known):
+def from_profile(profile: str, known: Collection[str]) -> dict[str, str]:
     """NAME -> text of the settings in a profile; raises UserError when it is missing, or a line or a name is wrong."""
     path = ROOT / "profiles" / f"{profile}.env"
     if not path.is_file():

@@ -4,14 +4,16 @@ An entry gives the training data and the settings that differ from the profile. 
 its training file and of its results. A new fine-tuning run needs a new entry and nothing else.
 """
 
-import dataclasses
 import re
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from typing import Any
 
 from embedding_finetune.deprecation import rename_recipe
 from embedding_finetune.files import UserError
 from embedding_finetune.labels import LABEL_RULE, is_valid_label, repeated_label
+from embedding_finetune.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Recipe:
     repeats: str = ""  # label of the recipe that this one repeats with another seed
 
     @property
-    def data(self):
+    def data(self) -> dict[str, Any]:
         """What the training file depends on besides the collection and the models: a dict.
 
         A merged model has no training file; the dict describes the merge.
@@ -53,10 +55,10 @@ class Recipe:
         return {name: getattr(self, name) for name in names}
 
 
-KEYS = {spec.name: spec.type for spec in dataclasses.fields(Recipe) if spec.name not in ("label", "repeats")}
+KEYS: dict[str, Any] = {spec.name: spec.type for spec in fields(Recipe) if spec.name not in ("label", "repeats")}
 
 
-def all_recipes(settings):
+def all_recipes(settings: Settings) -> dict[str, Recipe]:
     """Label -> Recipe in the order of the file; with SEEDS above 1 each is followed by its repetitions.
 
     Raises UserError naming the first invalid entry.
@@ -69,39 +71,50 @@ def all_recipes(settings):
     taken = dict.fromkeys(settings.retrievers.split(), "RETRIEVERS") | {
         model.partition("=")[0]: "EXTRA_MODELS" for model in settings.extra_models.split()}
     for label in (*entries, *taken):
-        if repeated := repeated_label(label, entries):
-            raise UserError(f"{path}, recipe {repeated!r}: with another seed its label is {label!r}, which "
-                            f"{taken.get(label, 'another recipe')} uses as well: rename one of them")
-    recipes = {}
-    for label in entries:
-        recipe = recipes[label] = _recipe(path, entries, label)
-        if recipe.new_head and not settings.reranker_model:
-            recipe = recipes[label] = dataclasses.replace(recipe, settings=recipe.settings | recipe.new_head)
-        for seed in range(settings.seed + 1, settings.seed + settings.seeds):
-            new_label, changed = f"{label}_seed{seed}", recipe.settings | {"SEED": seed}
-            merge = recipe.merge and f"{recipe.merge}_seed{seed}"
-            recipes[new_label] = dataclasses.replace(recipe, label=new_label, repeats=label, settings=changed,
-                                                     merge=merge)
+        repeated = repeated_label(label, entries)
+        _demand(not repeated, path, repeated, f"with another seed its label is {label!r}, which "
+                                              f"{taken.get(label, 'another recipe')} uses as well: rename one of them")
+    recipes = {recipe.label: recipe for label in entries
+               for recipe in _with_repetitions(settings, _recipe(path, entries, label))}
     files = {}
     for label, recipe in recipes.items():
-        if label in taken:
-            raise UserError(f"{path}, recipe {label!r}: {taken[label]} uses this label as well: rename one of them")
-        if not recipe.merge and files.setdefault(recipe.file, recipe.data) != recipe.data:
-            raise UserError(f"{path}, recipe {label!r}: another recipe writes different rows to {recipe.file}")
-        if recipe.merge and (recipe.merge not in recipes or recipes[recipe.merge].merge
-                             or recipes[recipe.merge].kind != "bi_encoder"):
-            raise UserError(f"{path}, recipe {label!r}: merge must be the label of a recipe that is trained")
-        try:
-            epochs = settings.with_overrides(recipe.settings).epochs
-        except UserError as error:
-            raise UserError(f"{path}, recipe {label!r}: {error}") from None
-        if recipe.same_steps:
-            changed = recipe.settings | {"EPOCHS": epochs / recipe.train_fraction}
-            recipes[label] = dataclasses.replace(recipe, settings=changed)
+        _demand(label not in taken, path, label, f"{taken.get(label)} uses this label as well: rename one of them")
+        _demand(recipe.merge or files.setdefault(recipe.file, recipe.data) == recipe.data, path, label,
+                f"another recipe writes different rows to {recipe.file}")
+        merged = recipes.get(recipe.merge)
+        _demand(not recipe.merge or merged and not merged.merge and merged.kind == "bi_encoder", path, label,
+                "merge must be the label of a recipe that is trained")
+        recipes[label] = _with_epochs(settings, recipe)
     return recipes
 
 
-def find_recipe(settings, label):
+def _demand(holds, path, label, reason):
+    if not holds:
+        raise UserError(f"{path}, recipe {label!r}: {reason}")
+
+
+def _with_repetitions(settings, recipe):
+    """A recipe with the settings of a new head, if it gets one, and its repetitions with other seeds."""
+    if not settings.reranker_model:
+        recipe = replace(recipe, settings=recipe.settings | recipe.new_head)
+    yield recipe
+    for seed in range(settings.seed + 1, settings.seed + settings.seeds):
+        yield replace(recipe, label=f"{recipe.label}_seed{seed}", repeats=recipe.label,
+                      settings=recipe.settings | {"SEED": seed}, merge=recipe.merge and f"{recipe.merge}_seed{seed}")
+
+
+def _with_epochs(settings, recipe):
+    """A recipe with more epochs if it takes as many steps as with all queries; its settings are checked."""
+    try:
+        epochs = settings.with_overrides(recipe.settings).epochs
+    except UserError as error:
+        _demand(False, settings.recipe_file, recipe.label, error)
+    if not recipe.same_steps:
+        return recipe
+    return replace(recipe, settings=recipe.settings | {"EPOCHS": epochs / recipe.train_fraction})
+
+
+def find_recipe(settings: Settings, label: str) -> Recipe:
     """The recipe of a label; raises UserError listing the known labels when there is none."""
     recipes = all_recipes(settings)
     if label not in recipes:
@@ -110,7 +123,7 @@ def find_recipe(settings, label):
     return recipes[label]
 
 
-def trained_labels(settings):
+def trained_labels(settings: Settings) -> list[str]:
     """The labels that `make run` trains, in order: neg10, neg50 and RECIPES, with their repetitions."""
     wanted = dict.fromkeys(["neg10", "neg50", *settings.recipes.split()])
     recipes = all_recipes(settings)
@@ -120,43 +133,47 @@ def trained_labels(settings):
 
 def _recipe(path, entries, label, seen=()):
     """The entry of a label with the keys it inherits, checked; `seen` are the labels that led to it by `extends`."""
-
-    def demand(holds, reason):
-        if not holds:
-            raise UserError(f"{path}, recipe {label!r}: {reason}")
-
-    demand(isinstance(entries[label], dict), "must be a table")
+    demand = partial(_demand, path=path, label=label)
+    demand(isinstance(entries[label], dict), reason="must be a table")
     entry = rename_recipe(entries[label], f"{path.name}, recipe {label!r}")
     extends = entry.pop("extends", None)
-    demand(is_valid_label(label), LABEL_RULE)
+    demand(is_valid_label(label), reason=LABEL_RULE)
     demand(extends is None or isinstance(extends, str) and extends in entries and extends not in (label, *seen),
-           f"extends {extends!r}: there is no such recipe, or it extends itself")
+           reason=f"extends {extends!r}: there is no such recipe, or it extends itself")
     for name, value in entry.items():
-        demand(name in KEYS, f"unknown key {name!r}; known are extends, {', '.join(KEYS)}")
+        demand(name in KEYS, reason=f"unknown key {name!r}; known are extends, {', '.join(KEYS)}")
         kind = (int, float) if KEYS[name] is float else KEYS[name]
         demand(isinstance(value, kind) and isinstance(value, bool) == (kind is bool),
-               f"{name} = {value!r} has the wrong type")
+               reason=f"{name} = {value!r} has the wrong type")
     demand("merge" not in entry or entry.keys() <= {"description", "merge", "merge_weight"} and extends is None,
-           "a merged model is not trained: it takes description, merge and merge_weight alone")
+           reason="a merged model is not trained: it takes description, merge and merge_weight alone")
     if extends is not None:
         parent = _recipe(path, entries, extends, (*seen, label))
         inherited = {name: getattr(parent, name) for name in KEYS if name != "file"}
         entry = inherited | entry | {name: getattr(parent, name) | entry.get(name, {})
                                      for name in ("settings", "new_head")}
-    recipe = Recipe(label=label, **{"file": f"training_{label}.json"} | entry)
-    demand(recipe.kind in ("bi_encoder", "cross_encoder"), "kind must be bi_encoder or cross_encoder")
-    demand(recipe.kind == "cross_encoder" or not recipe.new_head, "new_head goes with kind = \"cross_encoder\"")
-    demand(recipe.negatives in ("random", "mined"), "negatives must be random or mined")
-    demand(recipe.num_negatives >= 1 and recipe.mining_top_k >= 1, "num_negatives and mining_top_k must be 1 or more")
-    demand(recipe.candidates in (["model"], ["bm25"], ["model", "bm25"], ["bm25", "model"]),
-           "candidates must list model, bm25 or both")
-    demand(_is_filter(recipe.filter),
-           "filter must be like `relative_margin 0.95`, `absolute_margin 0.05`, `rank_range 10 60`, or none")
-    demand(0 < recipe.train_fraction <= 1 and 0 <= recipe.merge_weight <= 1,
-           "train_fraction and merge_weight must lie between 0 and 1")
-    demand(recipe.teacher_temperature > 0, "teacher_temperature must be more than 0")
-    demand(re.fullmatch(r"training_[\w-]+\.json", recipe.file), "file must be a name like training_LABEL.json")
+    values: dict[str, Any] = {"file": f"training_{label}.json"} | entry
+    recipe = Recipe(label=label, **values)
+    for reason, holds in _rules(recipe).items():
+        demand(holds, reason=reason)
     return recipe
+
+
+def _rules(recipe):
+    """What must hold for the values of a recipe: what to say otherwise -> whether it holds."""
+    return {
+        "kind must be bi_encoder or cross_encoder": recipe.kind in ("bi_encoder", "cross_encoder"),
+        'new_head goes with kind = "cross_encoder"': recipe.kind == "cross_encoder" or not recipe.new_head,
+        "negatives must be random or mined": recipe.negatives in ("random", "mined"),
+        "num_negatives and mining_top_k must be 1 or more": min(recipe.num_negatives, recipe.mining_top_k) >= 1,
+        "candidates must list model, bm25 or both": recipe.candidates in (
+            ["model"], ["bm25"], ["model", "bm25"], ["bm25", "model"]),
+        "filter must be like `relative_margin 0.95`, `absolute_margin 0.05`, `rank_range 10 60`, or none":
+            _is_filter(recipe.filter),
+        "train_fraction and merge_weight must lie between 0 and 1":
+            0 < recipe.train_fraction <= 1 and 0 <= recipe.merge_weight <= 1,
+        "teacher_temperature must be more than 0": recipe.teacher_temperature > 0,
+        "file must be a name like training_LABEL.json": re.fullmatch(r"training_[\w-]+\.json", recipe.file)}
 
 
 def _is_filter(text):

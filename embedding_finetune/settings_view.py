@@ -2,6 +2,7 @@
 
 import html
 import importlib.metadata
+from typing import Any
 
 PACKAGES = ("FlagEmbedding", "torch", "transformers", "datasets", "faiss-cpu", "numpy", "pandas")
 
@@ -9,7 +10,7 @@ PACKAGES = ("FlagEmbedding", "torch", "transformers", "datasets", "faiss-cpu", "
 class SettingsView:
     """Settings as shown in a notebook cell: those of `names`, with all others collapsed."""
 
-    def __init__(self, settings, names):
+    def __init__(self, settings: Any, names: tuple[str, ...]):
         everything = {"PROFILE": settings.profile} | settings.as_dict()
         self.chosen, self.rest = {name: everything[name] for name in ("PROFILE", *names)}, everything | versions()
 
@@ -24,13 +25,13 @@ class SettingsView:
         return f"{table(self.chosen)}<details><summary>all settings and versions</summary>{table(self.rest)}</details>"
 
 
-def has_gpu():
+def has_gpu() -> bool:
     """Whether PyTorch can use a GPU of this machine."""
     import torch  # takes seconds to import, and few need it
     return torch.cuda.is_available()
 
 
-def versions():
+def versions() -> dict[str, str]:
     """Name -> text: the device, and the versions of the packages that affect results."""
     import torch
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"

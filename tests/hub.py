@@ -132,7 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
         headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
         self.answer(206, headers, content[first:last + 1])
 
-    def answer(self, status, headers={}, content=b""):
+    def answer(self, status, headers=None, content=b""):
+        headers = headers or {}
         if (fault := self.server.fault) and fault.strikes(self.number):
             status, headers, content = fault.change(self, status, headers, content)
         if status is None:  # no answer at all

@@ -1,5 +1,7 @@
 """Commands of one step each, `.env`, and how a command line ends."""
 
+import os
+import shlex
 import sys
 
 import nbformat
@@ -39,16 +41,6 @@ def test_the_environment_wins_over_the_file_and_the_file_over_the_profile(env_fi
     monkeypatch.setenv("PROFILE", "msmarco")
     assert Settings.load().profile == "msmarco"
     assert Settings.load("demo").profile == "demo"
-
-
-@pytest.mark.parametrize("line, message", [
-    ("EPOCH=3", "own.env: unknown setting EPOCH; did you mean EPOCHS?"), ("EPOCHS", "own.env, line 1: expected one"),
-    ("COLOUR=blue", "own.env: unknown setting COLOUR"), ("EPOCHS=many", "EPOCHS='many' is not a number")])
-def test_a_wrong_line_in_the_file_is_named(env_file, line, message):
-    env_file.write_text(line + "\n")
-    with pytest.raises(UserError) as stopped:
-        Settings.load("demo")
-    assert message in str(stopped.value)
 
 
 def test_a_missing_file_is_an_error_only_if_it_was_named(monkeypatch, tmp_path):
@@ -104,6 +96,19 @@ def test_init_writes_the_settings_of_a_dataset(monkeypatch, tmp_path, capsys):
     assert "QUERY_COLUMN=question" in said and "'what is it'" in said and "next: make run" in said
     with pytest.raises(UserError, match=".env exists: OVERWRITE=1 replaces it"):
         run(monkeypatch, "init", "other.csv")
+
+
+def test_init_of_several_files_keeps_the_settings_that_read_them(monkeypatch, tmp_path):
+    monkeypatch.setattr(commands, "ROOT", tmp_path)
+    (tmp_path / "my data").mkdir()
+    for number in range(2):
+        (tmp_path / "my data" / f"part{number}.csv").write_text("question,answer,score\nwhat is it,it is this,0.2\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", os.environ | {"LABEL_COLUMN": "score>=0.5"})
+        run(patch, "init", str(tmp_path / "my data" / "*.csv"), "--profile", "demo")
+    assert shlex.split((tmp_path / ".env").read_text(), comments=True) == [
+        "PROFILE=demo", f"DATASET={tmp_path / 'my data' / '*.csv'}", "DATA_DIR=ft_data/my data",
+        "OUTPUT_DIR=output/my data", "LABEL_COLUMN=score>=0.5"]
 
 
 def test_init_writes_nothing_for_a_file_that_cannot_be_read(monkeypatch, tmp_path):

@@ -6,16 +6,15 @@ import math
 import os
 import re
 import tomllib
+from functools import partial
 from unittest import mock
 
+import ladder_results
 import pytest
 
-from embedding_finetune.data.collection import Collection, write_data
 from embedding_finetune.deprecation import rename_recipe, rename_settings
 from embedding_finetune.evaluation import results
-from embedding_finetune.evaluation.results import save_result
 from embedding_finetune.recipes import KEYS, all_recipes, find_recipe
-from embedding_finetune.retrieval.system import System
 from embedding_finetune.settings import ROOT
 
 SPEC = importlib.util.spec_from_file_location("recipe", ROOT / "docs" / "recipe.py")
@@ -23,7 +22,6 @@ recipe = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(recipe)
 EVERYTHING = json.loads((ROOT / "docs" / "recipe.json").read_text(encoding="utf-8"))
 LADDER = [row for row in EVERYTHING if "ladder" not in row]  # the others are test_second_ladder.py's
-PAGE = ROOT / "docs" / "ladder.md"
 
 
 @pytest.fixture(autouse=True)
@@ -86,66 +84,36 @@ def cells_of(page, columns):
     return [row for row in cells if len(row) == columns and re.search(r"\d\.\d{3}", row[-1] + row[1])]
 
 
-def test_the_pages_tables_are_the_ladder():
-    def shown(row):
-        against, show = row.get("against"), "{difference:+.3f} [{ci95[0]:+.3f}, {ci95[1]:+.3f}]".format
-        return f"{row['recall@1']:.3f}", show(**against) if against else ""
-
-    known = {name: {shown(row) for row in rows_of(name, trained=False).values()} | {("", "")} for name in recipe.SETS}
-    table = cells_of(PAGE, 5)
-    assert len(table) == 26
-    for _, one, one_difference, other, other_difference in table:
-        assert (one, one_difference) in known["docstrings"], one
-        assert (other, other_difference) in known["msmarco"], other
+def test_the_tables_of_the_readme_are_the_ladder():
+    known = {name: {f"{row['recall@1']:.3f}" for row in rows_of(name, trained=False).values()} for name in recipe.SETS}
     for page in (ROOT / "README.md", ROOT / "README.zh.md"):
         table = cells_of(page, 3)
         assert len(table) >= 4
         for _, one, other in table:
-            assert one in dict(known["docstrings"]) and other in dict(known["msmarco"])
+            assert one in known["docstrings"] and other in known["msmarco"]
 
 
 def test_the_pages_sentence_on_fusion_is_counted():
     low = [row["against"]["ci95"][0] for row in LADDER if row["label"].endswith("+ hybrid")]
-    assert f"in {sum(end > 0 for end in low)} of {len(low)} rows" in PAGE.read_text(encoding="utf-8")
+    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    assert f"in {sum(end > 0 for end in low)} of {len(low)} rows" in page
 
 
 def test_the_pages_entries_are_recipes(tmp_path):
-    blocks = re.findall(r"^```toml\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```toml\n(\[\w.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
     (tmp_path / "own.toml").write_text((ROOT / "profiles/recipes.toml").read_text() + "\n".join(blocks))
     settings = recipe.settings_of("msmarco", RECIPE_FILE=tmp_path / "own.toml")
     own = [entry for label, entry in all_recipes(settings).items() if f"[{label}]" in "".join(blocks)]
-    assert len(own) == len(blocks) == 3
+    assert len(own) == len(blocks) == 2
     for entry in own:
         settings.with_overrides(entry.settings)
 
 
-def write_collection_of(name, train=300):
-    """A set's data: `train` training queries, two for dev and four for test; query qN is answered by pN alone."""
-    parts = {"train": train, "dev": 2, "test": 4}
-    names = [(part, f"{part}{number}") for part, count in parts.items() for number in range(count)]
-    collection = Collection({f"q-{name}": name for _, name in names}, {f"p-{name}": name for _, name in names},
-                            {f"q-{name}": {f"p-{name}": 1} for _, name in names},
-                            {f"q-{name}": part for part, name in names})
-    settings = recipe.settings_of(name)
-    write_data(settings, collection, {})
-    return settings, collection
-
-
 def test_finished_rows_are_collected(tmp_path, monkeypatch):
-    settings, collection = write_collection_of("msmarco")
     monkeypatch.setattr(results, "_identity", lambda *_: "its content")
-
-    def measured(label, right, **more):
-        """A result whose first hit is right for these test queries and, of dev, for the first."""
-        def ranking(query, good):
-            return {**({"p" + query[1:]: 2.0} if good else {"p-train0": 2.0, "p" + query[1:]: 1.0})}
-
-        system = System(label.removeprefix("hybrid_"), fused=label.startswith("hybrid_"))
-        save_result(settings, collection, system, {
-            "test": {f"q-test{number}": ranking(f"q-test{number}", number in right) for number in range(4)},
-            "dev": {f"q-dev{number}": ranking(f"q-dev{number}", number == 0) for number in range(2)}},
-            model="", inputs=results.inputs_of(settings, system), **{"parameters": {}} | more)
-
+    settings = recipe.settings_of("msmarco")
+    measured = partial(ladder_results.measured, settings, ladder_results.write_collection_of(settings))
     measured("bm25", {0})
     measured("reference", {0, 1})
     measured("neg10", {0, 1, 2}, recipe="neg10")
@@ -186,7 +154,8 @@ def test_finished_rows_are_collected(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("label, batch", [("lr1e-4", 32), ("neg10_batch128", 128)])
 def test_a_row_takes_as_many_steps_as_all_others(label, batch, monkeypatch):
-    settings, _ = write_collection_of("msmarco")
+    settings = recipe.settings_of("msmarco")
+    ladder_results.write_collection_of(settings)
     asked = []
     monkeypatch.setattr(recipe.pipeline, "run_notebook",
                         lambda path, folder, label=None: asked.append((path.stem, label)))

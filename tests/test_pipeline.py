@@ -14,18 +14,16 @@ import nbformat
 import pytest
 import pytrec_eval
 import whole_run
-from forked import command, run_forked
+from forked import run_forked
 from offline import ASK, SAID, offline, way
 from tiny import tiny_pairs
 
 from embedding_finetune import cli, pipeline
-from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
 from embedding_finetune.data.collection import Collection, write_collection
-from embedding_finetune.files import UserError, run_command_line, sha256
+from embedding_finetune.files import UserError, run_command_line
 from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.retrieval.trec import read_qrels, read_run
 from embedding_finetune.settings import ROOT, Settings
-from embedding_finetune.training.train import finetune
 
 TRAINED = ["neg10", "neg10_seed43", "neg50", "neg50_seed43", "hard_kd", "hard_kd_seed43"]
 MODELS = ["raw", *TRAINED, "reference", "other"]  # in the order of the story
@@ -214,21 +212,33 @@ def test_running_again_keeps_models_and_data(finished, tmp_path, capsys):
         assert path.stat().st_mtime_ns == before[path][1]
 
 
-def test_a_model_of_other_settings_is_trained_again_by_the_script(finished, monkeypatch):
+def scripts(folder, monkeypatch, then):
+    """Scripts that note the label that they are called with, and do what `then` says; returns where they note it."""
+    monkeypatch.setattr(pipeline, "ROOT", folder)
+    for name in ("finetune_neg10.sh", "finetune_hard.sh"):
+        (folder / name).write_text(f'echo "$0 $1" >> {folder}/calls; {then}')
+    return folder / "calls"
+
+
+def test_a_model_of_other_settings_is_trained_again_by_the_script(finished, tmp_path, monkeypatch):
     settings, _ = finished
-    calls = []
-    monkeypatch.setattr(pipeline.subprocess, "run", lambda command, check: calls.append(command) or finished_with(0))
+    calls = scripts(tmp_path, monkeypatch, "exit 0")
     pipeline.run_script(dataclasses.replace(settings, learning_rate=1e-4), "finetune_neg10.sh", "neg10")
     monkeypatch.setenv("OVERWRITE", "1")
     pipeline.run_script(settings, "finetune_hard.sh", "hard_kd")
-    assert calls == [["bash", ROOT / "finetune_neg10.sh", "neg10"], ["bash", ROOT / "finetune_hard.sh", "hard_kd"]]
-    monkeypatch.setattr(pipeline.subprocess, "run", lambda command, check: finished_with(1))
+    assert calls.read_text().split() == [
+        str(tmp_path / "finetune_neg10.sh"), "neg10", str(tmp_path / "finetune_hard.sh"), "hard_kd"]
+
+
+def test_a_script_that_fails_is_named_and_a_stopped_one_is_waited_for(built, tmp_path, monkeypatch):
+    """Ctrl-C goes to both: the training says how to continue, and its processes must not go on without the run."""
+    scripts(tmp_path, monkeypatch, "exit 1")
     with pytest.raises(UserError, match="finetune_neg10.sh failed; see its messages above"):
-        pipeline.run_script(settings, "finetune_neg10.sh", "neg10")
-
-
-def finished_with(status):
-    return subprocess.CompletedProcess([], status)
+        pipeline.run_script(built, "finetune_neg10.sh", "neg10")
+    scripts(tmp_path, monkeypatch, f"kill -INT $PPID; sleep 0.6; touch {tmp_path}/ended; exit 1")
+    with pytest.raises(SystemExit) as stopped:
+        run_command_line(lambda: pipeline.run_script(built, "finetune_neg10.sh", "neg10"))
+    assert stopped.value.code == 130 and (tmp_path / "ended").exists()
 
 
 def test_the_log_is_lines(finished):
@@ -252,21 +262,6 @@ def test_a_training_survives_its_terminal_and_gives_the_same_weights(finished, t
     weights = [folder / "neg10" / "model.safetensors" for folder in (tmp_path, finished[0].output_dir)]
     assert (tmp_path / "log").read_text().splitlines()[-1] == f"finished: {tmp_path / 'neg10'}"
     assert weights[0].read_bytes() == weights[1].read_bytes()
-
-
-def test_flagembeddings_own_trainer_gives_a_model_that_is_used_alike(finished, tmp_path):
-    status, said = run_forked(command, "embedding_finetune", "train", "neg10", log=tmp_path / "log",
-                              TRAINER="flagembedding", OUTPUT_DIR=str(tmp_path))
-    assert status == 0, said
-    theirs, ours = (load_encoder_config(dataclasses.replace(finished[0], output_dir=folder), "neg10")
-                    for folder in (tmp_path, finished[0].output_dir))
-    assert dataclasses.replace(theirs, title=ours.title, name=ours.name) == ours
-
-
-def test_a_finished_model_is_refused_and_stays(finished, tmp_path):
-    status, said = run_forked(command, "embedding_finetune", "train", "neg10", log=tmp_path / "log")
-    assert status == 1 and "neg10 holds a finished model; OVERWRITE=1" in said
-    assert (finished[0].output_dir / "neg10" / "model.safetensors").exists()
 
 
 def test_a_notebook_stops_with_one_line(finished, monkeypatch, tmp_path):
@@ -293,18 +288,6 @@ def test_what_a_notebook_lacks_is_said_in_one_line(finished, tmp_path, changes, 
     last = said.splitlines()[-1]
     assert status == 1 and last.startswith(f"error: {notebook} stopped: ") and message in last
     assert [path.name for path in tmp_path.glob("*.ipynb")] == [notebook.replace(".ipynb", ".failed.ipynb")]
-
-
-@pytest.mark.parametrize("name", ["training_neg_10.arrow", "passages.arrow"])
-def test_a_damaged_training_file_stops_before_any_model(finished, tmp_path, name):
-    data = shutil.copytree(finished[0].data_dir, tmp_path / "data")
-    (data / name).write_bytes((data / name).read_bytes()[:-100])
-    record = data / "training_neg_10.made.json"  # as if it had been made so: else it would be made anew
-    made = read_checksummed(record)
-    write_checksummed(record, made | {"files": made["files"] | {name: sha256(data / name)}})
-    with pytest.raises(UserError, match=f"{name} is damaged"):
-        finetune(dataclasses.replace(finished[0], data_dir=data, output_dir=tmp_path / "out"), "neg10")
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

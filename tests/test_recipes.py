@@ -213,22 +213,16 @@ def test_what_is_beside_models_in_the_output_folder_is_reserved():
     assert {*RETRIEVERS, *pretrained(Settings.load("demo"))} < {*RESERVED}
 
 
-@pytest.mark.parametrize("label", ["hybrid", "trained_on_faq", "reranker_long", "latest", "neg10-2", "onnx", "a_seed2"])
-def test_names_that_only_look_like_reserved_ones_are_taken(tmp_path, label):
-    assert find_recipe(with_recipes(tmp_path, f"[{label}]"), label).label == label
+def test_names_that_only_look_like_reserved_ones_are_taken_and_each_kind_of_filter(tmp_path):
+    labels = "hybrid trained_on_faq reranker_long latest neg10-2 onnx a_seed2".split()
+    filters = ("none", "relative_margin 0.95", "relative_margin 1", "absolute_margin 0.05", "rank_range 1 1",
+               "rank_range 10 60")
+    entries = {label: filters[number % len(filters)] for number, label in enumerate(labels)}
+    recipes = all_recipes(with_recipes(tmp_path, "\n".join(f"[{label}]\nfilter = '{text}'"
+                                                           for label, text in entries.items())))
+    assert {label: recipe.filter for label, recipe in recipes.items()} == entries
 
 
 def test_a_missing_file_of_recipes_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot read the recipes in .*none.toml"):
         all_recipes(dataclasses.replace(Settings.load("demo"), recipe_file=tmp_path / "none.toml"))
-
-
-@pytest.mark.parametrize("text", ["none", "relative_margin 0.95", "relative_margin 1", "absolute_margin 0.05",
-                                  "rank_range 1 1", "rank_range 10 60"])
-def test_each_kind_of_filter_is_taken(tmp_path, text):
-    assert find_recipe(with_recipes(tmp_path, f"[a]\nfilter = '{text}'"), "a").filter == text
-
-
-def test_labels_do_not_clash_with_those_of_pretrained_models():
-    settings = Settings.load("msmarco")
-    assert not set(all_recipes(settings)) & set(pretrained(settings))

@@ -4,15 +4,14 @@ import importlib.util
 import itertools
 import json
 import os
-import re
 import sys
+from functools import partial
 from unittest import mock
 
+import ladder_results
 import pytest
 
-from embedding_finetune.data.collection import Collection, write_data
 from embedding_finetune.evaluation import results
-from embedding_finetune.evaluation.results import save_result
 from embedding_finetune.files import write_json, write_jsonl
 from embedding_finetune.recipes import all_recipes
 from embedding_finetune.retrieval.known_systems import find_system
@@ -23,8 +22,10 @@ with mock.patch.object(sys, "path", [str(ROOT / "docs"), *sys.path]):
     SPEC = importlib.util.spec_from_file_location("second_ladder", ROOT / "docs" / "second_ladder.py")
     ladder = importlib.util.module_from_spec(SPEC)
     SPEC.loader.exec_module(ladder)
+    SPEC = importlib.util.spec_from_file_location("result_tables", ROOT / "docs" / "result_tables.py")
+    result_tables = importlib.util.module_from_spec(SPEC)
+    SPEC.loader.exec_module(result_tables)
 ROWS = [row for row in json.loads((ROOT / "docs" / "recipe.json").read_text()) if row.get("ladder") == "second"]
-PAGE = ROOT / "docs" / "second_look.md"
 
 
 @pytest.fixture(autouse=True)
@@ -64,18 +65,12 @@ def test_each_row_has_what_it_claims(tmp_path):
         assert {(name, label) for label in ladder.BASELINES} <= seen
 
 
-def test_the_pages_figures_are_the_rows():
-    """A cell `0.966 [0.956, 0.975]` of the page's tables with a system in front is a row of recipe.json, of that
-    system or of it trained on a share of the queries."""
-    known = {(re.sub("_(eighth|quarter|half)", "", row["label"]),
-              "{:.3f} [{:.3f}, {:.3f}]".format(row["recall@1"], *row["ci95"])) for row in ROWS}
-    section = PAGE.read_text(encoding="utf-8").partition("## Trained, too")[2]
-    lines = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| `")]
-    cells = [(line[0].strip(" `"), cell.strip(" *")) for line in lines for cell in line[1:]
-             if re.search(r"\d\.\d{3} \[\d", cell)]
-    assert len(cells) > 70
-    for cell in cells:
-        assert cell in known, cell
+def test_the_tables_of_the_page_are_the_rows():
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert result_tables.filled(page) == page, "run python docs/result_tables.py"
+    assert page.count("<!-- table ") == len(result_tables.tables()) == 6
+    row = next(row for row in ROWS if (row["set"], row["label"]) == ("covidqa", "bm25"))
+    assert f"| BM25 | {row['recall@1']:.3f} [" in result_tables.tables()["covidqa"]
 
 
 def test_a_set_leaves_no_setting_to_the_next():
@@ -85,26 +80,10 @@ def test_a_set_leaves_no_setting_to_the_next():
 
 def test_finished_systems_are_collected(tmp_path, monkeypatch):
     """Four test queries; the seeds of a system become one row, its costs the sum of its parts'."""
-    names = [(part, f"{part}{number}") for part, count in {"train": 3, "dev": 2, "test": 4}.items()
-             for number in range(count)]
-    collection = Collection({f"q-{name}": name for _, name in names}, {f"p-{name}": name for _, name in names},
-                            {f"q-{name}": {f"p-{name}": 1} for _, name in names},
-                            {f"q-{name}": part for part, name in names})
-    settings = ladder.settings_of("msmarco")
-    write_data(settings, collection, {})
-
     monkeypatch.setattr(results, "_identity", lambda *_: "its content")
-
-    def measured(system, right, **more):
-        def ranking(query, good):
-            return {"p" + query[1:]: 2.0} if good else {"p-train0": 2.0, "p" + query[1:]: 1.0}
-
-        system = System(system) if isinstance(system, str) else system
-        save_result(settings, collection, system, {
-            "test": {f"q-test{number}": ranking(f"q-test{number}", number in right) for number in range(4)},
-            "dev": {f"q-dev{number}": ranking(f"q-dev{number}", number == 0) for number in range(2)}},
-            model="", inputs=results.inputs_of(settings, system), size={"vector": 8, "weights": 1},
-            **{"parameters": {}} | more)
+    settings = ladder.settings_of("msmarco")
+    measured = partial(ladder_results.measured, settings, ladder_results.write_collection_of(settings, train=3),
+                       size={"vector": 8, "weights": 1})
 
     def reranked(model, right):
         measured(System("reference", reranker="late", reranker_model=model), right, bytes_per_passage=100,

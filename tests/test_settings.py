@@ -25,19 +25,12 @@ def test_the_default_is_the_tutorials_experiment():
     assert settings.data_dir == ROOT / "ft_data"
 
 
-def test_the_environment_wins_over_the_profile_and_the_profile_over_the_default(monkeypatch):
-    monkeypatch.setenv("PROFILE", "demo")
-    assert Settings.load().max_queries == 2000 != TABLE["MAX_QUERIES"].default
+def test_texts_become_values(monkeypatch):
     for name, value in (("EPOCHS", "0.5"), ("QUERY_PROMPT", ""), ("GROUP_NEAR_DUPLICATES", "no")):
         monkeypatch.setenv(name, value)
-    settings = Settings.load()
-    assert (settings.dataset, settings.epochs, settings.query_prompt) == ("docstrings", 0.5, "")
-    assert settings.group_near_duplicates is False
-
-
-def test_the_argument_wins_over_the_environment(monkeypatch):
-    monkeypatch.setenv("PROFILE", "msmarco")
-    assert Settings.load("demo").profile == "demo"
+    settings = Settings.load("demo")
+    assert (settings.epochs, settings.query_prompt, settings.group_near_duplicates) == (0.5, "", False)
+    assert settings.max_queries == 2000 != TABLE["MAX_QUERIES"].default
 
 
 @pytest.mark.parametrize("name, value, message", [
@@ -89,27 +82,22 @@ def test_other_names_in_the_environment_are_ignored(monkeypatch, name):
     assert Settings.load().profile == "demo"
 
 
-@pytest.mark.parametrize("line, message", [
-    ("COLOUR=red", "own.env: unknown setting COLOUR; known are DATASET, "),
-    ("EPOCH=3", "own.env: unknown setting EPOCH; did you mean EPOCHS.$"),
-    ("SEED=1", "own.env, line 2: expected one NAME=value, each name once"),
-    ("MAX QUERIES=3", "own.env, line 2: expected one NAME=value, each name once"),
-    ('DATASET="open', "own.env, line 2: expected one NAME=value, each name once"),
-    ("", "own.env lacks DATASET: the pairs"),
-])
-def test_a_broken_profile_is_named_by_file_and_line(tmp_path, monkeypatch, line, message):
+@pytest.mark.parametrize("content, message", [
+    (b"COLOUR=red", "own.env: unknown setting COLOUR; known are DATASET, "), (b"EPOCHS=many", "'many' is not a number"),
+    (b"EPOCH=3", "own.env: unknown setting EPOCH; did you mean EPOCHS.$"), (b"EPOCHS", "own.env, line 2: expected one"),
+    (b"SEED=1", "own.env, line 2: expected one NAME=value, each name once"),
+    (b"MAX QUERIES=3", "own.env, line 2: expected one"), (b'DATASET="open', "own.env, line 2: expected one"),
+    (b"", "own.env lacks DATASET: the pairs"), (b"\xff", "own.env is not UTF-8 text")])
+def test_a_broken_file_of_settings_is_named_by_file_and_line(tmp_path, monkeypatch, content, message):
     (tmp_path / "profiles").mkdir()
-    (tmp_path / "profiles" / "own.env").write_text(f"SEED=42  # comment\n{line}\n")
+    (tmp_path / "profiles" / "own.env").write_bytes(b"SEED=42  # comment\n" + content + b"\n")
+    if content:
+        monkeypatch.setenv("ENV_FILE", str(tmp_path / "profiles" / "own.env"))
+        with pytest.raises(UserError, match=message):
+            Settings.load("demo")
+    monkeypatch.setenv("ENV_FILE", "none")
     monkeypatch.setattr(profiles, "ROOT", tmp_path)
-    with pytest.raises(UserError, match=message):
-        Settings.load("own")
-
-
-def test_a_profile_that_is_no_text_is_named(tmp_path, monkeypatch):
-    (tmp_path / "profiles").mkdir()
-    (tmp_path / "profiles" / "own.env").write_bytes(b"SEED=42\n\xff")
-    monkeypatch.setattr(profiles, "ROOT", tmp_path)
-    with pytest.raises(UserError, match="own.env is not UTF-8 text"):
+    with pytest.raises(UserError, match="lacks DATASET" if content == b"EPOCHS=many" else message):
         Settings.load("own")
 
 
@@ -144,7 +132,7 @@ def test_each_setting_of_a_training_reaches_its_processes(built, monkeypatch, tm
         assert getattr(owner, name.lower()) == value, name
     args = training_arguments(training, tmp_path, dev=True)
     assert (args.per_device_train_batch_size, args.learning_rate, args.num_train_epochs) == (5, 2e-4, 1.5)
-    assert (args.warmup_steps, args.eval_steps, args.logging_steps, args.temperature) == (0.25, 0.3, 7, 0.07)
+    assert (args.warmup_steps, args.eval_steps, args.logging_steps, args.bf16) == (0.25, 0.3, 7, True)
 
 
 def test_a_recipe_changes_settings_of_the_training_and_no_others():
@@ -216,9 +204,5 @@ def test_without_the_packages_one_line_says_what_to_run(bare_python):
     assert done.returncode == 1 and not done.stdout
     assert done.stderr.startswith(f"error: {bare_python} has no package torch: ") and done.stderr.count("\n") == 1
     assert "make install" in done.stderr or f"{ROOT}/.venv/bin/python" in done.stderr
-
-
-def test_without_the_packages_an_import_fails_with_the_same_line(bare_python):
-    done = run(bare_python, "-c", "import embedding_finetune")
-    command = run(bare_python, "-m", "embedding_finetune", "settings")
-    assert done.returncode == 1 and done.stderr.splitlines()[-1] == f"ImportError: {command.stderr.strip()}"
+    imported = run(bare_python, "-c", "import embedding_finetune")
+    assert imported.returncode == 1 and imported.stderr.splitlines()[-1] == f"ImportError: {done.stderr.strip()}"

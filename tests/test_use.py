@@ -1,4 +1,4 @@
-"""docs/use.md: every snippet runs, where its package is installed, and gives the vectors of this package."""
+"""docs/deploy.md: every snippet runs, where its package is installed, and gives the vectors of this package."""
 
 import importlib.util
 import re
@@ -13,7 +13,7 @@ from embedding_finetune.models.encoder_config import EncoderConfig
 from embedding_finetune.settings import ROOT
 from embedding_finetune.training.export import export
 
-PAGE = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
 SNIPPETS = dict(re.findall(r"### ([\w-]+)\n.*?```python\n(.*?)```", PAGE, flags=re.DOTALL))
 PACKAGES = {"sentence-transformers": "sentence_transformers", "FlagEmbedding": "FlagEmbedding",
             "LangChain": "langchain_huggingface", "LlamaIndex": "llama_index"}
@@ -35,7 +35,7 @@ def config(tmp_path_factory):
 @pytest.mark.parametrize("library", PACKAGES)
 def test_the_same_vectors_in_every_library(config, library):
     if importlib.util.find_spec(PACKAGES[library]) is None:
-        pytest.skip(f"{library} is not installed: docs/use.md says how")
+        pytest.skip(f"{library} is not installed: docs/deploy.md says how")
     assert "output/demo/neg10" in SNIPPETS[library]
     found = {}
     exec(SNIPPETS[library].replace("output/demo/neg10", config.name), found)

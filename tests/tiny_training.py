@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 from safetensors.torch import load_file
 from tiny import tiny_bert
 
@@ -98,12 +99,27 @@ def prepared(tiny, output, **changes):
         name: changes.pop(name) for name in [*changes] if name in EncoderConfig.__dataclass_fields__})
     values = {"label": "tiny", "kind": "bi_encoder", "encoder": config, "training_file": tiny / ROWS,
               "data": "", "train_group_size": 4, "temperature": 0.05, "batch_size": 4, "learning_rate": 1e-4,
-              "epochs": 2.0,
-              "seed": 3, "logging_steps": 5, "cpu": True, "save_steps": 10} | changes
+              "epochs": 2.0, "seed": 3, "logging_steps": 5, "cpu": True, "save_steps": 10} | changes
     training = TrainingSettings(**values | {name: str(values[name]) for name in ("training_file", "data")})
     output.mkdir(parents=True, exist_ok=True)
     write_settings(output, training)
     return output
+
+
+def train_until(folder, step):
+    """Train, and stop before a step as Ctrl-C does."""
+    from embedding_finetune.training import worker  # takes seconds to import
+
+    original = worker.Trainer._checked
+
+    def checked(self, loss):
+        if self.state.global_step + 1 == step:
+            raise KeyboardInterrupt
+        return original(self, loss)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(worker.Trainer, "_checked", checked)
+        worker.train(folder)
 
 
 def dev(tiny):

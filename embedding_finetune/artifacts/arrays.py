@@ -4,13 +4,14 @@ import hashlib
 import io
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 
 from embedding_finetune.files import atomic_write, reading
 
 
-def write_array(folder, array, key=""):
+def write_array(folder: Path, array: np.ndarray, key: str = "") -> Path:
     """Write an array into a folder, as KEY-HASH.npy or, without a key, as HASH.npy; returns the path."""
     content = io.BytesIO()
     np.save(content, array)
@@ -20,7 +21,7 @@ def write_array(folder, array, key=""):
     return path
 
 
-def read_array(path, remedy):
+def read_array(path: Path, remedy: str) -> np.ndarray | None:
     """The array of a file, or None if it is damaged: then it is removed, with a message that ends in `remedy`."""
     with reading(path):
         content = path.read_bytes() if path.is_file() else b""
@@ -31,6 +32,6 @@ def read_array(path, remedy):
     return None
 
 
-def short_hash(content):
+def short_hash(content: bytes | memoryview) -> str:
     """The first half of the SHA-256 of bytes, in hex."""
     return hashlib.sha256(content).hexdigest()[:32]

@@ -8,7 +8,7 @@ from embedding_finetune.deprecation import rename_recipe, rename_settings
 DESCRIPTIVE = ("label", "title", "name", "training_data_note", "overrides", "note", "seen", "differs")
 
 
-def translate_collection_record(record):
+def translate_collection_record(record: dict) -> dict | None:
     """dataset.json; settings and sources were in one object, and the first version had only the hashes of the files."""
     source = rename_settings(record.get("made_with", {}))
     settings = {name: source.pop(name) for name in list(source) if name.isupper()}
@@ -16,7 +16,7 @@ def translate_collection_record(record):
             "predefined": record.get("parts_given", ())}
 
 
-def translate_training_file_record(record):
+def translate_training_file_record(record: dict) -> dict | None:
     """training_LABEL.made.json.
 
     Its `models` was a list: the configurations of the miner, if there is one, and of the teacher, if it has one; then
@@ -35,7 +35,7 @@ def translate_training_file_record(record):
     return {"files": None} | record | {"inputs": inputs | {"recipe": recipe} | models | language}
 
 
-def translate_training_record(record):
+def translate_training_record(record: dict) -> dict | None:
     """training.json, whose models were in `use`, `begins_with` and, of a merge, `made_of`."""
     use, merge = record.pop("use", None), record.pop("made_of", {})
     revision = record.pop("begins_with", merge.get("base"))
@@ -49,7 +49,7 @@ def translate_training_record(record):
     return record | {"settings": rename_settings(record["settings"]), "recipe": rename_recipe(record["recipe"])}
 
 
-def translate_compiled_record(record):
+def translate_compiled_record(record: dict) -> dict | None:
     """compiled.json, in which `use` also had the label and the note of the model."""
     inputs = record.get("made_of", {})
     if not {"use", "content"} <= inputs.keys():
@@ -59,7 +59,7 @@ def translate_compiled_record(record):
     return record | {"inputs": inputs, "label": use["label"], "training_data_note": use.get("seen", "unknown")}
 
 
-def translate_token_vectors_record(record):
+def translate_token_vectors_record(record: dict) -> dict | None:
     """identity.json of token vectors, which had all entries at the top level."""
     files = {name: record.get(name) for name in ("vectors.raw", "starts.npy")}
     return {"inputs": {}, "files": files} | record if "shape" in record else None

@@ -10,13 +10,14 @@ They hold everything that changes the artifact, and nothing else: no titles, not
 
 import json
 import re
+from typing import Any
 
 MODEL = {"config", "revision"}  # a model, see encoder_config.model_identity
 GROUPS = ("config", "models", "recipe", "revision", "settings", "source")  # not part of a reason
 DIGEST = re.compile("[0-9a-f]{32}|[0-9a-f]{64}")  # not shown, unlike commits
 
 
-def stale_reason(recorded, current):
+def stale_reason(recorded: Any, current: dict) -> str | None:
     """The first input that differs, such as "data" or "num_negatives: 10, now 50"; None if the artifact is current.
 
     `recorded` are the inputs in an artifact's record (None without one), `current` those that it would have now. A name

@@ -5,13 +5,14 @@ import fcntl
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from embedding_finetune.artifacts.manifest import MANIFEST, verify_manifest, write_manifest
 from embedding_finetune.files import UserError, writing
 
 
-def is_complete(folder):
+def is_complete(folder: Path) -> bool:
     """Whether the folder has a manifest and all of its files match it."""
     try:
         return (folder / MANIFEST).exists() and verify_manifest(folder) is None
@@ -19,7 +20,7 @@ def is_complete(folder):
         return False
 
 
-def complete_checkpoints(output):
+def complete_checkpoints(output: str | Path) -> list[Path]:
     """The complete checkpoints in a folder, most steps first; prints the incomplete ones, which are skipped."""
     folders = sorted(Path(output).glob("checkpoint-[0-9]*"), key=lambda folder: -int(folder.name.rpartition("-")[2]))
     complete = [folder for folder in folders if is_complete(folder)]
@@ -29,14 +30,14 @@ def complete_checkpoints(output):
     return complete
 
 
-def remove_checkpoint(folder):
+def remove_checkpoint(folder: Path) -> None:
     """Remove a checkpoint, its manifest first, so that a partly removed one does not count as complete."""
     (folder / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def staged_dir(folder, what="model", replace=False):
+def staged_dir(folder: Path, what: str = "model", replace: bool = False) -> Iterator[Path]:
     """Context manager: yields a staging folder whose content moves into `folder` at the end of the block.
 
     Its manifest is written before. With `replace`, the staging folder exists and takes the place of `folder` as a
@@ -68,7 +69,7 @@ def _move_files(partial, folder):
 
 
 @contextlib.contextmanager
-def lock(folder, wait=True):
+def lock(folder: Path, wait: bool = True) -> Iterator[None]:
     """Context manager: holds the lock of a folder, which ends with the process.
 
     It works between processes of this machine and of others that share the disk, not between threads. With `wait`,

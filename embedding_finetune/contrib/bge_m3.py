@@ -4,7 +4,11 @@
 computes all three scores itself, so they do not depend on the model of the first stage.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +18,11 @@ from embedding_finetune.files import UserError, read_jsonl, write_jsonl
 from embedding_finetune.hub import UNLOADABLE, cannot_load, model_content, model_file, snapshot
 from embedding_finetune.models.embedding_cache import TokenEmbeddingStore
 from embedding_finetune.models.encoder import TOKEN_CHUNK
-from embedding_finetune.models.encoder_config import load_encoder_config
+from embedding_finetune.models.encoder_config import EncoderConfig, load_encoder_config
 from embedding_finetune.models.modeling import encoding_dtype
 from embedding_finetune.models.multi_vector import maxsim_candidates
 from embedding_finetune.retrieval.rerank import Reranker, check_finite
+from embedding_finetune.settings import Settings
 
 LAYERS = "sparse_linear.pt", "colbert_linear.pt"
 WEIGHTS = 0.4, 0.2, 0.4  # of dense, sparse and multi-vector scores, from the model card; they sum to 1
@@ -25,7 +30,7 @@ FILES, WORDS = ("m3_tokens.npy", "m3_starts.npy", "m3_vectors.npy"), "m3_words.j
 BATCH = 16  # texts; FlagEmbedding's default of 256 is slow on a CPU
 
 
-def layer_weights(config, layer):
+def layer_weights(config: EncoderConfig, layer: str) -> torch.Tensor:
     """The weights in a file of LAYERS, loaded without executing pickled code.
 
     Raises UserError when the file is missing or damaged, or does not hold weights.
@@ -45,53 +50,56 @@ def layer_weights(config, layer):
 class M3(Reranker):
     """Reranker that scores candidates by the weighted sum of dense, sparse and multi-vector scores."""
 
-    def __init__(self, config):
-        """`config` is an EncoderConfig. Raises UserError when the model lacks the layers of a BGE-M3."""
+    def __init__(self, config: EncoderConfig) -> None:
+        """Raises UserError when the model lacks the layers of a BGE-M3."""
         self.encoder_config, self.config, self.revision = config, config.identity, model_content(config.name)
         self.description = f"dense, sparse and multi-vector scores of {config.title}"
-        self.model, self.token_dim = None, [len(layer_weights(config, layer)) for layer in LAYERS][-1]
+        self.model: Any = None
+        self.token_dim = [len(layer_weights(config, layer)) for layer in LAYERS][-1]
 
     @classmethod
-    def of(cls, settings, label):
+    def of(cls, settings: Settings, label: str) -> M3:
+        """The reranker with the model of a label."""
         return cls(load_encoder_config(settings, label))
 
-    def build(self, texts):
-        self.dense, self.words = [], []
+    def build(self, texts: Sequence[str]) -> None:
+        dense, self.words = [], []
+
+        def token_vectors():  # dense vectors and word weights of the same pass are kept in memory
+            prompted = [self.encoder_config.passage_prompt + text for text in texts]
+            for found in self._encoded(prompted, self.encoder_config.passage_max_len):
+                dense.append(found["dense_vecs"].astype(np.float32))
+                self.words.extend(found["lexical_weights"])
+                yield [tokens.astype(np.float16) for tokens in found["colbert_vecs"]]
+
         store = TokenEmbeddingStore(None, {}, texts)
-        store.write(self._passage_tokens([self.encoder_config.passage_prompt + text for text in texts]))
+        store.write(token_vectors())
         self.tokens, self.starts = store.read()
-        self.dense = np.concatenate(self.dense)
+        self.dense = np.concatenate(dense)
         words = 6 * sum(map(len, self.words))  # word id in 4 bytes and weight in 2
         self.bytes_per_passage = (self.dense.nbytes + self.tokens.nbytes + words) / max(1, len(texts))
 
-    def _passage_tokens(self, texts):
-        """Yield lists of the passages' token vectors, float16; keep dense vectors and word weights in memory."""
-        for found in self._encoded(texts, self.encoder_config.passage_max_len):
-            self.dense.append(found["dense_vecs"].astype(np.float32))
-            self.words += found["lexical_weights"]
-            yield [tokens.astype(np.float16) for tokens in found["colbert_vecs"]]
-
-    def save(self, folder):
+    def save(self, folder: Path) -> None:
         for name, array in zip(FILES, (self.tokens, self.starts, self.dense)):
             np.save(folder / name, array)
         write_jsonl(folder / WORDS, self.words)
 
-    def load(self, folder):
+    def load(self, folder: Path) -> M3:
         """Load what `save` wrote and return the reranker; only `scores` works, since the passages are missing."""
         self.tokens, self.starts, self.dense = (np.load(folder / name, mmap_mode="r") for name in FILES)
         self.words = read_jsonl(folder / WORDS)
         return self
 
-    def scores(self, texts, places):
+    def scores(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
         queries = [self.encoder_config.query_prompt + text for text in texts]
         encoded = (query for found in self._encoded(queries, self.encoder_config.query_max_len)
                    for query in zip(found["dense_vecs"], found["lexical_weights"], found["colbert_vecs"]))
         for (dense, words, tokens), own in zip(encoded, places):
-            parts = (self.dense[own] @ dense.astype(np.float32),
+            parts = (self.dense[np.asarray(own, int)] @ dense.astype(np.float32),
                      [self.model.compute_lexical_matching_score(words, self.words[place]) for place in own],
                      maxsim_candidates(tokens.astype(np.float32), self.tokens, self.starts, own))
-            scores = sum(weight * np.asarray(part, np.float32) for weight, part in zip(WEIGHTS, parts))
-            yield check_finite(scores.astype(np.float32), self.description)
+            weighted = [weight * np.asarray(part, np.float32) for weight, part in zip(WEIGHTS, parts)]
+            yield check_finite(np.sum(weighted, axis=0), self.description)
 
     def _encoded(self, texts, max_length):
         """Yield FlagEmbedding's output for each chunk of texts, which include their prompts."""
@@ -105,16 +113,14 @@ class M3(Reranker):
     def _loaded(self):
         if self.model is None:
             from FlagEmbedding import BGEM3FlagModel  # takes seconds to import
-            name, device = self.encoder_config.name, "cuda:0" if torch.cuda.is_available() else "cpu"
-            dtype = encoding_dtype(name, device)
+            config, device = self.encoder_config, "cuda:0" if torch.cuda.is_available() else "cpu"
+            dtype = encoding_dtype(config.name, device)
+            folder = snapshot(config.name)  # FlagEmbedding would also download the ONNX version of the model
             try:
-                if not Path(name).is_dir():  # FlagEmbedding would also download the ONNX version of the model
-                    name = snapshot(name)
-                config = self.encoder_config
-                self.model = BGEM3FlagModel(name, pooling_method=config.pooling, colbert_dim=self.token_dim,
+                self.model = BGEM3FlagModel(folder, pooling_method=config.pooling, colbert_dim=self.token_dim,
                                             normalize_embeddings=config.normalize, devices=[device],
                                             use_fp16=dtype == torch.float16, use_bf16=dtype == torch.bfloat16,
                                             trust_remote_code=config.trusted)
             except UNLOADABLE as error:
-                raise cannot_load(self.encoder_config.title, error) from None
+                raise cannot_load(config.title, error) from None
         return self.model

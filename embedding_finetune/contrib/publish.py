@@ -10,9 +10,9 @@ The folder contains no training texts and no paths of this machine, which is che
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
-import httpx2
-from huggingface_hub import EvalResult, HfApi, ModelCardData, constants, get_token
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, constants, get_token
 
 from embedding_finetune.artifacts.manifest import MANIFEST, MODEL_CARD, verify_manifest
 from embedding_finetune.artifacts.provenance import stale_reason
@@ -21,15 +21,9 @@ from embedding_finetune.data.cleaning import MSMARCO
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.results import compare
 from embedding_finetune.evaluation.tables import comparison_table, pairs_table
-from embedding_finetune.files import (
-    CommandLine,
-    UserError,
-    may_overwrite,
-    one_line,
-    read_json,
-    write_json,
-)
+from embedding_finetune.files import CommandLine, UserError, may_overwrite, one_line, read_json, write_json
 from embedding_finetune.hints import other_profile_hint
+from embedding_finetune.hub import HUB_ERRORS
 from embedding_finetune.models.encoder_config import compiled_record
 from embedding_finetune.settings import ROOT, Settings, display_value, path_of, split_revision
 from embedding_finetune.training.model_card import METRICS_HEADING
@@ -67,7 +61,7 @@ Licence of the model: {licence}. It was made from {base}, whose licence holds as
 """
 
 
-def prepare(settings, label, to=None):
+def prepare(settings: Settings, label: str, to: str | None = None) -> Path:
     """Build OUTPUT_DIR/publish/LABEL, unless it exists and is current; returns the folder.
 
     Raises UserError when the label has no model, when a result of the comparison is outdated, when the folder is
@@ -117,7 +111,7 @@ def _prepared(settings, label, to):
     return folder
 
 
-def card(settings, label, to, rows, row):
+def card(settings: Settings, label: str, to: str | None, rows: list[dict[str, Any]], row: dict[str, Any]) -> str:
     """Text of README.md: the model's own card up to its metrics, then results, comparisons and training settings."""
     source = settings.paths.model(label)
     # A compiled model has no training record: use that of the model it was made from.
@@ -139,8 +133,7 @@ def card(settings, label, to, rows, row):
         tags=["sentence-transformers", "feature-extraction", "dense-retrieval"],
         base_model=base_on_hub if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base_on_hub) else None,
         datasets=[hub_data] if hub_data else None, model_name=to or label, eval_results=metrics)
-    own = (source / "README.md").read_text(encoding="utf-8").partition(METRICS_HEADING)[0]
-    own = re.sub(r"\A---\n.*?\n---\n+", "", own, flags=re.DOTALL)
+    own = ModelCard((source / MODEL_CARD).read_text(encoding="utf-8")).text.partition(METRICS_HEADING)[0].lstrip()
     own = re.sub(r"\bPATH\b", lambda _: repr(to or label), own)
     note = DATA_NOTES.get(data) or (f"{hub_data}; its licence is on its page" if hub_data else DATA_NOTES[""])
     return f"---\n{head.to_yaml()}\n---\n\n{own}" + SECTIONS.format(
@@ -151,7 +144,7 @@ def card(settings, label, to, rows, row):
         settings="\n".join(["| setting | value |", "| --- | --- |", *(f"| {name} | {made[name]} |" for name in made)]))
 
 
-def public(value):
+def public(value: object) -> str:
     """The value of a setting, or `a local folder` if it is a path."""
     text = str(value)
     slashes = split_revision(text)[0].count("/")
@@ -159,7 +152,7 @@ def public(value):
     return "a local folder" if local or Path(text).suffix and path_of(text).is_file() else text
 
 
-def check_private(settings, folder):
+def check_private(settings: Settings, folder: Path) -> None:
     """Raise UserError when a file in `folder`, except weights, contains a path of this machine."""
     paths = {str(Path.home()), str(ROOT), *(str(value) for value in vars(settings).values())}
     paths = [re.escape(path) for path in paths if path.startswith("/") and len(path) > 1]
@@ -171,7 +164,7 @@ def check_private(settings, folder):
                             "that file of the model, then run the same command again")
 
 
-def upload(folder, to):
+def upload(folder: Path, to: str) -> str:
     """Upload the folder to the repository `to`, created as private if it is new; returns the URL of the commit.
 
     Raises UserError when the upload fails.
@@ -181,12 +174,12 @@ def upload(folder, to):
         api.create_repo(to, private=True, exist_ok=True)
         return api.upload_folder(repo_id=to, folder_path=folder, commit_message="Model, card and results",
                                  ignore_patterns=[MANIFEST]).commit_url
-    except (OSError, ValueError, RuntimeError, httpx2.HTTPError) as error:
+    except (*HUB_ERRORS, RuntimeError) as error:
         raise UserError(f"the Hugging Face Hub at {constants.ENDPOINT} does not accept {to} ({one_line(error)}); the "
                         f"folder {folder} is complete: run the same command to try again") from None
 
 
-def main():
+def main() -> None:
     """Run the `publish` command."""
     parser = CommandLine("publish", "Prepare a model's folder for the Hugging Face Hub, with a card of its results.")
     parser.add_argument("label", metavar="LABEL", help="label of a model that was trained and evaluated here")

@@ -5,6 +5,7 @@ grows with queries times candidates, never with queries times passages.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -17,6 +18,7 @@ from embedding_finetune.data.normalize import passage_id
 from embedding_finetune.files import UserError
 
 BATCH = 2048  # queries that are filtered at once
+Seed = int | Sequence[int] | np.random.Generator
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,12 @@ class NegativeCandidates:
     """The passages that the training split may use, by position, and the judged ones of each query."""
 
     train: Collection
-    ids: list  # position -> passage id
-    positives: list  # per query: positions of its positives
-    negatives: list  # per query: positions of its predefined negatives
+    ids: list[str]  # position -> passage id
+    positives: list[list[int]]  # per query: positions of its positives
+    negatives: list[list[int]]  # per query: positions of its predefined negatives
     num_eligible: int  # random and mined negatives come from the first so many, all of them positives of some query
 
-    def texts(self):
+    def texts(self) -> list[str]:
         """The texts, by position."""
         return [self.train.corpus[passage] for passage in self.ids]
 
@@ -43,7 +45,7 @@ class NegativeCandidates:
         return found
 
 
-def negative_candidates(collection, near=True):
+def negative_candidates(collection: Collection, near: bool = True) -> NegativeCandidates:
     """The NegativeCandidates of a split Collection, without dev and test positives and, with `near`, their near-
     duplicates.
 
@@ -55,19 +57,21 @@ def negative_candidates(collection, near=True):
     own = {query: [passage for passage, grade in judged.items() if not grade]
            for query, judged in train.qrels.items() if not all(judged.values())}
     if not collection.predefined and not own:
-        ids, positives = train.positive_pool()
-        return NegativeCandidates(train, ids, positives, [[]] * len(positives), len(ids))
+        pool, positives = train.positive_pool()
+        return NegativeCandidates(train, pool, positives, [[]] * len(positives), len(pool))
     key = {passage: passage_id(collection.corpus[passage]) for passage in collection.judged_passages()}
-    positive = list(dict.fromkeys(passage for query in train.queries for passage in train.positives(query)))
-    suspects = (positive if collection.predefined else []) + list(dict.fromkeys(chain.from_iterable(own.values())))
+    positive, suspects = train.positive_pool()[0], list(dict.fromkeys(chain.from_iterable(own.values())))
+    if collection.predefined:
+        suspects = positive + suspects
     held_out = [passage for part in ("dev", "test") for passage in collection.split(part).positive_pool()[0]]
     unsafe = {key[passage] for passage in held_out}
     if near:
-        pairs = near_duplicates_between(*([collection.corpus[passage] for passage in passages]
-                                          for passages in (suspects, held_out)))
+        pairs = near_duplicates_between(map(collection.corpus.__getitem__, suspects),
+                                        map(collection.corpus.__getitem__, held_out))
         unsafe |= {key[suspects[place]] for place in pairs[:, 0]}
-    safe, ids = [passage for passage in positive if key[passage] not in unsafe], {}
-    for passage in chain(safe, positive, (passage for passage in suspects if key[passage] not in unsafe)):
+    ids: dict[str, str] = {}  # key -> passage id: eligible passages, other positives, predefined negatives
+    safe, safe_suspects = ([passage for passage in some if key[passage] not in unsafe] for some in (positive, suspects))
+    for passage in (*safe, *positive, *safe_suspects):
         ids.setdefault(key[passage], passage)
     place = {text: position for position, text in enumerate(ids)}
     positives = [list(dict.fromkeys(place[key[passage]] for passage in train.positives(query)))
@@ -82,7 +86,7 @@ def negative_candidates(collection, near=True):
     return NegativeCandidates(train, list(ids.values()), positives, negatives, len({key[passage] for passage in safe}))
 
 
-def add_predefined(pool, chosen):
+def add_predefined(pool: NegativeCandidates, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Put the predefined negatives of each query before those of its row of `chosen`, which keeps its shape.
 
     Returns the merged array and a bool array of the same shape: whether the negative is predefined.
@@ -96,7 +100,7 @@ def add_predefined(pool, chosen):
     return merged, predefined
 
 
-def sample_random(positives, pool_size, number, seed):
+def sample_random(positives: Sequence[Sequence[int]], pool_size: int, number: int, seed: Seed) -> np.ndarray:
     """Draw `number` distinct random negatives per query, never one of its positives.
 
     `positives` lists per query the positions that must not be drawn for it; positions from pool_size on are not drawn
@@ -120,20 +124,13 @@ def sample_random(positives, pool_size, number, seed):
     chosen = np.empty((number, len(positives)), dtype=np.int32)  # transposed: each step writes one contiguous row
     for step in range(number):
         last = available - number + step
-        draw = _num_eligible(rng, last)
+        draw = rng.integers(0, last + 1)
         chosen[step] = np.where((chosen[:step] == draw).any(axis=0), last, draw)
     first = np.cumsum(sizes) - sizes
     for column in range(sizes.max(initial=0)):
         some = np.flatnonzero(sizes > column)
         chosen[:, some] += chosen[:, some] >= taken[first[some] + column]
     return np.ascontiguousarray(chosen.T)
-
-
-def _num_eligible(rng, last):
-    """A random integer from 0 to each of `last`; a single range is faster to draw from and gives the same numbers."""
-    if last.size and last.min() == last.max():
-        return rng.integers(0, last[0] + 1, size=last.size).astype(np.int32)
-    return rng.integers(0, last + 1)
 
 
 @dataclass(frozen=True)
@@ -147,20 +144,20 @@ class Filter:
     """
 
     kind: str
-    values: tuple = ()
+    values: tuple[float, ...] = ()
 
     @classmethod
-    def parse(cls, text):
+    def parse(cls, text: str) -> "Filter":
         """The filter that a validated recipe names."""
         kind, *values = text.split()
         return cls(kind, tuple(map(float, values)))
 
-    def keeps(self, scores, positive_scores):
+    def keeps(self, scores: np.ndarray, positive_scores: np.ndarray) -> np.ndarray:
         """Bool array of the shape of `scores` (queries, candidates).
 
         `positive_scores` (queries,) holds the lowest score of each query's positives.
         """
-        positive = np.asarray(positive_scores)[:, None]
+        positive = positive_scores[:, None]
         if self.kind == "relative_margin":
             return scores < positive - (1 - self.values[0]) * np.abs(positive)
         if self.kind == "absolute_margin":
@@ -171,7 +168,7 @@ class Filter:
         return kept
 
 
-def interleave(first, second):
+def interleave(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Interleave two candidate lists per query without duplicates: (queries, a), (queries, b) -> (queries, a + b),
     padded with -1.
     """
@@ -186,7 +183,8 @@ def interleave(first, second):
     return merged
 
 
-def filter_candidates(candidates, positives, query_vectors, passage_vectors, rule):
+def filter_candidates(candidates: np.ndarray, positives: Sequence[Sequence[int]], query_vectors: np.ndarray,
+                      passage_vectors: np.ndarray, rule: Filter) -> np.ndarray:
     """The candidates, with -1 for positives of their query and for those that the Filter `rule` rejects.
 
     `candidates` is an int array (queries, depth), best first, -1 for none; `positives` lists positions per query. The
@@ -203,7 +201,8 @@ def filter_candidates(candidates, positives, query_vectors, passage_vectors, rul
     return filtered
 
 
-def select_negatives(candidates, positives, near, pool_size, number, seed):
+def select_negatives(candidates: np.ndarray, positives: Sequence[Sequence[int]], near: np.ndarray, pool_size: int,
+                     number: int, seed: Seed) -> tuple[np.ndarray, np.ndarray]:
     """The first `number` candidates per query that are not near-duplicates of a positive, filled up with random
     passages.
 

@@ -1,68 +1,100 @@
-"""The recommendation: which system to use, computed from the comparison, and what it costs.
+"""What a comparison means, in sentences: the verdict on a pair, the conclusion, and what the best systems cost.
 
 Dev queries select the two finalists. Test queries are used only to report and compare them.
 """
 
 import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from embedding_finetune.data.collection import Collection
 from embedding_finetune.evaluation.results import caveats, finalists, system_of
-from embedding_finetune.evaluation.significance import outcome
+from embedding_finetune.evaluation.significance import excludes_zero, outcome
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import load_encoder_config
-from embedding_finetune.retrieval.base import make_retriever
+from embedding_finetune.retrieval.base import DEPTH, make_retriever
 from embedding_finetune.settings import SELECTION_METRIC
+
+if TYPE_CHECKING:
+    from embedding_finetune.settings import Settings
 
 METRIC = "recall@1"
 TIMED_QUERIES, TIMED_PASSAGES = 32, 128
 
 
-def format_difference(pair, digits=3):
+def format_difference(pair: dict, digits: int = 3) -> str:
     """Format a paired difference (an entry of `against`) with its 95 % interval."""
     return "{difference:+.{digits}f} [{ci95[0]:+.{digits}f}, {ci95[1]:+.{digits}f}]".format(**pair, digits=digits)
 
 
-def required_queries(pair, kind=""):
+def required_queries(pair: dict, kind: str = "") -> str:
     """Phrase with the number of queries needed to confirm a difference, in two significant digits; "" where unknown."""
     needed = pair.get("queries_needed")
     return f"about {float(f'{needed:.2g}'):,.0f} {kind}queries would be needed" if needed else ""
 
 
-def recommendation(rows, metric=METRIC):
-    """Sentences on which of the two finalists (results.finalists) to use, its gain, and its out-of-domain cost.
+def verdict(better: str, pair: dict) -> str:
+    """Verdict on a pair of models, of which `better` has the higher mean."""
+    if not pair["planned"]:
+        return f"exploration: interval {'excludes' if excludes_zero(pair['ci95']) else 'includes'} 0"
+    found = outcome(pair)
+    text = found.word if found.word == "not distinguishable" else f"{better} is better{found.note}"
+    return text if found.significant else f"{text}; {required_queries(pair) or 'difference too small to plan for'}"
 
-    The fine-tuned finalist is recommended only if it is significantly better, which is a planned comparison. Without
-    both finalists, a sentence says which one is missing.
+
+def conclusion(rows: list[dict], metric: str = METRIC) -> str:
+    """Sentences on which system to use, what fine-tuning gains, and its cost out of domain.
+
+    The fine-tuned finalist (see results.finalists) is recommended only if it is significantly better than the best
+    system without training, which is a planned comparison. Without both finalists, a sentence says which one is
+    missing.
     """
-    by_label, (ready, tuned) = {row["label"]: row for row in rows}, finalists(rows)
     if any(row.get("pseudo_queries") for row in rows):
         return f"Nothing to recommend. {caveats(rows[0])}"
+    ready, tuned = finalists(rows)
     if not ready or not tuned:
         missing = "fine-tuned model" if ready else "system without training"
         return f"Nothing to recommend yet: no {missing} has been evaluated."
     if not any(row["dev"][SELECTION_METRIC] for row in (ready, tuned)):
         return "Nothing to recommend: no system finds a positive for any dev query."
-    pair = tuned["against"][ready["label"]][metric]
+    found = outcome(tuned["against"][ready["label"]][metric])
+    use = tuned if found.significant and found.word == "better" else ready
+    return " ".join(_sentences({row["label"]: row for row in rows}, use, ready, tuned, metric))
+
+
+def _sentences(by_label: dict[str, dict], use: dict, ready: dict, tuned: dict, metric: str) -> Iterator[str]:
+    value = {label: row["metrics"][metric] for label, row in by_label.items()}
+    low, high = use["ci95"][metric]
+    yield (f"Use {use['model']} ({use['label']}, {'fine-tuned' if use is tuned else 'no training'}): {metric} "
+           f"{value[use['label']]:.3f} [{low:.3f}, {high:.3f}].")
+    yield (f"On dev queries, {ready['label']} is the best system without training and {tuned['label']} the best "
+           f"fine-tuned one; on test queries, {tuned['label']} has {value[tuned['label']]:.3f} against "
+           f"{value[ready['label']]:.3f}: {_outcome(tuned['against'][ready['label']][metric])}.")
+    if use["label"] != "bm25" and "bm25" in by_label:
+        difference = format_difference(use["against"]["bm25"][metric])
+        yield f"BM25 alone has {value['bm25']:.3f}; {use['label']} differs from it by {difference}."
+    best = next((row for row in by_label.values() if row.get("chosen")), None)
+    if best and "raw" in by_label:
+        yield (f"Fine-tuning alone changed {metric} from {value['raw']:.3f} (raw) to {value[best['label']]:.3f} "
+               f"({best['label']}): {_outcome(best['against']['raw'][metric])}.")
+    model = by_label.get(system_of(use).encoder, {}) if use is tuned else {}
+    for name, measured in model.get("eval_sets", {}).items():
+        yield f"Out of domain, on {name}, {model['label']} has {measured[metric]:.3f}."
+        for other, pairs in measured.get("against", {}).items():
+            yield f"Its difference to {other} there is {format_difference(pairs[metric])}."
+    yield from filter(None, [caveats(use)])
+
+
+def _outcome(pair: dict) -> str:
+    """Such as "better (+0.100 [+0.080, +0.120])"."""
     found = outcome(pair)
-    taken = tuned if found.significant and found.word == "better" else ready
-    seen = "; ".join(filter(None, [format_difference(pair), required_queries(pair, "test ")]))
-    words = [f"Use {taken['label']} ({'fine-tuned' if taken is tuned else 'no training'}). On dev queries, "
-             f"{ready['label']} ({ready['model']}) is the best system without training and {tuned['label']} the best "
-             f"fine-tuned one. On test queries, {tuned['label']} has {metric} {tuned['metrics'][metric]:.3f} against "
-             f"{ready['metrics'][metric]:.3f} of {ready['label']}: {found.word}{found.note} ({seen})."]
-    if taken["label"] != "bm25" and "bm25" in by_label:
-        words.append(f"BM25 alone has {by_label['bm25']['metrics'][metric]:.3f}; {taken['label']} differs from it by "
-                     f"{format_difference(taken['against']['bm25'][metric])}.")
-    model = by_label.get(system_of(taken).encoder, {})
-    for name, measured in model.get("eval_sets", {}).items() if taken is tuned else ():
-        lost = [f"{format_difference(pairs[metric])} compared with {other}"
-                for other, pairs in measured.get("against", {}).items()]
-        words.append(f"Out of domain, on {name}, {model['label']} has {measured[metric]:.3f}: {', '.join(lost)}.")
-    return " ".join([*words, *filter(None, [caveats(taken)])])
+    numbers = [format_difference(pair), *filter(None, [required_queries(pair, "test ")])]
+    return f"{found.word}{found.note} ({'; '.join(numbers)})"
 
 
-def costs(settings, collection, rows):
+def costs(settings: "Settings", collection: Collection, rows: list[dict]) -> pd.DataFrame:
     """Table of size and speed, with one row for BM25 and one for each finalist; speed is measured on this machine.
 
     Columns: milliseconds per query, encoded one at a time (plus the BM25 search of a fusion, plus the reranking time
@@ -72,25 +104,25 @@ def costs(settings, collection, rows):
     test, by_label, table = collection.split("test"), {row["label"]: row for row in rows}, {}
     queries, passages = list(test.queries.values())[:TIMED_QUERIES + 1], list(test.corpus.values())[:TIMED_PASSAGES + 1]
     retriever = make_retriever("bm25", settings).index(test.corpus)
-    bm25 = _seconds(lambda texts: retriever.search(dict(enumerate(texts))), queries)
+    bm25 = _seconds(lambda texts: retriever.search_batch(texts, DEPTH), queries)
     for label in dict.fromkeys(["bm25", *(row["label"] for row in finalists(rows) if row)]):
-        row, line = by_label.get(label, {}), table.setdefault(label, {})
+        row = by_label.get(label, {})
         model = system_of(row).encoder if row else label
-        size, seconds = by_label.get(model, {}).get("size") or {}, bm25 if model != label or label == "bm25" else 0
-        seconds += row.get("ms_per_query", 0) / 1000
+        size, line = by_label.get(model, {}).get("size"), table.setdefault(label, {})
+        seconds = row.get("ms_per_query", 0) / 1000 + (bm25 if model != label or label == "bm25" else 0)
         if size:
             encoder = Encoder(load_encoder_config(settings, model), batch_size=1)
             seconds += _seconds(encoder.encode_queries, queries)
             encoder.batch_size = settings.encode_batch_size
             line["passages per second"] = f"{1 / _seconds(encoder.encode_passages, passages):.0f}"
             line["MB of weights"] = f"{size['weights'] / 1e6:.0f}" if size["weights"] else ""
-            stored = 4 * size["vector"] + row.get("bytes_per_passage", 0) if size["vector"] else 0
-            line["bytes per passage"] = f"{stored}" if stored else ""
+            stored = 4 * size["vector"] + row.get("bytes_per_passage", 0) if size["vector"] else ""
+            line["bytes per passage"] = f"{stored}"
         line["ms per query"] = f"{1000 * seconds:.1f}" if seconds else ""
     return pd.DataFrame.from_dict(table, orient="index").fillna("")
 
 
-def _seconds(work, texts):
+def _seconds(work: Callable[[list[str]], Any], texts: list[str]) -> float:
     """Seconds per text, after a warm-up call."""
     work(texts[:1])
     began = time.perf_counter()

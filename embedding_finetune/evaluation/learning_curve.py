@@ -9,21 +9,30 @@ among other two-parameter shapes for few points. Real curves flatten, so the ext
 Uncertainty: bootstrap over the test queries, with the same resamples for all points, and over seeds.
 """
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
+from embedding_finetune.data.collection import Collection
 from embedding_finetune.evaluation.conclusion import METRIC, format_difference
 from embedding_finetune.evaluation.metrics import per_query
-from embedding_finetune.evaluation.plots import GREY, ORANGE
+from embedding_finetune.evaluation.plots import GREY, ORANGE, tidy
 from embedding_finetune.evaluation.results import load_results, read_measured_run
 from embedding_finetune.evaluation.significance import bootstrap_means, interval, outcome
 from embedding_finetune.files import UserError
 from embedding_finetune.recipes import all_recipes, find_recipe
 from embedding_finetune.training.training_data import sample_fraction
 
+if TYPE_CHECKING:
+    from embedding_finetune.settings import Settings
 
-def learning_curve(settings, collection, label="neg10", metric=METRIC):
+
+def learning_curve(settings: "Settings", collection: Collection, label: str = "neg10",
+                   metric: str = METRIC) -> pd.DataFrame:
     """Evaluated points of a recipe's learning curve: a DataFrame by label, fewest training queries first.
 
     Columns: `queries` (number of training queries), `same_steps` (trained for as many steps as the full set), `seeds`,
@@ -53,7 +62,7 @@ def learning_curve(settings, collection, label="neg10", metric=METRIC):
     return pd.DataFrame(points).set_index("label").sort_values("queries", kind="stable")
 
 
-def follow(points, queries):
+def follow(points: pd.DataFrame, queries: float) -> tuple[np.ndarray, np.ndarray]:
     """Value at `queries` training queries on the line fitted to `points`, and its gain per doubling.
 
     Returns two arrays like `samples`.
@@ -62,49 +71,51 @@ def follow(points, queries):
     return start + gain * np.log2(queries), gain
 
 
-def summary(curve, metric=METRIC):
+def summary(curve: pd.DataFrame, metric: str = METRIC) -> str:
     """Sentences computed from a curve: the gain per doubling, its extrapolation, and how reliable that is."""
-    points = curve[~curve["same_steps"]]
+    points = curve.query("not same_steps")
     last, (predicted, gain) = points.iloc[-1], follow(points, 2 * points["queries"].iloc[-1])
-    (low, high), doubling = interval(predicted[1:]), outcome(_difference(gain)).word
-    words = [f"Each doubling of the training queries gained {_shown(gain)} in {metric} (line fitted to {len(points)} "
-             f"points from {points['queries'].iloc[0]:,} to {last['queries']:,} queries)."]
-    words.append({"worse": "More queries made it worse, so their number is not the problem.",
-                  "not distinguishable": "The curve is too noisy to predict the effect of twice as many: the interval "
-                                         "includes 0.",
-                  "better": f"Twice as many, {2 * last['queries']:,}, are expected to reach {predicted[0]:.3f} "
-                            f"[{low:.3f}, {high:.3f}] in the same number of epochs; the current value is "
-                            f"{last['value']:.3f}."}[doubling])
+    expected = {"difference": predicted[0], "ci95": interval(predicted[1:])}
+    sentences = [f"Each doubling of the training queries gained {_shown(gain)} in {metric} (line fitted to "
+                 f"{len(points)} points from {points['queries'].iloc[0]:,} to {last['queries']:,} queries).",
+                 {"worse": "More queries made it worse, so their number is not the problem.",
+                  "not distinguishable": "The curve is too noisy to predict the effect of twice as many queries.",
+                  "better": f"Twice as many, {2 * last['queries']:,}, are expected to reach "
+                            f"{format_difference(expected).replace('+', '')} in the same number of epochs; the current "
+                            f"value is {last['value']:.3f}."}[_word(gain)]]
     if len(points) > 2:
         missed = last["samples"] - follow(points.iloc[:-1], last["queries"])[0]
-        words.append(f"The last point differs from the line through the others by {_shown(missed)}: "
-                     + ("the curve flattens, expect less." if outcome(_difference(missed)).word == "worse" else
-                        "no evidence against the line."))
-    for label, point in curve[curve["same_steps"]].iterrows():
+        advice = "the curve flattens, expect less" if _word(missed) == "worse" else "no evidence against the line"
+        sentences.append(f"The last point differs from the line through the others by {_shown(missed)}: {advice}.")
+    for label, point in curve.query("same_steps").iterrows():
         missing = last["samples"] - point["samples"]
-        words.append(f"With as many steps as the full set, {point['queries']:,} queries reach {point['value']:.3f} "
-                     f"({label}); the remaining queries add {_shown(missing)}: "
-                     + ("more pairs help." if outcome(_difference(missing)).word == "better" else
-                        "no significant gain; train longer before you collect more pairs."))
-    return " ".join(words)
+        advice = ("more pairs help" if _word(missing) == "better" else
+                  "no significant gain; train longer before you collect more pairs")
+        sentences.append(f"With as many steps as the full set, {point['queries']:,} queries reach {point['value']:.3f} "
+                         f"({label}); the remaining queries add {_shown(missing)}: {advice}.")
+    return " ".join(sentences)
 
 
-def _difference(samples):
+def _difference(samples: np.ndarray) -> dict:
     return {"difference": samples[0].round(9) + 0.0, "ci95": interval(samples[1:])}  # adding 0.0 turns -0.0 into 0.0
 
 
-def _shown(samples):
+def _shown(samples: np.ndarray) -> str:
     return format_difference(_difference(samples))
 
 
-def plot_curve(curve, rows=(), metric=METRIC):
+def _word(samples: np.ndarray) -> str:
+    return outcome(_difference(samples)).word
+
+
+def plot_curve(curve: pd.DataFrame, rows: Iterable[dict] = (), metric: str = METRIC) -> Figure:
     """Plot the points with 95 % intervals, and the fitted line with its band up to twice the queries.
 
     Hollow points were trained for as many steps as the full set. `rows` (of results.compare) are drawn as horizontal
     lines.
     """
     figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    points = curve[~curve["same_steps"]]
+    points = curve.query("not same_steps")
     ticks = sorted({*points["queries"], 2 * points["queries"].iloc[-1]})
     reach = np.geomspace(ticks[0], ticks[-1], 50)
     lines = np.array([follow(points, queries)[0] for queries in reach])
@@ -120,5 +131,5 @@ def plot_curve(curve, rows=(), metric=METRIC):
     axis.set(xscale="log", xlabel="training queries", ylabel=metric, xticks=ticks,
              xticklabels=[f"{tick:,}" for tick in ticks])
     axis.minorticks_off()
-    axis.spines[["top", "right"]].set_visible(False)
+    tidy(axis)
     return figure

@@ -7,16 +7,15 @@ import numpy as np
 import pandas as pd
 from ir_measures import RR, R, Success, nDCG
 
+from embedding_finetune.data.collection import Collection
 from embedding_finetune.data.normalize import passage_id
-from embedding_finetune.retrieval.fusion import weighted_sum_fusion
-from embedding_finetune.settings import SELECTION_METRIC
+from embedding_finetune.retrieval.base import Retriever, Run
 
 MEASURES = {"recall@1": R @ 1, "recall@10": R @ 10, "recall@100": R @ 100, "mrr@10": RR @ 10, "ndcg@10": nDCG @ 10,
             "hit@1": Success @ 1, "hit@5": Success @ 5, "hit@10": Success @ 10}
-WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))  # of BM25, added to a cosine
 
 
-def per_query(qrels, run):
+def per_query(qrels: dict, run: Run) -> pd.DataFrame:
     """All metrics per judged query: a DataFrame with query ids as index and `recall@1` .. `hit@10` as columns.
 
     recall@k: share of the query's positives (grade above 0) in the top k; hit@k: 1 if there is one, else 0; mrr@10: 1 /
@@ -30,17 +29,17 @@ def per_query(qrels, run):
     return pd.DataFrame.from_dict(values, orient="index", columns=list(MEASURES))
 
 
-def mean(table):
+def mean(table: pd.DataFrame) -> dict[str, float]:
     """Means over queries, as floats."""
-    return {name: float(value) for name, value in table.mean().items()}
+    return {name: float(value) for name, value in zip(table, table.mean())}
 
 
-def measure(collection, run):
+def measure(collection: Collection, run: Run) -> dict[str, float]:
     """Mean metrics of a run over the collection's queries."""
     return mean(per_query(collection.qrels, run))
 
 
-def by_training(collection, run):
+def by_training(collection: Collection, run: Run) -> dict[str, dict]:
     """Metrics of the test queries with a positive that is also a training positive (`seen`), and of the others
     (`unseen`), with the number of queries; {} unless there are both.
     """
@@ -54,12 +53,13 @@ def by_training(collection, run):
             for name, queries in groups.items()} if all(groups.values()) else {}
 
 
-def first_positive_rank(collection, run):
-    """Rank of each query's first positive, from 1: a Series by query id, NaN where the run contains none."""
-    def rank(query):
+def first_positive_rank(collection: Collection, run: Run) -> dict[str, int | None]:
+    """Rank of each query's first positive, from 1; None where the run contains none."""
+    found = {}
+    for query in collection.queries:
         positives = set(collection.positives(query))
-        return next((rank for rank, passage in enumerate(run.get(query, ()), start=1) if passage in positives), None)
-    return pd.Series({query: rank(query) for query in collection.queries}, dtype="float64", name="rank")
+        found[query] = next((rank for rank, passage in enumerate(run.get(query, ()), 1) if passage in positives), None)
+    return found
 
 
 def ranking_metrics(qrels: dict, rankings: dict) -> dict[str, float]:
@@ -78,18 +78,11 @@ def ranking_metrics(qrels: dict, rankings: dict) -> dict[str, float]:
     return {"recall@10": float(np.mean(recalls or [0.0])), "mrr@10": float(np.mean(reciprocals or [0.0]))}
 
 
-def by_corpus_size(collection, retriever):
+def by_corpus_size(collection: Collection, retriever: Retriever) -> list[dict]:
     """Metrics for corpora of growing size, from only the positives to all passages: rows of `passages` and the metrics.
 
     Afterwards the retriever holds the full corpus.
     """
-    def run(subset):
+    def run(subset: Collection) -> Run:
         return retriever.index(subset.corpus).search(subset.queries, copies=subset.copies)
     return [{"passages": len(subset.corpus), **measure(subset, run(subset))} for subset in collection.growing_corpora()]
-
-
-def choose_weight(collection, bm25, dense, weights=WEIGHTS):
-    """Weight of `weighted_sum_fusion` with the best MRR@10, ties to the smallest. Use it with dev queries only."""
-    def value(weight):
-        return round(measure(collection, weighted_sum_fusion(bm25, dense, weight))[SELECTION_METRIC], 9), -weight
-    return max(weights, key=value)

@@ -6,15 +6,16 @@ Files in OUTPUT_DIR:
     results/LABEL.json                      metrics on both, the system, and what they were measured with
 """
 
-import functools
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
 from embedding_finetune.artifacts.provenance import stale_reason
-from embedding_finetune.data.collection import data_identity
+from embedding_finetune.data.collection import Collection, data_identity
 from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX
 from embedding_finetune.evaluation.metrics import MEASURES, by_training, mean, measure, per_query
 from embedding_finetune.evaluation.significance import add_significance
@@ -23,14 +24,18 @@ from embedding_finetune.hints import other_profile_hint
 from embedding_finetune.hub import model_content
 from embedding_finetune.models.encoder_config import load_encoder_config, model_identity, pretrained
 from embedding_finetune.recipes import all_recipes
-from embedding_finetune.retrieval.base import DEPTH
+from embedding_finetune.retrieval.base import DEPTH, Run
 from embedding_finetune.retrieval.system import CROSS_ENCODER, System
 from embedding_finetune.retrieval.trec import pad_run, read_run, write_run
 from embedding_finetune.settings import SELECTION_METRIC, display_value
 from embedding_finetune.training.model_card import write_metrics
 
+if TYPE_CHECKING:
+    from embedding_finetune.settings import Settings
+
 RESULT = {"label": str, "model": str, "system": dict, "inputs": dict, "metrics": dict, "dev": dict,
           "runs": dict}  # keys of every result
+RERANKER_SETTINGS = {"late": ("TOKEN_DTYPE", "TOKEN_POOL_FACTOR"), "rerank": ("RERANKER_PRECISION",)}  # of their scores
 PSEUDO_QUERY_CAVEAT = ("The test queries are pseudo-queries, made from the passages that they should retrieve: these "
                        "numbers say nothing about human-written queries. Write some and set DOCUMENT_QUERIES.")
 LEAKING_CAVEAT = ("{} training pairs share their query or passage with the dev or test split and were kept "
@@ -43,7 +48,8 @@ def caveats(row: dict) -> str:
     return " ".join(filter(None, [pseudo, row.get("leaking_pairs") and LEAKING_CAVEAT.format(row["leaking_pairs"])]))
 
 
-def save_result(settings, collection, system, runs, *, model, inputs, **more):
+def save_result(settings: "Settings", collection: Collection, system: System, runs: dict[str, Run], *, model: str,
+                inputs: dict, **more: Any) -> dict:
     """Write the runs, results/LABEL.json, and the metrics in the card of a fine-tuned model; returns the result.
 
     `runs` has a run for "test" and one for "dev". `model` is the system's name in words, `inputs` what it was measured
@@ -69,32 +75,35 @@ def save_result(settings, collection, system, runs, *, model, inputs, **more):
     return result
 
 
-def inputs_of(settings, system, identify=None):
+def inputs_of(settings: "Settings", system: System, known: dict[str, Any] | None = None) -> dict:
     """What a result of the system depends on, see artifacts.provenance; raises UserError when a model is not available.
 
-    `identify` (label of a model, whether it is a cross-encoder -> identity) may keep what it has computed.
+    `known` are identities of models by label, so that the content of each model is hashed once; new ones are added.
     """
-    identify = identify or functools.partial(_identity, settings)
-    inputs = {"data": data_identity(settings), "metrics": list(MEASURES)}
+    known, inputs = {} if known is None else known, {"data": data_identity(settings), "metrics": list(MEASURES)}
     if system.fused or system.reranker or not system.has_model:
         inputs["BM25_LANGUAGE"] = settings.bm25_language
+    values = settings.as_dict()
+    inputs |= {name: values[name] for name in RERANKER_SETTINGS.get(system.reranker, ())}
     models = {system.encoder: False} if system.has_model else {}
     models |= {system.reranker_model: system.reranker == CROSS_ENCODER} if system.reranker else {}
-    return inputs | {"models": {label: identify(label, is_cross_encoder) for label, is_cross_encoder in models.items()}}
+    for label in models.keys() - known.keys():
+        known[label] = _identity(settings, label, models[label])
+    return inputs | {"models": {label: known[label] for label in models}}
 
 
-def _identity(settings, label, is_cross_encoder):
+def _identity(settings: "Settings", label: str, is_cross_encoder: bool) -> dict:
     if is_cross_encoder:
         return {"revision": model_content(settings.paths.model(label))}
     return model_identity(load_encoder_config(settings, label))
 
 
-def system_of(result):
+def system_of(result: dict) -> System:
     """The System of a result or of a row of the comparison."""
     return System(**result["system"])
 
 
-def read_result(settings, label):
+def read_result(settings: "Settings", label: str) -> dict:
     """The result of a system; raises UserError when it is missing, damaged, or was written by an earlier version."""
     path = settings.paths.result(label)
     result = read_checksummed(path, RESULT)
@@ -105,7 +114,7 @@ def read_result(settings, label):
     return result
 
 
-def read_measured_run(settings, collection, label, part="test"):
+def read_measured_run(settings: "Settings", collection: Collection, label: str, part: str = "test") -> Run:
     """Read the saved run of a label. Raises UserError when it is missing or does not match the data or the result."""
     path, result = settings.paths.run(label, part), read_result(settings, label)
     run = read_run(path)
@@ -117,45 +126,47 @@ def read_measured_run(settings, collection, label, part="test"):
     return run
 
 
-def load_results(settings):
+def load_results(settings: "Settings") -> tuple[list[dict], list[str]]:
     """Load the current results in display order; returns them and a line per result that is left out.
 
     A result is left out when the data, the metrics or a model have changed since it was measured.
     """
-    results, left_out, identify = [], [], functools.cache(functools.partial(_identity, settings))
+    results, left_out, known = [], [], {}
     for path in sorted(settings.paths.results.glob("*.json")):
         if path.stem == "comparison":
             continue
         result = read_checksummed(path, {"label": str})
         if result is None or result["label"] != path.stem:
             raise UserError(f"{path} is not a result, or is damaged: evaluate {path.stem} again, or delete the file")
-        reason = result_stale_reason(settings, result, identify)
-        if reason:
+        if reason := result_stale_reason(settings, result, known):
             left_out.append(f"{result['label']} is left out: {reason}; evaluate it again")
         else:
             results.append(result)
-    order = ["bm25", "raw", *all_recipes(settings), "reference", *pretrained(settings)]
-    order = {label: place for place, label in reversed(list(enumerate(order)))}
-    return sorted(results, key=lambda result: (order.get(result["label"], len(order)), result["label"])), left_out
+    order = list(dict.fromkeys(["bm25", "raw", *all_recipes(settings), "reference", *pretrained(settings)]))
+    place = {label: number for number, label in enumerate(order)}
+    return sorted(results, key=lambda result: (place.get(result["label"], len(place)), result["label"])), left_out
 
 
-def result_stale_reason(settings, result, identify=None):
-    """Why a result is no longer current, or None; `identify` as in inputs_of."""
+def result_stale_reason(settings: "Settings", result: dict, known: dict[str, Any] | None = None) -> str | None:
+    """Why a result is no longer current, or None; `known` as in inputs_of."""
     if not all(isinstance(result.get(name), kind) for name, kind in RESULT.items()):
         return "it was measured by an earlier version"
     try:
-        reason = stale_reason(result["inputs"], inputs_of(settings, system_of(result), identify))
+        current = inputs_of(settings, system_of(result), known)
     except UserError as error:
         return f"its model cannot be read ({error})"
+    # Earlier versions recorded fewer settings as inputs, but all of them in `settings`.
+    earlier = {name: value for name, value in result.get("settings", {}).items() if name in current}
+    reason = stale_reason(earlier | result["inputs"], current)
     return reason and f"it was measured with other inputs ({reason})"
 
 
-def best_fine_tuned(results):
+def best_fine_tuned(results: Iterable[dict]) -> dict | None:
     """The fine-tuned model to compare with the baselines: the best on dev queries, or None if there is none."""
     return best_on_dev(filter(is_fine_tuned, results))
 
 
-def is_fine_tuned(result):
+def is_fine_tuned(result: dict) -> bool:
     """Whether a result belongs to a recipe itself.
 
     False for repetitions with other seeds, fusions with BM25, and models trained on a fraction of the queries for the
@@ -164,12 +175,12 @@ def is_fine_tuned(result):
     return result.get("recipe") == result["label"] and result.get("train_fraction", 1) == 1
 
 
-def best_on_dev(results):
+def best_on_dev(results: Iterable[dict]) -> dict | None:
     """The result with the best MRR@10 on dev queries, ties to the first; None if there are no results."""
     return max(results, key=lambda result: result["dev"][SELECTION_METRIC], default=None)
 
 
-def finalists(results):
+def finalists(results: Sequence[dict]) -> tuple[dict | None, dict | None]:
     """The best system without training and the best with it on dev queries, either may be None.
 
     A system is a model, alone or fused with BM25, or reranked; it needs no training if none of its models does. A
@@ -191,7 +202,7 @@ def finalists(results):
     return best_on_dev(without), best_on_dev(trained)
 
 
-def planned_pairs(results):
+def planned_pairs(results: Sequence[dict]) -> list[tuple[str, str]]:
     """The planned comparisons as pairs of labels; only these are corrected for multiple testing.
 
     They are: the best fine-tuned model on dev queries against raw, bm25 and reference; every other recipe against
@@ -206,7 +217,7 @@ def planned_pairs(results):
     return list(dict.fromkeys(baselines + others + last))
 
 
-def compare(settings, collection):
+def compare(settings: "Settings", collection: Collection) -> tuple[list[dict], list[str]]:
     """Compare all current results; returns the rows of comparison.json and a line per result that is left out.
 
     A row is a result with `ci95` and `against` (see significance.add_significance), computed from the run files.
@@ -216,11 +227,10 @@ def compare(settings, collection):
     if not results:
         raise UserError(f"{settings.paths.results} has no result for the current data: run an evaluation "
                         f"notebook{other_profile_hint(settings)}")
-    test = collection.split("test")
-    frames = {}
+    qrels, frames = collection.split("test").qrels, {}
     for result in results:
-        run = read_measured_run(settings, collection, result["label"])
-        frame = frames[result["label"]] = per_query(test.qrels, run)
+        frame = per_query(qrels, read_measured_run(settings, collection, result["label"]))
+        frames[result["label"]] = frame
         if any(abs(mean(frame)[name] - value) > 1e-6 for name, value in result["metrics"].items()):
             raise UserError(f"the run and the result of {result['label']} do not match: evaluate it again")
     best, last = best_fine_tuned(results), [result["label"] for result in finalists(results) if result]
@@ -229,7 +239,7 @@ def compare(settings, collection):
                    "eval_sets": compare_out_of_domain(row, rows)} for row in rows], left_out
 
 
-def compare_out_of_domain(row, rows):
+def compare_out_of_domain(row: dict, rows: Sequence[dict]) -> dict:
     """`eval_sets` of a row, with paired differences to raw and reference instead of the values per query.
 
     `against` is other label -> metric -> difference and ci95, for labels evaluated on the same queries.

@@ -19,12 +19,14 @@ over the planned comparisons within one metric. All other pairs are exploratory:
 only suggest hypotheses.
 """
 
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from embedding_finetune.files import UserError
 
@@ -37,7 +39,7 @@ CHUNK_BYTES = 64_000_000  # size of one chunk of resampling weights
 ROUNDING = 1e-9  # sums this close differ only in the order of addition
 
 
-def stack(frames):
+def stack(frames: dict[str, pd.DataFrame]) -> tuple[list[str], np.ndarray]:
     """Align the per-query values of several models.
 
     `frames`: label -> DataFrame (index: query id, columns: metrics), as returned by `metrics.per_query`. Returns
@@ -54,12 +56,12 @@ def stack(frames):
     return list(first), np.stack([frame.loc[first.index].to_numpy(float) for frame in frames.values()], axis=1)
 
 
-def _chunks(resamples, queries):
+def _chunks(resamples: int, queries: int) -> Iterator[int]:
     size = max(1, CHUNK_BYTES // (8 * queries))
     return (min(size, resamples - start) for start in range(0, resamples, size))
 
 
-def bootstrap_means(values, *, resamples=RESAMPLES, seed=SEED):
+def bootstrap_means(values: np.ndarray, *, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
     """Column means of `values` (queries, columns) over resampled queries; shape (resamples, columns)."""
     rng, queries = np.random.default_rng(seed), len(values)
     means = []
@@ -70,7 +72,7 @@ def bootstrap_means(values, *, resamples=RESAMPLES, seed=SEED):
     return np.concatenate(means)
 
 
-def sign_flip_sums(values, *, resamples=RESAMPLES, seed=SEED):
+def sign_flip_sums(values: np.ndarray, *, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
     """Column sums of `values` (queries, columns) under random signs per query; shape (resamples, columns).
 
     The difference of two columns of the result is the sum of their per-query differences under the same signs.
@@ -83,12 +85,12 @@ def sign_flip_sums(values, *, resamples=RESAMPLES, seed=SEED):
     return np.concatenate(sums)
 
 
-def interval(samples):
+def interval(samples: np.ndarray) -> np.ndarray:
     """Percentile interval of bootstrap samples (resamples, columns): lower and upper end, each of shape (columns,)."""
     return np.quantile(samples, [ALPHA / 2, 1 - ALPHA / 2], axis=0).round(12) + 0.0  # removes rounding noise and -0.0
 
 
-def p_value(flipped, observed):
+def p_value(flipped: np.ndarray, observed: ArrayLike) -> Any:
     """Two-sided p-value of an observed sum among sums under random signs, (count + 1) / (resamples + 1).
 
     The observed signs are one of the possible outcomes, so p is never 0 (Phipson and Smyth 2010). For two identical
@@ -98,7 +100,7 @@ def p_value(flipped, observed):
     return (extreme.sum(axis=0) + 1) / (len(flipped) + 1)
 
 
-def holm(p_values):
+def holm(p_values: ArrayLike) -> np.ndarray:
     """Apply Holm's step-down correction to a 1-d array of p-values; keeps their order."""
     p_values = np.asarray(p_values, float)
     order = np.argsort(p_values, kind="stable")
@@ -116,12 +118,12 @@ class Outcome(NamedTuple):
     note: str  # follows `word` where interval and test disagree, else ""
 
 
-def excludes_zero(ci95):
+def excludes_zero(ci95: Sequence[float]) -> bool:
     """Whether an interval [low, high] lies entirely above or below 0."""
     return bool(ci95[0] > ROUNDING or ci95[1] < -ROUNDING)
 
 
-def outcome(pair):
+def outcome(pair: dict) -> Outcome:
     """Outcome of a comparison with `difference`, `ci95` and corrected `p_value`.
 
     Without a p-value (as in the learning curve), the interval alone decides.
@@ -135,7 +137,7 @@ def outcome(pair):
     return Outcome("better" if pair["difference"] > 0 else "worse", significant, note)
 
 
-def queries_needed(gaps, comparisons=1, *, power=POWER):
+def queries_needed(gaps: ArrayLike, comparisons: int = 1, *, power: float = POWER) -> int | None:
     """Number of queries needed to detect a difference as large as the observed one with probability `power`.
 
     `gaps` are the observed per-query differences; future queries are assumed to have the same distribution. Under
@@ -153,65 +155,51 @@ def queries_needed(gaps, comparisons=1, *, power=POWER):
     return int(needed) if needed <= MOST_QUERIES else None
 
 
-def compare(frames, planned=None, *, resamples=RESAMPLES, seed=SEED):
-    """Compute intervals of all models and compare all pairs.
-
-    `frames` is as in `stack`; `planned` is a list of pairs of labels. Returns two DataFrames in long format:
-    models  label, metric, mean, low, high
-    pairs   a, b, metric, difference (mean of a minus mean of b), low, high, p_raw, p_value, planned, wins, ties, losses
-            (queries on which a is better, equal, worse), needed. p_value is Holm-corrected over the planned pairs of
-            the metric (all pairs, if `planned` is None) and equals p_raw for the others. needed is queries_needed for
-            planned pairs that are not significant, else NaN
-    """
-    labels = list(frames)
-    metrics, values = stack(frames)
-    flat = values.reshape(len(values), -1)
-    means = bootstrap_means(flat, resamples=resamples, seed=seed).reshape(resamples, len(labels), -1)
-    flipped = sign_flip_sums(flat, resamples=resamples, seed=seed + 1).reshape(means.shape)
-    models, pairs = [], []
-    for number, label in enumerate(labels):
-        models.append(pd.DataFrame({"label": label, "metric": metrics, "mean": values[:, number].mean(axis=0)}))
-        models[-1]["low"], models[-1]["high"] = interval(means[:, number])
-    family = [set(pair) for pair in planned] if planned is not None else None
-    for a, b in combinations(range(len(labels)), 2):
-        gap = values[:, a] - values[:, b]
-        low, high = interval(means[:, a] - means[:, b])
-        pairs.append(pd.DataFrame({
-            "a": labels[a], "b": labels[b], "metric": metrics, "difference": gap.mean(axis=0), "low": low, "high": high,
-            "p_raw": p_value(flipped[:, a] - flipped[:, b], gap.sum(axis=0)),
-            "planned": family is None or {labels[a], labels[b]} in family, "wins": (gap > ROUNDING).sum(axis=0),
-            "ties": (np.abs(gap) <= ROUNDING).sum(axis=0), "losses": (gap < -ROUNDING).sum(axis=0)}))
-    columns = ["a", "b", "metric", "p_raw", "planned"]
-    pairs = pd.concat(pairs, ignore_index=True) if pairs else pd.DataFrame(columns=columns)
-    chosen = pairs["planned"].astype(bool)
-    pairs["p_value"] = pairs["p_raw"]
-    pairs.loc[chosen, "p_value"] = pairs[chosen].groupby("metric")["p_raw"].transform(holm)
-    pairs["needed"] = np.nan
-    for pair in pairs[chosen & (pairs["p_value"] >= ALPHA)].itertuples():
-        gaps = frames[pair.a][pair.metric] - frames[pair.b][pair.metric]
-        needed = queries_needed(gaps, (chosen & (pairs["metric"] == pair.metric)).sum())
-        pairs.loc[pair.Index, "needed"] = np.nan if needed is None else needed
-    return pd.concat(models, ignore_index=True), pairs
-
-
-def add_significance(rows, frames, planned=None, *, resamples=RESAMPLES, seed=SEED):
-    """Add `ci95` and `against` to rows (dicts with `label`); `frames` has a DataFrame per label.
+def add_significance(rows: Sequence[dict], frames: dict[str, pd.DataFrame], planned: Sequence[tuple] | None = None, *,
+                     resamples: int = RESAMPLES, seed: int = SEED) -> list[dict]:
+    """Add `ci95` and `against` to rows (dicts with `label`); `frames` has a DataFrame per label, see `stack`.
 
     ci95      metric -> [low, high]
-    against   other label -> metric -> {difference (row minus other), ci95, p_value, planned, wins, ties, losses, and
-              queries_needed where `compare` returns it}
+    against   other label -> metric -> {difference (row minus other), ci95, p_value, planned, wins, ties, losses
+              (queries on which the row is better, equal, worse), and queries_needed (see the function; only of planned
+              pairs that are not significant)}
+
+    `planned` is a list of pairs of labels, None for all. p-values are Holm-corrected over the planned pairs of each
+    metric; those of other pairs are uncorrected.
     """
     labels = [row["label"] for row in rows]
-    models, pairs = compare({label: frames[label] for label in labels}, planned, resamples=resamples, seed=seed)
-    ci95, against = ({label: {} for label in labels} for _ in range(2))
-    for model in models.itertuples():
-        ci95[model.label][model.metric] = [model.low, model.high]
-    for pair in pairs.itertuples():
-        for one, other, sign in (pair.a, pair.b, 1), (pair.b, pair.a, -1):  # adding 0.0 turns -0.0 into 0.0
-            low, high = (sign * end + 0.0 for end in (pair.low, pair.high)[::sign])
-            wins, losses = (pair.wins, pair.losses)[::sign]
-            against[one].setdefault(other, {})[pair.metric] = {
-                "difference": sign * pair.difference + 0.0, "ci95": [low, high], "p_value": pair.p_value,
-                "planned": bool(pair.planned), "wins": wins, "ties": pair.ties, "losses": losses,
-                **({} if np.isnan(pair.needed) else {"queries_needed": int(pair.needed)})}
-    return [row | {"ci95": ci95[row["label"]], "against": against[row["label"]]} for row in rows]
+    metrics, values = stack({label: frames[label] for label in labels})
+    flat = values.reshape(len(values), -1)
+    means = bootstrap_means(flat, resamples=resamples, seed=seed).reshape(resamples, *values.shape[1:])
+    flipped = sign_flip_sums(flat, resamples=resamples, seed=seed + 1).reshape(means.shape)
+    found = [row | {"ci95": dict(zip(metrics, np.transpose(interval(means[:, place])).tolist())), "against": {}}
+             for place, row in enumerate(rows)]
+    pairs = list(combinations(range(len(labels)), 2))
+    family = {frozenset(pair) for pair in planned} if planned is not None else None
+    in_family = np.array([family is None or frozenset((labels[a], labels[b])) in family for a, b in pairs], bool)
+    p_values = np.array([p_value(flipped[:, a] - flipped[:, b], (values[:, a] - values[:, b]).sum(axis=0))
+                         for a, b in pairs]).reshape(len(pairs), len(metrics))
+    if in_family.any():
+        p_values[in_family] = np.apply_along_axis(holm, 0, p_values[in_family])
+    for (a, b), is_planned, p_of_metric in zip(pairs, in_family.tolist(), p_values.tolist()):
+        ends = interval(means[:, a] - means[:, b])
+        for place, (metric, p) in enumerate(zip(metrics, p_of_metric)):
+            pair = _pair(values[:, a, place] - values[:, b, place], ends[:, place].tolist(), p, is_planned)
+            if is_planned and p >= ALPHA:
+                needed = queries_needed(values[:, a, place] - values[:, b, place], int(in_family.sum()))
+                pair |= {"queries_needed": needed} if needed else {}
+            found[a]["against"].setdefault(labels[b], {})[metric] = pair
+            found[b]["against"].setdefault(labels[a], {})[metric] = _reversed(pair)
+    return found
+
+
+def _pair(gaps: np.ndarray, ci95: list[float], p: float, is_planned: bool) -> dict:
+    wins, losses = int((gaps > ROUNDING).sum()), int((gaps < -ROUNDING).sum())
+    return {"difference": float(gaps.mean()), "ci95": ci95, "p_value": p, "planned": is_planned, "wins": wins,
+            "ties": len(gaps) - wins - losses, "losses": losses}
+
+
+def _reversed(pair: dict) -> dict:
+    """The same pair seen from the other row; adding 0.0 turns -0.0 into 0.0."""
+    return pair | {"difference": 0.0 - pair["difference"], "ci95": [0.0 - end for end in pair["ci95"][::-1]],
+                   "wins": pair["losses"], "losses": pair["wins"]}

@@ -10,7 +10,9 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +21,10 @@ from embedding_finetune.artifacts.earlier import translate_token_vectors_record
 from embedding_finetune.artifacts.manifest import changed_file, read_record, write_record
 from embedding_finetune.files import UserError, atomic_write, write_json
 
+STORED = ("vectors.raw", "starts.npy")  # files of a TokenEmbeddingStore
 
-def text_hash(text):
+
+def text_hash(text: str) -> bytes:
     """128-bit hash of a text."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
@@ -28,16 +32,15 @@ def text_hash(text):
 class EmbeddingCache:
     """Cache of text vectors; `identity` holds everything a vector depends on except the text."""
 
-    def __init__(self, folder, identity):
+    def __init__(self, folder: str | Path, identity: dict[str, Any]) -> None:
         self.folder = Path(folder) / short_hash(json.dumps(identity, sort_keys=True).encode())
         self.identity = identity
         self._keys = {}  # name of a file that was read or written here -> its text hashes
 
-    def read(self, wanted=None):
+    def read(self, wanted: Set[bytes] | None = None) -> Iterator[tuple[list[bytes], np.ndarray]]:
         """Yield the content of each file: a list of text hashes and their vectors, float32 (texts, dimensions).
 
-        Files known to contain none of the hashes in `wanted` (a set) are skipped. Damaged files are reported and
-        removed.
+        Files known to contain none of the hashes in `wanted` are skipped. Damaged files are reported and removed.
         """
         for path in sorted(self.folder.glob("*.npy")):
             known = self._keys.get(path.name)
@@ -48,16 +51,13 @@ class EmbeddingCache:
                 self._keys[path.name] = rows["key"].copy()  # a view would keep the vectors in memory
                 yield rows["key"].tolist(), rows["vector"]
 
-    def write(self, keys, vectors):
+    def write(self, keys: Sequence[bytes], vectors: np.ndarray) -> None:
         """Store float32 vectors (texts, dimensions) under the hashes of their texts in a new file."""
         rows = np.empty(len(keys), dtype=[("key", "V16"), ("vector", np.float32, vectors.shape[1:])])
         rows["key"], rows["vector"] = np.array(keys, dtype="V16"), vectors
         if not (self.folder / "identity.json").exists():  # not read by the program
             write_json(self.folder / "identity.json", self.identity)
         self._keys[write_array(self.folder, rows).name] = rows["key"].copy()
-
-
-STORED = ("vectors.raw", "starts.npy")  # files of a TokenEmbeddingStore
 
 
 class TokenEmbeddingStore:
@@ -67,15 +67,17 @@ class TokenEmbeddingStore:
     files that are deleted with the store.
     """
 
-    def __init__(self, folder, identity, texts):
-        self._temporary = None if folder else tempfile.TemporaryDirectory()
+    def __init__(self, folder: str | Path | None, identity: dict[str, Any], texts: Sequence[str]) -> None:
+        if folder is None:
+            self._temporary = tempfile.TemporaryDirectory()
+            folder = self._temporary.name
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
         for text in texts:
             digest.update(text_hash(text))
-        self.folder = Path(folder or self._temporary.name) / f"tokens-{digest.hexdigest()[:32]}"
+        self.folder = Path(folder) / f"tokens-{digest.hexdigest()[:32]}"
         self.identity = identity | {"texts": len(texts)}
 
-    def complete(self):
+    def complete(self) -> bool:
         """Whether all files exist and match their hashes; damage is reported."""
         record = self._record()
         if record is None:  # it is written last
@@ -85,7 +87,7 @@ class TokenEmbeddingStore:
             print(f"{self.folder} is damaged: its vectors will be computed again", file=sys.stderr)
         return not damaged
 
-    def write(self, chunks):
+    def write(self, chunks: Iterable[list[np.ndarray]]) -> None:
         """Store `chunks`, lists with one float16 array (tokens, dimensions) per text.
 
         Raises UserError as soon as the size of the chunks so far shows that the disk is too small.
@@ -99,8 +101,17 @@ class TokenEmbeddingStore:
                 dim = vectors[0].shape[1]
                 self._check_space(file.tell() * (self.identity["texts"] / len(sizes) - 1))
         with atomic_write(self.folder / "starts.npy", "wb") as file:
-            np.save(file, np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
+            np.save(file, np.cumsum([0, *sizes], dtype=np.int64))
         write_record(self.folder / "identity.json", self.identity, STORED, shape=[sum(sizes), dim])
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """Memory-mapped vectors and start offsets, as returned by Encoder.encode_passage_tokens."""
+        record = self._record()
+        assert record, "read before it was complete"
+        shape, starts = tuple(record["shape"]), np.load(self.folder / "starts.npy")
+        if not shape[0]:  # an empty file cannot be mapped
+            return np.empty(shape, np.float16), starts
+        return np.memmap(self.folder / "vectors.raw", np.float16, "r", shape=shape), starts
 
     def _record(self):
         return read_record(self.folder / "identity.json", translate_token_vectors_record)
@@ -112,10 +123,3 @@ class TokenEmbeddingStore:
             raise UserError(f"the token vectors of {self.identity['texts']:,} passages take {needed / 1e9:,.1f} GB "
                             f"more, and {self.folder.parent} has {free / 1e9:,.1f} GB free: free some space, or "
                             "disable reranking (RERANKERS=\"\")")
-
-    def read(self):
-        """Memory-mapped vectors and start offsets, as returned by Encoder.encode_passage_tokens."""
-        shape = tuple(self._record()["shape"])
-        vectors = np.memmap(self.folder / "vectors.raw", np.float16, "r", shape=shape) if shape[0] else \
-            np.empty(shape, np.float16)
-        return vectors, np.load(self.folder / "starts.npy")

@@ -1,6 +1,9 @@
 """Encoding of queries and passages with an EncoderConfig, in length-sorted batches and with a cache."""
 
 import importlib.metadata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +14,7 @@ from embedding_finetune.hub import load, model_content
 from embedding_finetune.models.batching import padded_batches, prefetch, tokenize_texts
 from embedding_finetune.models.compiled_model import CompiledModel, compiled_format, runtime_versions
 from embedding_finetune.models.embedding_cache import EmbeddingCache, TokenEmbeddingStore, text_hash
+from embedding_finetune.models.encoder_config import EncoderConfig
 from embedding_finetune.models.modeling import DenseLayers, encoding_dtype, load_encoder
 from embedding_finetune.models.multi_vector import (
     expand_queries,
@@ -19,6 +23,7 @@ from embedding_finetune.models.multi_vector import (
     special_token_ids,
     token_embeddings,
 )
+from embedding_finetune.settings import Settings
 
 CHUNK = 16384  # texts that are tokenised, sorted by length and stored together
 TOKEN_CHUNK = 2048  # the same for token vectors, about a hundred per text
@@ -28,7 +33,7 @@ VERSION = 1
 FEW = 8  # no progress bar for fewer texts
 
 
-def pool(hidden, mask, method):
+def pool(hidden: torch.Tensor, mask: torch.Tensor, method: str) -> torch.Tensor:
     """Pool token states to one vector per text.
 
     Takes (texts, tokens, dimensions) and the attention mask (texts, tokens); returns (texts, dimensions). `method` is
@@ -41,7 +46,8 @@ def pool(hidden, mask, method):
     return hidden[torch.arange(hidden.shape[0], device=hidden.device), first if method == "cls" else last]
 
 
-def pooled_embeddings(hidden, dense, mask, config):
+def pooled_embeddings(hidden: torch.Tensor, dense: DenseLayers, mask: torch.Tensor,
+                      config: EncoderConfig) -> torch.Tensor:
     """Pooled and, if configured, normalised vectors from last hidden states and the attention mask.
 
     `dense` holds the model's Dense layers (see modeling), `config` is an EncoderConfig. Returns float32 (texts,
@@ -58,7 +64,7 @@ class Encoder:
     cache.
     """
 
-    def __init__(self, config, batch_size=0, cache=None):
+    def __init__(self, config: EncoderConfig, batch_size: int = 0, cache: str | Path | None = None) -> None:
         """Prepare the model of `config`, an EncoderConfig.
 
         `batch_size` 0 selects a size suitable for the device. `cache` is a folder for vectors. Raises UserError when
@@ -71,23 +77,21 @@ class Encoder:
         self._compiled = compiled_format(config.name)
         self._device = "cuda:0" if torch.cuda.is_available() and not self._compiled else "cpu"
         self._dtype = encoding_dtype(config.name, self._device)
-        self._model = self._tokenizer = None
+        self._model: Any = None
         self._caches = {}  # (length, prompt) -> EmbeddingCache
 
-    def encode_queries(self, texts):
+    def encode_queries(self, texts: Iterable[str]) -> np.ndarray:
         """Vectors of queries, each prefixed with the query prompt: float32 (texts, dimensions)."""
         return self._encode("queries", texts)
 
-    def encode_passages(self, texts):
+    def encode_passages(self, texts: Iterable[str]) -> np.ndarray:
         """Vectors of passages, each prefixed with the passage prompt: float32 (texts, dimensions)."""
         return self._encode("passages", texts)
 
     def _asked(self, kind):
         """Maximum length and prompt of `queries` or `passages`."""
-        config = self.config
-        if kind == "queries":
-            return config.query_max_len, config.query_prompt
-        return config.passage_max_len, config.passage_prompt
+        side = {"queries": "query", "passages": "passage"}[kind]
+        return getattr(self.config, f"{side}_max_len"), getattr(self.config, f"{side}_prompt")
 
     def _cache_of(self, kind):
         """The EmbeddingCache of `queries` or `passages`, the same object at each call; None without a cache."""
@@ -97,35 +101,34 @@ class Encoder:
         return self._caches.get(asked)
 
     def _encode(self, kind, texts):
-        place, distinct, cache = {}, [], self._cache_of(kind)
-        order = []  # row of the vector of each text; identical texts share a row
-        for text in texts:
-            order.append(place.setdefault(text_hash(text), len(place)))
-            if len(distinct) < len(place):
-                distinct.append(text)
-        vectors, missing = np.empty((0, 0), np.float32), np.ones(len(distinct), bool)
-
-        def take(rows, found):
-            nonlocal vectors
+        texts = list(texts)
+        keys = [text_hash(text) for text in texts]
+        row_of = {key: row for row, key in enumerate(dict.fromkeys(keys))}  # identical texts share a row
+        vectors = np.empty((len(row_of), 0), np.float32)
+        for some, found in self._vectors(kind, dict(zip(keys, texts))):
             if not vectors.size:  # the number of dimensions is known from the first vectors
-                vectors = np.empty((len(distinct), found.shape[1]), np.float32)
-            vectors[rows], missing[rows] = found, False
+                vectors = np.empty((len(row_of), found.shape[1]), np.float32)
+            vectors[[row_of[key] for key in some]] = found
+        return vectors if len(row_of) == len(keys) else vectors[[row_of[key] for key in keys]]
 
-        for keys, found in cache.read(place.keys()) if cache else ():
-            known = [number for number, key in enumerate(keys) if key in place]
+    def _vectors(self, kind, texts):
+        """Yield (hashes, vectors) of `texts` (hash -> text): those in the cache, then the others once computed."""
+        cache, missing = self._cache_of(kind), dict(texts)
+        for keys, vectors in cache.read(texts.keys()) if cache else ():
+            known = [number for number, key in enumerate(keys) if key in texts]
             if known:
-                take([place[keys[number]] for number in known], found[known])
-        rows, keys = np.flatnonzero(missing), list(place)
-        if len(rows) and self._model is None:
+                yield [keys[number] for number in known], vectors[known]
+            for number in known:
+                missing.pop(keys[number], None)
+        if missing and self._model is None:
             self._load()
-        with tqdm(total=len(rows), desc=kind, unit="text", disable=len(rows) < FEW) as progress:
-            chunks = (rows[start:start + CHUNK] for start in range(0, len(rows), CHUNK))
-            for some, tokens in prefetch(lambda some: self._tokenise([distinct[row] for row in some], kind), chunks):
-                found, _ = self._compute(tokens, progress)
-                take(some, found)
+        with tqdm(total=len(missing), desc=kind, unit="text", disable=len(missing) < FEW) as progress:
+            for keys, tokens in prefetch(lambda keys: self._tokenise([texts[key] for key in keys], kind),
+                                         _chunks(list(missing), CHUNK)):
+                vectors, _ = self._compute(tokens, progress)
+                yield keys, vectors
                 if cache:
-                    cache.write([keys[row] for row in some], found)
-        return vectors if len(order) == len(distinct) else vectors[order]
+                    cache.write(keys, vectors)
 
     def _identity(self, max_length, prompt):
         """Everything a vector depends on except the text. Batching is left out: it changes only the last bits."""
@@ -146,13 +149,13 @@ class Encoder:
             self._model = CompiledModel(self.config.name)
             self._dense = DenseLayers.load(self.config.name, self.config.dense).eval()
         else:
-            model, dense = load_encoder(self.config.name, self.config.dense, self.config.trusted, self._dtype)
-            self._model, self._dense = model.to(self._device).eval(), dense.to(self._device).eval()
+            parts = load_encoder(self.config.name, self.config.dense, self.config.trusted, self._dtype)
+            self._model, self._dense = (part.to(self._device).eval() for part in parts)
         if model_content(self.config.name) != self.revision:
             raise UserError(f"{self.config.name} has changed since this Encoder was made: create a new Encoder, so "
                             "that vectors of both versions are not mixed")
 
-    def encode_passage_tokens(self, texts):
+    def encode_passage_tokens(self, texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
         """Token vectors of passages for late interaction (see multi_vector), without special tokens.
 
         Returns the vectors, float16 (tokens of all texts, dimensions), and the start offsets, int64 (texts + 1,): text
@@ -165,7 +168,7 @@ class Encoder:
             store.write(self._token_chunks("passages", texts))
         return store.read()
 
-    def encode_query_tokens(self, texts):
+    def encode_query_tokens(self, texts: Iterable[str]) -> list[np.ndarray]:
         """Token vectors of queries, which are not stored: a list of float16 (tokens, dimensions)."""
         return [tokens for chunk in self._token_chunks("queries", list(texts)) for tokens in chunk]
 
@@ -175,8 +178,8 @@ class Encoder:
             self._load()
         cache = self._cache_of(kind) if kind == "passages" else None
         with tqdm(total=len(texts), desc=f"tokens of {kind}", unit="text", disable=len(texts) < FEW) as progress:
-            chunks = (texts[start:start + TOKEN_CHUNK] for start in range(0, len(texts), TOKEN_CHUNK))
-            for chunk, tokens in prefetch(lambda chunk: self._tokenise(chunk, kind, self._expansion), chunks):
+            for chunk, tokens in prefetch(lambda chunk: self._tokenise(chunk, kind, self._expansion),
+                                          _chunks(texts, TOKEN_CHUNK)):
                 vectors, own = self._compute(tokens, progress, of_tokens=True)
                 if cache:
                     cache.write([text_hash(text) for text in chunk], vectors)
@@ -193,7 +196,7 @@ class Encoder:
     @torch.inference_mode()
     def _compute(self, tokens, progress, of_tokens=False):
         """Vectors of tokenised texts and, with `of_tokens`, a list of their token vectors."""
-        order, pooled, own = [], [], [None] * len(tokens["input_ids"])
+        order, pooled, own = [], [], [np.empty(0)] * len(tokens["input_ids"])
         for rows, batch in padded_batches(self._tokenizer, tokens, self.batch_size, self._device):
             try:
                 hidden = self._model(**batch).last_hidden_state
@@ -217,7 +220,11 @@ class Encoder:
         return vectors, own
 
 
-def make_encoder(settings, config, cached=True):
+def _chunks(values, size):
+    return (values[start:start + size] for start in range(0, len(values), size))
+
+
+def make_encoder(settings: Settings, config: EncoderConfig, cached: bool = True) -> Encoder:
     """The Encoder of an EncoderConfig, with the batch size and cache folder of the settings.
 
     Use `cached=False` for live queries: reading and writing the cache would take longer than encoding them.

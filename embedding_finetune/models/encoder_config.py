@@ -2,22 +2,35 @@
 
 They are read from the model's sentence-transformers files: `modules.json`, `1_Pooling/config.json`,
 `config_sentence_transformers.json` (prompts), `2_Dense/` (layers after pooling), and `sentence_bert_config.json` or
-`tokenizer_config.json` (lengths). Models fine-tuned here contain all of them, so they are used as they were trained,
+`tokenizer_config.json` (lengths). Importing sentence-transformers to read these few values would add seconds to
+commands that need no model. Models fine-tuned here contain all of them, so they are used as they were trained,
 whatever the current settings are. For other models, settings other than `auto` take precedence over MODEL_FILE
 (profiles/models.toml), which takes precedence over the model's own files. The configuration records conflicts between
 these sources and values that none of them gives.
 """
 
+from __future__ import annotations
+
 import re
 import tomllib
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 from embedding_finetune.artifacts.earlier import translate_compiled_record
 from embedding_finetune.artifacts.manifest import COMPILED_RECORD, read_checksummed, read_record
 from embedding_finetune.files import UserError
 from embedding_finetune.hints import other_profile_hint
-from embedding_finetune.hub import check_hub, load, model_content, model_path, positions_of, read_model_file
-from embedding_finetune.settings import MODEL_SETTINGS, POOLINGS, display_value, split_revision
+from embedding_finetune.hub import (
+    MODEL_FILES,
+    check_hub,
+    load,
+    model_content,
+    model_path,
+    positions_of,
+    read_model_file,
+)
+from embedding_finetune.settings import MODEL_SETTINGS, POOLINGS, Settings, display_value, split_revision
 
 # Published training data of models. A model trained on MS MARCO is not evaluated zero-shot on it.
 TRAINING_DATA_NOTES = {
@@ -56,12 +69,12 @@ class EncoderConfig:
     note: str = ""          # values taken from MODEL_FILE, and missing values
 
     @property
-    def identity(self):
+    def identity(self) -> dict[str, Any]:
         """The fields that affect vectors: name -> value."""
         return {name: value for name, value in asdict(self).items() if name not in NOT_IDENTITY}
 
 
-def model_identity(config):
+def model_identity(config: EncoderConfig) -> dict[str, Any]:
     """What identifies the model of an EncoderConfig in all records: the fields that affect vectors, and its content.
 
     Raises UserError when the content cannot be determined (see hub.model_content).
@@ -69,15 +82,24 @@ def model_identity(config):
     return {"config": config.identity, "revision": model_content(config.name)}
 
 
-def load_encoder_config(settings, label):
+def model_files(settings: Settings, label: str) -> list[Path]:
+    """The files on this machine that the model of a label depends on; none for an empty label."""
+    if not label:
+        return []
+    models = pretrained(settings)  # a Hub model has no such folder
+    folder = Path(model_path(models[label][0])) if label in models else settings.paths.model(label)
+    return [settings.model_file, *(file for file in sorted(folder.rglob("*")) if file.suffix in MODEL_FILES)]
+
+
+def load_encoder_config(settings: Settings, label: str) -> EncoderConfig:
     """The EncoderConfig of a label: `raw`, `reference`, a label of EXTRA_MODELS, or a recipe with a finished model.
 
     Raises UserError when the model is not available, or when neither a setting nor the model defines the pooling.
     """
     models = pretrained(settings)
     if label in models:
-        title, *wanted = models[label]
-        return _encoder_config(settings, label, title, model_path(title), wanted, seen_by(title), title)
+        title, given, of_others = models[label]
+        return _encoder_config(settings, label, title, model_path(title), given, of_others, seen_by(title), title)
     folder = settings.paths.model(label)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no finished model: run `bash finetune_hard.sh {label}` first"
@@ -86,19 +108,18 @@ def load_encoder_config(settings, label):
     if record is None and (folder / "training.json").exists():
         raise UserError(f"{folder / 'training.json'} is damaged, but holds the configuration of {label}: restore it, "
                         "or train again with OVERWRITE=1")
-    record = record or {}
-    base = record.get("settings", {}).get("BASE_MODEL", settings.base_model)
-    seen = f"{seen_by(base)}; fine-tuned on this data set's training part"
-    seen = (compiled_record(folder) or {}).get("training_data_note", seen)
-    return _encoder_config(settings, label, display_value(folder), str(folder), ({}, {}), seen, base)
+    base = (record or {}).get("settings", {}).get("BASE_MODEL", settings.base_model)
+    seen = (compiled_record(folder) or {}).get("training_data_note",
+                                               f"{seen_by(base)}; fine-tuned on this data set's training part")
+    return _encoder_config(settings, label, display_value(folder), str(folder), {}, {}, seen, base)
 
 
-def seen_by(title):
+def seen_by(title: str) -> str:
     """Note on the training data of a model, by its name in the settings."""
     return TRAINING_DATA_NOTES.get(split_revision(title)[0], "unknown")
 
 
-def embedding_dim(encoder_config):
+def embedding_dim(encoder_config: EncoderConfig) -> int:
     """Dimension of a model's vectors: that of its last Dense layer or, without one, of its encoder.
 
     Raises UserError when its files are not available.
@@ -109,7 +130,7 @@ def embedding_dim(encoder_config):
     return load("AutoConfig", encoder_config.name, encoder_config.trusted).hidden_size
 
 
-def pretrained(settings):
+def pretrained(settings: Settings) -> dict[str, tuple[str, dict[str, Any], dict[str, Any]]]:
     """Models that need no training here: label -> (model, its settings, settings meant for another model).
 
     Both groups of settings are arguments of EncoderConfig. The last one holds values of the profile that were chosen
@@ -117,36 +138,38 @@ def pretrained(settings):
     """
     values = settings.as_dict()
 
-    def configured(model):
-        given = {key: (name, values[name]) for key, name in MODEL_SETTINGS[model].items()
-                 if values[name] not in ("auto", 0)}
-        return [{key: pair[1] for key, pair in given.items() if (pair in settings.of_others) == others}
-                for others in (False, True)]
+    def configured(model: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        own, of_others = {}, {}
+        for key, name in MODEL_SETTINGS[model].items():
+            if values[name] not in ("auto", 0):
+                group = of_others if (name, values[name]) in settings.of_others else own
+                group[key] = values[name]
+        return own, of_others
 
-    raw, others = configured("BASE_MODEL")
+    raw, of_others = configured("BASE_MODEL")
     raw |= {"query_max_len": settings.query_max_len, "passage_max_len": settings.passage_max_len}
-    extra = (model.split("=", 1) for model in settings.extra_models.split())
-    return {
-        "raw": (settings.base_model, raw, others),
-        "reference": (settings.reference_model, *configured("REFERENCE_MODEL")),
-        **{label: (name.split(",")[0], {"pooling": name.split(",")[1]} if "," in name else {}, {})
-           for label, name in extra},
-    }
+    models = {"raw": (settings.base_model, raw, of_others),
+              "reference": (settings.reference_model, *configured("REFERENCE_MODEL"))}
+    for entry in settings.extra_models.split():  # LABEL=MODEL or LABEL=MODEL,POOLING
+        label, _, model = entry.partition("=")
+        title, *pooling = model.split(",")
+        models[label] = title, {"pooling": pooling[0]} if pooling else {}, {}
+    return models
 
 
-def is_compiled(settings, label):
+def is_compiled(settings: Settings, label: str) -> bool:
     """Whether the folder of a label holds a compiled model (see contrib.onnx_openvino)."""
     return (settings.paths.model(label) / COMPILED_RECORD).exists()
 
 
-def compiled_record(folder):
+def compiled_record(folder: Path) -> dict[str, Any] | None:
     """The record of a compiled model, or None: its inputs (form, model), and the label and training_data_note of that
     model.
     """
     return read_record(folder / COMPILED_RECORD, translate_compiled_record, having=("model", "form"))
 
 
-def from_registry(settings):
+def from_registry(settings: Settings) -> dict[str, dict[str, Any]]:
     """Read MODEL_FILE: model -> arguments of EncoderConfig. Raises UserError naming an invalid entry."""
     path = settings.model_file
     try:
@@ -161,21 +184,21 @@ def from_registry(settings):
     return entries
 
 
-def base_encoder_config(settings):
+def base_encoder_config(settings: Settings) -> EncoderConfig:
     """The EncoderConfig of BASE_MODEL, which is also that of the models fine-tuned from it."""
     return load_encoder_config(settings, "raw")
 
 
-def _encoder_config(settings, label, title, name, wanted, seen, base):
-    trusted = settings.trusts(title, name, base)
-    (given, of_others), in_files, entries = wanted, from_files(name, trusted), from_registry(settings)
+def _encoder_config(settings, label, title, name, given, of_others, seen, base):
+    trusted, entries, file = settings.trusts(title, name, base), from_registry(settings), settings.model_file
+    in_files, file = from_files(name, trusted), display_value(file)
     entry = entries.get(title, entries.get(split_revision(title)[0], {}))
-    published, file = in_files | entry, display_value(settings.model_file)
+    published = in_files | entry
     found = ({} if published else of_others) | published | given
-    default = {"query_prompt": "", "passage_prompt": ""}
+    used = {"query_prompt": "", "passage_prompt": ""} | found
     if not {"query_max_len", "passage_max_len"} <= found.keys():
-        default |= dict.fromkeys(("query_max_len", "passage_max_len"), min(512, positions_of(name, trusted)))
-    used = default | found
+        longest = min(512, positions_of(name, trusted))
+        used = {"query_max_len": longest, "passage_max_len": longest} | used
     if "pooling" not in used:
         raise UserError(f"{title} does not define its pooling: set BASE_POOLING, REFERENCE_POOLING, the pooling in "
                         f"EXTRA_MODELS or an entry of {file} to cls, mean or last_token")
@@ -192,14 +215,15 @@ def _encoder_config(settings, label, title, name, wanted, seen, base):
                          note="; ".join(notes), trusted=trusted, **used)
 
 
-def from_files(name, trusted):
+def from_files(name: str, trusted: bool) -> dict[str, Any]:
     """Arguments of EncoderConfig from a model's sentence-transformers files; {} if it has none.
 
     Raises UserError when they are broken or require something that is not supported here.
     """
     check_hub(name)
     try:
-        found = _from_files(name, trusted)
+        modules = _modules(name)
+        found = _from_modules(name, modules) | _prompts(name) | _lengths(name, trusted) if modules else {}
     except (AttributeError, LookupError, TypeError):
         found = {"pooling": None}
     wrong = [key for key, value in found.items() if type(value) is not KEYS.get(key, str)]
@@ -209,57 +233,28 @@ def from_files(name, trusted):
     return found
 
 
-def _from_files(name, trusted):
-    modules = _modules(name)
-    if not modules:
-        return {}
-    dense = [path for kind, path in modules if kind == "Dense"]
-    for path in dense:
-        _check_dense(name, path, read_model_file(name, f"{path}/config.json"))
-    values = {"normalize": modules[-1][0] == "Normalize"} | ({"dense": " ".join(dense)} if dense else {})
-    for kind, path in modules:
-        values |= {"pooling": _pooling(name, read_model_file(name, f"{path}/config.json"))} if kind == "Pooling" else {}
-    config = read_model_file(name, "config_sentence_transformers.json")
-    prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
-    for key, names in (("query_prompt", ("query",)), ("passage_prompt", ("document", "passage", "corpus"))):
-        found = [prompts[other] for other in (*names, default) if prompts.get(other) is not None]
-        values |= {key: found[0]} if found else {}
-    lengths = read_model_file(name, "sentence_bert_config.json")
-    if lengths.get("do_lower_case"):
-        raise UserError(f"{name} lower-cases its input outside its tokenizer, which is not supported here: "
-                        "choose another model")
-    longest = lengths.get("max_seq_length") or _tokenizer_length(name, trusted)
-    for key, specific in (("query_max_len", "query_length"), ("passage_max_len", "document_length")):
-        length = lengths.get(specific) or longest
-        values |= {key: length} if length else {}
-    return values
-
-
 def _modules(name):
     """(kind, folder) of each module in a model's `modules.json`, without Dropout, which only matters in training."""
-    modules = read_model_file(name, "modules.json")
-    modules = [(module["type"], module.get("path", "")) for module in modules]
+    modules = [(module["type"], module.get("path", "")) for module in read_model_file(name, "modules.json")]
     foreign = [kind for kind, path in modules if not kind.startswith("sentence_transformers.") or " " in path]
-    modules = [(kind.rpartition(".")[2], path) for kind, path in modules]
-    kinds = [kind for kind, _ in modules if kind != "Dropout"]
+    modules = [(kind.rpartition(".")[2], path) for kind, path in modules if not kind.endswith(".Dropout")]
+    kinds = [kind for kind, _ in modules]
     if foreign or kinds and not re.fullmatch("Transformer( Pooling( Dense)*)?( Normalize)?", " ".join(kinds)):
         raise UserError(f"{name} consists of {', '.join(foreign or kinds)}; supported are Transformer, Pooling, Dense "
                         "and Normalize of sentence-transformers, in this order: choose another model")
-    return [module for module in modules if module[0] != "Dropout"]
+    return modules
 
 
-def _check_dense(name, path, config):
-    activation = config.get("activation_function") or "torch.nn.modules.activation.Tanh"
-    if not activation.startswith("torch.nn.modules.") or {config.get("module_input_name"), config.get(
-            "module_output_name")} - {None, "sentence_embedding"}:
-        raise UserError(f"{name} has a layer {path} with the activation {activation}, or not applied to its sentence "
-                        "embedding, which is not supported here: choose another model")
-
-
-def _tokenizer_length(name, trusted):
-    """Maximum length in `tokenizer_config.json`, where sentence-transformers keeps it since version 6, or None."""
-    length = read_model_file(name, "tokenizer_config.json").get("model_max_length") or 0
-    return min(length, positions_of(name, trusted)) if 0 < length < 10**6 else None  # some write 10**30 for no limit
+def _from_modules(name, modules):
+    """Pooling, Dense layers and normalisation."""
+    found, dense = {"normalize": modules[-1][0] == "Normalize"}, []
+    for kind, path in modules:
+        if kind == "Pooling":
+            found["pooling"] = _pooling(name, read_model_file(name, f"{path}/config.json"))
+        elif kind == "Dense":
+            _check_dense(name, path, read_model_file(name, f"{path}/config.json"))
+            dense.append(path)
+    return found | ({"dense": " ".join(dense)} if dense else {})
 
 
 def _pooling(name, config):
@@ -270,3 +265,35 @@ def _pooling(name, config):
         raise UserError(f"{name} uses the pooling {' and '.join(modes) or 'nothing'}, or excludes the prompt, which is "
                         "not supported here: choose another model")
     return POOLING_FILES[modes[0]]
+
+
+def _check_dense(name, path, config):
+    activation = config.get("activation_function") or "torch.nn.modules.activation.Tanh"
+    used = {config.get("module_input_name"), config.get("module_output_name")}
+    if not activation.startswith("torch.nn.modules.") or used - {None, "sentence_embedding"}:
+        raise UserError(f"{name} has a layer {path} with the activation {activation}, or not applied to its sentence "
+                        "embedding, which is not supported here: choose another model")
+
+
+def _prompts(name):
+    config = read_model_file(name, "config_sentence_transformers.json")
+    prompts, default, found = config.get("prompts") or {}, config.get("default_prompt_name"), {}
+    for key, names in (("query_prompt", ("query",)), ("passage_prompt", ("document", "passage", "corpus"))):
+        given = [prompts[other] for other in (*names, default) if prompts.get(other) is not None]
+        found |= {key: given[0]} if given else {}
+    return found
+
+
+def _lengths(name, trusted):
+    """Lengths in tokens; since version 6, sentence-transformers keeps them in `tokenizer_config.json`."""
+    config = read_model_file(name, "sentence_bert_config.json")
+    if config.get("do_lower_case"):
+        raise UserError(f"{name} lower-cases its input outside its tokenizer, which is not supported here: "
+                        "choose another model")
+    longest = config.get("max_seq_length")
+    if not longest:
+        longest = read_model_file(name, "tokenizer_config.json").get("model_max_length") or 0
+        longest = min(longest, positions_of(name, trusted)) if 0 < longest < 10**6 else 0  # 10**30: no limit
+    lengths = {"query_max_len": config.get("query_length") or longest,
+               "passage_max_len": config.get("document_length") or longest}
+    return {key: length for key, length in lengths.items() if length}

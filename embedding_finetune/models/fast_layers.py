@@ -3,8 +3,10 @@
 PyTorch draws masks on one thread at about 7 ns per element, and dropout inside scaled_dot_product_attention falls back
 to a slow path. This module takes 16 random bits per element from NumPy's SFC64 generator (0.4 ns). It is seeded from
 PyTorch's generator at each call, so seeds, checkpoints and gradient recomputation behave as usual. The probabilities
-are rounded to 16 bits. A training step takes 0.8 to 0.97 of the time with PyTorch's dropout (docs/training_speed.md).
+are rounded to 16 bits. A training step takes 0.8 to 0.97 of the time with PyTorch's dropout (benchmarks/logs.md).
 """
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,15 +16,15 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
 
-def cpu_has(precision):
+def cpu_has(precision: str) -> bool:
     """Whether this processor has `bf16` or `fp16` instructions; emulation is slower than float32."""
     return any(has for name, has in torch.cpu.get_capabilities().items() if precision in name)
 
 
-def keep_mask(shape, p):
+def keep_mask(shape: torch.Size, p: float) -> tuple[torch.Tensor, float]:
     """Dropout mask and scale: each element is False with probability round(65536 p) / 65536."""
     threshold = round(p * 65536)
-    seed = torch.randint(2**63 - 1, ()).item()
+    seed = int(torch.randint(2**63 - 1, ()))
     count = shape.numel()
     bits = np.random.SFC64(seed).random_raw(-(-count // 4)).view(np.uint16)[:count]
     return torch.from_numpy(bits >= threshold).view(shape), 65536 / (65536 - threshold)
@@ -44,11 +46,13 @@ class _Dropout(torch.autograd.Function):
 class FastDropout(nn.Dropout):
     """nn.Dropout with masks from `keep_mask`."""
 
-    def forward(self, inputs):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return _Dropout.apply(inputs, self.p) if self.training and self.p else inputs
 
 
-def attention_with_fast_dropout(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+def attention_with_fast_dropout(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+                                attention_mask: torch.Tensor | None, dropout: float = 0.0, scaling: Any = None,
+                                **kwargs: Any) -> tuple[torch.Tensor, None]:
     """Softmax attention with dropout on its weights; PyTorch's fused kernel if `dropout` is 0.
 
     Shapes are as in transformers.
@@ -64,7 +68,7 @@ def attention_with_fast_dropout(module, query, key, value, attention_mask, dropo
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 
-def use_fast_dropout(model):
+def use_fast_dropout(model: Any) -> None:
     """Replace dropout in the layers and attention of a transformers model on the CPU by that of this module."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():

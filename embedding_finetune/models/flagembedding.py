@@ -1,11 +1,16 @@
 """The same model in FlagEmbedding, to compare its embeddings with ours."""
 
-from pathlib import Path
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from embedding_finetune.hub import ENCODER_HALF, load, snapshot
 
+if TYPE_CHECKING:
+    from embedding_finetune.models.encoder_config import EncoderConfig
 
-def flag_embedder(config):
+
+def flag_embedder(config: EncoderConfig) -> Any:
     """FlagEmbedding's BaseEmbedder with the model, pooling, prompts and lengths of an EncoderConfig.
 
     Raises UserError when the model is not available. Returns None if FlagEmbedding cannot load the model (see
@@ -14,14 +19,13 @@ def flag_embedder(config):
     from FlagEmbedding.inference.embedder.encoder_only.base import BaseEmbedder
     if unread_by_flagembedding(config, load("AutoConfig", config.name, config.trusted).model_type):
         return None
-    folder = config.name if Path(config.name).is_dir() else snapshot(config.name)
-    return BaseEmbedder(folder, pooling_method=config.pooling, normalize_embeddings=config.normalize, use_fp16=False,
-                        query_instruction_for_retrieval=config.query_prompt or None, devices=["cpu"],
+    return BaseEmbedder(snapshot(config.name), pooling_method=config.pooling, normalize_embeddings=config.normalize,
+                        query_instruction_for_retrieval=config.query_prompt or None, devices=["cpu"], use_fp16=False,
                         query_max_length=config.query_max_len, passage_max_length=config.passage_max_len,
                         trust_remote_code=config.trusted)
 
 
-def unread_by_flagembedding(config, model_type):
+def unread_by_flagembedding(config: EncoderConfig, model_type: str) -> str:
     """Why FlagEmbedding's embedder does not support a model of this EncoderConfig and type; "" if it does."""
     reasons = {"it has only cls and mean pooling": config.pooling == "last_token",
                "it has no Dense layers": config.dense,

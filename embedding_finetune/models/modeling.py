@@ -1,6 +1,9 @@
 """Loading of encoders and of the Dense layers that some models have after their pooling."""
 
-import os
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,7 +15,7 @@ class DenseLayers(torch.nn.ModuleList):
     """Sequence of sentence-transformers Dense layers in float32; empty for most models."""
 
     @classmethod
-    def load(cls, name, folders):
+    def load(cls, name: str | Path, folders: str) -> DenseLayers:
         """Load the layers in `folders` (separated by spaces) of `name`. Raises UserError on failure."""
         if not folders:
             return cls()
@@ -24,17 +27,19 @@ class DenseLayers(torch.nn.ModuleList):
             raise cannot_load(name, error) from None
 
     @property
-    def folders(self):
+    def folders(self) -> str:
         """Folders written by `save`, separated by spaces."""
         return " ".join(f"{number}_Dense" for number in range(2, 2 + len(self)))
 
-    def save(self, folder):
+    def save(self, folder: str | Path) -> None:
         """Write each layer in the format of sentence-transformers."""
-        for path, layer in zip(self.folders.split(), self):
-            os.makedirs(os.path.join(folder, path), exist_ok=True)
-            layer.save(os.path.join(folder, path))
+        layers: list[Any] = list(self)
+        for name, layer in zip(self.folders.split(), layers):
+            path = Path(folder, name)
+            path.mkdir(parents=True, exist_ok=True)
+            layer.save(str(path))
 
-    def forward(self, pooled):
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """Map vectors (..., dim) to vectors (..., output dim of the last layer)."""
         with torch.autocast(pooled.device.type, enabled=False):
             for layer in self:
@@ -42,7 +47,7 @@ class DenseLayers(torch.nn.ModuleList):
         return pooled
 
 
-def encoding_dtype(name, device):
+def encoding_dtype(name: str, device: str) -> torch.dtype:
     """Data type for encoding with the model `name`: float32 on a CPU, float16 on a GPU.
 
     A model saved in bfloat16 may exceed the range of float16. On a GPU it is run in bfloat16, or in float32 if the GPU
@@ -56,7 +61,8 @@ def encoding_dtype(name, device):
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
 
 
-def load_encoder(name, folders="", trusted=False, dtype=torch.float32, **options):
+def load_encoder(name: str | Path, folders: str = "", trusted: bool = False, dtype: torch.dtype = torch.float32,
+                 **options: Any) -> tuple[Any, DenseLayers]:
     """Load the transformers model and the DenseLayers (in `folders`) of `name`; for `options` see hub.load.
 
     Raises UserError when the model is not available, or when weights are missing, which transformers would initialise

@@ -15,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import torch
 
@@ -26,18 +27,19 @@ from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.settings import Settings
 
 
-def encode_shard(settings, labels, part, parts):
+def encode_shard(settings: Settings, labels: Sequence[str], part: int, parts: int) -> None:
     """Encode every `parts`-th passage and query, starting at number `part` (from 0), with the models of `labels`."""
     collection = read_data(settings)
     for label in labels:
         encoder = make_encoder(settings, load_encoder_config(settings, label))
-        for kind, texts in (("passages", collection.corpus), ("queries", collection.queries)):
+        for kind, texts, encode in (("passages", collection.corpus, encoder.encode_passages),
+                                    ("queries", collection.queries, encoder.encode_queries)):
             shard = list(dict.fromkeys(texts.values()))[part::parts]
             print(f"{label}: {len(shard):,} {kind}, shard {part + 1} of {parts}", flush=True)
-            getattr(encoder, f"encode_{kind}")(shard)
+            encode(shard)
 
 
-def encode_in_processes(labels, processes):
+def encode_in_processes(labels: Sequence[str], processes: int) -> None:
     """Encode everything with `processes` processes, each with its own GPU or an equal number of cores.
 
     Raises UserError after all have ended if any has failed.
@@ -61,16 +63,16 @@ def encode_in_processes(labels, processes):
                         "above. Run the same command again to continue")
 
 
-def parse_shard(text):
+def parse_shard(text: str) -> tuple[int, int]:
     """Parse a shard: `2/8` -> (1, 8). Raises UserError when it is invalid."""
     found = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
-    number, parts = map(int, found.groups()) if found else (0, 0)
-    if not 1 <= number <= parts:
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise UserError(f"--shard {text} is no shard: give 1/8 to 8/8 for eight shards")
-    return number - 1, parts
+    return int(found[1]) - 1, int(found[2])
 
 
-def main():
+def main() -> None:
+    """Run the `encode` command."""
     parser = CommandLine("encode", "Encode corpus and queries in advance, in shards.")
     parser.add_argument("labels", nargs="+", metavar="LABEL", help="raw, reference, a recipe's label ..")
     parser.add_argument("--processes", type=int, metavar="N", default=max(1, torch.cuda.device_count()),

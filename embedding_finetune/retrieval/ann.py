@@ -136,7 +136,7 @@ def set_search_params(index: faiss.Index, words: str) -> None:
     Raises UserError for a parameter that is not one of this index, or not a positive number.
     """
     name, *parameters = words.split()
-    wanted = dict(word.partition("=")[::2] for word in parameters)
+    wanted: dict[str, Any] = {key: value for key, _, value in (word.partition("=") for word in parameters)}
     ivf, graph = faiss.try_extract_index_ivf(index), faiss.downcast_index(index)
     fitting = {"nprobe": ivf is not None, "efSearch": isinstance(graph, faiss.IndexHNSW)}
     for key, value in wanted.items():

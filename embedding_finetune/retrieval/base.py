@@ -106,7 +106,7 @@ def best(scores: np.ndarray, positions: np.ndarray, depth: int) -> Hits:
     return scores[order], positions[order]
 
 
-def padded(rows: Iterable[Hits], count: int, depth: int) -> Hits:
+def padded(rows: Iterable[tuple[Any, Any]], count: int, depth: int) -> Hits:
     """Scores and positions of `count` queries as arrays (count, depth), padded with score 0 and position -1."""
     scores, positions = np.zeros((count, depth), np.float32), np.full((count, depth), -1, np.int32)
     for row, (found, where) in enumerate(rows):

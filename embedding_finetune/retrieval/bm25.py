@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import bm25s
 import numpy as np
@@ -40,7 +40,7 @@ class BM25(Retriever):
             self.bm25.save(folder / "bm25", show_progress=False)
 
     def load(self, folder: Path) -> Self:
-        saved = read_json(folder / "words.json")
+        saved: Any = read_json(folder / "words.json")
         self._cut_by(Analyzer(saved["languages"]))
         self.size, self.empty = saved["passages"], not (folder / "bm25").exists()
         if not self.empty:

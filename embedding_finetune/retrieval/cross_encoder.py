@@ -59,11 +59,11 @@ class CrossEncoder(Reranker):
         self.revision = model_content(name)
         self.device = "cuda:0" if torch.cuda.is_available() else "cpu"
 
-    def _load(self) -> None:
+    def _load(self) -> Any:
         self.tokenizer, model = load_cross_encoder(self.name, self.trusted)
         own = min(self.tokenizer.model_max_length, positions_of(self.name, self.trusted))
         self.max_length = self.max_length or min(own, 512)
-        self.model = model.to(self.device, self.dtype).eval()
+        return model.to(self.device, self.dtype).eval()
 
     @classmethod
     def of(cls, settings: "Settings", label: str) -> Self:
@@ -99,7 +99,7 @@ class CrossEncoder(Reranker):
     def pairs(self, query: str, passages: list[str]) -> np.ndarray:
         """Scores of a query with each passage: float32 (passages,)."""
         if self.model is None:
-            self._load()
+            self.model = self._load()
         scores = np.zeros(len(passages), np.float32)
         if not passages:
             return scores

@@ -33,6 +33,9 @@ FLAT = 1 << 18  # up to this many vectors an exact index is fast enough
 class LateInteraction(Reranker):
     """Reranker that scores candidates by MaxSim with the token vectors of an encoder (see encoder.Encoder)."""
 
+    vectors: Any  # of all tokens, and the first position of each passage, see Encoder.encode_passage_tokens
+    starts: Any
+
     def __init__(self, encoder: Encoder, dtype: str = "float16", pool_factor: int = 1) -> None:
         """Token vectors are stored as `dtype` (float16 or int8), reduced by `pool_factor`."""
         self.dtype, self.pool_factor = dtype, pool_factor
@@ -67,7 +70,7 @@ class LateInteraction(Reranker):
     def query_tokens(self, texts: list[str]) -> Iterator[np.ndarray]:
         """Yield token vectors per query, float32 (tokens, dimensions). Raises UserError for a query without tokens."""
         for text, tokens in zip(texts, self.encoder.encode_query_tokens(texts)):
-            if not len(tokens):
+            if len(tokens) == 0:
                 raise UserError(f"the query {text[:100]!r} has no tokens except special ones: remove it")
             yield tokens.astype(np.float32)
 

@@ -1,14 +1,16 @@
 """Abstention: the score threshold from which a first hit is likely to answer, tuned on dev queries."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
-def is_answerable(hits):
+def is_answerable(hits: list[dict]) -> bool:
     """Whether the best hit of a query reaches the threshold. Without a threshold, any hit counts."""
     return bool(hits) and hits[0].get("above_threshold", True)
 
 
-def choose_threshold(best, precision):
+def choose_threshold(best: Sequence[Sequence], precision: float) -> dict:
     """Lowest score threshold at which the best hits have the given precision.
 
     `best` has (score, whether it is right) for the best hit of each dev query. Returns a dict of threshold (None if no
@@ -25,7 +27,7 @@ def choose_threshold(best, precision):
     return chosen
 
 
-def threshold_line(abstention):
+def threshold_line(abstention: dict) -> str:
     """Sentence that describes a result of `choose_threshold`."""
     values = abstention | {"percent": f"{abstention['precision']:.0%}"}
     if values["threshold"] is None:

@@ -24,9 +24,9 @@ import numpy as np
 
 from embedding_finetune.artifacts.manifest import (
     changed_file,
+    file_hashes,
+    file_stamp,
     file_stamps,
-    fingerprints,
-    has_same_stamps,
     read_checksummed,
     write_checksummed,
 )
@@ -78,14 +78,6 @@ class Index:
         return json.loads(self._passages[start:end].tobytes())
 
 
-def exactness_line(manifest: dict) -> str:
-    """Sentence on the recall of an approximate index compared with exact search; "" for an exact index."""
-    if "recall_vs_exact" not in manifest:
-        return ""
-    return ("{index} finds {recall:.1%} of the exact top {depth} of {queries} dev queries, in {ms:.2f} ms per query "
-            "compared with {exact_ms:.2f} ms for exact search".format(**manifest["recall_vs_exact"]))
-
-
 def open_index(settings: Settings, label: str) -> Index:
     """Open the Index of a label; builds it if missing, damaged or outdated, with a note on standard error.
 
@@ -94,22 +86,28 @@ def open_index(settings: Settings, label: str) -> Index:
     if not re.fullmatch(r"[\w-]+", label, re.ASCII):
         raise UserError(f"{label!r} is not a label: use letters, digits, _ and -")
     home = settings.paths.index(label)
-    manifests = {path.parent: read_checksummed(path) for path in home.glob("*/manifest.json")}
-    current = {folder: manifest for folder, manifest in manifests.items()
-               if is_current(settings, manifest) and has_same_stamps(folder, (manifest or {})["files"])}
-    for folder, manifest in current.items():
-        if index := _open_undamaged(settings, folder, manifest):
+    for path in home.glob("*/manifest.json"):
+        manifest = read_checksummed(path)
+        if manifest and is_current(settings, manifest) and _is_untouched(path.parent, manifest) and (
+                index := _open_undamaged(settings, path.parent, manifest)):
             return index
     from embedding_finetune.retrieval.known_systems import find_system
     system = find_system(settings, label)
     with writing(home), lock(home), contextlib.redirect_stdout(sys.stderr):  # stdout is for answers
-        return _find_or_build(settings, system, home, read_all=bool(current))
+        folder, manifest = _find_or_build(settings, system, home)
+        if index := _open_undamaged(settings, folder, manifest):
+            return index
+    raise UserError(f"{display_value(folder)} is damaged right after it was written: check the disk")
 
 
-def is_current(settings: Settings, manifest: dict | None) -> bool:
+def is_current(settings: Settings, manifest: dict) -> bool:
     """Whether settings and input files are those that an index was built from."""
-    return (isinstance(manifest, dict) and manifest.get("inputs", {}).get("format") == FORMAT
-            and manifest["settings"] == settings.as_dict() and manifest["sources"] == file_stamps(manifest["sources"]))
+    return (manifest.get("inputs", {}).get("format") == FORMAT and manifest["settings"] == settings.as_dict()
+            and manifest["sources"] == file_stamps(manifest["sources"]))
+
+
+def _is_untouched(folder, manifest):
+    return all(file_stamp(folder / name) == stamp for name, (stamp, _) in manifest["files"].items())
 
 
 def _open_undamaged(settings, folder, manifest):
@@ -122,7 +120,7 @@ def _open_undamaged(settings, folder, manifest):
     except UserError:
         raise
     except Exception as error:  # numpy, faiss, bm25s and ONNX Runtime raise different errors
-        if changed_file(folder, manifest["files"], read_all=True):
+        if changed_file(folder, manifest["files"]):
             return None
         raise UserError(f"cannot read {display_value(folder)}: {one_line(error)}; fix the cause (memory, permissions, "
                         "disk), or remove this folder to rebuild it") from error
@@ -164,32 +162,28 @@ def _parts(settings, system):
     return [open_index(settings, part) for part in ("bm25", system.encoder)]
 
 
-def _encoder(settings, system, cached=True):
+def _encoder(settings, system, cached):
     from embedding_finetune.models.encoder import make_encoder
     from embedding_finetune.models.encoder_config import load_encoder_config
     return make_encoder(settings, load_encoder_config(settings, system.encoder), cached)
 
 
-def _find_or_build(settings, system, home, read_all):
-    """The Index of the current model and data: found by its inputs, or built.
+def _find_or_build(settings, system, home):
+    """The folder and the manifest of the index of the current model and data: found by its inputs, or built.
 
-    `read_all` verifies all files against the manifest, not only those with a new modification time.
+    Its files are verified against the manifest, which then gets the current settings and stamps.
     """
     inputs, parameters, sources = _inputs(settings, system)
     folder = home / content_hash(inputs)[:16]
     manifest = read_checksummed(folder / "manifest.json")
-    if manifest is None or changed_file(folder, manifest["files"], read_all):
+    if manifest is None or changed_file(folder, manifest["files"]):
         manifest = {"label": system.label, "system": asdict(system), "parameters": parameters, "inputs": inputs}
         manifest |= _build(settings, system, folder, manifest, sources)
-    files = fingerprints(folder, manifest.get("files", {}))
-    files.pop("manifest.json", None)
+    files = {name: [file_stamp(folder / name), digest] for name, (_, digest) in manifest["files"].items()}
     manifest |= {"settings": settings.as_dict(), "sources": sources, "files": files,
                  "abstention": choose_threshold(manifest["dev"], settings.abstention_precision)}
     write_checksummed(folder / "manifest.json", manifest)
-    index = _open_undamaged(settings, folder, manifest)
-    if index is None and read_all:
-        raise UserError(f"{display_value(folder)} is damaged right after it was written: check the disk")
-    return index or _find_or_build(settings, system, home, read_all=True)
+    return folder, manifest
 
 
 def _inputs(settings, system):
@@ -198,6 +192,7 @@ def _inputs(settings, system):
     Raises UserError when a model or the result of a fused or reranked system is missing or outdated.
     """
     from embedding_finetune.evaluation.results import inputs_of, read_result, result_stale_reason
+    from embedding_finetune.models.encoder_config import model_files
     from embedding_finetune.training.provenance import check_trained
     inputs = {"format": FORMAT} | inputs_of(settings, system)
     del inputs["metrics"]
@@ -207,25 +202,14 @@ def _inputs(settings, system):
             raise UserError(f"{system.label}: {reason}; evaluate it again")
         bm25, dense = _parts(settings, system)
         inputs |= {"parts": [bm25.folder.name, dense.folder.name], "parameters": result["parameters"]}
-        own = [settings.paths.result(system.label), *_model_files(settings, system.reranker_model)]
+        own = [settings.paths.result(system.label), *model_files(settings, system.reranker_model)]
         return inputs, result["parameters"], bm25.manifest["sources"] | dense.manifest["sources"] | file_stamps(own)
     sources = [settings.paths.data / name for name in DATA_FILES]
     if system.has_model:
         check_trained(settings, system.encoder)
-        sources += _model_files(settings, system.encoder)
+        sources += model_files(settings, system.encoder)
         inputs |= {"index": display_value(settings.index)}
     return inputs, {}, file_stamps(sources)
-
-
-def _model_files(settings, label):
-    """The files on this machine that the model of a label depends on; none for an empty label."""
-    from embedding_finetune.hub import MODEL_FILES
-    from embedding_finetune.models.encoder_config import model_path, pretrained
-    if not label:
-        return []
-    models = pretrained(settings)  # a Hub model has no such folder
-    folder = Path(model_path(models[label][0])) if label in models else settings.paths.model(label)
-    return [settings.model_file, *(file for file in sorted(folder.rglob("*")) if file.suffix in MODEL_FILES)]
 
 
 def _build(settings, system, folder, manifest, sources):
@@ -243,9 +227,11 @@ def _build(settings, system, folder, manifest, sources):
     partial.mkdir()
     _write(settings, system, partial, collection)
     index = _open(settings, partial, manifest | {"abstention": {"threshold": None}})
-    found = {"passages": len(collection.corpus)} | _measure(index, collection.split("dev"))
+    found: dict = {"passages": len(collection.corpus)} | _measure(index, collection.split("dev"))
     if file_stamps(sources) != sources:
         raise UserError(CHANGING.format(system.label))
+    names = [str(path.relative_to(partial)) for path in sorted(partial.rglob("*"))]
+    found["files"] = {name: ["", digest] for name, digest in file_hashes(partial, names).items()}
     partial.rename(folder)
     # Remove indexes of earlier models or data; a process that has one open can go on using it.
     for old in () if damaged else home.iterdir():
@@ -267,7 +253,7 @@ def _write(settings, system, folder, collection):
         make_reranker(settings, system.reranker, system.reranker_model).index(collection.corpus).save(folder)
     if not system.is_single:
         return
-    retriever = (Dense(_encoder(settings, system), settings.index) if system.has_model else
+    retriever = (Dense(_encoder(settings, system, cached=True), settings.index) if system.has_model else
                  make_retriever(system.retriever, settings))
     retriever.index(collection.corpus).save(folder)
     _write_passages(folder, collection)

@@ -25,6 +25,10 @@ class OverloadedError(Exception):
     """The server cannot answer now: the message says why, and the client may retry."""
 
 
+class AnswerError(Exception):
+    """An index failed to answer a query."""
+
+
 class IndexRegistry:
     """The open indexes, and the loader thread that opens them."""
 
@@ -98,7 +102,7 @@ class QueryBatcher:
         threading.Thread(target=self._work, daemon=True).start()
 
     async def ask(self, index: Index, query: str, k: int) -> list[dict]:
-        """The hits of a query (see index.Index.answer). Raises OverloadedError when the queue is full."""
+        """The hits of a query (see index.Index.answer). Raises OverloadedError if the queue is full, AnswerError."""
         future = asyncio.get_running_loop().create_future()
         try:
             self.waiting.put_nowait((future, index, query, k))
@@ -126,7 +130,7 @@ class QueryBatcher:
                 for one in taken:
                     self._answer(index, k, [one])
                 return
-            settled = [(taken[0][0].set_exception, RuntimeError(one_line(error)))]
+            settled = [(taken[0][0].set_exception, AnswerError(one_line(error)))]
 
         def deliver():
             for settle, value in settled:

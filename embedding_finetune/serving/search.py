@@ -3,7 +3,7 @@
     python -m embedding_finetune search "how do I join two tables" [--system LABEL] [-k 5] [--json]
 
 The default system is the best fine-tuned one on dev queries. If no passage reaches the abstention threshold (see
-docs/scores.md), a note says so; with --json it goes to standard error.
+docs/deploy.md), a note says so; with --json it goes to standard error.
 """
 
 import io
@@ -13,11 +13,19 @@ import sys
 from embedding_finetune.files import CommandLine, UserError
 from embedding_finetune.serving.abstention import is_answerable, threshold_line
 from embedding_finetune.serving.available import add_system_option, default_label
-from embedding_finetune.serving.index import exactness_line, open_index
+from embedding_finetune.serving.index import open_index
 from embedding_finetune.settings import Settings
 
 SHOWN = 400  # characters of a passage on a terminal
 NOT_LIKELY = "no passage is likely to answer this"
+
+
+def exactness_line(manifest: dict) -> str:
+    """Sentence on the recall of an approximate index compared with exact search; "" for an exact index."""
+    if "recall_vs_exact" not in manifest:
+        return ""
+    return ("{index} finds {recall:.1%} of the exact top {depth} of {queries} dev queries, in {ms:.2f} ms per query "
+            "compared with {exact_ms:.2f} ms for exact search".format(**manifest["recall_vs_exact"]))
 
 
 def _show(index, hits, note):
@@ -31,7 +39,7 @@ def _show(index, hits, note):
         print(f"     {text[:SHOWN]}{' …' if len(text) > SHOWN else ''}\n")
 
 
-def main():
+def main() -> None:
     """Run the `search` command. Raises UserError when the query is empty or there is no such system."""
     parser = CommandLine("search", "Search the corpus for the passages that answer a query.")
     parser.add_argument("query", metavar="QUERY")

@@ -9,7 +9,7 @@
 
 Waiting queries are answered in batches by one thread. An index is opened on first use and reloaded when its files
 change; the old one answers until the new one is ready. The server listens on this machine only, unless --host is given.
-Put a proxy with authentication in front of it before you open it to others.
+Before you open it to others, put a proxy in front of it that authenticates them and holds off slow ones (docs/deploy.md).
 """
 
 import asyncio
@@ -26,23 +26,21 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import AliasChoices, BaseModel, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.types import ASGIApp
 
-from embedding_finetune.files import CommandLine, UserError, one_line, read_jsonl, write_jsonl
+from embedding_finetune.files import CommandLine, UserError, read_jsonl, write_jsonl
 from embedding_finetune.serving.abstention import is_answerable, threshold_line
 from embedding_finetune.serving.available import add_system_option, default_label
-from embedding_finetune.serving.registry import IndexRegistry, OverloadedError, QueryBatcher
+from embedding_finetune.serving.registry import AnswerError, IndexRegistry, OverloadedError, QueryBatcher
 from embedding_finetune.settings import Settings
 
 PAGE = Path(__file__).with_name("server.html")
 LONGEST, DEEPEST = 2000, 100  # maximum characters of a query, and passages of an answer
 LOOK = 2.0  # seconds between checks for changed files
-PATIENCE = 10.0  # seconds for a body to arrive, for an answer to be taken, and for a terminated server to end
+PATIENCE = 10  # seconds in which a terminated server answers the requests that it has
 LARGEST = 16_384  # maximum bytes of the headers of a request, and of its body
 CONNECTIONS = 1024
 ERRORS: dict[int | str, Any] = {404: {"description": "no such system"},
                                 503: {"description": "overloaded: see Retry-After"}}
-CLOSE = {"Connection": "close"}
 LOOPBACK = ["127.0.0.1", "localhost", "::1", "[::1]"]
 
 log = logging.getLogger(__name__)
@@ -101,7 +99,7 @@ def save_feedback(path: Path, query: str, text: str, right: bool | None) -> dict
     return row
 
 
-def application(settings: Settings, registry: IndexRegistry, hosts: Sequence[str] = ("*",)) -> ASGIApp:
+def application(settings: Settings, registry: IndexRegistry, hosts: Sequence[str] = ("*",)) -> FastAPI:
     """Create the application over an IndexRegistry; it refuses requests whose host name is not in `hosts`."""
     @asynccontextmanager
     async def lifespan(_):
@@ -117,7 +115,7 @@ def application(settings: Settings, registry: IndexRegistry, hosts: Sequence[str
     app.include_router(_feedback_routes(registry, batcher, settings.paths.feedback))
     app.get("/", include_in_schema=False)(_page)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
-    return Guarded(app)
+    return app
 
 
 async def _watch(registry):
@@ -128,6 +126,11 @@ async def _watch(registry):
 
 def _page():
     return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"X-Frame-Options": "DENY"})
+
+
+async def _failed(request, error):
+    log.error("%s %s failed: %s", request.method, request.url.path, error)
+    return JSONResponse({"detail": "internal error; see the log"}, 500)
 
 
 def _refusal(status, headers=None):
@@ -144,7 +147,7 @@ async def _invalid(_, error):  # does not echo the input, which may be large or 
 
 ERROR_HANDLERS: dict[int | type[Exception], Any] = {
     OverloadedError: _refusal(503, {"Retry-After": "1"}), UserError: _refusal(404),
-    RequestValidationError: _invalid}
+    AnswerError: _failed, RequestValidationError: _invalid}
 
 
 def _search_routes(registry, batcher):
@@ -193,47 +196,6 @@ def _feedback_routes(registry, batcher, path):
     return routes
 
 
-class Guarded:
-    """ASGI wrapper that limits how long a body may take to arrive and an answer to be taken, each to PATIENCE.
-
-    A failure becomes status 500 and one line in the log.
-    """
-
-    def __init__(self, app):
-        self.app = app
-
-    async def __call__(self, scope, receive, send):
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        more, started, deadline = True, False, asyncio.get_running_loop().time() + PATIENCE
-
-        async def limited_receive():
-            nonlocal more
-            try:
-                async with asyncio.timeout_at(deadline if more else None):  # after the body comes the end of the client
-                    message = await receive()
-            except TimeoutError:
-                raise HTTPException(408, f"the body took longer than {PATIENCE:.0f} s", CLOSE) from None
-            more = message.get("more_body", False)
-            return message
-
-        async def limited_send(message):
-            nonlocal started
-            started = True
-            try:
-                async with asyncio.timeout(PATIENCE):
-                    await send(message)
-            except TimeoutError:
-                raise ConnectionAbortedError("the client does not read the answer") from None
-
-        try:
-            await self.app(scope, limited_receive, limited_send)
-        except Exception as error:
-            log.error("%s %s failed: %s", scope["method"], scope["path"][:100], one_line(error))
-            if not started:
-                await JSONResponse({"detail": "internal error; see the log"}, 500)(scope, receive, send)
-
-
 def port(text: str) -> int:
     """The value of --port. Raises ValueError when it is not a port."""
     if not 0 <= int(text) <= 65535:
@@ -257,5 +219,5 @@ def main() -> None:
     config = uvicorn.Config(
         application(settings, registry, hosts), host=options.host, port=options.port, http="h11", ws="none",
         access_log=False, limit_concurrency=CONNECTIONS, h11_max_incomplete_event_size=LARGEST,
-        timeout_graceful_shutdown=round(PATIENCE))
+        timeout_graceful_shutdown=PATIENCE)
     uvicorn.Server(config).run()  # unlike uvicorn.run, passes Ctrl-C on

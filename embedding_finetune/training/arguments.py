@@ -3,8 +3,9 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from FlagEmbedding.finetune.embedder.encoder_only.base import EncoderOnlyEmbedderTrainingArguments
+from transformers import TrainingArguments
 
 from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
 from embedding_finetune.files import UserError
@@ -59,62 +60,48 @@ class TrainingSettings:
     nnodes: int = 1
 
     @property
-    def processes(self):
+    def processes(self) -> int:
+        """Number of processes on all nodes."""
         return self.gpus * self.nnodes
 
 
-def write_settings(folder, training):
+def write_settings(folder: Path, training: TrainingSettings) -> None:
     """Write the TrainingSettings of the training in a folder."""
     write_checksummed(folder / SETTINGS, dataclasses.asdict(training))
 
 
-def read_settings(folder):
+def read_settings(folder: str | Path) -> TrainingSettings:
     """The TrainingSettings of the training in a folder. Raises UserError if they are missing or damaged."""
-    values = read_checksummed(Path(folder) / SETTINGS)
+    path = Path(folder) / SETTINGS
+    values: Any = read_checksummed(path)
     try:
         return TrainingSettings(**values | {"encoder": EncoderConfig(**values["encoder"]),
                                             "matryoshka_dims": tuple(values["matryoshka_dims"])})
     except (TypeError, KeyError):  # None, or fields of another version
-        raise UserError(f"{Path(folder) / SETTINGS} is missing, damaged or of another version: start the training with "
-                        "`python -m embedding_finetune train`, which writes it") from None
+        raise UserError(f"{path} is missing, damaged or of another version: start the training with `python -m "
+                        "embedding_finetune train`, which writes it") from None
 
 
-def training_arguments(training, output, dev=False):
-    """FlagEmbedding's training arguments (a subclass of transformers') of a training that writes to `output`.
-
-    `dev` is whether there are dev queries.
-    """
-    evaluation = {"eval_strategy": "steps", "eval_steps": training.dev_steps} if dev else {}
-    return EncoderOnlyEmbedderTrainingArguments(
-        **_common(training, output), **_of_embedder(training), **evaluation, save_strategy="steps",
-        save_steps=training.save_steps, log_level_replica="error")
+def training_arguments(training: TrainingSettings, output: str | Path, dev: bool = False) -> TrainingArguments:
+    """The transformers arguments of a training that writes to `output`; `dev` is whether there are dev queries."""
+    evaluation: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": training.dev_steps} if dev else {}
+    return TrainingArguments(**_common(training, output), **evaluation, save_strategy="steps",
+                             save_steps=training.save_steps, log_level_replica="error")
 
 
-def _common(training, output):
-    """Arguments that the trainers of embedding models and rerankers share."""
-    precision = {} if training.precision == "fp32" else {training.precision: True}
+def _common(training, output) -> dict[str, Any]:
+    """Arguments of our trainer and of FlagEmbedding's, as far as they differ from their defaults."""
+    optional = {"use_cpu": training.cpu, "max_steps": training.max_steps,
+                training.precision: training.precision != "fp32"}
     return {"output_dir": str(output), "per_device_train_batch_size": training.batch_size,
             "learning_rate": training.learning_rate, "num_train_epochs": training.epochs,
             "warmup_steps": training.warmup_ratio, "seed": training.seed, "logging_steps": training.logging_steps,
-            "dataloader_drop_last": True, "report_to": "none", "disable_tqdm": True, **precision,
-            **({"use_cpu": True} if training.cpu else {}),
-            **({"max_steps": training.max_steps} if training.max_steps else {})}
+            "dataloader_drop_last": True, "report_to": "none", "disable_tqdm": True,
+            **{name: value for name, value in optional.items() if value}}
 
 
-def _of_embedder(training):
-    """Arguments of embedding models alone."""
-    encoder, more = training.encoder, {}
-    if training.teacher:
-        more["kd_loss_type"] = KD_LOSSES[training.distillation_loss]
-    if training.matryoshka_dims:
-        more |= {"use_mrl": True, "mrl_dims": list(training.matryoshka_dims)}
-    if training.processes > 1:
-        more["negatives_cross_device"] = True
-    return {"sentence_pooling_method": encoder.pooling, "normalize_embeddings": encoder.normalize,
-            "temperature": training.temperature, **more}
-
-
-def stock_flags(training, output, train_data, base=None):
+def stock_flags(training: TrainingSettings, output: str | Path, train_data: str | Path,
+                base: str | None = None) -> list[str]:
     """Flags for FlagEmbedding's own trainer (see MODULES) with the same settings, a list of words.
 
     `train_data` is a training file in FlagEmbedding's format, `base` a folder that replaces the name of the model.
@@ -123,17 +110,21 @@ def stock_flags(training, output, train_data, base=None):
     values = {"model_name_or_path": base or encoder.name, "train_data": train_data,
               "cache_path": Path(output).parent / ".cache", "train_group_size": training.train_group_size,
               "query_max_len": encoder.query_max_len, "passage_max_len": encoder.passage_max_len,
-              **({"trust_remote_code": True} if encoder.trusted else {}),
-              **({"knowledge_distillation": True} if training.teacher else {}), **_common(training, output),
-              "save_strategy": "no"}
+              "trust_remote_code": encoder.trusted, "knowledge_distillation": training.teacher,
+              **_common(training, output), "save_strategy": "no"}
     if training.kind == "cross_encoder":
         values["max_len"] = encoder.query_max_len + encoder.passage_max_len
     else:
-        values |= _of_embedder(training)
-        prompts = {"query": encoder.query_prompt, "passage": encoder.passage_prompt}
-        for side in [side for side, prompt in prompts.items() if prompt]:
-            values |= {f"{side}_instruction_for_retrieval": prompts[side], f"{side}_instruction_format": "{}{}"}
+        values |= {"sentence_pooling_method": encoder.pooling, "normalize_embeddings": str(encoder.normalize),
+                   "temperature": training.temperature,
+                   "negatives_cross_device": training.processes > 1, "use_mrl": bool(training.matryoshka_dims),
+                   "mrl_dims": list(training.matryoshka_dims),
+                   "kd_loss_type": training.teacher and KD_LOSSES[training.distillation_loss]}
+        for side, prompt in (("query", encoder.query_prompt), ("passage", encoder.passage_prompt)):
+            values |= {f"{side}_instruction_for_retrieval": prompt,
+                       f"{side}_instruction_format": bool(prompt) and "{}{}"}
     words = []
     for name, value in values.items():
-        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        if value is not False and value not in ("", []):
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return words

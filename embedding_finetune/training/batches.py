@@ -6,13 +6,16 @@ on worker processes or prefetching, and an interrupted run resumes by counting b
 
 import math
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX, remove_query
-from embedding_finetune.data.row_store import SCORES
+from embedding_finetune.data.row_store import SCORES, Rows
 from embedding_finetune.models.batching import BATCH_OVERHEAD_TOKENS, pad_batch, sub_batch_rows
+from embedding_finetune.models.encoder_config import EncoderConfig
 from embedding_finetune.models.multi_vector import expand_queries
 
 # Probability that a pseudo-query is removed from its passage. The remaining cases keep lexical overlap as a signal
@@ -29,8 +32,8 @@ class TrainingSet(torch.utils.data.Dataset):
     removed (QUERY_REMOVAL_RATE) keeps its key.
     """
 
-    def __init__(self, rows, config, group, seed):
-        """`rows` is a row_store.Rows, with teacher scores if they were read; `config` is an EncoderConfig."""
+    def __init__(self, rows: Rows, config: EncoderConfig, group: int, seed: int):
+        """`rows` have teacher scores if they were read; `group` is the number of passages per query."""
         self.rows, self.config, self.group, self.seed = rows, config, group, seed
         _, self.query = np.unique(rows.table["query_key"].to_numpy(), return_inverse=True)  # row -> query number
         positives = rows.table["pos"].combine_chunks()
@@ -45,7 +48,7 @@ class TrainingSet(torch.utils.data.Dataset):
     def __len__(self):
         return len(self.rows)
 
-    def draw(self, epoch, number):
+    def draw(self, epoch: int, number: int) -> tuple[int, list[int]]:
         """Indices, within the row, of (the sampled positive, the group - 1 sampled negatives)."""
         generator, (positives, negatives) = random.Random(f"{self.seed} {epoch} {number}"), self._passages(number)
         places, wanted = list(range(len(negatives))), self.group - 1
@@ -81,7 +84,7 @@ class TrainingSet(torch.utils.data.Dataset):
 class EpochSampler:
     """Batches of items (epoch, row), shuffled per epoch in the order of accelerate's SeedableRandomSampler."""
 
-    def __init__(self, rows, batch_size, seed, drop_last=False):
+    def __init__(self, rows: int, batch_size: int, seed: int, drop_last: bool = False):
         self.rows, self.batch_size, self.seed, self.drop_last = rows, batch_size, seed, drop_last
         self.epoch = 0  # set by the trainer at the start of each epoch
 
@@ -94,7 +97,8 @@ class EpochSampler:
             yield [(self.epoch, row) for row in order[start:start + self.batch_size]]
 
 
-def sub_batches(tokenizer, token_ids, call_cost, limit=None, pad_to_multiple_of=None):
+def sub_batches(tokenizer: Any, token_ids: Sequence[Sequence[int]], call_cost: int,
+                limit: int | None = None) -> tuple[list, torch.Tensor]:
     """Deduplicate tokenized texts and group them into length-sorted sub-batches, padded on the right.
 
     `token_ids` is a list of lists. Returns the sub-batches (`input_ids`, `attention_mask`) and the tensor `rows`:
@@ -104,18 +108,18 @@ def sub_batches(tokenizer, token_ids, call_cost, limit=None, pad_to_multiple_of=
     place = {ids: row for row, ids in enumerate(distinct)}
     laid_out = []
     for rows in sub_batch_rows([len(ids) for ids in distinct], call_cost, limit):
-        laid_out.append(pad_batch(tokenizer, {"input_ids": [distinct[row] for row in rows]}, pad_to_multiple_of or 1))
+        laid_out.append(pad_batch(tokenizer, {"input_ids": [distinct[row] for row in rows]}))
     return laid_out, torch.tensor([place[tuple(ids)] for ids in token_ids])
 
 
 class Collator:
     """Collate items of a TrainingSet into the arguments of ContrastiveModel.forward."""
 
-    def __init__(self, tokenizer, config, call_cost=BATCH_OVERHEAD_TOKENS["cpu"], limit=None, pad_to_multiple_of=None,
-                 expansion=0):
+    def __init__(self, tokenizer: Any, config: EncoderConfig, call_cost: int = BATCH_OVERHEAD_TOKENS["cpu"],
+                 limit: int | None = None, expansion: int = 0):
         """`expansion` is the number of tokens that queries are padded to, see multi_vector.expand_queries."""
         self.tokenizer, self.config, self.expansion = tokenizer, config, expansion
-        self.layout = {"call_cost": call_cost, "limit": limit, "pad_to_multiple_of": pad_to_multiple_of}
+        self.call_cost, self.limit = call_cost, limit
 
     def __call__(self, items):
         def tokenize(texts, max_length):
@@ -124,7 +128,7 @@ class Collator:
         token_ids = tokenize([item["query"] for item in items], self.config.query_max_len)
         token_ids = expand_queries(self.tokenizer, token_ids, self.expansion)
         token_ids += tokenize([passage for item in items for passage in item["passages"]], self.config.passage_max_len)
-        texts, rows = sub_batches(self.tokenizer, token_ids, **self.layout)
+        texts, rows = sub_batches(self.tokenizer, token_ids, self.call_cost, self.limit)
         batch = {
             "texts": texts,
             "rows": rows,

@@ -1,20 +1,27 @@
 """Evaluation on dev queries during training: recall@10 and MRR@10, used to select the best checkpoint."""
 
 import random
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
+from embedding_finetune.data.collection import Collection
 from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX, remove_query
 from embedding_finetune.evaluation.metrics import mean, per_query
 from embedding_finetune.models.batching import BATCH_OVERHEAD_TOKENS
+from embedding_finetune.models.encoder_config import EncoderConfig
 from embedding_finetune.models.multi_vector import expand_queries
+from embedding_finetune.settings import Settings
+from embedding_finetune.training.arguments import TrainingSettings
 from embedding_finetune.training.batches import sub_batches
+from embedding_finetune.training.loss import ContrastiveModel
 
 DEPTH = 10  # passages per query that the metrics take into account
 TOGETHER = 1 << 26  # values in the padded query embeddings that are scored in one call
 
 
-def dev_corpus(collection, size, seed):
+def dev_corpus(collection: Collection, size: int, seed: int) -> dict[str, str]:
     """Passages of the dev evaluation, id -> text: the dev positives and a seeded sample of `size` other passages.
 
     Pseudo-queries are removed from their positives. Copies of dev queries are left out.
@@ -29,7 +36,7 @@ def dev_corpus(collection, size, seed):
     return texts
 
 
-def dev_metrics(qrels, rankings):
+def dev_metrics(qrels: Mapping, rankings: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """{"recall@10", "mrr@10"} of rankings (query id -> passage ids, best first), see evaluation.metrics."""
     run = {query: {passage: -float(rank) for rank, passage in enumerate(ranking)}
            for query, ranking in rankings.items()}
@@ -40,9 +47,10 @@ def dev_metrics(qrels, rankings):
 class DevEvaluator:
     """Searches the passages of `dev_corpus` for the dev queries."""
 
-    def __init__(self, collection, size, tokenizer, config, seed, device, expansion=0):
-        """`collection` is the dev split, `size` the number of passages sampled in addition to the positives, `config`
-        an EncoderConfig; `expansion` as in batches.Collator.
+    def __init__(self, collection: Collection, training: Settings | TrainingSettings, tokenizer: Any,
+                 config: EncoderConfig, device: torch.device, expansion: int = 0):
+        """`collection` is the dev split. `training` gives the size and the seed of the sample of other passages.
+        `expansion` as in batches.Collator.
         """
         self.qrels, self.query_ids, self.device = collection.qrels, list(collection.queries), device
 
@@ -52,7 +60,7 @@ class DevEvaluator:
             return sub_batches(tokenizer, token_ids, BATCH_OVERHEAD_TOKENS[device.type], limit=64)
 
         self.queries = lay_out(config.query_prompt, collection.queries.values(), config.query_max_len, expansion)
-        corpus = dev_corpus(collection, size, seed)
+        corpus = dev_corpus(collection, training.dev_corpus_size, training.seed)
         self.passage_ids = list(corpus)
         self.corpus = lay_out(config.passage_prompt, corpus.values(), config.passage_max_len)
 
@@ -72,22 +80,24 @@ class DevEvaluator:
         return torch.cat([_widened(embedded, width) for embedded in found])
 
     @torch.no_grad()  # not inference_mode: tensors that the model caches may be used in a backward pass later
-    def evaluate(self, model):
-        """{"recall@10", "mrr@10"} of a loss.ContrastiveModel, averaged over queries; ties are in corpus order.
+    def evaluate(self, model: ContrastiveModel) -> dict[str, float]:
+        """{"recall@10", "mrr@10"} of the model, averaged over queries; ties are in corpus order.
 
         Passages are scored one sub-batch at a time, keeping the top passages of each query, since the token vectors of
         one passage of 512 tokens take 1.6 MB.
         """
         model.eval()
         texts, rows = self.corpus
-        queries, best, start = self._embed_queries(model), None, 0
+        queries, start = self._embed_queries(model), 0
+        best = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)  # scores, places
         for sub in texts:
             passages = self._embed(model, sub)
             chunks = queries.split(max(1, TOGETHER // passages.shape[1]))
             scores = torch.cat([model.score(_widened(chunk.to(self.device), passages.shape[1]), passages).cpu()
                                 for chunk in chunks])
             places = ((rows >= start) & (rows < start + len(passages))).nonzero()[:, 0]  # equal texts share a row
-            best = _best(best, scores[:, rows[places] - start], places)
+            found = scores[:, rows[places] - start], places.expand(len(queries), -1)
+            best = _best(*(torch.cat(both, dim=1) for both in zip(best, found)))
             start += len(passages)
         rankings = best[1][self.queries[1]].tolist()
         return dev_metrics(self.qrels, {query: [self.passage_ids[place] for place in places]
@@ -99,15 +109,8 @@ def _widened(embedded, width):
     return torch.nn.functional.pad(embedded, (0, width - embedded.shape[1]))
 
 
-def _best(best, scores, places):
-    """Merge new candidates into the top passages: (scores, places), each (queries, at most DEPTH).
-
-    `best` is such a pair or None; the new candidates are at `places` and have `scores` (queries, places). Ties are
-    ordered by place.
-    """
-    places = places.expand(len(scores), -1)
-    if best:
-        scores, places = torch.cat([best[0], scores], dim=1), torch.cat([best[1], places], dim=1)
+def _best(scores, places):
+    """The top passages of each query: scores and places in the corpus, both (queries, at most DEPTH); ties by place."""
     order = places.argsort(dim=1)
     order = order.gather(1, scores.gather(1, order).argsort(dim=1, descending=True, stable=True))[:, :DEPTH]
     return scores.gather(1, order), places.gather(1, order)

@@ -14,6 +14,8 @@ import socket
 import sys
 import time
 import uuid
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.distributed import DistError
@@ -23,14 +25,14 @@ from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousTime
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from embedding_finetune.files import UserError, one_line
+from embedding_finetune.settings import Settings
 
 REPORTED = 1  # exit status of a process that has printed its error; it would only occur again
 RENDEZVOUS_TIMEOUT = 600  # seconds within which all nodes must have joined
 
 
-def check_processes(settings):
-    """Raise UserError if this machine has fewer GPUs than processes, or if the settings for several nodes are invalid.
-    """
+def check_processes(settings: Settings) -> None:
+    """Raise UserError if this machine has fewer GPUs than processes, or for invalid settings of several nodes."""
     devices = torch.cuda.device_count()
     if devices and settings.gpus > devices:
         raise UserError(f"GPUS={settings.gpus} is more than the GPUs of this machine: use at most {devices}")
@@ -42,7 +44,7 @@ def check_processes(settings):
                         "the same command again on all nodes to continue")
 
 
-def launch(settings, label, module, arguments, one_process=False):
+def launch(settings: Settings, label: str, module: str, arguments: Sequence[str], one_process: bool = False) -> None:
     """Run `python -m MODULE ARGUMENTS`, the training of a label, in GPUS processes on each node, or in this process.
 
     Raises UserError if it was stopped or killed, or if the nodes do not join; exits with status 1 if a process has
@@ -51,7 +53,8 @@ def launch(settings, label, module, arguments, one_process=False):
     if one_process:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # otherwise one process would split each batch over all GPUs
         sys.argv = [module, *arguments]
-        return runpy.run_module(module, run_name="__main__", alter_sys=True)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        return
     for logger in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):  # it has its own level
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     if settings.gpus > 1:
@@ -83,9 +86,11 @@ def _run(settings, label, words, outcome):
             if REPORTED in [failure.exitcode for failure in error.failures.values()]:
                 sys.exit(REPORTED)
             rank, failure = error.get_first_failure()
-            how = f"training process {rank} {_end(failure.exitcode)}"
+            code = failure.exitcode
+            how = f"was killed by signal {-code}" if code < 0 else "failed, or lost the connection to the others"
+            how = f"training process {rank} {how}"
             if not left:
-                hint = " (possibly out of memory: set GRAD_CACHE_CHUNK)" if failure.exitcode == -9 else ""
+                hint = " (possibly out of memory: set GRAD_CACHE_CHUNK)" if code == -signal.SIGKILL else ""
                 raise UserError(f"{how}{hint}; run the same command again to {outcome}") from None
             print(f"{how}: restarting all from the last checkpoint ({left} of MAX_RESTARTS left)", file=sys.stderr,
                   flush=True)
@@ -95,7 +100,7 @@ def _configuration(settings, label):
     """Torch's LaunchConfig. It stops on SIGHUP even under nohup; here, signals that are ignored stay ignored."""
     signals = [name for name in ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP")
                if signal.getsignal(signal.Signals[name]) != signal.SIG_IGN]
-    place = {"run_id": str(uuid.uuid4()), "rdzv_endpoint": "localhost:0"}  # as `torchrun --standalone`
+    place: dict[str, Any] = {"run_id": str(uuid.uuid4()), "rdzv_endpoint": "localhost:0"}  # as torchrun --standalone
     if settings.nnodes > 1:
         timeouts = {"join_timeout": RENDEZVOUS_TIMEOUT, "read_timeout": RENDEZVOUS_TIMEOUT}
         place = {"run_id": label, "rdzv_endpoint": settings.rdzv_endpoint, "rdzv_configs": timeouts}
@@ -124,7 +129,3 @@ def _reach(endpoint):
                                 f"({one_line(error)}): start the same command on that machine, and make sure that the "
                                 "other nodes can reach the port") from None
             time.sleep(1)
-
-
-def _end(code):
-    return f"was killed by signal {-code}" if code < 0 else "failed, or lost the connection to the others"

@@ -4,24 +4,46 @@ import contextlib
 import json
 from pathlib import Path
 
+from embedding_finetune.artifacts.manifest import MANIFEST, TRAINING_LOG, changed_file, read_checksummed
 from embedding_finetune.files import reading
 
-LOG_NAME = "training_log.jsonl"  # in the model's folder; a row has step and loss, or step and dev metrics
+
+def read_log(folder: Path | str) -> list[dict]:
+    """Rows of a folder's training log, without damaged or truncated lines; [] if there is no log.
+
+    A row has `step` and `loss`, or `step` and dev metrics.
+    """
+    return [row for row in _rows(Path(folder) / TRAINING_LOG) if row is not None]
 
 
-def read_log(folder):
-    """Rows of a folder's training log, without damaged or truncated lines; [] if there is no log."""
-    path, rows = Path(folder) / LOG_NAME, []
+def damaged_log(folder: Path | str) -> Path | None:
+    """The path of a finished model's training log if it is damaged, else None.
+
+    It is compared with the model's manifest. Manifests of earlier versions do not list it; then the log is damaged if a
+    line cannot be read. An unfinished model has no manifest, and its last line may be incomplete.
+    """
+    path, manifest = Path(folder) / TRAINING_LOG, read_checksummed(Path(folder) / MANIFEST)
+    if manifest is None:
+        return None
+    if TRAINING_LOG in manifest:
+        return path if changed_file(path.parent, {TRAINING_LOG: manifest[TRAINING_LOG]}) else None
+    return path if None in _rows(path) else None
+
+
+def _rows(path: Path) -> list[dict | None]:
+    """A row per line, None for a line that is not one."""
     with reading(path):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ()
+    rows = []
     for line in lines:
+        row = None
         with contextlib.suppress(ValueError, RecursionError):
-            rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
+            row = json.loads(line)
+        rows.append(row if isinstance(row, dict) and isinstance(row.get("step"), int) else None)
+    return rows
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
     """Format seconds as hours and minutes, or minutes and seconds."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

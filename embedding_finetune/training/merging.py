@@ -5,6 +5,9 @@ for embedding models Xiao et al., "LM-Cocktail", 2023, arXiv 2311.13534. It need
 does not change.
 """
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 import torch
 import transformers
 
@@ -14,7 +17,8 @@ from embedding_finetune.files import UserError
 from embedding_finetune.hub import load
 from embedding_finetune.models.encoder_config import base_encoder_config, load_encoder_config
 from embedding_finetune.models.modeling import load_encoder
-from embedding_finetune.settings import SELECTION_METRIC
+from embedding_finetune.recipes import Recipe
+from embedding_finetune.settings import SELECTION_METRIC, Settings
 from embedding_finetune.training.dev_evaluator import DevEvaluator
 from embedding_finetune.training.export import export
 from embedding_finetune.training.loss import ContrastiveModel
@@ -22,7 +26,7 @@ from embedding_finetune.training.loss import ContrastiveModel
 WEIGHTS = tuple(step / 10 for step in range(1, 11))  # candidate weights of the fine-tuned model; 1.0: only that one
 
 
-def average(base, tuned, alpha):
+def average(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor], alpha: float) -> dict:
     """The state dict (1 - alpha) * `base` + alpha * `tuned`, in float32. Raises UserError if their shapes differ."""
     if {name: weight.shape for name, weight in base.items()} != {name: weight.shape for name, weight in tuned.items()}:
         raise UserError("the parameters of the fine-tuned model and BASE_MODEL differ: set BASE_MODEL to the model "
@@ -31,7 +35,7 @@ def average(base, tuned, alpha):
             for name, weight in tuned.items()}
 
 
-def best_weight(metrics):
+def best_weight(metrics: Mapping[float, Sequence[float]]) -> float:
     """The weight with the highest mean metric; `metrics` is weight -> values, one per dev set.
 
     All dev sets count equally. Ties go to the smallest weight.
@@ -39,7 +43,7 @@ def best_weight(metrics):
     return max(metrics, key=lambda weight: (round(sum(metrics[weight]), 9), -weight))
 
 
-def merge(settings, recipe, output):
+def merge(settings: Settings, recipe: Recipe, output: Path) -> float:
     """Write the merged model of a recipe into the folder `output`; returns the weight of the fine-tuned model.
 
     Without `merge_weight` in the recipe, the weight is selected by MRR@10 on dev queries: those of the dataset and of
@@ -49,17 +53,17 @@ def merge(settings, recipe, output):
     config, base_config = load_encoder_config(settings, recipe.merge), base_encoder_config(settings)
     tokenizer, metrics = load("AutoTokenizer", config.name, config.trusted), {}
     transformers.logging.disable_progress_bar()
-    transformers.set_seed(settings.seed)  # layers missing from the base's weights are initialized at random
-    (base, base_dense), (model, dense) = (load_encoder(one.name, one.dense, one.trusted)
-                                          for one in (base_config, config))
-    merged = ContrastiveModel(model, dense=dense, pooling=config.pooling, normalize=config.normalize)
-    base = ContrastiveModel(base, dense=base_dense).state_dict()
+    transformers.set_seed(0)  # layers missing from the base's weights are initialized at random
+    models = []
+    for one in (base_config, config):
+        encoder, dense = load_encoder(one.name, one.dense, one.trusted)
+        models.append(ContrastiveModel(encoder, dense=dense, pooling=one.pooling, normalize=one.normalize))
+    base, merged = models[0].state_dict(), models[1]
     tuned = {name: weight.clone() for name, weight in merged.state_dict().items()}
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     if not recipe.merge_weight:
         sets = {"own dev": read_data(settings), **out_of_domain_sets(settings)}
-        dev = {name: DevEvaluator(found.split("dev"), settings.dev_corpus_size, tokenizer, config, settings.seed,
-                                  device)
+        dev = {name: DevEvaluator(found.split("dev"), settings, tokenizer, config, device)
                for name, found in sets.items() if "dev" in found.splits.values()}
         merged.to(device)
         for weight in WEIGHTS:

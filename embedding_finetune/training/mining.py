@@ -4,19 +4,28 @@ The retrievers run one after the other, so only one index is in memory. Search r
 OUTPUT_DIR/cache/hits (see retrieval.resumable_search), so interrupted mining resumes.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from embedding_finetune.data.collection import read_data
+from embedding_finetune.data.collection import Collection, read_data
 from embedding_finetune.data.near_duplicates import near_duplicates
-from embedding_finetune.data.negatives import Filter, filter_candidates, interleave, select_negatives
+from embedding_finetune.data.negatives import (
+    Filter,
+    NegativeCandidates,
+    filter_candidates,
+    interleave,
+    select_negatives,
+)
 from embedding_finetune.files import UserError, content_hash, parse_label
 from embedding_finetune.hub import check_hub
 from embedding_finetune.models.encoder import make_encoder
 from embedding_finetune.models.encoder_config import load_encoder_config, model_identity, model_path, pretrained
-from embedding_finetune.recipes import all_recipes, find_recipe
+from embedding_finetune.recipes import Recipe, all_recipes, find_recipe
 from embedding_finetune.retrieval.base import make_retriever
 from embedding_finetune.retrieval.cross_encoder import CrossEncoder
 from embedding_finetune.retrieval.dense import Dense, encode_corpus
@@ -29,10 +38,10 @@ from embedding_finetune.training.training_data import make_training_file, traini
 class Miner:
     """Mines negatives with the `miner` of a recipes.Recipe and scores passages with its `teacher`, if it has one."""
 
-    def __init__(self, settings, recipe):
+    def __init__(self, settings: Settings, recipe: Recipe):
         """Raises UserError if a model of the recipe is missing or of the wrong kind."""
         self.settings, self.recipe = settings, recipe
-        self.config = self._use(recipe.miner) if recipe.negatives == "mined" else None
+        self.config: Any = self._use(recipe.miner) if recipe.negatives == "mined" else None
         self.teacher = self.stage = None
         if recipe.teacher in (*pretrained(settings), *all_recipes(settings)):
             self.teacher = self._use(recipe.teacher)
@@ -51,14 +60,14 @@ class Miner:
                             f"{self.settings.paths.output}: run `bash finetune_hard.sh {label}` first")
         return load_encoder_config(self.settings, label)
 
-    def inputs(self):
+    def inputs(self) -> dict[str, Any]:
         """The models, and the language of BM25, for the record of the training file."""
         models = {"miner": self.config, "teacher": self.teacher}
         inputs = {name: model_identity(config) for name, config in models.items() if config}
         inputs |= {"teacher": self.stage.identity} if self.stage else {}
         return inputs | ({"bm25_language": self.settings.bm25_language} if "bm25" in self.recipe.candidates else {})
 
-    def mine(self, pool):
+    def mine(self, pool: NegativeCandidates) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Negatives of each query of a NegativeCandidates `pool`: (positions in the pool, sources).
 
         Positions are an array (queries, num_negatives). Sources maps each source to a bool array of the same shape:
@@ -93,7 +102,7 @@ class Miner:
         folder = self.settings.paths.searches
         return resumable_search(retriever, queries, self.recipe.mining_top_k, folder, [identity, passages])
 
-    def scores(self, pool, chosen):
+    def scores(self, pool: NegativeCandidates, chosen: np.ndarray) -> Iterator[list[float]]:
         """Yield per query the teacher's scores of its positives and of its negatives, divided by the temperature.
 
         The negatives of a query are at the positions in its row of `chosen`. FlagEmbedding turns the scores of a query
@@ -129,7 +138,7 @@ def _sources(chosen, mined, found):
     return by | shares
 
 
-def mine(settings, label, collection=None):
+def mine(settings: Settings, label: str, collection: Collection | None = None) -> Path:
     """Write the training file of a recipe, unless it is current, and return its path.
 
     Hard negatives are mined and teacher scores computed if the recipe has them. `collection` is the data, if it has
@@ -145,7 +154,8 @@ def mine(settings, label, collection=None):
     return path
 
 
-def main():
+def main() -> None:
+    """The command `mine`."""
     label = parse_label("mine", "Write the training file of a recipe; hard negatives are mined first if needed.",
                         "label of a recipe in RECIPE_FILE")
     mine(Settings.load(), label)

@@ -1,10 +1,12 @@
 """The model card of a finished model: usage with three libraries, metrics, and training settings."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from embedding_finetune.files import atomic_write, reading
 from embedding_finetune.hub import ENCODER_HALF
+from embedding_finetune.models.encoder_config import EncoderConfig
 from embedding_finetune.models.flagembedding import unread_by_flagembedding
 
 METRICS_HEADING = "## Metrics"  # the section below it is replaced by the evaluation
@@ -62,7 +64,7 @@ scores = model.encode_queries(["a query"]) @ model.encode_corpus([{passage_promp
 ```"""
 
 
-def model_card(name, config, model_type, card, curve):
+def model_card(name: str, config: EncoderConfig, model_type: str, card: Mapping, curve: Sequence[Mapping]) -> str:
     """README.md of a model. `card` (name -> value) are the training settings, `curve` (rows with step, recall@10,
     mrr@10) the dev metrics during training.
     """
@@ -86,7 +88,7 @@ def model_card(name, config, model_type, card, curve):
         settings=_table("setting", "value", list(card.items())))
 
 
-def write_metrics(folder, metrics, note=""):
+def write_metrics(folder: str | Path, metrics: Mapping[str, float], note: str = "") -> None:
     """Write metrics (name -> value) and a note into the model card of a finished folder, replacing earlier ones."""
     card = Path(folder) / "README.md"
     with reading(card):

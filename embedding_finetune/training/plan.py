@@ -3,18 +3,21 @@
 import math
 import shlex
 import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 
+from embedding_finetune.data.row_store import Rows
 from embedding_finetune.hub import load
 from embedding_finetune.models.fast_layers import cpu_has
-from embedding_finetune.settings import SELECTION_METRIC
-from embedding_finetune.training.arguments import MODULES, stock_flags
+from embedding_finetune.settings import SELECTION_METRIC, Settings
+from embedding_finetune.training.arguments import MODULES, TrainingSettings, stock_flags
 
 WORKER = "embedding_finetune.training.worker"
 
 
-def describe(training, rows):
+def describe(training: TrainingSettings, rows: int) -> Iterator[str]:
     """Lines that say what the trainer will do; `rows` is the number of training queries."""
     per_epoch = rows // (training.batch_size * training.processes)
     steps = training.max_steps or math.ceil(training.epochs * per_epoch)
@@ -41,7 +44,7 @@ def _every(size, steps):
     return math.ceil(size * steps) if size < 1 else int(size)
 
 
-def torchrun_command(settings, training, words):
+def torchrun_command(settings: Settings, training: TrainingSettings, words: Sequence[object]) -> str:
     """The torchrun command that is equivalent to what the launcher starts; `words` are a module and its arguments."""
     place = ["--standalone"]
     if training.nnodes > 1:
@@ -50,37 +53,26 @@ def torchrun_command(settings, training, words):
     return shlex.join(["torchrun", *place, "--nproc_per_node", str(training.gpus), "-m", *map(str, words)])
 
 
-def stock_command(settings, training, folder, train_data):
-    """The torchrun command that trains the same with FlagEmbedding's own trainer."""
-    flags = " " + shlex.join(stock_flags(training, folder, train_data))
-    return torchrun_command(settings, training, [MODULES[training.kind]]) + flags.replace(" --", " \\\n    --")
-
-
-def log_lines(settings, training, folder, rows, export, missing):
+def log_lines(settings: Settings, training: TrainingSettings, folder: Path, rows: int, export: Path,
+              missing: Sequence[str]) -> Iterator[str]:
     """Lines for the log and for a dry run: what our trainer does, and both commands.
 
     `export` is the path of the training file in FlagEmbedding's format, `missing` what its trainer lacks.
     """
     yield f"equivalent command: {torchrun_command(settings, training, [WORKER, folder])}"
     yield from (f"  {line}" for line in describe(training, rows))
+    if training.cpu and training.precision != "fp32" and not cpu_has(training.precision):
+        yield f"this CPU only emulates {training.precision}: PRECISION=fp32 is faster"
     if missing:
         yield f"FlagEmbedding's own trainer has no {' and no '.join(missing)}: there is no equivalent command"
     else:
-        yield f"with FlagEmbedding's own trainer:\n{stock_command(settings, training, folder, export)}"
+        command = torchrun_command(settings, training, [MODULES[training.kind]])
+        flags = f" {shlex.join(stock_flags(training, folder, export))}".replace(" --", " \\\n    --")
+        yield f"with FlagEmbedding's own trainer:\n{command}{flags}"
 
 
-def precision_notice(training):
-    """A line if this CPU only emulates the precision of the training, else None."""
-    if training.cpu and training.precision != "fp32" and not cpu_has(training.precision):
-        return f"this CPU only emulates {training.precision}: PRECISION=fp32 is faster"
-    return None
-
-
-def estimate_time(training, rows):
-    """Rough training time on this CPU in seconds: 6 operations per weight and token, at matrix multiplication speed.
-
-    `rows` are the training rows (see row_store.read_rows).
-    """
+def estimate_time(training: TrainingSettings, rows: Rows) -> float:
+    """Rough training time on this CPU in seconds: 6 operations per weight and token, at matrix multiplication speed."""
     encoder = training.encoder
     config, tokenizer = (load(kind, encoder.name, encoder.trusted) for kind in ("AutoConfig", "AutoTokenizer"))
     sample = [rows[number] for number in range(min(200, len(rows)))]

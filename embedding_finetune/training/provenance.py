@@ -3,6 +3,7 @@
 import contextlib
 from dataclasses import MISSING, replace
 from pathlib import Path
+from typing import Any
 
 from embedding_finetune.artifacts.earlier import translate_training_record
 from embedding_finetune.artifacts.manifest import COMPILED_RECORD, read_checksummed
@@ -20,21 +21,22 @@ from embedding_finetune.models.encoder_config import (
     model_identity,
     pretrained,
 )
-from embedding_finetune.recipes import all_recipes, find_recipe
-from embedding_finetune.settings import TABLE, TRAINING, display_value
+from embedding_finetune.recipes import Recipe, all_recipes, find_recipe
+from embedding_finetune.settings import TABLE, TRAINING, Settings, display_value
 from embedding_finetune.training.training_data import training_path
 
 RECORD = "training.json"
 
 
-def training_record(settings, recipe):
+def training_record(settings: Settings, recipe: Recipe) -> dict[str, Any]:
     """Inputs of a training (see artifacts.provenance), and the label of the recipe.
 
     They are recipe, data, training file, the model that training starts from, and the settings that affect the weights.
     A merge has the merged model in place of the training file.
     """
     tuned = settings.with_overrides(recipe.settings)
-    config, values = base_encoder_config(tuned), tuned.as_dict(TRAINING) | {"SEED": tuned.seed}
+    config = base_encoder_config(tuned)
+    values: dict[str, Any] = tuned.as_dict(TRAINING) | {"SEED": tuned.seed}
     record = {"label": recipe.label, "recipe": recipe.data, "settings": values, "data": data_identity(settings)}
     if not recipe.merge:
         rows = read_rows(training_path(settings, recipe), teacher=bool(recipe.teacher))
@@ -57,7 +59,7 @@ def _merged_model(settings, recipe, base):
     return model_identity(config)
 
 
-def initial_model(tuned, recipe):
+def initial_model(tuned: Settings, recipe: Recipe) -> tuple[str, bool]:
     """(folder or Hugging Face Hub name, whether its own code is trusted) of the model that training starts from.
 
     This is RERANKER_MODEL for a reranker, if set, else BASE_MODEL. `tuned` are settings with the recipe's overrides.
@@ -69,23 +71,23 @@ def initial_model(tuned, recipe):
     return config.name, config.trusted
 
 
-def has_new_head(tuned, recipe):
+def has_new_head(tuned: Settings, recipe: Recipe) -> bool:
     """Whether a training adds a randomly initialized head to BASE_MODEL, which makes it a reranker."""
     return recipe.kind == "cross_encoder" and not tuned.reranker_model
 
 
-def read_record(folder):
+def read_record(folder: Path) -> dict[str, Any] | None:
     """The record of a model's folder, or None. Settings that the record lacks get their defaults."""
-    record = read_checksummed(folder / RECORD, having={})
-    if record is None:
+    found = read_checksummed(folder / RECORD, having={})
+    if found is None:
         return None
+    record = translate_training_record(found)
     default = {name: row.default for name, row in TABLE.items() if row.metadata["changes"] == TRAINING
                and row.default is not MISSING}
-    record = translate_training_record(record)
     return record | {"settings": default | record["settings"]}
 
 
-def same_training(record, today):
+def same_training(record: dict[str, Any] | None, today: dict[str, Any]) -> bool:
     """Whether two records describe the same training, see artifacts.provenance.
 
     BASE_MODEL is only a name. It is compared only if the record lacks the content of the model.
@@ -95,23 +97,26 @@ def same_training(record, today):
     return stale_reason(record, today) is None
 
 
-def is_current(settings, recipe):
+def is_current(settings: Settings, recipe: Recipe) -> bool:
     """Whether the finished model was trained with the current training file, recipe and settings."""
     with contextlib.suppress(UserError):  # a missing or broken training file will be made again
         return same_training(read_record(settings.paths.model(recipe.label)), training_record(settings, recipe))
     return False
 
 
-def check_trained(settings, label):
+def check_trained(settings: Settings, label: str) -> None:
     """Raise UserError unless the model of this label can be evaluated: finished, and trained on the current split.
 
     If the recipe or settings have changed since, the changes are printed, and the model is used as it was trained. A
     compiled model must match the current weights of the model it was exported from.
     """
-    if label in pretrained(settings):
-        return
     if is_compiled(settings, label):
-        return _check_compiled(settings, label)
+        _check_compiled(settings, label)
+    elif label not in pretrained(settings):
+        _check_finetuned(settings, label)
+
+
+def _check_finetuned(settings, label):
     recipe, folder = find_recipe(settings, label), settings.paths.model(label)
     recorded = read_record(folder)
     if recorded is None:
@@ -141,11 +146,11 @@ def _check_compiled(settings, label):
                         f"embedding_finetune export {source} {inputs['form']}`")
 
 
-def training_script(label):
+def training_script(label: str) -> str:
     """The script that trains the model of a label, with its arguments."""
     return f"finetune_{label}.sh" if label in ("neg10", "neg50", "reranker") else f"finetune_hard.sh {label}"
 
 
-def trained_recipes(settings):
+def trained_recipes(settings: Settings) -> list[str]:
     """Labels of the recipes that have a finished model, in the order of RECIPE_FILE."""
     return [label for label in all_recipes(settings) if read_record(settings.paths.model(label))]

@@ -5,6 +5,9 @@ checkpoints, log and resume, is the same as for embedding models.
 """
 
 import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +15,17 @@ from scipy.optimize import minimize
 from torch import nn
 
 from embedding_finetune.artifacts.staging import staged_dir
+from embedding_finetune.data.collection import Collection
 from embedding_finetune.files import UserError, write_json
 from embedding_finetune.models.batching import pad_batch, sub_batch_rows
+from embedding_finetune.models.encoder_config import EncoderConfig
 from embedding_finetune.models.fast_layers import use_fast_dropout
 from embedding_finetune.models.modeling import DenseLayers
 from embedding_finetune.retrieval.bm25 import BM25
 from embedding_finetune.retrieval.cross_encoder import CrossEncoder, load_cross_encoder
+from embedding_finetune.training.arguments import TrainingSettings
 from embedding_finetune.training.dev_evaluator import dev_corpus, dev_metrics
+from embedding_finetune.training.loss import SubBatches
 
 CANDIDATES = 30  # passages per dev query, retrieved by BM25
 COLLAPSED = 0.01  # standard deviation of a query's dev scores (logits), below which they carry no information
@@ -32,22 +39,23 @@ PAIRS = [("how far is the moon", "The Moon circles the Earth at a distance of 38
 class RerankerModel(nn.Module):
     """A sequence classifier (`encoder`) with one output, and its loss on batches of PairCollator."""
 
-    def __init__(self, encoder):
+    def __init__(self, encoder: Any):
         super().__init__()
-        self.encoder, self.dense, self.projection = encoder, DenseLayers(), DenseLayers()
+        self.encoder: Any = encoder
+        self.dense, self.projection = DenseLayers(), DenseLayers()
 
-    def forward(self, texts, rows, group):
+    def forward(self, texts: SubBatches, rows: torch.Tensor, group: int) -> dict[str, torch.Tensor]:
         """{"loss": mean cross entropy of each query's first passage among its `group`}."""
         scores = self.scores(texts, rows).view(-1, group)
-        return {"loss": nn.functional.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.long,
-                                                                        device=scores.device))}
+        first = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
+        return {"loss": nn.functional.cross_entropy(scores, first)}
 
-    def scores(self, texts, rows):
+    def scores(self, texts: SubBatches, rows: torch.Tensor) -> torch.Tensor:
         """Scores of the pairs, float32 (pairs,): pair i is row `rows[i]` of the concatenated sub-batches `texts`."""
         return torch.cat([self.encoder(**sub).logits[:, 0].float() for sub in texts])[rows]
 
 
-def load_reranker_model(config, new_head, device):
+def load_reranker_model(config: EncoderConfig, new_head: bool, device: torch.device) -> tuple[Any, RerankerModel]:
     """Tokenizer and RerankerModel of the initial model, in float32."""
     tokenizer, model = load_cross_encoder(config.name, config.trusted, new_head)
     if device.type == "cpu":
@@ -58,7 +66,7 @@ def load_reranker_model(config, new_head, device):
 class PairCollator:
     """Collate items of a TrainingSet into the arguments of RerankerModel.forward: query-passage pairs."""
 
-    def __init__(self, tokenizer, config, call_cost):
+    def __init__(self, tokenizer: Any, config: EncoderConfig, call_cost: int):
         self.tokenizer, self.call_cost = tokenizer, call_cost
         self.max_length = config.query_max_len + config.passage_max_len
 
@@ -66,7 +74,7 @@ class PairCollator:
         pairs = [(item["query"], passage) for item in items for passage in item["passages"]]
         return self.lay_out(pairs) | {"group": len(items[0]["passages"])}
 
-    def lay_out(self, pairs, limit=None):
+    def lay_out(self, pairs: Sequence[tuple[str, str]], limit: int | None = None) -> dict[str, Any]:
         """Length-sorted sub-batches of tokenized pairs, and the row of each pair in them."""
         tokens = self.tokenizer(*map(list, zip(*pairs)), truncation="only_second", max_length=self.max_length)
         texts, order = [], []
@@ -84,8 +92,10 @@ class RerankerDevEvaluator:
     order.
     """
 
-    def __init__(self, collection, size, collator, config, seed, device):
-        corpus = dev_corpus(collection, size, seed)
+    def __init__(self, collection: Collection, training: TrainingSettings, collator: PairCollator,
+                 device: torch.device):
+        config, seed = training.encoder, training.seed
+        corpus = dev_corpus(collection, training.dev_corpus_size, seed)
         found = BM25().index(corpus).search(collection.queries, CANDIDATES)
         # In random order, so that a model with constant scores does not profit from BM25's order.
         run = {query: random.Random(f"{seed} {query}").sample(list(hits), len(hits)) for query, hits in found.items()}
@@ -95,10 +105,10 @@ class RerankerDevEvaluator:
         self.right = [np.isin(hits, collection.positives(query)) for query, hits in run.items()]
         self.of_bm25 = self.measure([np.array([found[query][passage] for passage in hits])
                                      for query, hits in run.items()])
-        self.latest = None
+        self.latest: list[np.ndarray] | None = None
 
     @torch.no_grad()
-    def scores(self, model):
+    def scores(self, model: RerankerModel) -> list[np.ndarray]:
         """Scores of each query's candidates, a list of float32 arrays."""
         model.eval()
         found = []
@@ -108,12 +118,12 @@ class RerankerDevEvaluator:
             found.append(model.scores(texts, batch["rows"].to(self.device)).cpu().numpy())
         return np.split(np.concatenate(found), np.cumsum([len(right) for right in self.right])[:-1])
 
-    def evaluate(self, model):
+    def evaluate(self, model: RerankerModel) -> dict[str, float]:
         """{"recall@10", "mrr@10", "spread"} of a model, see `measure`; keeps its scores in `latest`."""
         self.latest = self.scores(model)
         return self.measure(self.latest)
 
-    def measure(self, scores):
+    def measure(self, scores: Sequence[np.ndarray]) -> dict[str, float]:
         """{"recall@10", "mrr@10", "spread"} of the candidates ranked by score. The spread is the standard deviation of
         a query's scores, averaged over queries.
         """
@@ -123,26 +133,27 @@ class RerankerDevEvaluator:
         return dev_metrics(self.qrels, rankings) | {"spread": spread}
 
 
-def calibrate(scores, right):
+def calibrate(scores: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> dict[str, float]:
     """Platt scaling (Platt 1999): {"scale", "bias", "log_loss", "log_loss_before", "pairs"}.
 
     sigmoid(scale * score + bias) is the probability that a candidate is relevant; `log_loss_before` is the log loss of
     sigmoid(score).
     """
-    scores, right = np.concatenate(scores).astype(np.float64), np.concatenate(right)
-    count = int(right.sum()), int((~right).sum())
-    target = np.where(right, (count[0] + 1) / (count[0] + 2), 1 / (count[1] + 2))  # Platt's smoothed targets
+    values, relevant = np.concatenate(scores).astype(np.float64), np.concatenate(right)
+    positives, negatives = int(relevant.sum()), int((~relevant).sum())
+    smoothed = np.where(relevant, (positives + 1) / (positives + 2), 1 / (negatives + 2))  # Platt's targets
 
-    def loss(parameters, target=target):
-        logits = parameters[0] * scores + parameters[1]
+    def loss(parameters, target):
+        logits = parameters[0] * values + parameters[1]
         return np.mean(np.logaddexp(0, logits) - target * logits)
 
-    scale, bias = minimize(loss, [1.0, 0.0], method="Nelder-Mead", options={"maxiter": 2000}).x
-    return {"scale": float(scale), "bias": float(bias), "log_loss": float(loss([scale, bias], right)),
-            "log_loss_before": float(loss([1.0, 0.0], right)), "pairs": len(scores)}
+    before = [1.0, 0.0]
+    scale, bias = minimize(loss, before, smoothed, method="Nelder-Mead", options={"maxiter": 2000}).x
+    return {"scale": float(scale), "bias": float(bias), "log_loss": float(loss([scale, bias], relevant)),
+            "log_loss_before": float(loss(before, relevant)), "pairs": len(values)}
 
 
-def training_warnings(before, after, of_bm25):
+def training_warnings(before: Mapping | None, after: Mapping, of_bm25: Mapping) -> Iterator[str]:
     """Yield warnings about an unsuccessful training.
 
     `before` (or None) and `after` are results of RerankerDevEvaluator.evaluate, `of_bm25` is its attribute. The loss of
@@ -160,7 +171,8 @@ def training_warnings(before, after, of_bm25):
                "(RERANKER_MODEL)")
 
 
-def export_reranker(model, tokenizer, folder, max_length, calibration, trusted=False):
+def export_reranker(model: Any, tokenizer: Any, folder: Path, max_length: int, calibration: Mapping | None,
+                    trusted: bool = False) -> float:
     """Write a finished reranker folder for transformers, sentence-transformers and FlagEmbedding, weights last.
 
     Returns the largest score difference of the parity check; raises UserError above 1e-4.
@@ -176,22 +188,19 @@ def export_reranker(model, tokenizer, folder, max_length, calibration, trusted=F
         return check_parity(partial, max_length, trusted)
 
 
-def check_parity(folder, max_length, trusted):
+def check_parity(folder: Path, max_length: int, trusted: bool) -> float:
     """Largest difference between three libraries' scores of sample pairs, one truncated; UserError above 1e-4."""
     import sentence_transformers
     from FlagEmbedding import FlagReranker
 
-    pairs = [*PAIRS, (PAIRS[0][0], f"{PAIRS[0][1]} " * max_length)]
+    pairs, worst = [*PAIRS, (PAIRS[0][0], f"{PAIRS[0][1]} " * max_length)], 0.0
     ours = CrossEncoder(str(folder), trusted=trusted, max_length=max_length)
-    options = {"use_fp16": False, "devices": ["cpu"], "max_length": max_length, "trust_remote_code": trusted}
-    ours = np.array([ours.pairs(query, [passage])[0] for query, passage in pairs])
-    others = {
-        "sentence-transformers": sentence_transformers.CrossEncoder(
-            str(folder), device="cpu", trust_remote_code=trusted).predict(pairs, show_progress_bar=False),
-        "FlagEmbedding": FlagReranker(str(folder), **options).compute_score([list(pair) for pair in pairs])}
-    worst = 0.0
-    for name, scores in others.items():
-        difference = float(np.abs(ours - np.asarray(scores)).max())
+    expected = np.array([ours.pairs(query, [passage])[0] for query, passage in pairs])
+    sentence = sentence_transformers.CrossEncoder(str(folder), device="cpu", trust_remote_code=trusted)
+    flag = FlagReranker(str(folder), use_fp16=False, devices=["cpu"], max_length=max_length, trust_remote_code=trusted)
+    for name, scores in (("sentence-transformers", sentence.predict(pairs)),
+                         ("FlagEmbedding", flag.compute_score(pairs))):
+        difference = float(np.abs(expected - np.asarray(scores)).max())
         if not difference <= 1e-4:
             raise UserError(f"parity check of {folder}: the scores of {name} differ by {difference:.5f}; the reranker "
                             "was not exported")

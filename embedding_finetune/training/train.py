@@ -3,7 +3,7 @@
     python -m embedding_finetune train LABEL                         any recipe of RECIPE_FILE
     python -m embedding_finetune train LABEL --dry-run               only say what it would do, and by which commands
     python -m pdb -m embedding_finetune train LABEL --one-process    without torchrun, for a debugger
-                                                                     (docs/debugging.md)
+                                                                     (docs/internals.md)
 
 The finished model is in OUTPUT_DIR/LABEL. Until it is complete, OUTPUT_DIR/LABEL.partial holds its checkpoints, and the
 same command continues from the last one. OVERWRITE=1 moves a finished model aside. GPUS=2 trains on two GPUs. NNODES=2
@@ -17,6 +17,8 @@ import shutil
 import sys
 import time
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 if not sys.stderr.isatty():  # in a log file, update bars twice a minute; tqdm reads this at import
     os.environ.setdefault("TQDM_MININTERVAL", "30")
@@ -25,12 +27,12 @@ import torch
 
 from embedding_finetune.artifacts.manifest import write_checksummed, write_manifest
 from embedding_finetune.artifacts.staging import lock, remove_checkpoint
-from embedding_finetune.data.collection import read_data
+from embedding_finetune.data.collection import Collection, read_data
 from embedding_finetune.data.row_store import read_rows, write_for_flagembedding
 from embedding_finetune.files import CommandLine, UserError, may_overwrite
 from embedding_finetune.hub import check_hub, check_lengths, pinned, snapshot
 from embedding_finetune.models.encoder_config import base_encoder_config, embedding_dim
-from embedding_finetune.recipes import find_recipe
+from embedding_finetune.recipes import Recipe, find_recipe
 from embedding_finetune.settings import Settings, display_value
 from embedding_finetune.training.arguments import (
     MODULES,
@@ -45,7 +47,7 @@ from embedding_finetune.training.launcher import check_processes, launch
 from embedding_finetune.training.log import duration
 from embedding_finetune.training.merging import merge
 from embedding_finetune.training.mining import mine
-from embedding_finetune.training.plan import WORKER, estimate_time, log_lines, precision_notice
+from embedding_finetune.training.plan import WORKER, estimate_time, log_lines
 from embedding_finetune.training.preflight import preflight
 from embedding_finetune.training.provenance import (
     RECORD,
@@ -62,7 +64,7 @@ from embedding_finetune.training.training_data import export_path, training_path
 WITH_PROMPT = "train_data.json"  # the training file in the format of FlagEmbedding's trainer
 
 
-def check(settings, recipe):
+def check(settings: Settings, recipe: Recipe) -> tuple[Settings, Collection]:
     """Validate the settings for a recipe; returns (settings with the recipe's overrides, collection).
 
     Raises UserError if a finished model (without OVERWRITE=1) or something else is in the way, or if the base model is
@@ -99,7 +101,7 @@ def check(settings, recipe):
     return tuned, collection
 
 
-def missing_in_flagembedding(tuned, recipe):
+def missing_in_flagembedding(tuned: Settings, recipe: Recipe) -> list[str]:
     """What a training needs that FlagEmbedding's own trainer lacks, a list."""
     wanted = {"LoRA": tuned.lora_rank, "Dense layers": base_encoder_config(tuned).dense,
               "late interaction": tuned.architecture != "single_vector",
@@ -108,7 +110,7 @@ def missing_in_flagembedding(tuned, recipe):
     return [name for name, value in wanted.items() if value]
 
 
-def prepare(settings, recipe):
+def prepare(settings: Settings, recipe: Recipe) -> tuple[Settings, Path]:
     """Make the training file and the folder of a training; returns (settings with the recipe's overrides, folder).
 
     The folder holds the model until it is complete, and the TrainingSettings that the processes read. Raises UserError
@@ -146,11 +148,11 @@ def prepare(settings, recipe):
     return tuned, unfinished
 
 
-def training_settings(settings, recipe, tuned):
+def training_settings(settings: Settings, recipe: Recipe, tuned: Settings) -> TrainingSettings:
     """The TrainingSettings of a recipe on this machine; `tuned` are the settings with the recipe's overrides."""
     config, reranker = base_encoder_config(tuned), recipe.kind == "cross_encoder"
     name, trusted = initial_model(tuned, recipe)
-    more = {"query_prompt": "", "passage_prompt": "", "dense": ""} if reranker else {}
+    more: dict[str, Any] = {"query_prompt": "", "passage_prompt": "", "dense": ""} if reranker else {}
     more |= {"label": "", "title": name, "name": name, "trusted": trusted, "training_data_note": "unknown",
              "overrides": "", "note": ""}
     dims = map(int, tuned.matryoshka_dims.split())
@@ -164,7 +166,7 @@ def training_settings(settings, recipe, tuned):
         "matryoshka_dims": (embedding_dim(config), *dims) if tuned.matryoshka_dims else ()})
 
 
-def precision(wanted="auto"):
+def precision(wanted: str = "auto") -> str:
     """fp32, bf16 or fp16 for PRECISION. `auto` is bf16 on a GPU that supports it, fp16 on other GPUs, fp32 on CPUs.
 
     On CPUs it is always fp32, so that results do not depend on the processor.
@@ -176,7 +178,7 @@ def precision(wanted="auto"):
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def dry_run(settings, label):
+def dry_run(settings: Settings, label: str) -> None:
     """Print what the training of a label would do, and the equivalent commands. Writes nothing; raises as `check`."""
     recipe = find_recipe(settings, label)
     tuned, collection = check(settings, recipe)
@@ -191,7 +193,7 @@ def dry_run(settings, label):
                      missing_in_flagembedding(tuned, recipe)), sep="\n")
 
 
-def finetune(settings, label, one_process=False):
+def finetune(settings: Settings, label: str, one_process: bool = False) -> Path:
     """Train or merge the model of a recipe; returns the finished folder. Raises like `prepare`, `launch`, `merge`."""
     recipe = find_recipe(settings, label)
     print(f"fine-tuning {label} ({recipe.description}): profile {settings.profile}, data "
@@ -222,8 +224,6 @@ def _train(tuned, recipe, unfinished, one_process):
     rows = read_rows(training.training_file, teacher=training.teacher)
     print(*log_lines(tuned, training, unfinished, len(rows), export_path(tuned, recipe),
                      missing_in_flagembedding(tuned, recipe)), sep="\n", flush=True)
-    if notice := precision_notice(training):
-        print(notice, flush=True)
     if not torch.cuda.is_available():
         seconds = estimate_time(training, rows)
         print(f"no GPU found: training takes roughly {duration(seconds)} on this CPU"
@@ -257,7 +257,8 @@ def _finished(unfinished, finished):
     return unfinished.rename(finished)
 
 
-def main():
+def main() -> None:
+    """The command `train`."""
     parser = CommandLine("train", __doc__)
     parser.add_argument("labels", nargs="*", metavar="LABEL")
     parser.add_argument("--default", metavar="LABEL", help="the label if none is given, for the scripts")

@@ -6,18 +6,21 @@ import os
 import resource
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers.utils import SAFE_WEIGHTS_NAME as WEIGHTS
 
-from embedding_finetune.artifacts.manifest import write_manifest
+from embedding_finetune.artifacts.manifest import TRAINING_LOG, write_manifest
 from embedding_finetune.artifacts.staging import complete_checkpoints, remove_checkpoint
 from embedding_finetune.files import UserError, is_disk_error, one_line, write_jsonl
 from embedding_finetune.settings import SELECTION_METRIC
-from embedding_finetune.training.distributed import broadcast_from_rank_0
-from embedding_finetune.training.log import LOG_NAME, duration, read_log
+from embedding_finetune.training.arguments import TrainingSettings
+from embedding_finetune.training.batches import EpochSampler
+from embedding_finetune.training.distributed import gather
+from embedding_finetune.training.log import duration, read_log
 from embedding_finetune.training.loss import grad_cache_step
 
 
@@ -27,23 +30,22 @@ class Trainer(transformers.Trainer):
     `training` are its TrainingSettings, `dev` is a DevEvaluator, a RerankerDevEvaluator, or None.
     """
 
-    def __init__(self, *args, training, sampler, dev, **kwargs):
+    model: Any
+    train_dataset: Any
+
+    def __init__(self, *args, training: TrainingSettings, sampler: EpochSampler, dev: Any, **kwargs):
         super().__init__(*args, eval_dataset=dev, **kwargs)
         self.training, self.sampler, self.dev = training, sampler, dev
-        self.unfinished_checkpoint = None  # folder of the checkpoint that is being written
+        self.unfinished_checkpoint: Path | None = None  # folder of the checkpoint that is being written
         self.model.register_load_state_dict_post_hook(_check_loaded)
         self.remove_callback(transformers.PrinterCallback)
         self.add_callback(Progress(self))
         self.add_callback(Checkpoints(self))
 
     def get_train_dataloader(self):
-        args = self.args
-        loader = torch.utils.data.DataLoader(
+        return self.accelerator.prepare(torch.utils.data.DataLoader(
             self.train_dataset, batch_sampler=self.sampler, collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers, prefetch_factor=args.dataloader_prefetch_factor,
-            persistent_workers=args.dataloader_persistent_workers,
-            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda")
-        return self.accelerator.prepare(loader)
+            pin_memory=self.args.device.type == "cuda"))
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         return self._checked(model(**inputs)["loss"])
@@ -52,12 +54,12 @@ class Trainer(transformers.Trainer):
         if not self.training.grad_cache_chunk:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
-        accumulated = self.current_gradient_accumulation_steps
 
         def backward(loss):
-            self.accelerator.backward(self._checked(loss) / accumulated)
+            self.accelerator.backward(self._checked(loss))
 
-        return grad_cache_step(self.model, model, backward, **self._prepare_inputs(inputs)) / accumulated
+        batch: dict[str, Any] = self._prepare_inputs(inputs)
+        return grad_cache_step(self.model, model, backward, **batch)
 
     def _checked(self, loss):
         if not torch.isfinite(loss):
@@ -69,18 +71,14 @@ class Trainer(transformers.Trainer):
         folders = complete_checkpoints(self.args.output_dir)
         return f"{folders[0]} is the last good checkpoint" if folders else "there was no checkpoint yet"
 
-    # -- dev evaluation --
-
     def evaluate(self, *args, **kwargs):
-        measured = broadcast_from_rank_0(self.dev.evaluate(self.model) if self.is_world_process_zero() else None)
+        measured: Any = gather(self.dev.evaluate(self.model) if self.is_world_process_zero() else None)[0]
         metrics = {f"eval_{name}": value for name, value in measured.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    # -- checkpoints --
-
-    def save_model(self, output_dir=None, **kwargs):
+    def save_model(self, output_dir: Any = None, **kwargs):
         """Write the weights of a checkpoint; raises UserError if a parameter is not finite."""
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
             raise UserError(f"parameters are not finite after step {self.state.global_step}; {self._last_good()}; try "
@@ -91,7 +89,7 @@ class Trainer(transformers.Trainer):
             weights = {name: tensor.contiguous() for name, tensor in trained_weights(self.model).items()}
             save_file(weights, self.unfinished_checkpoint / WEIGHTS)
 
-    def load_weights(self, checkpoint):
+    def load_weights(self, checkpoint: Path) -> None:
         """Set the model to the weights of a checkpoint folder."""
         self.model.load_state_dict(load_file(checkpoint / WEIGHTS), strict=False)  # _check_loaded checks the names
 
@@ -109,7 +107,7 @@ class Trainer(transformers.Trainer):
                             "the same command again") from error
 
 
-def trained_weights(model):
+def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """What a checkpoint has to hold of a model, by name: parameters that are trained, and buffers.
 
     Frozen parameters, such as all but the adapters with LoRA, are those of the initial model. Of tied parameters only
@@ -164,10 +162,11 @@ class Progress(transformers.TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.path = Path(args.output_dir) / LOG_NAME
+        folder = str(args.output_dir)
+        self.path = Path(folder) / TRAINING_LOG
         state.compute_steps(args, state.max_steps)  # otherwise LOGGING_STEPS of the checkpoint would be used
         if state.is_world_process_zero:  # drop rows after the checkpoint and truncated lines
-            rows = [row for row in read_log(args.output_dir) if state.global_step and row["step"] <= state.global_step]
+            rows = [row for row in read_log(folder) if state.global_step and row["step"] <= state.global_step]
             write_jsonl(self.path, rows)
         self.began, self.first_step = time.monotonic(), state.global_step
         self.passages = self.seconds = 0
@@ -180,12 +179,11 @@ class Progress(transformers.TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.seconds += time.monotonic() - self.step_began
-        self.passages += (args.per_device_train_batch_size * self.trainer.train_dataset.group
-                          * args.gradient_accumulation_steps * args.world_size)
+        self.passages += args.train_batch_size * self.trainer.train_dataset.group * args.world_size
         if state.global_step == state.max_steps and self.trainer.dev is not None:
             control.should_evaluate = True
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args, state, control, logs: Any = None, **kwargs):
         if not state.is_world_process_zero or not ("loss" in logs or f"eval_{SELECTION_METRIC}" in logs):
             return
         row = {"step": state.global_step, "epoch": round(state.epoch, 4)}

@@ -7,30 +7,43 @@ In DATA_DIR, next to the passages that all recipes share (see data.row_store):
     training_LABEL.made.json  their record: inputs, hashes of the files, and the sources of the negatives
 """
 
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from embedding_finetune.artifacts.earlier import translate_training_file_record
 from embedding_finetune.artifacts.manifest import file_hashes, read_record, write_record
 from embedding_finetune.artifacts.provenance import stale_reason
-from embedding_finetune.data.collection import data_identity
+from embedding_finetune.data.collection import Collection, data_identity
 from embedding_finetune.data.leakage import check_leakage
-from embedding_finetune.data.negatives import add_predefined, negative_candidates, sample_random
+from embedding_finetune.data.negatives import (
+    NegativeCandidates,
+    Seed,
+    add_predefined,
+    negative_candidates,
+    sample_random,
+)
 from embedding_finetune.data.row_store import PASSAGES, read_rows, write_for_flagembedding, write_passages, write_rows
 from embedding_finetune.files import sha256
 from embedding_finetune.models.encoder_config import base_encoder_config
+from embedding_finetune.recipes import Recipe
+from embedding_finetune.settings import Settings
 
 
-def training_path(settings, recipe):
+def training_path(settings: Settings, recipe: Recipe) -> Path:
     """Path of the training file of a recipe."""
     return export_path(settings, recipe).with_suffix(".arrow")
 
 
-def export_path(settings, recipe):
+def export_path(settings: Settings, recipe: Recipe) -> Path:
     """Path of the training file in FlagEmbedding's format."""
     return settings.paths.data / recipe.file
 
 
-def make_training_file(settings, recipe, collection, miner=None):
+def make_training_file(settings: Settings, recipe: Recipe, collection: Collection,
+                       miner: Any = None) -> dict[str, float]:
     """Write the training file of a recipe, unless it is current; with TRAINING_EXPORT also in FlagEmbedding's format.
 
     Only the train split of `collection` is used. `miner` (see mining.Miner) is needed only for mined negatives and
@@ -44,20 +57,20 @@ def make_training_file(settings, recipe, collection, miner=None):
               "recipe": recipe.data, "seed": settings.seed} | (miner.inputs() if miner else {})
     record, changed = read_record(record_path, translate_training_file_record), False
     if record and not stale_reason(record["inputs"], inputs) and record["files"] == file_hashes(path.parent, files):
-        more = {name: record[name] for name in ("sources", "export") if name in record}
+        found: dict[str, Any] = {name: record[name] for name in ("sources", "export") if name in record}
     else:
         pool = negative_candidates(collection, settings.group_near_duplicates)
-        more, changed = {"sources": _write(settings, recipe, path, pool, miner)}, True
+        found, changed = {"sources": _write(settings, recipe, path, pool, miner)}, True
         check_leakage(settings, collection, [path.name])
-    if settings.training_export and (not export.exists() or more.get("export") != sha256(export)):
+    if settings.training_export and (not export.exists() or found.get("export") != sha256(export)):
         write_for_flagembedding(export, read_rows(path, bool(recipe.teacher)),
                                 base_encoder_config(settings).query_prompt)
-        more, changed = more | {"export": sha256(export)}, True
+        found["export"], changed = sha256(export), True
     if changed:
-        write_record(record_path, inputs, files, **more)
-    if "export" not in more and export.exists():  # it was made from other rows
-        export.unlink()
-    return more["sources"]
+        write_record(record_path, inputs, files, **found)
+    if "export" not in found:  # an existing one was made from other rows
+        export.unlink(missing_ok=True)
+    return found["sources"]
 
 
 def _write(settings, recipe, path, pool, miner):
@@ -81,14 +94,15 @@ def _write(settings, recipe, path, pool, miner):
     return {name: float(where.mean()) for name, where in by.items()}
 
 
-def sample_fraction(queries, fraction, seed):
-    """Seeded sample of query ids, a set. Samples are nested: a larger fraction contains a smaller one."""
+def sample_fraction(queries: Iterable[str], fraction: float, seed: Seed) -> set[str]:
+    """Seeded sample of query ids. Samples are nested: a larger fraction contains a smaller one."""
     ids = list(queries)
     order = np.random.default_rng(seed).permutation(len(ids))
     return {ids[place] for place in order[:max(1, round(fraction * len(ids)))]}
 
 
-def training_rows(pool, chosen, scores):
+def training_rows(pool: NegativeCandidates, chosen: np.ndarray,
+                  scores: Iterator[list[float]] | None) -> Iterator[dict[str, Any]]:
     """Yield a row per training query of a NegativeCandidates `pool` for write_rows; `chosen` holds its negatives.
 
     `scores` is None or yields, per query, the teacher's scores of its positives and then of its negatives.

@@ -13,13 +13,15 @@ import time
 import traceback
 import warnings
 from pathlib import Path
+from typing import Any
 
 import peft
+import torch
 import torch.distributed as dist
 import transformers
 
 from embedding_finetune.artifacts.staging import complete_checkpoints, lock, remove_checkpoint
-from embedding_finetune.data.collection import read_collection
+from embedding_finetune.data.collection import Collection, read_collection
 from embedding_finetune.data.row_store import read_rows
 from embedding_finetune.files import UserError, one_line, read_json, run_command_line
 from embedding_finetune.hub import check_lengths, load
@@ -28,17 +30,16 @@ from embedding_finetune.models.fast_layers import use_fast_dropout
 from embedding_finetune.models.modeling import DenseLayers, load_encoder
 from embedding_finetune.models.multi_vector import load_projection, new_projection, special_token_ids
 from embedding_finetune.settings import SELECTION_METRIC
-from embedding_finetune.training.arguments import KD_LOSSES, SETTINGS, read_settings, training_arguments
+from embedding_finetune.training.arguments import (
+    KD_LOSSES,
+    SETTINGS,
+    TrainingSettings,
+    read_settings,
+    training_arguments,
+)
 from embedding_finetune.training.batches import Collator, EpochSampler, TrainingSet
 from embedding_finetune.training.dev_evaluator import DevEvaluator
-from embedding_finetune.training.distributed import (
-    LOST,
-    RANK,
-    WORLD_SIZE,
-    broadcast_from_rank_0,
-    check_same_inputs,
-    check_shared,
-)
+from embedding_finetune.training.distributed import LOST, RANK, WORLD_SIZE, check_same_inputs, check_shared, gather
 from embedding_finetune.training.export import export
 from embedding_finetune.training.log import read_log
 from embedding_finetune.training.loss import ContrastiveModel
@@ -53,7 +54,7 @@ from embedding_finetune.training.reranker import (
 from embedding_finetune.training.trainer import Trainer
 
 
-def load_model(training, device):
+def load_model(training: TrainingSettings, device: torch.device) -> tuple[Any, ContrastiveModel]:
     """Tokenizer and ContrastiveModel of the initial model.
 
     With LoRA (Hu et al. 2021, arXiv 2106.09685) only the adapters and the Dense layers are trained. Weights are
@@ -65,8 +66,8 @@ def load_model(training, device):
     tokenizer = load("AutoTokenizer", config.name, config.trusted)
     encoder, dense = load_encoder(config.name, config.dense, config.trusted)
     if training.lora_rank:
-        encoder = peft.get_peft_model(encoder, peft.LoraConfig(
-            r=training.lora_rank, lora_alpha=training.lora_alpha, target_modules="all-linear"))
+        lora: dict[str, Any] = {"r": training.lora_rank, "lora_alpha": training.lora_alpha}
+        encoder = peft.get_peft_model(encoder, peft.LoraConfig(**lora, target_modules="all-linear"))
     if device.type == "cpu":
         use_fast_dropout(encoder)
     projection = DenseLayers()
@@ -81,9 +82,37 @@ def load_model(training, device):
         mrl_dims=training.matryoshka_dims)
 
 
-def run(training, output, args, dev):
-    """Train from the last complete checkpoint, or from the start, and export the model; `dev` is the dev split or None.
-    """
+def make_trainer(training: TrainingSettings, rows, args: transformers.TrainingArguments, dev: Collection | None,
+                 begins: bool) -> Trainer:
+    """The Trainer of a training over `rows`, with the initial model; `begins` is whether it has no checkpoint yet."""
+    transformers.set_seed(training.seed)
+    config, evaluator = training.encoder, None
+    call_cost = BATCH_OVERHEAD_TOKENS[args.device.type]
+    if training.kind == "cross_encoder":
+        tokenizer, model = load_reranker_model(config, training.new_head, args.device)
+        collator = PairCollator(tokenizer, config, call_cost)
+        evaluator = dev and RerankerDevEvaluator(dev, training, collator, args.device)
+    else:
+        tokenizer, model = load_model(training, args.device)
+        collator = Collator(tokenizer, config, call_cost, training.grad_cache_chunk or None,
+                            expansion=training.query_expansion)
+        evaluator = dev and DevEvaluator(dev, training, tokenizer, config, args.device, training.query_expansion)
+    if training.lora_rank:
+        sizes = [(weights.numel(), weights.requires_grad) for weights in model.parameters()]
+        log_line(f"LoRA: {sum(size for size, trained in sizes if trained):,} of {sum(size for size, _ in sizes):,} "
+                 "weights are trained")
+    callbacks = []
+    if evaluator:
+        args.metric_for_best_model, args.greater_is_better, args.eval_on_start = SELECTION_METRIC, True, begins
+        callbacks = [transformers.EarlyStoppingCallback(training.patience)] if training.patience else []
+    return Trainer(
+        model=model, args=args, training=training, dev=evaluator, processing_class=tokenizer, data_collator=collator,
+        train_dataset=TrainingSet(rows, config, training.train_group_size, training.seed), callbacks=callbacks,
+        sampler=EpochSampler(len(rows), training.batch_size, training.seed, drop_last=True))
+
+
+def run(training: TrainingSettings, output: Path, args: transformers.TrainingArguments, dev: Collection | None) -> None:
+    """Train from the last complete checkpoint, or from the start, and export the model; `dev` is the dev split."""
     check_shared(output)
     rows = read_rows(training.training_file, teacher=training.teacher)
     step = training.batch_size * WORLD_SIZE
@@ -91,45 +120,19 @@ def run(training, output, args, dev):
         raise UserError(f"{len(rows)} training queries are fewer than the {step} of a step: use more queries or a "
                         "smaller batch size")
     # Rank 0 decides, since other nodes may see new files on a shared disk later.
-    found = broadcast_from_rank_0(last_checkpoint(output) if RANK == 0 else None)
-    checkpoint = output / found if found else None
+    checkpoint = gather(last_checkpoint(output) if RANK == 0 else None)[0]
     if checkpoint:
+        checkpoint = str(output / checkpoint)
         log_line(f"continuing from {checkpoint}")
-    transformers.set_seed(args.seed)
-    config, reranker = training.encoder, training.kind == "cross_encoder"
-    call_cost = BATCH_OVERHEAD_TOKENS[args.device.type]
-    if reranker:
-        tokenizer, model = load_reranker_model(config, training.new_head, args.device)
-        collator = PairCollator(tokenizer, config, call_cost)
-    else:
-        tokenizer, model = load_model(training, args.device)
-        collator = Collator(tokenizer, config, call_cost, training.grad_cache_chunk or None,
-                            expansion=training.query_expansion)
-    if training.lora_rank:
-        sizes = [(weights.numel(), weights.requires_grad) for weights in model.parameters()]
-        log_line(f"LoRA: {sum(size for size, trained in sizes if trained):,} of {sum(size for size, _ in sizes):,} "
-                 "weights are trained")
-    if dev is not None:
-        args.metric_for_best_model, args.greater_is_better = SELECTION_METRIC, True
-        args.eval_on_start = checkpoint is None
-        options = (dev, training.dev_corpus_size, collator if reranker else tokenizer, config, training.seed,
-                   args.device)
-        dev = RerankerDevEvaluator(*options) if reranker else DevEvaluator(*options, training.query_expansion)
-    trainer = Trainer(
-        model=model, args=args, training=training, dev=dev, processing_class=tokenizer, data_collator=collator,
-        train_dataset=TrainingSet(rows, config, training.train_group_size, training.seed),
-        sampler=EpochSampler(len(rows), training.batch_size, training.seed, drop_last=True))
-    if dev is not None and training.patience:
-        trainer.add_callback(transformers.EarlyStoppingCallback(training.patience))
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    trainer = make_trainer(training, rows, args, dev, begins=checkpoint is None)
+    trainer.train(resume_from_checkpoint=checkpoint)
     if RANK == 0:
         finish(trainer, output)
     trainer.accelerator.wait_for_everyone()
 
 
-def last_checkpoint(output):
-    """Name of the last complete checkpoint in a folder, or None; removes those that a stopped process left incomplete.
-    """
+def last_checkpoint(output: Path) -> str | None:
+    """Name of the last complete checkpoint in a folder, or None; removes incomplete ones of a stopped process."""
     complete = complete_checkpoints(output)
     for folder in output.glob("checkpoint-*"):
         if folder not in complete:
@@ -137,40 +140,42 @@ def last_checkpoint(output):
     return complete[0].name if complete else None
 
 
-def finish(trainer, output):
+def finish(trainer: Trainer, output: Path) -> None:
     """Export the best model (without a dev set, the last one) and remove the checkpoints."""
-    state, kind = trainer.state, "reranker" if trainer.training.kind == "cross_encoder" else "model"
+    state, curve = trainer.state, [row for row in read_log(output) if SELECTION_METRIC in row]
     best = state.best_global_step or state.global_step
     if best != state.global_step:
         trainer.load_weights(output / f"checkpoint-{best}")
-    curve = [row for row in read_log(output) if SELECTION_METRIC in row]
-    kept = (finish_reranker if kind == "reranker" else finish_model)(trainer, output, best, curve)
+    kind = "reranker" if trainer.training.kind == "cross_encoder" else "model"
+    kept = (_finish_reranker if kind == "reranker" else _finish_model)(trainer, output, best, curve)
     for folder in output.glob("checkpoint-*"):
         remove_checkpoint(folder)
-    before = curve[0][SELECTION_METRIC] if curve and curve[0]["step"] == 0 and kind == "model" else 0
-    if state.best_metric is not None and state.best_metric < before:
-        log_line(f"warning: on the dev set the best checkpoint ({SELECTION_METRIC} {state.best_metric:.4f}) is worse "
-                 f"than the base model ({before:.4f})")
     log_line(f"finished after {state.global_step} steps, kept step {kept}: the {kind} is in {output}")
 
 
-def finish_model(trainer, output, best, curve):
+def _initial(curve):
+    """The dev metrics before training, or None."""
+    return curve[0] if curve and curve[0]["step"] == 0 else None
+
+
+def _finish_model(trainer, output, best, curve):
     """Export the embedding model of step `best`, which is loaded; returns `best`. `curve` are the dev metrics."""
+    training, encoder, value = trainer.training, trainer.model.encoder, trainer.state.best_metric
     card = {"training rows": len(trainer.train_dataset), "steps": f"{best} of {trainer.state.max_steps}",
             **(read_json(output / "training.json") or {}).get("settings", {})}
-    encoder = trainer.model.encoder
-    encoder = encoder.merge_and_unload() if isinstance(encoder, peft.PeftModel) else encoder
-    multi_vector = trainer.training.architecture != "single_vector"
-    export(encoder, trainer.processing_class, output, trainer.training.encoder, dense=trainer.model.dense, card=card,
-           curve=curve, projection=trainer.model.projection if multi_vector else None,
-           expansion=trainer.training.query_expansion)
+    export(encoder.merge_and_unload() if training.lora_rank else encoder, trainer.processing_class, output,
+           training.encoder, dense=trainer.model.dense, card=card, curve=curve, expansion=training.query_expansion,
+           projection=None if training.architecture == "single_vector" else trainer.model.projection)
+    if (before := _initial(curve)) and value is not None and value < before[SELECTION_METRIC]:
+        log_line(f"warning: on the dev set the best checkpoint ({SELECTION_METRIC} {value:.4f}) is worse than the base "
+                 f"model ({before[SELECTION_METRIC]:.4f})")
     return best
 
 
-def finish_reranker(trainer, output, best, curve):
+def _finish_reranker(trainer, output, best, curve):
     """Export the reranker of step `best`, or the initial one (step 0) if training did not improve dev metrics."""
-    dev, model, calibration, config = trainer.dev, trainer.model, None, trainer.training.encoder
-    before = curve[0] if curve and curve[0]["step"] == 0 and not trainer.training.new_head else None
+    training, dev, model, calibration = trainer.training, trainer.dev, trainer.model, None
+    config, before = training.encoder, None if training.new_head else _initial(curve)
     if dev is not None:
         scores = dev.scores(model) if dev.latest is None or best != trainer.state.global_step else dev.latest
         after = dev.measure(scores)
@@ -188,12 +193,13 @@ def finish_reranker(trainer, output, best, curve):
     return best
 
 
-def log_line(line):
+def log_line(line: str) -> None:
+    """Print a line in the process of rank 0."""
     if RANK == 0:
         print(line, flush=True)
 
 
-def train(folder):
+def train(folder: str | Path) -> None:
     """Run the training whose settings are in a folder (see training.arguments). Raises UserError."""
     logging.basicConfig(level=logging.ERROR)  # hide the libraries' messages, except errors
     transformers.logging.set_verbosity_error()
@@ -218,7 +224,8 @@ def train(folder):
         run(training, output, args, dev)
 
 
-def main():
+def main() -> None:
+    """The training process; a failure that other processes may have caused ends with the status LOST."""
     try:
         if len(sys.argv) != 2:
             raise UserError("give the folder of one training; `python -m embedding_finetune train LABEL` prepares it")

@@ -1,6 +1,5 @@
 """Damage shows: in a record by its own hash, in a finished folder by those of its files."""
 
-import json
 import os
 
 import pytest
@@ -10,8 +9,8 @@ from embedding_finetune.artifacts.manifest import (
     MODEL_CARD,
     changed_file,
     file_hashes,
-    fingerprints,
-    has_same_stamps,
+    file_stamp,
+    file_stamps,
     read_checksummed,
     read_record,
     verify_manifest,
@@ -109,19 +108,8 @@ def test_files_are_on_the_disk_before_their_manifest(folder, monkeypatch):
     assert set(names[:-1]) == {"weights", "deeper/layer", "deeper/README.md", MODEL_CARD} and MANIFEST in names[-1]
 
 
-def test_files_are_read_again_only_where_they_were_touched(folder, monkeypatch):
-    known = json.loads(json.dumps(fingerprints(folder, {})))
-    assert has_same_stamps(folder, known) and not changed_file(folder, known) and known.keys() == {
-        "weights", "deeper/layer", "deeper/README.md", MODEL_CARD}
-    os.utime(folder / "weights", ns=(1, 1))
-    assert not has_same_stamps(folder, known) and not changed_file(folder, known)
-    again = fingerprints(folder, known)
-    assert again["weights"] == [[7, 1], known["weights"][1]] and again[MODEL_CARD] == known[MODEL_CARD]
-    (folder / "weights").write_text("WEIGHTS")
-    assert changed_file(folder, known)
-    (folder / "weights").unlink()
-    assert not has_same_stamps(folder, known) and changed_file(folder, known)
-    monkeypatch.setattr("embedding_finetune.artifacts.manifest.sha256", None)
-    (folder / "weights").write_text("weights")
-    os.utime(folder / "weights", ns=(1, 1))
-    assert fingerprints(folder, again) == again and not changed_file(folder, again)
+def test_a_stamp_changes_with_time_and_size(folder):
+    path = folder / "weights"
+    assert file_stamps([path, folder / "none"]) == {str(path): file_stamp(path), str(folder / "none"): []}
+    os.utime(path, ns=(1, 1))
+    assert file_stamp(path) == [7, 1]

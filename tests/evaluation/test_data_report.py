@@ -29,8 +29,10 @@ PAIRS = {
     "part of a word": ("how otters sleep", "Somehow otters sleepwalk; nobody has ever found out why they do."),
     "chinese": ("水獭的洞", "我们在河边找到了水獭的洞，里面铺着干草。"),
     "other way": ("an otter sleeps in its den, is that true?", "otter sleeps in its den"),
-    "tags": ("who was here", "<p>The otter&nbsp;slept here for a week, then it left.</p>"),
-    "no tags": ("is a < b and b > a", "Here a < b holds, and List<T> is a type of Java; fish & chips."),
+    "tags": ("who was here", "<p>The otter slept here for a week, then it left.</p>"),
+    "no tags": ("is a < b and b > a", "Here a < b holds, and List<T> is a type of Java; fish & chips; ask &otter; him."),
+    "entities": ("the otter&#39;s den", "The otter&#x27;s den &mdash; by the river &amp; under a willow."),
+    "entity": ("what is here", "It&#x27;s the otter."),
     "broken": ("what do people say", "They said itâ€™s a lovely den, and the river wasn\u2019t far from it."),
     "lost": ("what was lost", "This den had a na\ufffdme that nobody can read any more."),
     "short": ("what is it", "an otter"),
@@ -48,10 +50,11 @@ def test_suspicious_pairs_are_told_by_kind():
     found = suspicious_pairs(collection_of(PAIRS), np.random.default_rng(0))
     assert found.pop("of") == len(PAIRS)
     assert {kind: own["queries"] for kind, own in found.items()} == {
-        "query and passage are equal": ["equal"], "query stands in the passage": ["inside", "chinese"],
-        "passage stands in the query": ["other way"], "HTML": ["tags"], "mojibake": ["broken", "lost"],
-        "passage of fewer than 3 words": ["short"]}
-    assert found["mojibake"]["pairs"] == 2 and found["mojibake"]["share"] == pytest.approx(2 / len(PAIRS))
+        "query and passage are equal": ["equal"], "query occurs in the passage": ["inside", "chinese"],
+        "passage occurs in the query": ["other way"], "HTML tags": ["tags"], "HTML entities": ["entities", "entity"],
+        "mojibake": ["broken", "lost"], "passage of fewer than 3 words": ["short"]}
+    assert found["HTML entities"] == {"pairs": 2, "share": 2 / len(PAIRS), "queries": ["entities", "entity"],
+                                      "share of texts": 3 / (2 * len(PAIRS))}
 
 
 def test_of_very_many_pairs_a_seeded_sample_is_looked_at(monkeypatch):
@@ -73,7 +76,7 @@ def test_lengths_are_those_of_the_tokenizer(tmp_path, settings):
         sizes = np.array([len(row) for row in ids])
         own = found[side]
         assert own["cut"] == np.mean(sizes > limit) and own["longest"] == sizes.max() and own["limit"] == limit
-        assert own["median"] == np.sort(sizes)[5] and sum(own["histogram"]) == own["of"] == len(PAIRS)
+        assert own["median"] == np.sort(sizes)[6] and sum(own["histogram"]) == own["of"] == len(PAIRS)
         assert own["unknown"] == sum(row.count(tokenizer.unk_token_id) for row in ids) / sizes.sum()
     assert found["passages"]["unknown"] > 0 and found["most"] == 512 and 0 < found["passages"]["cut"] < 1
     figure = plot_lengths(found)
@@ -130,7 +133,8 @@ def test_the_baseline_check_is_small_whatever_the_size(built, monkeypatch):
 def report_of(**changes):
     """A report without a fault, but for the changes."""
     fine = {"of": 100, "limit": 48, "cut": 0.0, "unknown": 0.0, "95 %": 30}
-    kinds = {kind: {"pairs": 0, "share": 0.0, "queries": []} for kind in module.FIXES}
+    none = {"pairs": 0, "share": 0.0, "queries": [], "share of texts": 0.0}
+    kinds = dict.fromkeys([*module.PAIR_PROBLEMS, *module.TEXT_PROBLEMS], none)
     return {"tokens": {"queries": fine, "passages": fine | {"limit": 96} | changes.pop("passages", {}), "model": "bert",
                        "most": 512},
             "suspicious": {"of": 100, **kinds, **changes.pop("suspicious", {})},
@@ -146,13 +150,13 @@ def test_the_sentences_say_the_most_frequent_first():
         "20% of the queries); queries needed: about 21,000 for 0.01, 5,200 for 0.02, 840 for 0.05, 210 for 0.1."]
     said = summary_sentences(report_of(
         passages={"cut": 0.3, "95 %": 700, "unknown": 0.4},
-        suspicious={"HTML": {"pairs": 35, "share": 0.35, "queries": ["a", "b"]},
-                    "mojibake": {"pairs": 0, "share": 0.009, "queries": ["c"]}},
+        suspicious={"HTML entities": {"pairs": 35, "share": 0.35, "queries": ["a", "b"], "share of texts": 0.2},
+                    "mojibake": {"pairs": 0, "share": 0.009, "queries": ["c"], "share of texts": 0.005}},
         near_duplicates={"of": 50, "passages": 4, "share": 0.08},
         languages={"queries": {"en (Latin)": 1.0}, "passages": {"zh (CJK)": 0.9, "en (Latin)": 0.1}}))
     starts = ["Fix first: the queries are in en (Latin), the passages in zh (CJK), en (Latin): they share few",
               "Then: bert has no vocabulary entry for 40.0% of the tokens of the passages",
-              "Then: HTML: 35 of 100 pairs, such as query a, b",
+              "Then: HTML entities: 35 of 100 pairs (20.0% of the texts), such as query a, b; decode them",
               "Then: PASSAGE_MAX_LEN=96 truncates 30.0% of the passages: raise it to 512, the most that",
               "Then: 4 of 50 passages are near-duplicates of another one"]
     assert len(said) == 6 and all(one.startswith(start) for one, start in zip(said, starts))

@@ -7,9 +7,10 @@ from finished import evaluate, finish
 
 from embedding_finetune.data.collection import read_data, write_data
 from embedding_finetune.evaluation import results
-from embedding_finetune.evaluation.metrics import choose_weight, measure
-from embedding_finetune.evaluation.tuning import WEIGHTS, rerank_run, tune_reranking
+from embedding_finetune.evaluation.metrics import measure
+from embedding_finetune.evaluation.tuning import WEIGHTS, choose_weight, rerank_run, tune_reranking
 from embedding_finetune.files import UserError
+from embedding_finetune.models import encoder_config
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.retrieval.bm25 import BM25
@@ -73,6 +74,16 @@ def test_test_queries_have_no_part_in_the_tuning(built, monkeypatch):
     for label, result in evaluate(built, *labels).items():
         assert result["metrics"] != first[label]["metrics"]
         assert (result["parameters"], result["dev"]) == (first[label]["parameters"], first[label]["dev"])
+
+
+def test_the_content_of_a_model_is_not_hashed_beyond_what_its_encoder_does(built, monkeypatch):
+    evaluate(built, "bm25")
+    hashed, original = [], encoder_config.model_content
+    monkeypatch.setattr(encoder_config, "model_content", lambda name: hashed.append(name) or original(name))
+    evaluate(built, "reference")  # alone and fused
+    assert not hashed
+    evaluate(built, "late_reference")  # alone and fused, on its own hits
+    assert len(hashed) == 1  # of the model whose run is read, before the reranker is made
 
 
 def test_missing_and_outdated_parts_are_one_line(built):

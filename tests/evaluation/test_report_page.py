@@ -3,19 +3,27 @@
 import json
 import re
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from embedding_finetune.artifacts.manifest import write_checksummed
+from embedding_finetune.artifacts.manifest import (
+    MANIFEST,
+    TRAINING_LOG,
+    read_checksummed,
+    write_checksummed,
+    write_manifest,
+)
 from embedding_finetune.data.collection import Collection
 from embedding_finetune.evaluation import report_page as report
-from embedding_finetune.evaluation.conclusion import recommendation
+from embedding_finetune.evaluation.conclusion import conclusion, verdict
+from embedding_finetune.evaluation.plots import training_logs
 from embedding_finetune.evaluation.results import RESULT
 from embedding_finetune.evaluation.significance import add_significance
-from embedding_finetune.evaluation.tables import planned_table, verdict
+from embedding_finetune.evaluation.tables import planned_table
 from embedding_finetune.files import UserError, sha256, write_jsonl
 from embedding_finetune.retrieval.trec import write_run
 
@@ -100,31 +108,45 @@ def test_recall_curve_agrees_with_pytrec_eval():
 
 
 def test_doubtful_errors_by_hand(evidence):
-    near, liked = report.suspected_false_negatives(evidence), report.hub_passages(evidence)
+    near, liked = evidence.suspected_false_negatives, evidence.favourites
     assert near == [[2], [], [], [], []]  # p2 for p1; p7 has 4 of the 10 word 5-grams of p5
     assert liked.tolist() == [2, 5, 4, 1, 1]  # p2, p4, p1 by bm25 and raw, p5 by tuned and raw, p1 by all
-    assert report.suspected_label_errors(evidence, near, liked).loc["bm25"].tolist() == [4, 1, 4]  # all but q2
-    assert report.suspected_label_errors(evidence).loc["tuned"].tolist() == [2, 0, 2]  # q2 and q5
-    evidence.rankings = {label: evidence.rankings[label] for label in ("bm25", "tuned")}
-    assert report.hub_passages(evidence).tolist() == [-1, -1, -1, -1, 1]  # one of two is not most
-
-
-def test_exemplary_cases_show_where_one_model_beats_another(evidence):
-    cases = report.example_queries(evidence, "tuned", "bm25")
-    deepest_first = [QUERIES["q4"].replace("\ud800", "?"), QUERIES["q3"], QUERIES["q1"]]
-    assert cases["query"].tolist() == deepest_first
-    assert cases["positive under bm25"].tolist() == ["not among the first 100", "rank 3", "rank 2"]
-    assert cases["first of bm25"].tolist() == [PASSAGES["p1"], PASSAGES["p4"], PASSAGES["p2"]]
-    assert cases["first of tuned (a positive)"][1] == PASSAGES["p5"]
-    assert report.example_queries(evidence, "tuned", "tuned").empty
-    assert len(report.example_queries(evidence, "tuned", "bm25", count=2)) == 2
+    doubts = report.suspected_label_errors(evidence)
+    assert doubts.loc["bm25"].tolist() == [4, 1, 4] and doubts.loc["tuned"].tolist() == [2, 0, 2]  # all but q2; q2, q5
+    two = replace(evidence, rankings={label: evidence.rankings[label] for label in ("bm25", "tuned")})
+    assert two.favourites.tolist() == [-1, -1, -1, -1, 1]  # one of two is not most
 
 
 def test_training_curves_are_thinned_and_optional(evidence, settings):
-    curves = report.training_curves(settings.output_dir, list(RUNS))
+    logs, damaged = training_logs(settings, list(RUNS))
+    curves = report.training_curves(logs)
     assert set(curves) == {"tuned"} and len(curves["tuned"]["loss"]) == 250  # means of 4 steps each
     assert curves["tuned"]["loss"][0] == pytest.approx([2.5, (2 + 1 + 2 / 3 + 0.5) / 4], abs=1e-5)
-    assert curves["tuned"]["recall@10"] == [[500, 0.625], [1000, 0.75]]
+    assert curves["tuned"]["recall@10"] == [[500, 0.625], [1000, 0.75]] and not damaged
+
+
+def test_a_damaged_training_log_is_named_on_the_page(evidence, settings, open_page):
+    """Of a finished model: by its manifest or, where that does not list the log, by a line that cannot be read."""
+    path, record = settings.output_dir / "tuned" / TRAINING_LOG, settings.output_dir / "tuned" / MANIFEST
+    said = f"{path} is missing or damaged, so the curves of this training may be wrong."
+    whole = path.read_text()
+
+    def named(content, listed=True):
+        path.write_text(whole)
+        write_manifest(path.parent)
+        if not listed:  # as in earlier versions
+            hashes = read_checksummed(record)
+            write_checksummed(record, {name: value for name, value in hashes.items() if name != TRAINING_LOG})
+        path.write_text(content) if content is not None else path.unlink()
+        return open_page(report.write_page(settings, evidence)).locator("#damaged").inner_text()
+
+    for damaged in (whole.replace("0.5", "0.6"), whole[:-200], "", None):
+        assert named(damaged) == said
+        assert (named(damaged, listed=False) == said) == (damaged == whole[:-200])
+    assert named(whole) == named(whole, listed=False) == ""
+    record.unlink()  # unfinished: the last line may be incomplete
+    path.write_text(whole[:-3])
+    assert training_logs(settings, RUNS)[1] == []
 
 
 @pytest.mark.parametrize("content, message", [
@@ -146,14 +168,16 @@ def test_what_does_not_fit_together_is_named(evidence, settings, content, messag
 
 
 def test_the_page_says_of_each_pair_what_the_notebooks_say(evidence):
-    data = report.page_data(evidence, {})
-    by_label = {row["label"]: row for row in evidence.rows}
-    assert data["verdicts"]["tuned"]["raw"]["mrr@10"] == data["verdicts"]["raw"]["tuned"]["mrr@10"] == "tuned is better"
-    assert data["verdicts"]["bm25"]["raw"]["mrr@10"] == data["verdicts"]["raw"]["bm25"]["mrr@10"] == verdict(
-        "either", by_label["raw"]["against"]["bm25"]["mrr@10"])
-    assert data["verdicts"]["bm25"]["raw"]["mrr@10"].startswith("exploration: ")
-    assert data["significant"]["tuned"]["raw"]["mrr@10"] is data["significant"]["raw"]["tuned"]["mrr@10"] is True
-    assert data["significant"]["bm25"]["raw"]["mrr@10"] is False  # no planned comparison
+    rows = {row["label"]: row for row in report.page_data(evidence, {}, [])["rows"]}
+
+    def seen(one, other):
+        return rows[one]["against"][other]["mrr@10"]
+
+    assert seen("tuned", "raw")["verdict"] == seen("raw", "tuned")["verdict"] == "tuned is better"
+    assert seen("bm25", "raw")["verdict"] == seen("raw", "bm25")["verdict"] == verdict("either", seen("raw", "bm25"))
+    assert seen("bm25", "raw")["verdict"].startswith("exploration: ")
+    assert seen("tuned", "raw")["significant"] is seen("raw", "tuned")["significant"] is True
+    assert seen("bm25", "raw")["significant"] is False  # no planned comparison
 
 
 class Scripts(HTMLParser):
@@ -329,7 +353,7 @@ def test_numbers_of_the_page_are_those_of_the_comparison(page, evidence):
 
 def test_the_page_says_what_to_take(page, evidence):
     said = page.locator("#take").inner_text()
-    assert said == recommendation(evidence.rows) and said.startswith("Use tuned (fine-tuned).")
+    assert said == conclusion(evidence.rows) and said.startswith("Use models/tuned (tuned, fine-tuned)")
 
 
 def test_a_note_stands_once_with_the_labels_it_is_about(page):
@@ -368,9 +392,9 @@ def many(tmp_path_factory):
     rankings = {label: np.stack([rng.permutation(passages)[:100] for _ in range(queries)]) for label in labels}
     evidence = report.ReportData(rows, list(map(str, range(queries))), [f"what is {word}" for word in range(queries)],
                                [f"passage {number}" for number in range(passages)], judged, rankings)
-    curves = {label: {"loss": [[step, 1 / step] for step in range(1, 9)]} for label in labels}
+    logs = {label: pd.DataFrame({"loss": 1 / np.arange(1, 9)}, np.arange(1, 9)) for label in labels}
     path = tmp_path_factory.mktemp("many") / "report.html"
-    path.write_bytes(report.render(report.page_data(evidence, curves)))
+    path.write_bytes(report.render(report.page_data(evidence, logs, [])))
     return path, labels
 
 
@@ -443,7 +467,7 @@ def test_seven_thousand_queries_and_eight_models(tmp_path, open_page):
     rows = comparison_rows(labels, rng.random((8, 100, 5)), "model3", [("model3", "model0")])
     evidence = report.ReportData(rows, list(map(str, range(queries))), asked, texts, judged, rankings)
     path, start = tmp_path / "report.html", time.perf_counter()
-    path.write_bytes(report.render(report.page_data(evidence, {})))
+    path.write_bytes(report.render(report.page_data(evidence, {}, [])))
     assert time.perf_counter() - start < 20 and path.stat().st_size < 12e6
     start = time.perf_counter()
     page = open_page(path)

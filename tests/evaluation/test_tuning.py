@@ -3,7 +3,7 @@
 import pytest
 
 from embedding_finetune.data.collection import Collection
-from embedding_finetune.evaluation.tuning import candidate_recall, rerank_run, tune_reranking
+from embedding_finetune.evaluation.tuning import candidate_recall, choose_weight, rerank_run, tune_reranking
 
 QUERIES = {"q0": "?", "q1": "?", "q2": "?"}
 DEV = Collection(QUERIES, {f"p{number}": "." for number in range(6)}, {f"q{n}": {f"p{n}": 1} for n in range(3)},
@@ -24,3 +24,12 @@ def test_dev_chooses_the_smallest_of_the_best():
     assert chosen == {"bm25_weight": 0.0, "rerank_weight": 0.5, "depth": 2}
     run = rerank_run(BM25_RUN, DENSE, SECOND, **chosen)
     assert [next(iter(run[query])) for query in QUERIES] == ["p0", "p1", "p2"]
+
+
+def test_the_weight_is_the_best_on_the_queries_given_and_the_smallest_of_equals():
+    """BM25 knows q1, the model knows q2; only weights between answer both."""
+    bm25 = {"q1": {"x": 9.0, "y": 1.0}, "q2": {"x": 5.0, "y": 4.0}}
+    dense = {"q1": {"y": 0.6, "x": 0.5}, "q2": {"y": 0.9, "x": 0.4}}
+    both = Collection({"q1": "", "q2": ""}, {"x": "", "y": ""}, {"q1": {"x": 1}, "q2": {"y": 1}})
+    assert choose_weight(both, bm25, dense) == 0.15  # q1 needs more than 0.1 / (8 / 9) = 0.1125
+    assert choose_weight(both.select_queries(["q2"]), bm25, dense) == 0

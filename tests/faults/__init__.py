@@ -1,6 +1,6 @@
 """Faults on purpose: the real steps of the tiny experiment under kills, full disks, damaged files and odd input.
 
-    python -m faults                      all of it, and docs/reliability.md (`make faults`)
+    python -m faults                      all of it, and tests/faults/RESULTS.md (`make faults`)
     python -m faults --sample 40          so many trials of each kind, as `make test` has it
     python -m faults soak                 the server for half an hour, see soak.py (`make soak`)
     python -m faults --plant NAME         and with a bug put into the package (see plants.py): it must be found

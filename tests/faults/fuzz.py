@@ -99,7 +99,7 @@ def trials(bench, cases):
     total = sum(target.weight for target in TARGETS)
     for target in TARGETS:
         if target.state in bench.laboratory.kept():
-            share = max(5, round(cases * target.weight / total))
+            share = max(5, round(cases * (target.share or target.weight / total)))
             yield Trial("fuzzing", target.name, f"{share} cases", partial(fuzzed, bench, target, share))
 
 

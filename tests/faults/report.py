@@ -1,4 +1,4 @@
-"""docs/reliability.md: what was tried, and how it ended."""
+"""tests/faults/RESULTS.md: what was tried, and how it ended."""
 
 import collections
 import os
@@ -10,54 +10,57 @@ import numpy as np
 
 from .bench import CLEAR, EQUAL, LOST
 
-PAGE = """# What happens when something goes wrong
+PAGE = """# Seeded faults
 
-Faults on purpose, in the real steps of a tiny experiment (120 pairs, a random BERT of two layers): `make faults`, which
-writes this page. A trial ends well in two ways: *equal* to an undisturbed run, byte for byte in data, weights, vectors
-and metrics, if need be after the same command again; or *refused* in one clear line, with everything that was there
-still there. Anything else is *lost*, and a bug.
+`make faults` injects faults into the real steps of a tiny experiment (120 pairs, a random BERT of two layers) and
+writes this page. A trial may end in two ways. *Equal*: data, weights, vectors and metrics are byte for byte those of an
+undisturbed run, if necessary after the same command is run again. *Refused*: one clear message, and all existing files
+are unchanged. Anything else is *lost*, and a bug.
 
 {when}, {machine}, {minutes:.0f} minutes, {processes}.
 
 {kinds}
 
-Planted bugs, to see that the harness finds them:
+Bugs that were planted to test the harness:
 {planted}.
 
-The same by step ({fuzzed:,} cases of the fuzzer aside):
+By step, without the {fuzzed:,} cases of the fuzzer:
 
 {steps}
 
-How it is done: a library that is preloaded counts the changes below a folder (open for writing, write, fsync, rename,
-unlink, mkdir) and the reads, also those of libraries in C++ and Rust, and at the n-th it kills the process, sends a
-signal or returns an error of the disk. After a *power cut*, what was not brought to the disk by fsync is cut off.
-*Damage* is done to the files in DATA_DIR and OUTPUT_DIR between two steps. *Two at once* are two processes with the
-same command in one folder. *A hub* is one on this machine, of which pairs and a model are loaded into an empty cache:
-it fails at the n-th request, once or from then on, or has a new revision of both. What is loaded must be of one of
-them, and what libraries try again and again must end within ten minutes. The *fuzzer* (hypothesis, with a seed that
-is kept) feeds everything that is read: settings, recipes, data in each form, our own files, a model's, requests. A
-sample of all this is part of `make test`, and so are the planted bugs (`tests/faults/plants.py`).
+Method:
 
-What is not in these numbers:
+- **Kills and disk errors.** A preloaded library counts the changes in a folder (open for writing, write, fsync, rename,
+  unlink, mkdir) and the reads, including those of C++ and Rust libraries. At the n-th one it kills the process, sends a
+  signal, or returns a disk error. After a *power cut*, everything that was not synced is truncated.
+- **Damage** changes files in DATA_DIR and OUTPUT_DIR between two steps.
+- **Two at once** runs the same command twice in one folder.
+- **A hub** is a local server, from which pairs and a model are loaded into an empty cache. It fails at the n-th
+  request, once or permanently, or has a new revision. All loaded files must be of one revision, and retries must end
+  within ten minutes.
+- **The fuzzer** (hypothesis, with a stored seed) covers everything that is read: settings, recipes, all data formats,
+  our own files, model files, requests.
 
-- Who changes the pairs or the base model changes the experiment: their damage is not to be seen.
-- A file of an index whose bits turn without a new time of change is taken as it is: hashing it at each search would
-  take longer than the search. Its model, its records and its data are hashed.
-- A model card (`README.md`) is for people, who may write into it. A result that is removed is not compared.
-- A process that is killed leaves hidden files (`.NAME.MACHINE.PID.partial`) beside what it wrote; nothing reads them.
-- Short of memory, a process may end by an exception of the library that asked for it, with its traceback. That counts
-  as a kill: the same command must then end equal.
+A sample of all this is part of `make test`, and so are the planted bugs (`tests/faults/plants.py`).
+
+Limits:
+
+- Changes of the pairs or of the base model are a new experiment, so damage to them is not detected.
+- A file of an index is hashed only if its time of change is new. Its model, records and data are always hashed.
+- A model card (`README.md`) may be edited. A deleted result is not compared.
+- A killed process leaves hidden files (`.NAME.MACHINE.PID.partial`), which nothing reads.
+- With too little memory, a process may end with the traceback of a library. This counts as a kill: the same command
+  must then end equal.
 - Steps that start other processes (torchrun, notebooks) run in one process here. Several machines, network file
-  systems, a reranker's training and compiled models are not tried.
+  systems, the training of a reranker and exported models were not tested.
 """
 
 SOAK = """## Soak of the server
 
-`make soak` asks the real server over the tiny experiment for half an hour, by vectors, by BM25 and by both, and writes
-this section. Every answer is compared with the one that is computed without server and index (products of vectors, the
-library of BM25, the fusion written out): ids and texts equal, scores to 1e-5. While data or weights change below it, an
-answer must be wholly of the old or wholly of the new ones, and once these are in use, of the new ones alone. A request
-may be refused by a status that says so, and stay without an answer only while there is no server.
+`make soak` queries the real server over the tiny experiment for half an hour, with a dense model, BM25 and their
+fusion, and writes this section. Every answer is compared with one computed without server and index: ids and texts must
+be equal, scores to 1e-5. While data or weights change, an answer must come entirely from the old or entirely from the
+new version. A request may be refused with a proper status, and may remain unanswered only while no server is running.
 
 {when}, {machine}; {clients} clients.
 Faults: {faults}.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from embedding_finetune.settings import ROOT
 
-QUICK = "server.PATIENCE = server.LOOK = 4.0"
+QUICK = "server.PATIENCE = server.LOOK = 4"
 # A fusion keeps the index of words that it met first: after a change it ranks the passages of old and new data.
 PLANT = ("from embedding_finetune.retrieval import fusion; kept, init = {}, fusion.HybridRetriever.__init__; "
          "fusion.HybridRetriever.__init__ = lambda self, bm25, dense, weight: "
@@ -86,6 +86,11 @@ class Server:
     def said(self, *words):
         """The lines of its log that have one of these words."""
         return [line for line in self.log.read_text().splitlines() if any(word in line for word in words)]
+
+    def failures(self):
+        """The lines of its log that report a bug; requests of hanging clients may be cancelled when it is ended."""
+        bugs = self.said("Traceback", " failed: ", "never retrieved")
+        return bugs[len(self.said("CancelledError: Task cancelled, timeout graceful shutdown")):]
 
     def _answers(self):
         try:

@@ -1,6 +1,6 @@
 """A soak of the server: it is asked for a while, as its files change, it is killed, and some clients are rude.
 
-    python -m faults soak [--minutes 30] [--page docs/reliability.md]    which `make soak` calls
+    python -m faults soak [--minutes 30] [--page tests/faults/RESULTS.md]    which `make soak` calls
     python -m faults soak --quick              some faults once, with a less patient server, as `make test-long` has it
     python -m faults soak --quick --plant      and then with a bug in the server: it must be found
 
@@ -81,9 +81,8 @@ class Soak:
         self.server.sample()
         self.terminate()
         self.clients.stop()
-        for line in self.server.said("Traceback", " failed: ", "never retrieved"):
-            if "the client does not read the answer" not in line:
-                self.clients.complain(f"in the log: {line}")
+        for line in self.server.failures():
+            self.clients.complain(f"in the log: {line}")
 
     def run(self, minutes, pause, kinds=None):
         """Faults in a random order with pauses between them, for so many minutes; each once where these are 0."""
@@ -200,7 +199,7 @@ class Soak:
         self.clients.judge_burst(*self.clients.send_burst(100 if self.quick else 400))
 
     def hang(self):
-        self.clients.hang_for(2 * self.patience + 5)
+        self.clients.hang_for(self.patience)
 
 
 def main(words):

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 import pyarrow
 import pyarrow.parquet
+import round_trips
 from hypothesis import strategies as st
 
 from embedding_finetune import settings as settings_module
 from embedding_finetune.artifacts.manifest import CHECKSUM
 from embedding_finetune.data.cleaning import read_pairs, source_of
+from embedding_finetune.data.readers import json_files
 from embedding_finetune.files import read_json
 from embedding_finetune.models.encoder_config import from_registry
 from embedding_finetune.recipes import trained_labels
@@ -30,6 +32,7 @@ class Target:
     state: str
     weight: int
     prepare: Callable
+    share: float = 0.0  # of the number of cases, beside those that the others share by weight
 
     def run(self, folder, cases):
         return explored(*self.prepare(folder), cases)
@@ -38,9 +41,9 @@ class Target:
 TARGETS = []
 
 
-def target(name, state, weight):
+def target(name, state, weight, share=0.0):
     def register(function):
-        TARGETS.append(Target(name, state, weight, function))
+        TARGETS.append(Target(name, state, weight, function, share))
         return function
     return register
 
@@ -164,6 +167,15 @@ def _parquet(folder):
         pyarrow.parquet.write_table(pyarrow.table(columns), other)
         return other.getvalue()
     return pairs(folder, ".parquet", broken(content.getvalue()) | columns.map(tabled))
+
+
+@target("round trips", "built", 0, share=1.0)
+def _round_trips(folder):
+    json_files.PEEK, now = 2, Settings.load()  # so that columns arrive late
+
+    def check(value):
+        round_trips.check(folder, now, *value)
+    return check, st.tuples(st.sampled_from(sorted(round_trips.WRITERS)), round_trips.ROWS)
 
 
 @target("documents", "built", 60)

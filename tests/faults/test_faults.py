@@ -29,5 +29,5 @@ def test_the_page_counts_by_kind_and_by_step(tmp_path):
                  {"no marker": 3}, 90)
     lines = (tmp_path / "page.md").read_text().splitlines()
     assert "| kills | kill -9 | 1,204 | 1,203 | 0 | 1 |" in lines and "| all |  | 1,254 | 1,253 | 0 | 1 |" in lines
-    assert "Planted bugs, to see that the harness finds them: no marker: found by trial 3." in " ".join(lines)
+    assert "Bugs that were planted to test the harness: no marker: found by trial 3." in " ".join(lines)
     assert "| train | 1,201 | 1,200 | 0 | 1 |" in lines and not any(line.startswith("| csv") for line in lines)

@@ -36,21 +36,13 @@ def test_masks_follow_torchs_seed():
     assert torch.equal(layer(ones), first) and not torch.equal(first, second)
 
 
-def test_attention_equals_the_fused_kernel_when_next_to_nothing_is_dropped():
-    query, key, value = torch.randn(3, 2, 4, 9, 8)
-    mask = torch.zeros(2, 1, 9, 9)
-    mask[1, :, :, 6:] = torch.finfo(torch.float32).min
-    fused, _ = attention_with_fast_dropout(None, query, key, value, mask, scaling=0.3, is_causal=False)
-    ours, _ = attention_with_fast_dropout(None, query, key, value, mask, dropout=1e-9, scaling=0.3)
-    torch.testing.assert_close(ours, fused, atol=1e-5, rtol=1e-5)
-
-
-def test_attention_with_fewer_keys_than_queries_equals_the_fused_kernel():
-    """As in Qwen: two heads of the queries look at one of the keys."""
+@pytest.mark.parametrize("groups", [1, 2])  # 2 as in Qwen: two heads of the queries look at one of the keys
+def test_attention_equals_the_fused_kernel_when_next_to_nothing_is_dropped(groups):
     module = torch.nn.Module()
-    module.num_key_value_groups = 2
-    query, key, value = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8)
-    mask = torch.full((9, 9), torch.finfo(torch.float32).min).triu(1).expand(2, 1, 9, 9)
+    module.num_key_value_groups = groups
+    query, key, value = torch.randn(2, 4, 9, 8), *torch.randn(2, 2, 4 // groups, 9, 8)
+    mask = torch.full((9, 9), torch.finfo(torch.float32).min).triu(1).expand(2, 1, 9, 9).clone()
+    mask[1, :, :, 6:] = torch.finfo(torch.float32).min
     fused, _ = attention_with_fast_dropout(module, query, key, value, mask, scaling=0.3)
     ours, _ = attention_with_fast_dropout(module, query, key, value, mask, dropout=1e-9, scaling=0.3)
     torch.testing.assert_close(ours, fused, atol=1e-5, rtol=1e-5)

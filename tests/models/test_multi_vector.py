@@ -38,7 +38,7 @@ def plain(queries, passages):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("together", [1 << 26, 1, 60])
+@pytest.mark.parametrize("together", [1 << 26, 1])
 def test_max_sim_and_its_gradient_are_those_of_a_plain_loop(monkeypatch, together):
     monkeypatch.setattr(multi_vector, "MAXSIM_BLOCK", together)
     generator, found = torch.Generator().manual_seed(3), {}

@@ -64,7 +64,7 @@ def test_what_is_no_reranker_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match=r"2 outputs"):
         CrossEncoder(str(tmp_path / "two")).pairs("q", ["p"])
     broken = CrossEncoder(str(folder))
-    broken._load()
+    broken.pairs("river", ["moon"])
     broken.model.classifier.weight.data[:] = float("nan")
     with pytest.raises(UserError, match="not finite"):
         broken.pairs("river", ["moon"])

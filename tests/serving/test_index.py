@@ -23,7 +23,8 @@ from embedding_finetune.retrieval.dense import Dense
 from embedding_finetune.serving import index
 from embedding_finetune.serving.abstention import choose_threshold, is_answerable
 from embedding_finetune.serving.available import default_label
-from embedding_finetune.serving.index import exactness_line, open_index
+from embedding_finetune.serving.index import open_index
+from embedding_finetune.serving.search import exactness_line
 from embedding_finetune.settings import ROOT
 
 

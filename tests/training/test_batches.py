@@ -51,23 +51,11 @@ def test_every_positive_and_every_negative_is_drawn_equally_often(rows):
 
 
 def test_a_draw_depends_on_seed_epoch_and_row_alone(rows):
-    draws = [TrainingSet(rows, use(), 4, seed).draw(epoch, row) for seed, epoch, row in
-             ((1, 0, 0), (1, 0, 0), (2, 0, 0), (1, 1, 0))]
-    assert draws[0] == draws[1]
-    many = [[TrainingSet(rows, use(), 4, seed).draw(epoch, row) for row in range(60)] for seed, epoch in
-            ((1, 0), (2, 0), (1, 1))]
-    assert many[0] != many[1] and many[0] != many[2]
-    # The sum of seed and epoch says too little: epoch 1 of seed 1 is not epoch 0 of seed 2.
-    assert many[1] != many[2]
+    def draws(seed, epoch):
+        return [TrainingSet(rows, use(), 4, seed).draw(epoch, row) for row in range(60)]
 
-
-def test_worker_processes_change_nothing(rows, tiny):
-    training = TrainingSet(rows, use(), 4, seed=1)
-    collator = Collator(AutoTokenizer.from_pretrained(tiny / "bert"), use())
-    loaders = [torch.utils.data.DataLoader(training, batch_sampler=EpochSampler(60, 7, seed=1), collate_fn=collator,
-                                           num_workers=workers) for workers in (0, 2)]
-    for alone, shared in zip(*loaders, strict=True):
-        torch.testing.assert_close(alone, shared, atol=0, rtol=0)
+    assert draws(1, 0) == draws(1, 0) != draws(2, 0)
+    assert draws(1, 1) not in (draws(1, 0), draws(2, 0))  # seed and epoch are not added up
 
 
 def test_the_order_of_rows_is_that_of_accelerates_sampler():
@@ -109,10 +97,9 @@ def test_the_teachers_scores_are_those_of_the_drawn_texts(tiny):
 def test_each_distinct_text_is_laid_out_once_and_found_again(tiny, side):
     tokenizer = AutoTokenizer.from_pretrained(tiny / "bert", padding_side=side)
     token_ids = [[2, 9, 3], [2, 8, 8, 8, 3], [2, 9, 3], [2, 7, 3]]
-    texts, rows = sub_batches(tokenizer, token_ids, call_cost=100, pad_to_multiple_of=4)
+    texts, rows = sub_batches(tokenizer, token_ids, call_cost=100)
     [sub] = texts  # calls cost more than padding here
-    assert sub["input_ids"].shape == (3, 8)
-    assert sub["attention_mask"].tolist() == [[1] * 5 + [0] * 3, [1] * 3 + [0] * 5, [1] * 3 + [0] * 5]
+    assert sub["attention_mask"].tolist() == [[1] * 5, [1] * 3 + [0] * 2, [1] * 3 + [0] * 2]
     laid_out = [ids[mask.bool()].tolist() for ids, mask in zip(sub["input_ids"], sub["attention_mask"], strict=True)]
     assert [laid_out[row] for row in rows] == token_ids
 

@@ -2,6 +2,7 @@
 
 import random
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ def collection(tiny):
 
 
 def dev_set(tiny, collection, size=60, seed=1, **changes):
-    return DevEvaluator(collection, size, AutoTokenizer.from_pretrained(tiny / "bert"), use(**changes), seed, CPU)
+    return DevEvaluator(collection, SimpleNamespace(dev_corpus_size=size, seed=seed),
+                        AutoTokenizer.from_pretrained(tiny / "bert"), use(**changes), CPU)
 
 
 def test_the_values_are_pytrec_evals_over_sentence_transformers_vectors(tiny, collection):
@@ -128,31 +130,25 @@ class Held(TorchDispatchMode):
         return found
 
 
-def test_of_a_large_corpus_the_token_vectors_of_few_passages_are_held(tiny):
-    """Padded to 48 tokens those of all 2,400 passages would take 14.7 MB, once."""
-    texts = {f"p{number}": text for number, text in enumerate(passages(2400))}
-    queries = {"a": "moon river", "b": "copper violin falcon"}
-    collection = Collection(queries, texts, {"a": {"p3": 1}, "b": {"p7": 1}}, dict.fromkeys(queries, "dev"))
-    dev, model = dev_set(tiny, collection, size=2400), contrastive(tiny, "multi_vector")
+def peak(tiny, queries, texts):
+    """The bytes that a look holds at its peak, with token vectors of 32 dimensions."""
+    collection = Collection(queries, texts, {query: {"p3": 1} for query in queries}, dict.fromkeys(queries, "dev"))
+    dev, model = dev_set(tiny, collection, size=len(texts)), contrastive(tiny, "multi_vector")
     with Held() as held:
         dev.evaluate(model)
-    assert 64 * 48 * 32 * 4 <= held.peak < 0.5 * 2400 * 48 * 32 * 4
+    return held.peak
 
 
-def test_of_many_queries_only_tokens_are_held_and_no_padding(tiny, monkeypatch):
-    """300 queries more of a few tokens, which padded to 48 tokens would take 1.8 MB."""
+def test_token_vectors_of_few_passages_are_held_and_of_queries_no_padding(tiny, monkeypatch):
+    """Padded to 48 tokens, those of 2,400 passages would take 14.7 MB, those of 300 short queries 1.8 MB."""
+    padded = 48 * 32 * 4
+    texts = {f"p{number}": text for number, text in enumerate(passages(2400))}
+    assert 64 * padded <= peak(tiny, {"a": "moon river", "b": "copper violin falcon"}, texts) < 0.5 * 2400 * padded
     for name in ("training.dev_evaluator.TOGETHER", "models.multi_vector.MAXSIM_BLOCK"):
         monkeypatch.setattr(f"embedding_finetune.{name}", 1 << 15)
-    words, peaks = passages(400), []
-    for count in (100, 400):
-        queries = {f"q{number}": f"{text[:2]} moon" for number, text in enumerate(words[:count])}
-        texts = {f"p{number}": text for number, text in enumerate(passages(20))}
-        collection = Collection(queries, texts, {query: {"p3": 1} for query in queries}, dict.fromkeys(queries, "dev"))
-        dev, model = dev_set(tiny, collection, size=20), contrastive(tiny, "multi_vector")
-        with Held() as held:
-            dev.evaluate(model)
-        peaks.append(held.peak)
-    assert peaks[1] - peaks[0] < 0.5 * 300 * 48 * 32 * 4
+    few, many = (peak(tiny, {f"q{number}": f"{text[:2]} moon" for number, text in enumerate(passages(400)[:count])},
+                      dict(list(texts.items())[:20])) for count in (100, 400))
+    assert many - few < 0.5 * 300 * padded
 
 
 class KeepsATensor(BertModel):
@@ -189,8 +185,7 @@ def test_a_look_computes_no_graph_and_draws_nothing(tiny, collection):
 def test_pseudo_queries_are_taken_out_of_their_passages(tiny):
     """And out of no others: what the dev set lays out is the corpus but for them."""
     corpus = {"p1": "moon cools river falcon marble", "p2": "moon cools river engine"}
-    hidden, shown = (DevEvaluator(Collection({identity: "cools river"}, corpus, {identity: {"p1": 1}}), 10,
-                            AutoTokenizer.from_pretrained(tiny / "bert"), use(), 1, CPU).corpus
+    hidden, shown = (dev_set(tiny, Collection({identity: "cools river"}, corpus, {identity: {"p1": 1}}), 10).corpus
                      for identity in (f"{PSEUDO_QUERY_PREFIX}span-1", "q1"))
     lengths = [[int(sub["attention_mask"][row].sum()) for sub in subs for row in range(len(sub["input_ids"]))]
                for subs, _ in (hidden, shown)]

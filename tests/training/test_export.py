@@ -51,25 +51,18 @@ def by_hand(folder, texts, length, how):
     pytest.param(use(query_max_len=48, passage_max_len=16), "right", id="longer queries"),
 ])
 def test_all_libraries_give_the_same_vectors(tiny, tmp_path, how, side):
-    """Also where the base's tokenizer pads on the left; here it is trained with padding on the right."""
+    """Also where the base's tokenizer pads on the left; here it is trained with padding on the right. FlagEmbedding's
+    were compared by the export itself."""
     folder = exported(tiny, tmp_path / "model", how, side)
     queries = by_hand(folder, [how.query_prompt + text for text in TEXTS], how.query_max_len, how)
     passages = by_hand(folder, [how.passage_prompt + text for text in TEXTS], how.passage_max_len, how)
     assert EncoderConfig("", "", "", **from_files(folder, False)) == how
     sentence = SentenceTransformer(folder, device="cpu")
     ours = Encoder(EncoderConfig("", "", folder, **from_files(folder, False)))
-    found = {"sentence-transformers": (sentence.encode_query(TEXTS), sentence.encode_document(TEXTS)),
-             "Encoder": (ours.encode_queries(TEXTS), ours.encode_passages(TEXTS))}
-    if how.pooling != "last_token":  # which FlagModel does not know
-        flag = FlagModel(folder, pooling_method=how.pooling, normalize_embeddings=how.normalize, use_fp16=False,
-                         devices=["cpu"], query_instruction_for_retrieval=how.query_prompt or None,
-                         query_max_length=how.query_max_len, passage_max_length=how.passage_max_len)
-        found["FlagEmbedding"] = (flag.encode_queries(TEXTS),
-                                  flag.encode_corpus([how.passage_prompt + text for text in TEXTS]))
-    for name, (of_queries, of_passages) in found.items():
-        for expected, vectors in ((queries, of_queries), (passages, of_passages)):
-            torch.testing.assert_close(torch.as_tensor(vectors), expected, atol=1e-5, rtol=1e-4, msg=name)
-            assert torch.cosine_similarity(torch.as_tensor(vectors), expected).min() >= 0.9999
+    for expected, *found in ((queries, sentence.encode_query(TEXTS), ours.encode_queries(TEXTS)),
+                             (passages, sentence.encode_document(TEXTS), ours.encode_passages(TEXTS))):
+        for vectors in found:
+            torch.testing.assert_close(torch.as_tensor(vectors), expected, atol=1e-5, rtol=1e-4)
     assert (queries - passages).norm(dim=-1).max() > 0.01  # they are used differently
 
 
@@ -77,20 +70,6 @@ def test_all_libraries_give_the_same_vectors(tiny, tmp_path, how, side):
 def finished(tiny, tmp_path_factory):
     """A finished model with prompts on both sides."""
     return exported(tiny, tmp_path_factory.mktemp("finished") / "model", use(passage_prompt="text: "))
-
-
-def test_the_check_cuts_queries_and_passages(finished, monkeypatch):
-    """Were its texts shorter than the lengths, a length that is not written down would pass."""
-    seen = {}
-    tokenizer = AutoTokenizer.from_pretrained(finished)
-    for kind in ("encode_query", "encode_document"):
-        def encode(self, texts, *args, original=getattr(SentenceTransformer, kind), kind=kind, **kwargs):
-            seen[kind] = [len(tokenizer(text)["input_ids"]) for text in texts]
-            return original(self, texts, *args, **kwargs)
-        monkeypatch.setattr(SentenceTransformer, kind, encode)
-    assert check_parity(finished, use(passage_prompt="text: ")) >= 0.9999
-    for lengths in seen.values():
-        assert min(lengths) < 16 and max(lengths) > 48 and any(16 < length <= 48 for length in lengths)
 
 
 def change(folder, name, **values):
@@ -126,15 +105,6 @@ def test_nothing_passes_for_a_finished_model_that_failed_the_check(tiny, tmp_pat
     with pytest.raises(ZeroDivisionError):
         exported(tiny, tmp_path / "model", use())
     assert list((tmp_path / "model").iterdir()) == []
-
-
-def test_a_full_disk_is_one_line(tiny, tmp_path, monkeypatch):
-    def replace(one, other):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.replace", replace)
-    with pytest.raises(UserError, match="cannot write .*No space left on device"):
-        exported(tiny, tmp_path / "model", use())
 
 
 @pytest.mark.parametrize("how, said", [

@@ -2,18 +2,19 @@
 
 import pytest
 
-from embedding_finetune.training.log import LOG_NAME, duration, read_log
+from embedding_finetune.artifacts.manifest import TRAINING_LOG
+from embedding_finetune.training.log import duration, read_log
 
 
 def test_a_line_that_was_cut_short_is_passed_over(tmp_path):
     assert read_log(tmp_path) == []
-    (tmp_path / LOG_NAME).write_text('{"step": 5, "loss": 2.5}\n{"step": 10, "lo')
+    (tmp_path / TRAINING_LOG).write_text('{"step": 5, "loss": 2.5}\n{"step": 10, "lo')
     assert read_log(tmp_path) == [{"step": 5, "loss": 2.5}]
 
 
 def test_what_is_damaged_is_passed_over(tmp_path):
     lines = [b'{"step": 1}', b'{"step": 2, "loss": "\xf3"}', b"[" * 5000, b"[3]", b'{"loss": 1}', b'{"step": 4}']
-    (tmp_path / LOG_NAME).write_bytes(b"\n".join(lines))
+    (tmp_path / TRAINING_LOG).write_bytes(b"\n".join(lines))
     assert [row["step"] for row in read_log(tmp_path)] == [1, 2, 4]
 
 

@@ -11,17 +11,11 @@ from several_processes import CASES, JOINED, case_model, together
 from tiny import tiny_bert, tiny_xlmr
 from tiny_training import passages
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModel, AutoTokenizer
 
-from embedding_finetune.models.encoder import pool
 from embedding_finetune.models.multi_vector import new_projection
 from embedding_finetune.training.loss import ContrastiveModel, false_negatives, grad_cache_step
-
-
-def test_a_positive_of_the_query_is_never_its_negative():
-    # Query 0 has positives 7 and 9, query 1 has 8. Candidates: 7 (target of 0), 9, 8 (target of 1), 7 again.
-    mask = false_negatives(torch.tensor([7, 9, 8, 7]), torch.tensor([[7, 9], [8, 8]]), torch.tensor([0, 2]))
-    assert mask.tolist() == [[False, True, False, True], [False, False, False, False]]
 
 
 @pytest.mark.parametrize("queries, group, width", [(1, 1, 1), (5, 3, 4), (17, 8, 1000)])
@@ -40,28 +34,22 @@ def test_false_negatives_are_those_of_a_plain_loop(queries, group, width):
     assert queries == 1 or sum(map(sum, expected)) > 0
 
 
-class Operations(TorchDispatchMode):
-    """Counts the operations of PyTorch, and the elements of their largest result."""
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest result."""
 
-    count = largest = 0
+    elements = 0
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         result = operation(*args, **(kwargs or {}))
-        self.count += 1
-        tensors = result if isinstance(result, tuple | list) else [result]
-        self.largest = max(self.largest, *(tensor.numel() for tensor in tensors if isinstance(tensor, torch.Tensor)))
+        tensors = [tensor for tensor in tree_leaves(result) if isinstance(tensor, torch.Tensor)]
+        self.elements = max([self.elements, *(tensor.numel() for tensor in tensors)])
         return result
 
 
-def test_false_negatives_take_as_many_operations_for_many_queries_as_for_few_and_no_cube_of_memory():
-    counts = []
-    for queries, width in ((2, 3), (64, 200)):
-        with Operations() as operations:
-            false_negatives(torch.arange(queries * 4), torch.arange(queries * width).view(queries, width),
-                            torch.arange(queries) * 4)
-        counts.append(operations.count)
-    assert counts[0] == counts[1]
-    assert operations.largest <= 64 * 64 * 4
+def test_false_negatives_take_no_cube_of_memory():
+    with Largest() as largest:
+        false_negatives(torch.arange(256), torch.arange(64 * 200).view(64, 200), torch.arange(64) * 4)
+    assert largest.elements <= 64 * 256
 
 
 def test_masked_loss_by_hand(tiny):
@@ -80,17 +68,7 @@ def test_masked_loss_by_hand(tiny):
     assert model.loss(pooled, **labels).item() == pytest.approx(unmasked, rel=1e-6)
 
 
-def test_another_score_by_hand(tiny, monkeypatch):
-    """Minus the distance instead of the inner product: |1 - 1| and |1 - 3|, |2 - 1| and |2 - 3|."""
-    monkeypatch.setattr("embedding_finetune.training.loss.dot", lambda a, b: -(a - b.T).abs())
-    model = load(tiny / "bert", temperature=0.5, normalize=False)
-    labels = {"rows": torch.tensor([0, 1, 0, 2]), "passage_keys": torch.tensor([5, 6]),
-              "positive_keys": torch.tensor([[5], [6]])}
-    expected = (math.log(1 + math.e**-4) + math.log(2)) / 2
-    assert model.loss(torch.tensor([[1.0], [2.0], [3.0]]), **labels).item() == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize("teacher", [None, "kl_div", "m3_kd_loss"])
+@pytest.mark.parametrize("teacher", [None, "kl_div"])
 @pytest.mark.parametrize("mrl", [(), (8, 32)])
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_loss_equals_flagembedding(tiny, teacher, mrl, pooling):
@@ -119,33 +97,6 @@ def test_the_margin_of_a_teacher_by_hand(tiny):
     assert model.loss(pooled, **labels, teacher_scores=agrees).item() == pytest.approx(alone, rel=1e-5)
 
 
-def test_the_loss_over_truncated_vectors_by_hand(tiny):
-    """The mean over the sizes, each with its first numbers scaled to length 1 again; the gradient reaches them all."""
-    torch.manual_seed(4)
-    pooled = torch.randn(6, 32, requires_grad=True)
-    labels = {"rows": torch.arange(6), "passage_keys": torch.arange(4), "positive_keys": torch.tensor([[0], [2]])}
-    loss = load(tiny / "bert", mrl_dims=(32, 8, 2)).loss(pooled, **labels)
-    expected = []
-    for dim in (32, 8, 2):
-        short = pooled.detach()[:, :dim]
-        short = short / short.square().sum(1, keepdim=True).sqrt()
-        scores = short[:2] @ short[2:].T / 0.05
-        expected += [scores[query].exp().sum().log() - scores[query, target] for query, target in ((0, 0), (1, 2))]
-    assert loss.item() == pytest.approx((sum(expected) / 6).item(), abs=1e-5)
-    loss.backward()
-    assert (pooled.grad != 0).all()
-
-
-def test_a_tokenizer_that_pads_left_gives_the_same_vectors_and_loss(tiny):
-    model = load(tiny / "bert").eval()
-    seen = []
-    for side in ("right", "left"):
-        tokenizer = AutoTokenizer.from_pretrained(tiny / "bert", padding_side=side)
-        batch, _ = batch_of(tiny, tokenizer=tokenizer)
-        seen.append((model(batch["texts"])[batch["rows"]], model(**batch)["loss"]))
-    torch.testing.assert_close(seen[1], seen[0], atol=1e-6, rtol=0)
-
-
 class IdsOnly(torch.nn.Module):
     """An encoder whose forward takes token ids and no embeddings, as those of some models on the hub."""
 
@@ -172,29 +123,6 @@ def test_an_encoder_that_takes_no_embeddings_has_the_same_loss_and_gradients(tin
         cached = grad_cache_step(model, model, torch.Tensor.backward, **batch)
         assert cached.item() == pytest.approx(loss.item(), abs=1e-6)
     torch.testing.assert_close(results[1], results[0], atol=1e-6, rtol=1e-5)
-
-
-@pytest.mark.parametrize("pooling", ["cls", "mean", "last_token"])
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_padding_at_either_end_changes_no_vector(pooling, side):
-    hidden = torch.randn(3, 5, 8)
-    padded, mask = torch.full((3, 7, 8), 99.0), torch.zeros(3, 7, dtype=torch.long)
-    expected = []
-    for row, length in enumerate((5, 2, 1)):
-        place = slice(0, length) if side == "right" else slice(7 - length, 7)
-        padded[row, place], mask[row, place] = hidden[row, :length], 1
-        real = hidden[row, :length]
-        expected.append({"cls": real[0], "mean": real.mean(0), "last_token": real[-1]}[pooling])
-    torch.testing.assert_close(pool(padded, mask, pooling), torch.stack(expected))
-
-
-def test_the_last_token_is_that_of_the_text_alone(tiny):
-    model = load(tiny / "bert", pooling="last_token").eval()
-    batch, features = batch_of(tiny)
-    vectors = model(batch["texts"])[batch["rows"]]
-    for vector, ids, mask in zip(vectors, features["queries"]["input_ids"], features["queries"]["attention_mask"]):
-        alone = model.encoder(input_ids=ids[mask.bool()][None]).last_hidden_state[0, -1]
-        torch.testing.assert_close(vector, alone, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scores", [False, True])

@@ -72,6 +72,8 @@ def test_the_weights_are_the_average_and_the_model_is_used_like_its_source(tuned
     assert merged.keys() == source.keys() == base.keys() and len(merged) > 20
     for name, weight in merged.items():
         torch.testing.assert_close(weight, 0.7 * base[name] + 0.3 * source[name])
+    ids = average({"ids": torch.tensor([1, 2])}, {"ids": torch.tensor([3, 4])}, 0.25)["ids"]
+    assert ids.tolist() == [3, 4]  # whole numbers are the fine-tuned model's
     one, other = (dataclasses.asdict(load_encoder_config(tuned, label)) for label in ("third", "neg10"))
     assert {name for name in one if one[name] != other[name]} == {"label", "title", "name"}
     assert "| merged from | 0.7 base + 0.3 neg10 |" in (folder / "README.md").read_text()
@@ -121,6 +123,9 @@ def test_a_merged_model_is_kept_until_one_of_its_models_or_the_recipe_has_change
     finetune(tuned, "third")
     assert current(tuned) and not current(tuned, "chosen")
     assert current(dataclasses.replace(tuned, out_of_domain_sets="general"))  # which chooses nothing here
+    (tmp_path / "base").rename(tmp_path / "moved")
+    assert current(dataclasses.replace(tuned, base_model=str(tmp_path / "moved")))
+    (tmp_path / "moved").rename(tmp_path / "base")
     with pytest.raises(UserError, match="third holds a finished model; OVERWRITE=1"):
         finetune(tuned, "third")
     recipe = find_recipe(tuned, "third")
@@ -129,12 +134,6 @@ def test_a_merged_model_is_kept_until_one_of_its_models_or_the_recipe_has_change
     assert not current(tuned)
     finetune(tuned, "chosen")
     assert current(tuned, "chosen") and not current(dataclasses.replace(tuned, out_of_domain_sets="general"), "chosen")
-
-
-def test_a_base_that_has_moved_is_still_the_one_that_a_model_was_made_of(tuned, tmp_path):
-    finetune(tuned, "third")
-    (tmp_path / "base").rename(tmp_path / "moved")
-    assert current(dataclasses.replace(tuned, base_model=str(tmp_path / "moved")))
 
 
 def test_what_cannot_be_merged_is_refused_and_leaves_nothing(tuned, tmp_path):
@@ -148,12 +147,6 @@ def test_what_cannot_be_merged_is_refused_and_leaves_nothing(tuned, tmp_path):
     with pytest.raises(UserError, match="neg10 holds no finished model: run `bash finetune_neg10.sh` first"):
         finetune(tuned, "third")
     assert not (tuned.output_dir / "third").exists()
-
-
-def test_whole_numbers_are_taken_over_as_they_are():
-    base, other = ({"ids": torch.tensor(ids), "w": torch.tensor([w])} for ids, w in (([1, 2], 0.0), ([3, 4], 1.0)))
-    merged = average(base, other, 0.25)
-    assert merged["ids"].tolist() == [3, 4] and merged["w"].tolist() == [0.25]
 
 
 def test_of_two_that_merge_at_once_the_second_waits(tuned, monkeypatch):

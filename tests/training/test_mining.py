@@ -133,16 +133,25 @@ def test_nothing_of_the_test_and_dev_part_is_used(built):
     assert rows[0] == rows[1]
 
 
-def test_a_file_is_mined_anew_when_models_recipe_or_data_change_and_only_then(built, tmp_path, monkeypatch):
-    reference = shutil.copytree(built.reference_model, tmp_path / "reference")
-    settings = dataclasses.replace(built, reference_model=str(reference))
-    recipe, mined = recipe_of(settings), []
-    mine = Miner.mine
-    monkeypatch.setattr(Miner, "mine", lambda self, train: mined.append(None) or mine(self, train))
+@pytest.fixture
+def mined(monkeypatch):
+    """One entry for each time that negatives are mined."""
+    calls, mine = [], Miner.mine
+    monkeypatch.setattr(Miner, "mine", lambda self, train: calls.append(None) or mine(self, train))
+    return calls
+
+
+def test_a_file_is_mined_anew_when_models_recipe_or_data_change_and_only_then(built, tmp_path, mined, monkeypatch):
+    """A path, a title, a note, the name of MODEL_FILE, and what is not read are no reason."""
+    reference, models = shutil.copytree(built.reference_model, tmp_path / "reference"), tmp_path / "models.toml"
+    models.write_text('["none"]\npooling = "mean"\n')
+    settings = dataclasses.replace(built, reference_model=str(reference), model_file=models)
+    recipe = recipe_of(settings)
     make(settings, recipe)
     content = training_path(settings, recipe).read_bytes()
 
-    moved = dataclasses.replace(settings, reference_model=str(reference.rename(tmp_path / "moved")))
+    moved = dataclasses.replace(settings, reference_model=str(reference.rename(tmp_path / "moved")),
+                                model_file=models.rename(tmp_path / "renamed.toml"))
     for same in (moved, dataclasses.replace(moved, query_prompt="look up: ", epochs=3.0, retrievers="")):
         make(same, recipe)
     make(moved, dataclasses.replace(recipe, description="told in other words", settings={"EPOCHS": 2}))
@@ -153,6 +162,7 @@ def test_a_file_is_mined_anew_when_models_recipe_or_data_change_and_only_then(bu
     assert len(mined) == 2 and training_path(settings, recipe).read_bytes() != content
     make(dataclasses.replace(moved, reference_prompt="look up: "), recipe)
     make(moved, dataclasses.replace(recipe, filter="relative_margin 0.95"))
+    moved.model_file.write_text(f'["{moved.reference_model}"]\npassage_prompt = "page: "\n')
     make(moved, recipe)
     assert len(mined) == 5
     monkeypatch.setattr(rows_module, "data_identity", lambda settings: "other data")
@@ -160,27 +170,10 @@ def test_a_file_is_mined_anew_when_models_recipe_or_data_change_and_only_then(bu
     assert len(mined) == 6
 
 
-def test_what_is_only_said_of_a_model_is_no_reason_to_mine_anew(built, tmp_path, monkeypatch):
-    """The name of MODEL_FILE, a title, a note."""
-    recipe, mine, mined = recipe_of(built, "hard_kd"), Miner.mine, []
-    monkeypatch.setattr(Miner, "mine", lambda self, train: mined.append(None) or mine(self, train))
-    models = tmp_path / "models.toml"
-    models.write_text(f'["{built.reference_model}"]\npooling = "mean"\npassage_prompt = "text: "\n')
-    make(dataclasses.replace(built, model_file=models), recipe)
-    renamed = dataclasses.replace(built, model_file=models.rename(tmp_path / "renamed.toml"))
-    assert f"passage_prompt from {renamed.model_file}" in load_encoder_config(renamed, "reference").note
-    make(renamed, recipe)
-    assert len(mined) == 1
-    renamed.model_file.write_text(renamed.model_file.read_text().replace("text: ", "page: "))
-    make(renamed, recipe)
-    assert len(mined) == 2
-
-
 @pytest.mark.parametrize("teacher, name", [("reference", "mined_rows"), ("late_reference", "rows_of_late_teacher")])
-def test_what_an_earlier_version_mined_is_kept(built, monkeypatch, teacher, name):
+def test_what_an_earlier_version_mined_is_kept(built, mined, teacher, name):
     """Its record, also with what still earlier versions said of a model."""
-    recipe, mine, mined = recipe_of(built, "hard_kd", teacher=teacher, teacher_temperature=0.02), Miner.mine, []
-    monkeypatch.setattr(Miner, "mine", lambda self, train: mined.append(None) or mine(self, train))
+    recipe = recipe_of(built, "hard_kd", teacher=teacher, teacher_temperature=0.02)
     make(built, recipe)
     file, path = training_path(built, recipe), training_path(built, recipe).with_suffix(".made.json")
     values = {"rows": sha256(file), "passages": sha256(file.with_name(PASSAGES)), "data": data_identity(built),

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from FlagEmbedding.finetune.reranker.encoder_only.base.modeling import CrossEncoderModel
 from safetensors.torch import load_file
 from scipy.special import expit
-from tiny_training import dev, prepared, rows_of, use
+from tiny_training import dev, prepared, rows_of, train_until, use
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from embedding_finetune.data.collection import Collection, read_collection, write_collection
@@ -73,18 +74,8 @@ def test_it_learns_and_is_read_alike(trained):
     assert len(CrossEncoder(str(trained)).pairs("river", ["moon", "copper"])) == 2
 
 
-def test_interrupted_it_continues_to_the_same_weights(tiny, trained, tmp_path, monkeypatch):
-    original, interruptions = training.Trainer._checked, [17]
-
-    def checked(self, loss):
-        if self.state.global_step + 1 in interruptions:
-            raise KeyboardInterrupt
-        return original(self, loss)
-
-    monkeypatch.setattr(training.Trainer, "_checked", checked)
-    with pytest.raises(KeyboardInterrupt):
-        training.train(prepared_reranker(tiny, tmp_path / "model"))
-    interruptions.clear()
+def test_interrupted_it_continues_to_the_same_weights(tiny, trained, tmp_path):
+    train_until(prepared_reranker(tiny, tmp_path / "model"), 17)
     training.train(prepared_reranker(tiny, tmp_path / "model"))
     one, other = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path / "model"))
     torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
@@ -112,14 +103,19 @@ def test_what_went_wrong_is_said():
     assert not list(training_warnings(None, before, {"mrr@10": 0.5}))
 
 
+def evaluator(tiny, collection):
+    collator = PairCollator(AutoTokenizer.from_pretrained(tiny / "bert"), use(), 10)
+    training = SimpleNamespace(encoder=use(), dev_corpus_size=100, seed=1)
+    return RerankerDevEvaluator(collection, training, collator, torch.device("cpu"))
+
+
 def test_dev_measures_the_order_of_bm25s_candidates(tiny):
     """By hand: the score of a pair is its number; BM25 finds two passages of four, and nothing for the third query."""
     corpus = {"a": "moon one", "b": "moon two", "c": "copper", "d": "glacier"}
     queries = {"q1": "moon", "q2": "copper", "q3": "violin"}
     collection = Collection(queries, corpus, {"q1": {"a": 1}, "q2": {"c": 1}, "q3": {"d": 1}},
                             dict.fromkeys(queries, "dev"))
-    collator = PairCollator(AutoTokenizer.from_pretrained(tiny / "bert"), use(), 10)
-    measured = RerankerDevEvaluator(collection, 100, collator, use(), 1, torch.device("cpu"))
+    measured = evaluator(tiny, collection)
     first = measured.pairs[0][1] == "moon one"
     assert [len(right) for right in measured.right] == [2, 1, 0]
     assert measured.of_bm25["mrr@10"] == pytest.approx((1 + 1 + 0) / 3)  # of two equals the corpus's first
@@ -146,9 +142,8 @@ def test_recall_on_dev_is_the_share_of_the_positives_found_and_counts_those_that
 
     def dev_of(positives):
         qrels = {"q1": dict.fromkeys(positives, 1), "q2": {"c": 0}}
-        collator = PairCollator(AutoTokenizer.from_pretrained(tiny / "bert"), use(), 10)
         collection = Collection(queries, corpus, qrels, dict.fromkeys(queries, "dev"))
-        return RerankerDevEvaluator(collection, 100, collator, use(), 1, torch.device("cpu"))
+        return evaluator(tiny, collection)
 
     *shuffled, _ = [text.split()[-1] for _, text in dev_of(["m0"]).pairs]  # the last scores highest
     measured = dev_of([f"m{shuffled[-1]}", f"m{shuffled[0]}", "d"])

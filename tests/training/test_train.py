@@ -93,34 +93,31 @@ def test_the_processes_are_told_what_settings_model_recipe_and_machine_say(built
     assert resolved(built, "hard_kd").teacher
 
 
-@pytest.mark.parametrize("label, changes", [
-    ("neg10", {}), ("neg10", {"passage_prompt": "text: ", "matryoshka_dims": "16 8", "precision": "bf16"}),
-    ("hard_kd", {})])
-def test_flagembedding_reads_the_flags_as_they_are_meant(built, label, changes):
-    """With its own parser; its arguments are those of our trainer."""
+EMBEDDER = (EncoderOnlyEmbedderModelArguments, EncoderOnlyEmbedderDataArguments, EncoderOnlyEmbedderTrainingArguments)
+RERANKER = AbsRerankerModelArguments, AbsRerankerDataArguments, AbsRerankerTrainingArguments
+
+
+@pytest.mark.parametrize("label, changes, kinds", [
+    ("neg10", {}, EMBEDDER), ("neg10", {"passage_prompt": "text: ", "matryoshka_dims": "16 8", "precision": "bf16"},
+                              EMBEDDER), ("hard_kd", {}, EMBEDDER), ("reranker", {}, RERANKER)])
+def test_flagembedding_reads_the_flags_as_they_are_meant(built, label, changes, kinds):
+    """With its own parser; its arguments are those of our trainer, and a base may be given as a folder."""
     training = resolved(dataclasses.replace(built, **changes), label)
     words = stock_flags(training, built.output_dir / "x", built.data_dir / EXPORT)
-    parser = HfArgumentParser((EncoderOnlyEmbedderModelArguments, EncoderOnlyEmbedderDataArguments,
-                               EncoderOnlyEmbedderTrainingArguments))
-    model, data, args = parser.parse_args_into_dataclasses(words)
+    assert stock_flags(training, "x", "y", "a folder")[:2] == ["--model_name_or_path", "a folder"]
+    model, data, args = HfArgumentParser(kinds).parse_args_into_dataclasses(words)
+    encoder = training.encoder
     assert model.model_name_or_path == built.base_model and data.train_data == [str(built.data_dir / EXPORT)]
-    assert data.query_instruction_for_retrieval == training.encoder.query_prompt
-    assert data.passage_instruction_for_retrieval == (training.encoder.passage_prompt or None)
     assert data.knowledge_distillation is training.teacher and data.train_group_size == training.train_group_size
-    assert data.query_max_len == training.encoder.query_max_len
-    assert data.passage_max_len == training.encoder.passage_max_len
-    ours = training_arguments(training, built.output_dir / "x").to_dict()
-    differ = {name for name, value in args.to_dict().items() if value != ours[name]}
+    assert (data.query_max_len, data.passage_max_len) == (encoder.query_max_len, encoder.passage_max_len)
+    if kinds is EMBEDDER:
+        assert data.query_instruction_for_retrieval == encoder.query_prompt and args.temperature == training.temperature
+        assert data.passage_instruction_for_retrieval == (encoder.passage_prompt or None)
+    else:
+        assert data.max_len == encoder.query_max_len + encoder.passage_max_len
+    theirs, ours = args.to_dict(), training_arguments(training, built.output_dir / "x").to_dict()
+    differ = {name for name, value in ours.items() if value != theirs[name]}
     assert differ <= {"save_strategy", "save_steps", "log_level_replica"}
-
-
-def test_flagembedding_reads_the_flags_of_a_reranker(built):
-    training = resolved(built, "reranker")
-    words = stock_flags(training, built.output_dir / "x", built.data_dir / EXPORT)
-    parser = HfArgumentParser((AbsRerankerModelArguments, AbsRerankerDataArguments, AbsRerankerTrainingArguments))
-    _, data, args = parser.parse_args_into_dataclasses(words)
-    assert data.max_len == training.encoder.query_max_len + training.encoder.passage_max_len
-    assert args.learning_rate == training.learning_rate
 
 
 def test_a_dry_run_says_what_would_happen_and_leaves_nothing(built, monkeypatch, capsys):
@@ -155,30 +152,17 @@ def test_a_started_training_keeps_its_settings(built, tmp_path):
     assert read_settings(folder).logging_steps == 7
 
 
-def test_the_precision_is_what_was_asked_for(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert [finetuning.precision(name) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
-    for has in (False, True):  # the figures are the same on every processor
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"avx512_bf16": has, "amx_bf16": has})
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-            monkeypatch.setattr(torch.cpu, name, lambda has=has: has)
-        assert finetuning.precision("auto") == "fp32"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for has, found in ((True, "bf16"), (False, "fp16")):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
-        assert finetuning.precision("auto") == found
-
-
 @pytest.mark.parametrize("gpu, has, wanted, used, notice", [
     (False, True, "auto", "fp32", False), (False, False, "fp32", "fp32", False), (False, True, "bf16", "bf16", False),
     (False, False, "bf16", "bf16", True), (True, True, "auto", "bf16", False), (True, False, "auto", "fp16", False)])
-def test_the_log_says_the_precision_that_is_used(built, untrained, monkeypatch, capsys, gpu, has, wanted, used, notice):
+def test_the_precision_is_said_and_does_not_depend_on_the_processor(
+        built, untrained, monkeypatch, capsys, gpu, has, wanted, used, notice):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": has})
     finetuning.finetune(dataclasses.replace(built, precision=wanted), "neg10")
     output = capsys.readouterr().out
-    assert f"  precision {used}, learning rate" in output
+    assert f"  precision {used}, learning rate" in output and ("no GPU found" in output) is not gpu
     assert ("this CPU only emulates bf16: PRECISION=fp32 is faster\n" in output) is notice
     [(_, training)] = untrained
     assert (training.precision, training.cpu) == (used, not gpu)
@@ -208,29 +192,29 @@ def test_what_is_no_model_is_never_moved_aside(built, untrained, monkeypatch):
     assert (built.output_dir / "neg10" / "neg50").is_dir() and not untrained
 
 
-def test_what_cannot_be_trained_is_refused_before_the_old_model_moves(built, untrained, monkeypatch):
+@pytest.mark.parametrize("label, changes, message", [
+    ("neg10", {"passage_max_len": 600}, "passage_max_len is 600, but .* has only 512 positions"),
+    ("neg10", {"seed": 7}, "was made with other settings"),
+    ("neg10", {"base_model": "/no/model"}, "is not a model folder"),
+    *(("neg10", changes, "QUERY_EXPANSION=.* needs ARCHITECTURE=multi_vector") for changes in (
+        {"query_expansion": 9}, {"query_expansion": 9, "architecture": "both"},
+        {"query_expansion": 300, "architecture": "multi_vector"})),
+    *(("neg10", changes, "MATRYOSHKA_DIMS=.* needs .* below the 64 dimensions") for changes in (
+        {"matryoshka_dims": "64 8"}, {"matryoshka_dims": "8", "architecture": "both"})),
+    ("neg10", {"nnodes": 2}, "NNODES=2 needs RDZV_ENDPOINT=HOST:PORT"),
+    *((label, {"trainer": "flagembedding", **changes}, f"FlagEmbedding's trainer has no {what}")
+      for label, changes, what in (
+          ("neg10", {"nnodes": 2, "rdzv_endpoint": "node:1"}, "several nodes"),
+          ("neg10", {"max_restarts": 1}, "restart"),
+          ("hard_kd", {"distillation_loss": "margin"}, "margin distillation"), ("reranker", {}, "reranker"))),
+    ("reranker", {"lora_rank": 4}, "reranker: LORA_RANK, .* are not supported for rerankers"),
+])
+def test_what_cannot_be_trained_is_refused_before_the_old_model_moves(
+        built, untrained, monkeypatch, label, changes, message):
     folder = finetuning.finetune(built, "neg10")
     monkeypatch.setenv("OVERWRITE", "1")
-    with pytest.raises(UserError, match="passage_max_len is 600, but .* has only 512 positions"):
-        prepare(dataclasses.replace(built, passage_max_len=600))
-    with pytest.raises(UserError, match="was made with other settings"):
-        prepare(dataclasses.replace(built, seed=7))
-    with pytest.raises(UserError, match="is not a model folder"):
-        prepare(dataclasses.replace(built, base_model="/no/model"))
-    for changes in ({"query_expansion": 9}, {"query_expansion": 9, "architecture": "both"},
-                    {"query_expansion": built.query_max_len + 1, "architecture": "multi_vector"}):
-        with pytest.raises(UserError, match="QUERY_EXPANSION=.* needs ARCHITECTURE=multi_vector"):
-            prepare(dataclasses.replace(built, **changes))
-    for changes in ({"matryoshka_dims": "64 8"}, {"matryoshka_dims": "8", "architecture": "both"}):
-        with pytest.raises(UserError, match="MATRYOSHKA_DIMS=.* needs .* below the 64 dimensions"):
-            prepare(dataclasses.replace(built, **changes))
-    with pytest.raises(UserError, match="NNODES=2 needs RDZV_ENDPOINT=HOST:PORT"):
-        prepare(dataclasses.replace(built, nnodes=2))
-    for changes in ({"nnodes": 2, "rdzv_endpoint": "node:1"}, {"max_restarts": 1}):
-        with pytest.raises(UserError, match="FlagEmbedding's trainer has no (several nodes|restart)"):
-            prepare(dataclasses.replace(built, trainer="flagembedding", **changes))
-    with pytest.raises(UserError, match="FlagEmbedding's trainer has no margin distillation"):
-        prepare(dataclasses.replace(built, trainer="flagembedding", distillation_loss="margin"), "hard_kd")
+    with pytest.raises(UserError, match=message):
+        prepare(dataclasses.replace(built, **changes), label)
     assert folder.exists() and len(untrained) == 1
 
 
@@ -300,47 +284,33 @@ def test_the_log_begins_with_recipe_file_flags_and_the_time_it_takes(built, untr
     assert "no GPU found: training takes roughly 0 min " in output and "PROFILE=demo" not in output
     finetuning.finetune(dataclasses.replace(built, profile="msmarco"), "neg50")
     assert "; PROFILE=demo takes minutes\n" in capsys.readouterr().out
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(finetuning, "precision", lambda wanted: "bf16")
-    shutil.rmtree(built.output_dir / "neg10")
-    finetuning.finetune(built, "neg10")
-    assert "no GPU" not in capsys.readouterr().out
-
-
-def estimate(settings, recipe):
-    training = finetuning.training_settings(settings, recipe, settings)
-    return plan.estimate_time(training, finetuning.read_rows(training.training_file))
-
-
-def test_the_estimate_by_hand(built, monkeypatch):
-    """10 products of 512 x 64 by 64 x 2048 in 2 seconds; 6 operations for each of 12 x 64 x 64 weights in 2 layers."""
-    ticks = iter([0.0, 2.0])
-    monkeypatch.setattr(plan.time, "monotonic", lambda: next(ticks))
-    rows, tokenizer = read_jsonl(built.data_dir / EXPORT), AutoTokenizer.from_pretrained(built.base_model)
-    assert len(rows) < 200
-    lengths = [min(built.passage_max_len, len(tokenizer(row["pos"][0])["input_ids"])) for row in rows]
-    tokens = built.epochs * built.train_group_size * sum(lengths)
-    expected = tokens * 6 * 2 * 12 * 64 * 64 / (10 * 2 * 512 * 64 * 2048 / 2.0)
-    assert estimate(built, find_recipe(built, "neg10")) == pytest.approx(expected)
 
 
 def reranker_recipe(built, **changes):
     return dataclasses.replace(find_recipe(built, "neg10"), label="pairs", kind="cross_encoder", **changes)
 
 
-def test_the_estimate_of_a_reranker_is_of_the_model_that_is_trained_on_pairs(built, tmp_path, monkeypatch):
-    """As above, with RERANKER's 3 layers of 12 x 32 x 32 weights, which read a query and a passage together."""
-    texts = tiny_texts(tiny_pairs(120))
-    base = tiny_bert(tmp_path / "reranker", texts, num_hidden_layers=3, hidden_size=32, num_attention_heads=2)
-    settings = dataclasses.replace(built, reranker_model=str(base), query_max_len=12, passage_max_len=30)
+@pytest.mark.parametrize("kind", ["bi_encoder", "cross_encoder"])
+def test_the_estimate_counts_the_operations_of_the_model_that_is_trained(built, tmp_path, monkeypatch, kind):
+    """Layers of 12 x width x width weights; a reranker is another model here, and reads query and passage together."""
+    base = tiny_bert(tmp_path / "reranker", tiny_texts(tiny_pairs(120)), num_hidden_layers=3, hidden_size=32,
+                     num_attention_heads=2)
+    pairs = kind == "cross_encoder"
+    settings = dataclasses.replace(built, reranker_model=str(base), query_max_len=12,
+                                   passage_max_len=30 if pairs else 34)
+    recipe, layers, width, name, longest = find_recipe(built, "neg10"), 2, 64, built.base_model, 34
+    if pairs:
+        recipe, layers, width, name, longest = reranker_recipe(settings), 3, 32, base, 12 + 30
     ticks = iter([0.0, 2.0])
     monkeypatch.setattr(plan.time, "monotonic", lambda: next(ticks))
-    rows, tokenizer = read_jsonl(built.data_dir / EXPORT), AutoTokenizer.from_pretrained(base)
-    lengths = [len(tokenizer(row["query"], row["pos"][0])["input_ids"]) for row in rows]
-    assert min(lengths) < 42 < max(lengths)
-    tokens = settings.epochs * settings.train_group_size * sum(min(42, length) for length in lengths)
-    expected = tokens * 6 * 3 * 12 * 32 * 32 / (10 * 2 * 512 * 32 * 2048 / 2.0)
-    assert estimate(settings, reranker_recipe(settings)) == pytest.approx(expected)
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    lengths = [len(tokenizer(*[row["query"]] * pairs, row["pos"][0])["input_ids"])
+               for row in read_jsonl(built.data_dir / EXPORT)]
+    assert min(lengths) < longest < max(lengths)
+    tokens = settings.epochs * settings.train_group_size * sum(min(longest, length) for length in lengths)
+    expected = tokens * 6 * layers * 12 * width**2 / (10 * 2 * 512 * width * 2048 / 2.0)
+    training = training_settings(settings, recipe, settings)
+    assert plan.estimate_time(training, finetuning.read_rows(training.training_file)) == pytest.approx(expected)
 
 
 def test_a_reranker_begins_with_its_own_model_and_only_that_ones_code_is_trusted(built, tmp_path):
@@ -361,38 +331,26 @@ def test_a_reranker_begins_with_its_own_model_and_only_that_ones_code_is_trusted
     assert records == [model_content(built.base_model), model_content(other)]
 
 
-def test_flagembeddings_trainer_is_given_the_folder_of_a_pinned_model(built, monkeypatch):
-    """It cannot be told a revision."""
-    training = resolved(built)
-    training = dataclasses.replace(training, encoder=dataclasses.replace(training.encoder, name="some/model@v1"))
-    assert stock_flags(training, "x", "y")[1] == "some/model@v1"
-    assert stock_flags(training, "x", "y", "a folder")[1] == "a folder"
-
-
 # -- what goes wrong is one line and exit status 1 --
 
 @pytest.mark.parametrize("words, message", [
     (["neg11"], "there is no recipe 'neg11' in .*: it has neg10, neg50, neg10_eighth"),
     ([], "give exactly one recipe label"), (["neg10", "neg50"], "give exactly one recipe label"),
     (["hard_round2"], "hard_round2 mines with the model hard, which is not in"),
+    (["neg10"], ".*dataset.json does not exist: it is made by build_train_dataset.ipynb"),
 ])
 def test_what_goes_wrong_is_one_line(built, monkeypatch, words, message):
+    if words == ["neg10"]:
+        shutil.rmtree(built.data_dir)
     monkeypatch.setattr(sys, "argv", ["finetune", *words])
     with pytest.raises(SystemExit, match=f"error: {message}") as stopped:  # a text: Python prints it and exits with 1
         run_command_line(finetuning.main)
     assert "\n" not in stopped.value.code
 
 
-def test_missing_data_are_one_line(settings, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["finetune", "neg10"])
-    with pytest.raises(SystemExit, match="dataset.json does not exist: it is made by build_train_dataset.ipynb"):
-        run_command_line(finetuning.main)
-
-
 @pytest.mark.parametrize("script, words, label", [
-    ("finetune_neg10.sh", [], "neg10"), ("finetune_neg50.sh", [], "neg50"), ("finetune_hard.sh", [], "hard"),
-    ("finetune_hard.sh", ["hard_kd"], "hard hard_kd"), ("finetune_neg10.sh", ["--dry-run"], "neg10 --dry-run"),
-    ("finetune_hard.sh", ["hard", "--colour"], "hard hard --colour")])
+    ("finetune_neg10.sh", [], "neg10"), ("finetune_neg50.sh", ["--dry-run"], "neg50 --dry-run"),
+    ("finetune_hard.sh", ["hard_kd"], "hard hard_kd"), ("finetune_reranker.sh", [], "reranker")])
 @pytest.mark.parametrize("environment", [True, False])
 def test_the_scripts_take_the_environment_that_is_there(tmp_path, script, words, label, environment):
     """Started from anywhere, without an active environment: .venv if it is there, else the python3 in force."""
@@ -446,19 +404,29 @@ def test_flagembeddings_own_trainer_leads_to_a_complete_folder(built, one_proces
     assert queries and all(query.startswith(("look up: when ", "look up: where ")) for query, *_ in queries)
 
 
-def test_a_killed_training_is_one_line_and_can_be_continued(built, tmp_path, one_process, monkeypatch, capsys):
-    """Under torchrun, as the scripts run it, killed after its first checkpoint.
-
-    While it trains, a second one in the same folder is refused. It may be continued in other sub-batches, but not in
-    other batches.
+@contextlib.contextmanager
+def launched(folder, line, **settings):
+    """The training of neg10 under torchrun, as the scripts run it, once its log has a line; its files are in a folder.
     """
-    monkeypatch.setenv("EPOCHS", "2")
-    settings, unfinished = Settings.load(), built.output_dir / "neg10.partial"
-    log, errors = tmp_path / "log", tmp_path / "errors"
-    with forked(command, "embedding_finetune", "train", "neg10", log=log, errors=errors) as process:
-        while not log.exists() or "step 10/36" not in log.read_text():
+    log, errors = folder / "log", folder / "errors"
+    with forked(command, "embedding_finetune", "train", "neg10", log=log, errors=errors, **settings) as process:
+        while not log.exists() or line not in log.read_text():
             assert process.is_alive(), errors.read_text()
             time.sleep(0.01)
+        yield process
+        process.join(60)
+
+
+def errors_of(folder):
+    return [line for line in (folder / "errors").read_text().splitlines() if "it/s]" not in line]
+
+
+def test_a_killed_training_is_one_line_and_can_be_continued(built, tmp_path, one_process, monkeypatch, capsys):
+    """Killed after its first checkpoint. While it trains, a second one in the same folder is refused. It may be
+    continued in other sub-batches, but not in other batches."""
+    monkeypatch.setenv("EPOCHS", "2")
+    settings, unfinished = Settings.load(), built.output_dir / "neg10.partial"
+    with launched(tmp_path, "step 10/36") as process:
         [worker] = psutil.Process(process.pid).children()
         worker.suspend()  # it must not finish meanwhile
         try:
@@ -466,9 +434,8 @@ def test_a_killed_training_is_one_line_and_can_be_continued(built, tmp_path, one
                 finetuning.finetune(settings, "neg10", one_process=True)
         finally:
             worker.kill()
-        process.join(60)
     assert process.exitcode == 1
-    assert [line for line in errors.read_text().splitlines() if "it/s]" not in line] == [
+    assert errors_of(tmp_path) == [
         "error: training process 0 was killed by signal 9 (possibly out of memory: set GRAD_CACHE_CHUNK); run the same "
         "command again to continue"]
     step = int(complete_checkpoints(unfinished)[0].name.rpartition("-")[2])
@@ -485,31 +452,16 @@ def test_a_killed_training_is_one_line_and_can_be_continued(built, tmp_path, one
 def test_a_training_that_is_stopped_and_then_killed_comes_to_its_end(built, tmp_path):
     """SIGTERM is one line; the same command continues, and with MAX_RESTARTS starts again after its process was killed.
     """
-    folder, log, errors = built.output_dir / "neg10", tmp_path / "log", tmp_path / "errors"
-
-    @contextlib.contextmanager
-    def launched(line):
-        with forked(command, "embedding_finetune", "train", "neg10", log=log, errors=errors, EPOCHS="4",
-                    MAX_RESTARTS="1") as process:
-            while not log.exists() or line not in log.read_text():
-                assert process.is_alive(), errors.read_text()
-                time.sleep(0.01)
-            yield process
-            process.join(60)
-
-    def said():
-        return [line for line in errors.read_text().splitlines() if "it/s]" not in line]
-
-    with launched("step 20/72") as process:
+    with launched(tmp_path, "step 20/72", EPOCHS="4", MAX_RESTARTS="1") as process:
         process.terminate()
     assert process.exitcode == 1
-    assert said() == ["error: stopped by SIGTERM; run the same command again to continue"]
-    with launched("continuing from") as process:
+    assert errors_of(tmp_path) == ["error: stopped by SIGTERM; run the same command again to continue"]
+    with launched(tmp_path, "continuing from", EPOCHS="4", MAX_RESTARTS="1") as process:
         psutil.Process(process.pid).children()[0].kill()
-    assert process.exitcode == 0 and (folder / "model.safetensors").exists()
-    assert said() == ["training process 0 was killed by signal 9: restarting all from the last checkpoint (1 of "
-                      "MAX_RESTARTS left)"]
-    assert log.read_text().count("continuing from") == 2
+    assert process.exitcode == 0 and (built.output_dir / "neg10" / "model.safetensors").exists()
+    assert errors_of(tmp_path) == ["training process 0 was killed by signal 9: restarting all from the last checkpoint "
+                                   "(1 of MAX_RESTARTS left)"]
+    assert (tmp_path / "log").read_text().count("continuing from") == 2
 
 
 @pytest.mark.long
@@ -567,8 +519,8 @@ def test_two_nodes_of_two_processes_train_as_one_on_the_joined_batch_through_a_k
 
 
 def test_a_debugger_stops_inside_the_loss(built, tmp_path):
-    """What docs/debugging.md shows, typed into pdb."""
-    page = (ROOT / "docs" / "debugging.md").read_text(encoding="utf-8")
+    """What docs/internals.md shows, typed into pdb."""
+    page = (ROOT / "docs" / "internals.md").read_text(encoding="utf-8")
     typed = [line.removeprefix("(Pdb) ") for line in page.splitlines() if line.startswith("(Pdb) ")]
     _, said = run_forked(debugged, "\n".join([*typed, "q", ""]), "-m", "embedding_finetune", "train", "neg10",
                          "--one-process", log=tmp_path / "log")

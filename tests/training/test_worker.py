@@ -2,6 +2,7 @@
 input says.
 """
 
+import dataclasses
 import itertools
 import json
 import os
@@ -20,9 +21,9 @@ from FlagEmbedding.finetune.embedder.encoder_only.base import (
 )
 from forked import command, forked, run_forked
 from safetensors.torch import load_file
-from sentence_transformers import MultiVectorEncoder, SentenceTransformer
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
-from tiny_training import curve, dev, parameters, prepared, training_rows, write_rows
+from tiny_training import curve, dev, parameters, prepared, train_until, training_rows, use, write_rows
 from transformers import AutoModel, AutoTokenizer
 
 from embedding_finetune.artifacts.staging import MANIFEST, complete_checkpoints
@@ -30,9 +31,10 @@ from embedding_finetune.data.collection import Collection, write_collection
 from embedding_finetune.data.row_store import read_rows, write_for_flagembedding
 from embedding_finetune.files import UserError, read_json
 from embedding_finetune.models.encoder import Encoder
-from embedding_finetune.models.encoder_config import EncoderConfig
+from embedding_finetune.models.encoder_config import from_files
 from embedding_finetune.training import worker as training
 from embedding_finetune.training.arguments import SETTINGS, read_settings, stock_flags
+from embedding_finetune.training.export import check_parity
 from embedding_finetune.training.log import read_log
 from embedding_finetune.training.trainer import Checkpoints
 
@@ -115,8 +117,17 @@ def uninterrupted(tiny, tmp_path_factory):
 def test_log_and_final_folder(uninterrupted, tiny, tmp_path, capsys):
     assert [row["step"] for row in read_log(uninterrupted)] == [5, 10, 15, 20, 25, 30]
     assert not list(uninterrupted.glob("checkpoint-*")) and not list(uninterrupted.glob("*.partial"))
-    output = tmp_path / "model"
-    training.train(prepared(tiny, output, max_steps=2, logging_steps=1, **dev(tiny)))
+    output = tmp_path / "mine.partial"
+    output.mkdir()
+    (output / "training.json").write_text(json.dumps({"settings": {"LEARNING_RATE": 1e-4, "GPUS": 1}}))
+    training.train(prepared(tiny, output, max_steps=2, logging_steps=1, pooling="mean", passage_prompt="text: ",
+                            **dev(tiny)))
+    config = use(pooling="mean", passage_prompt="text: ")
+    assert from_files(str(output), False).items() <= dataclasses.asdict(config).items()
+    card = (output / "README.md").read_text()
+    assert "# mine\n" in card and "| training rows | 60 |" in card and "| LEARNING_RATE | 0.0001 |" in card
+    assert all(f"| {row['step']} | {row['recall@10']:.4f} | {row['mrr@10']:.4f} |" in card for row in read_log(output)
+               if "mrr@10" in row)
     assert [(row["step"], "loss" in row, "mrr@10" in row) for row in read_log(output)] == [
         (0, False, True), (1, True, False), (2, True, False), (2, False, True)]
     lines = capsys.readouterr().out.splitlines()
@@ -131,13 +142,11 @@ def test_the_best_checkpoint_by_dev_metric_is_the_model(tiny, tmp_path, monkeypa
     """Dev values are made to peak at step 14: its parameters are kept to the end, through an interruption after 20; the
     end may come when dev has not improved twice."""
     values = {0: 0.7, 7: 0.2, 14: 0.6, 21: 0.5, 28: 0.4, 30: 0.6}  # an equal value later is no improvement
-    present, kept, interruptions = {}, {}, [23] * interrupted
+    present, kept = {}, {}
     original_save, original_checked = Checkpoints.on_save, training.Trainer._checked
 
     def checked(self, loss):
         present["step"] = self.state.global_step + 1
-        if present["step"] in interruptions:
-            raise KeyboardInterrupt
         return original_checked(self, loss)
 
     def save(self, args, state, *more, **kwargs):
@@ -153,9 +162,7 @@ def test_the_best_checkpoint_by_dev_metric_is_the_model(tiny, tmp_path, monkeypa
     monkeypatch.setattr(Checkpoints, "on_save", save)
     arguments = prepared(tiny, tmp_path / "model", patience=patience, **dev(tiny))
     if interrupted:
-        with pytest.raises(KeyboardInterrupt):
-            training.train(arguments)
-        interruptions.clear()
+        train_until(arguments, 23)
     training.train(arguments)
     torch.testing.assert_close(parameters(tmp_path / "model"), kept["best"], atol=0, rtol=0)
     assert kept[10] == {"checkpoint-7", "checkpoint-10"} and kept[20] == {"checkpoint-14", "checkpoint-20"}
@@ -166,26 +173,16 @@ def test_the_best_checkpoint_by_dev_metric_is_the_model(tiny, tmp_path, monkeypa
 
 @pytest.mark.parametrize("changes", [
     {"lora_rank": 4, "grad_cache_chunk": 12}, {}, pytest.param({"lora_rank": 4}, marks=pytest.mark.long)], ids=str)
-def test_adapters_and_dense_layers_continue_to_the_same_parameters(tiny, tmp_path, monkeypatch, capsys, changes):
+def test_adapters_and_dense_layers_continue_to_the_same_parameters(tiny, tmp_path, capsys, changes):
     """With dropout, interrupted in the second epoch and continued, with and without GradCache."""
-    base, interruptions = shutil.copytree(tiny / "bert_dropout", tmp_path / "base"), [13]
+    base = shutil.copytree(tiny / "bert_dropout", tmp_path / "base")
     modules = [Transformer(str(base)), Pooling(32, "mean"), Dense(32, 24), Normalize()]
     SentenceTransformer(modules=modules, device="cpu").save(str(base))
-    original = training.Trainer._checked
-
-    def checked(self, loss):
-        if self.state.global_step + 1 in interruptions:
-            raise KeyboardInterrupt
-        return original(self, loss)
-
-    monkeypatch.setattr(training.Trainer, "_checked", checked)
     changes = {"base": base, "dense": "2_Dense", "learning_rate": 1e-3, **OF_8, **changes}
-    with pytest.raises(KeyboardInterrupt):
-        training.train(prepared(tiny, tmp_path / "interrupted", **changes))
+    train_until(prepared(tiny, tmp_path / "interrupted", **changes), 13)
     [*_, checkpoint] = sorted((tmp_path / "interrupted").glob("checkpoint-*"))
     assert all(".lora_" in name or name.startswith("dense.") for name in parameters(checkpoint)) is (
         "lora_rank" in changes)
-    interruptions.clear()
     for name in ("interrupted", "whole"):
         training.train(prepared(tiny, tmp_path / name, **changes))
     for part in ("", "2_Dense"):
@@ -200,20 +197,10 @@ def test_adapters_and_dense_layers_continue_to_the_same_parameters(tiny, tmp_pat
     assert ("LoRA: 4,632 of " in capsys.readouterr().out) is ("lora_rank" in changes)
 
 
-def test_a_model_trained_for_late_interaction_continues_and_is_exported(tiny, tmp_path, monkeypatch):
+def test_a_model_trained_for_late_interaction_continues_and_is_exported(tiny, tmp_path):
     """Interrupted and continued; sentence-transformers loads its folder `late`, whose weights are stored once."""
-    interruptions, original = [13], training.Trainer._checked
-
-    def checked(self, loss):
-        if self.state.global_step + 1 in interruptions:
-            raise KeyboardInterrupt
-        return original(self, loss)
-
-    monkeypatch.setattr(training.Trainer, "_checked", checked)
     changes = {"architecture": "both", "token_dim": 8, "learning_rate": 1e-3, **OF_8, **dev(tiny)}
-    with pytest.raises(KeyboardInterrupt):
-        training.train(prepared(tiny, tmp_path / "interrupted", **changes))
-    interruptions.clear()
+    train_until(prepared(tiny, tmp_path / "interrupted", **changes), 13)
     for name in ("interrupted", "whole"):
         training.train(prepared(tiny, tmp_path / name, **changes))
     for part in ("", "late/1_Dense"):
@@ -222,11 +209,7 @@ def test_a_model_trained_for_late_interaction_continues_and_is_exported(tiny, tm
     folder = tmp_path / "whole"
     assert os.path.samefile(folder / "model.safetensors", folder / "late" / "model.safetensors")
     assert SentenceTransformer(str(folder), device="cpu").get_embedding_dimension() == 32
-    config = EncoderConfig("x", "x", str(folder), "cls", "find: ", "", 16, 48)
-    found = Encoder(config).encode_query_tokens(["river moon"])[0]
-    theirs = MultiVectorEncoder(str(folder / "late"), device="cpu").encode_query(["river moon"])[0]
-    assert found.shape == theirs.shape and found.shape[1] == 8
-    assert found.astype("float32") == pytest.approx(theirs.cpu().numpy(), abs=2e-3)
+    assert 0.9999 <= check_parity(folder, use()) <= 1.0001
 
 
 def test_truncated_vectors_are_trained_and_the_folder_says_so(tiny, tmp_path):
@@ -250,18 +233,14 @@ def test_truncated_vectors_are_trained_and_the_folder_says_so(tiny, tmp_path):
 
 def test_queries_filled_up_in_training_are_filled_up_in_use(tiny, tmp_path):
     """With as many vectors as sentence-transformers has, and the same; what is longer stays as it is."""
-    changes = {"architecture": "multi_vector", "query_expansion": 9, "learning_rate": 1e-3, "epochs": 1,
-               **dev(tiny)}
-    training.train(prepared(tiny, tmp_path / "filled", **changes))
-    config = EncoderConfig("x", "x", str(tmp_path / "filled"), "cls", "find: ", "", 16, 48)
-    queries = ["river moon", " ".join(["river moon"] * 6)]
-    model = MultiVectorEncoder(str(tmp_path / "filled" / "late"), device="cpu")
-    for query, found in zip(queries, Encoder(config).encode_query_tokens(queries)):
-        theirs = model.encode_query([query])[0].cpu().numpy()
-        assert found.shape == theirs.shape and found.astype("float32") == pytest.approx(theirs, abs=2e-3)
-    filled, long = Encoder(config).encode_query_tokens(queries)
+    changes = {"architecture": "multi_vector", "query_expansion": 9, "learning_rate": 1e-3, "epochs": 1, **dev(tiny)}
+    folder = prepared(tiny, tmp_path / "filled", **changes)
+    training.train(folder)
+    assert check_parity(folder, use()) >= 0.9999
+    encoder = Encoder(use(name=str(folder)))
+    filled, long = encoder.encode_query_tokens(["river moon", " ".join(["river moon"] * 6)])
     assert len(filled) == 9 - 2 and len(long) == 16 - 2
-    assert len(Encoder(config).encode_passage_tokens(["river moon"])[0]) == 2
+    assert len(encoder.encode_passage_tokens(["river moon"])[0]) == 2
 
 
 def test_a_killed_training_continues_to_the_same_parameters(uninterrupted, tiny, tmp_path):
@@ -340,21 +319,13 @@ def test_what_a_teacher_teaches_can_be_chosen(tiny, tmp_path):
     ({"data": "nowhere"}, "nowhere/corpus.jsonl does not exist"),
     ({"data": "only_test"}, "only_test has no dev queries: it needs qrels/dev.tsv"),
     ({"batch_size": 61}, "60 training queries are fewer than the 61"),
+    ({"passage_max_len": 200}, "passage_max_len is 200, but .* has only 128 positions"),
+    ({"base": "/no/model"}, "cannot load /no/model "),
 ])
 def test_bad_input_is_found_before_a_model_is_loaded(tiny, tmp_path, monkeypatch, changes, message):
     write_collection(tmp_path / "only_test", Collection({"q": "a"}, {"p": "b"}, {"q": {"p": 1}}, {"q": "test"}))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(training, "load_model", None)  # calling it would be a TypeError
-    with pytest.raises(UserError, match=message) as error:
-        training.train(prepared(tiny, tmp_path / "model", **changes))
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("changes, message", [
-    ({"passage_max_len": 200}, "passage_max_len is 200, but .* has only 128 positions"),
-    ({"base": "/no/model"}, "cannot load /no/model "),
-])
-def test_a_base_that_cannot_be_trained_is_named(tiny, tmp_path, changes, message):
+    monkeypatch.setattr(training, "load_encoder", None)  # calling it would be a TypeError
     with pytest.raises(UserError, match=message) as error:
         training.train(prepared(tiny, tmp_path / "model", **changes))
     assert "\n" not in str(error.value)
@@ -400,20 +371,3 @@ def test_a_full_disk_leaves_the_older_checkpoint(tiny, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=message):
         training.train(prepared(tiny, tmp_path / "model"))
     assert complete_checkpoints(tmp_path / "model")[0].name == "checkpoint-10"
-
-
-def test_the_model_says_how_it_was_trained(tiny, tmp_path):
-    """Its sentence-transformers files are what the evaluation reads it by, and the card has settings and curve."""
-    output = tmp_path / "mine.partial"
-    output.mkdir()
-    (output / "training.json").write_text(json.dumps({"settings": {"LEARNING_RATE": 1e-4, "GPUS": 1}}))
-    training.train(prepared(tiny, output, max_steps=2, pooling="mean",
-                            passage_prompt="text: ", **dev(tiny)))
-    assert read_json(output / "1_Pooling" / "config.json")["pooling_mode_mean_tokens"] is True
-    prompts = read_json(output / "config_sentence_transformers.json")["prompts"]
-    assert prompts == {"query": "find: ", "document": "text: "}
-    card = (output / "README.md").read_text()
-    assert "# mine\n" in card and "| training rows | 60 |" in card and "| LEARNING_RATE | 0.0001 |" in card
-    for row in read_log(output):
-        if "mrr@10" in row:
-            assert f"| {row['step']} | {row['recall@10']:.4f} | {row['mrr@10']:.4f} |" in card

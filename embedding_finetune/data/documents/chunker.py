@@ -76,12 +76,12 @@ def read_documents(name, settings):
 
 def split_documents(folder, settings):
     """The Passages of all documents below a folder, in the order of file names."""
-    folder, left_out, guessed, found = path_of(folder), defaultdict(list), defaultdict(list), []
+    folder, left_out, said, found = path_of(folder), defaultdict(list), defaultdict(list), []
     chunker = Chunker(settings)
     for path in tqdm(list(_files(folder, left_out)), desc="reading documents", unit="file"):
         name = clean_text(str(path.relative_to(folder)))
         try:
-            lines, encoding = read_document(path)
+            lines, notes = read_document(path)
         except Unreadable as error:
             left_out[str(error)].append(name)
             continue
@@ -89,9 +89,9 @@ def split_documents(folder, settings):
         found += passages
         if not passages:
             left_out["no text"].append(name)
-        elif encoding:
-            guessed[f"read as {encoding}"].append(name)
-    for reason, names in (left_out | guessed).items():
+        for note, detail in notes.items() if passages else ():
+            said[note].append(name + detail)
+    for reason, names in (left_out | said).items():
         more = ", ..." if len(names) > NAMED else ""
         print(f"{len(names)} {'left out, ' if reason in left_out else ''}{reason}: {', '.join(names[:NAMED])}{more}")
     if not found:

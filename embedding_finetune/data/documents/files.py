@@ -20,10 +20,11 @@ NUMBERED = [re.compile(pattern) for pattern in (  # headings of plain text, by l
     rf"第{NUMERAL}[节節]", rf"{NUMERAL}、", rf"[(（]{NUMERAL}[)）]")]
 RULE = re.compile(r"={3,}|-{3,}|~{3,}|\^{3,}")
 DOTTED = re.compile(r"(\d+(?:\.\d+)+)\.?\s+\S")  # 2.1 Installation
-BOILERPLATE = ("script", "style", "noscript", "template", "nav", "footer", "aside", "form", "button", "svg", "iframe")
+INVISIBLE = ("script", "style", "noscript", "template", "svg", "iframe", "button", "select", "textarea")
+DATA_URI = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w=.+-]+)*,[^\s)\"'<>]*")  # an image written into the text
 HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
-BLOCKS = {*HEADINGS, *("p li dt dd td th caption pre blockquote div section article main body header figcaption "
-                       "summary details table tr ul ol dl address").split()}
+BLOCKS = {*HEADINGS, *("p li dt dd td th caption pre blockquote div section article aside main body header footer form "
+                       "figcaption summary details table tr ul ol dl address").split()}
 
 
 class Unreadable(Exception):
@@ -31,7 +32,10 @@ class Unreadable(Exception):
 
 
 def read_document(path):
-    """(lines, encoding) of a document; encoding is "" unless it had to be guessed. Raises Unreadable."""
+    """(lines, notes) of a document: note -> detail of which encoding was guessed and what was left out.
+
+    Raises Unreadable.
+    """
     form = FORMS[path.suffix.lower()]
     try:
         if not path.is_file():
@@ -39,11 +43,18 @@ def read_document(path):
         if path.stat().st_size > LARGEST:
             raise Unreadable(f"larger than {LARGEST // 2**20} MB")
         if form is _pdf:
-            return list(_pdf(path)), ""
+            return list(_pdf(path)), {}
         text, encoding = _decode(path.read_bytes())
     except OSError as error:
         raise Unreadable(error.strerror or "cannot be read") from None
-    return list(form(re.sub(r"\r\n?", "\n", text))), encoding
+    text, images = DATA_URI.subn("", re.sub(r"\r\n?", "\n", text))
+    notes = {f"read as {encoding}": ""} if encoding else {}
+    notes |= {"read without the images within the text (data: URIs)": ""} if images else {}
+    if form is _html:
+        lines, share = _html(text)
+        return lines, notes | ({"read without navigation and side texts": f" ({share:.0%} of the text)"}
+                               if share >= 0.005 else {})
+    return list(form(text)), notes
 
 
 def _decode(content):
@@ -96,20 +107,39 @@ def _markdown(text):
 
 
 def _html(text):
-    """Text blocks of <main> or <body> without navigation, scripts and forms; <title> is the heading if there is no
-    <h1>.
+    """(lines, share of the text that is left out) of a page.
+
+    The text is that of all <main>, if there is any, without navigation, and without side texts unless they are within
+    <main> or <article> or all there is. <title> is the heading if there is no <h1>.
     """
     with warnings.catch_warnings(action="ignore"):  # bs4 warns that XHTML looks like XML
         soup = require("bs4").BeautifulSoup(text, "html.parser")
-    for tag in soup(BOILERPLATE):
+    for tag in soup(INVISIBLE):
         tag.decompose()
     for tag in soup("br"):
         tag.replace_with("\n")
-    root = soup.find("main") or soup.body or soup
-    if soup.title and not root.h1:
-        yield 1, 1, soup.title.get_text()
-    pieces = ((next((tag for tag in text.parents if tag.name in BLOCKS), root), text) for text in root.strings)
-    for _, same in groupby(pieces, key=lambda piece: id(piece[0])):
+    whole = soup.body or soup
+    pieces = [piece for piece in whole.strings if not piece.find_parent("nav")]
+    for wanted in (lambda piece: piece.find_parent("main"), lambda piece: not _is_side_text(piece)):
+        kept = [piece for piece in pieces if wanted(piece)]
+        pieces = kept if any(map(str.strip, kept)) else pieces
+    size, content = (sum(len(piece.strip()) for piece in texts) for texts in (whole.strings, pieces))
+    lines = list(_blocks(whole, pieces))
+    if soup.title and not any(level == 1 for _, level, _ in lines):
+        lines.insert(0, (1, 1, soup.title.get_text()))
+    return lines, 1 - content / size if size else 0.0
+
+
+def _is_side_text(piece):
+    """Whether a piece of text is in a footer or an aside, and that not in the content."""
+    around = piece.find_parent(["footer", "aside"])
+    return around is not None and not around.find_parent(["main", "article"])
+
+
+def _blocks(root, pieces):
+    """The lines of these pieces of text, those of a block joined."""
+    found = ((next((tag for tag in piece.parents if tag.name in BLOCKS), root), piece) for piece in pieces)
+    for _, same in groupby(found, key=lambda piece: id(piece[0])):
         blocks, texts = zip(*same)
         block, joined = blocks[0], "".join(texts)
         level = int(block.name[1]) if block.name in HEADINGS else 0

@@ -16,6 +16,7 @@ from typing import IO
 
 import pyarrow
 
+from embedding_finetune.extras import require
 from embedding_finetune.files import UserError, one_line
 from embedding_finetune.settings import path_of
 
@@ -169,13 +170,14 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def open_text(path: Path) -> Iterator[io.TextIOWrapper]:
+def open_text(path: Path, newline: str = "") -> Iterator[io.TextIOWrapper]:
     """The content as text: UTF-8, or what a byte order mark says.
 
-    Invalid UTF-8 is kept as surrogates, to be reported by row (see is_text). Line ends are kept.
+    Invalid UTF-8 is kept as surrogates, to be reported by row (see is_text). Line ends are kept; `newline` is that of
+    `open`.
     """
     with open_bytes(path) as file:
-        yield io.TextIOWrapper(file, encoding=encoding_of(path), errors="surrogateescape", newline="")
+        yield io.TextIOWrapper(file, encoding=encoding_of(path), errors="surrogateescape", newline=newline)
 
 
 def encoding_of(path: Path) -> str:
@@ -193,9 +195,8 @@ def is_text(text: str) -> bool:
 
 def not_utf8(path: Path) -> str:
     """What is wrong with a file that is not UTF-8, and in which encoding it probably is."""
-    import charset_normalizer
     with open_bytes(path) as file:
-        best = charset_normalizer.from_bytes(file.read(2**16)).best()
+        best = require("charset_normalizer").from_bytes(file.read(2**16)).best()
     return f"not UTF-8{f' but probably {best.encoding}' if best else ''}: save the file as UTF-8"
 
 

@@ -27,10 +27,12 @@ from embedding_finetune.data.readers.files import (
     table_ending,
 )
 from embedding_finetune.data.readers.json_files import open_json
+from embedding_finetune.extras import require
 from embedding_finetune.files import UserError, one_line
 
 BATCH = 1000  # rows of Parquet and Hub datasets converted to Python values at once
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "|"}
+MOST_EXACT = 2**53  # Excel rounds larger numbers, such as long ids
 QUOTED = re.compile('"(?:[^"]|"")*"')
 
 
@@ -69,7 +71,8 @@ def _csv(path, named):
             more, first = first_line(file)
             above += 1 + more
     delimiter = sep[1] if sep else "\t" if table_ending(path) == ".tsv" else max(DELIMITERS, key=first.count)
-    with open_text(path) as file:
+    newline = "\n" if first.endswith("\n") else ""  # where it ends the lines, a lone \r is a letter
+    with open_text(path, newline) as file:
         rows = csv.reader(islice(file, above, None), delimiter=delimiter, strict=True)
         columns, data = next(filter(None, rows), []), above + rows.line_num
     if not is_text("".join(columns)):
@@ -77,11 +80,12 @@ def _csv(path, named):
     if named.isdigit() and named not in columns:
         columns, data = [str(number) for number in range(1, len(columns) + 1)], above
     columns = _named(columns)
-    letters = delimiter == "\t" and _quotes_are_letters(path, data, len(columns))
+    letters = delimiter == "\t" and _quotes_are_letters(path, newline, data, len(columns))
     how = {"format": "CSV", "encoding": encoding_of(path).removesuffix("-sig"), "delimiter": "{} ({})".format(
         DELIMITERS.get(delimiter, delimiter), "given by sep=" if sep else "detected"),
         "quotes": "are letters (detected)" if letters else "enclose fields"}
-    return Table(str(path), columns, _csv_records(path, columns, data, delimiter, letters, how), how=how)
+    return Table(str(path), columns, _csv_records(path, newline, columns, data, delimiter, letters, how),
+                 how=how)
 
 
 def _named(columns):
@@ -91,14 +95,14 @@ def _named(columns):
             enumerate(columns[:width], start=1)]
 
 
-def _quotes_are_letters(path, data, width):
+def _quotes_are_letters(path, newline, data, width):
     """Whether the quotes in a TSV file, whose rows begin after line `data`, are letters of its texts.
 
     They are if each line with a quote has all its fields when it is split at tabs alone (so no quoted field contains a
     tab or a line end), no quote is doubled, and not all fields of a column are quoted.
     """
     counts, quoted, odd = [0] * width, [0] * width, False
-    with open_text(path) as file:
+    with open_text(path, newline) as file:
         for line in islice(file, data, None):
             fields = line.rstrip("\r\n").split("\t")
             if '"' in line and len(fields) != width:
@@ -116,12 +120,12 @@ def _quotes_are_letters(path, data, width):
     return max(shares, default=0) <= 0.5 if odd else any(0 < share < 1 for share in shares)
 
 
-def _csv_records(path, columns, data, delimiter, letters, how):
+def _csv_records(path, newline, columns, data, delimiter, letters, how):
     width, quoting = len(columns), csv.QUOTE_NONE if letters else csv.QUOTE_MINIMAL
 
     def records(wanted):
         place = [(column, columns.index(column)) for column in wanted if column in columns]
-        with readable(path), open_text(path) as file:
+        with readable(path), open_text(path, newline) as file:
             rows = csv.reader(islice(file, data, None), delimiter=delimiter, strict=True, quoting=quoting)
             while True:
                 start = data + rows.line_num + 1
@@ -154,7 +158,7 @@ def _csv_records(path, columns, data, delimiter, letters, how):
 
 def _several_rows(row, width, delimiter):
     """Whether each line of a row with line ends in its fields would be a row of its own if quotes were letters."""
-    return all(line.count(delimiter) == width - 1 for line in re.split("\r\n|\r|\n", delimiter.join(row)))
+    return all(line.count(delimiter) == width - 1 for line in re.split("\r\n|\n|\r", delimiter.join(row)))
 
 
 def _parquet(path):
@@ -171,11 +175,7 @@ def _parquet(path):
 
 def _xlsx(path):
     """The one sheet of an Excel file that has cells; its first row holds the names of the columns."""
-    try:
-        import openpyxl
-    except ImportError:
-        raise UserError(f"{path}: reading Excel files needs openpyxl (pip install -r requirements/documents.txt), or "
-                        "save the sheet as CSV in UTF-8") from None
+    openpyxl = require("openpyxl")
     content = path.read_bytes()
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -200,7 +200,7 @@ def _xlsx(path):
             if any(value is not None for value in row[width:]):
                 yield number, f"{len(row)} cells, but the first row has {width}"
             elif any(value is not None for value in row):
-                yield number, {column: int(value) if isinstance(value, float) and value.is_integer() else value
-                               for column, value in zip(columns, row)}
+                yield number, {column: int(value) if isinstance(value, float) and value.is_integer()
+                               and abs(value) < MOST_EXACT else value for column, value in zip(columns, row)}
 
     return Table(str(path), columns, records, "row", {"format": f"Excel, sheet {next(iter(sheets), '')}"})

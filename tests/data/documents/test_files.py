@@ -83,6 +83,35 @@ def test_html_is_its_blocks_without_what_is_on_every_page(tmp_path):
     assert read(tmp_path, "d.html", "<div>" * 5000 + "deep")[0] == [(1, 0, "deep")]
 
 
+FORM = "<title>M</title><body><div>Sheet 1</div><form><h1>Pump</h1><p>Lift the cover.</p><button>Go</button></form>"
+
+
+@pytest.mark.parametrize("page, texts, share", [
+    (FORM, ["Sheet 1", "Pump", "Lift the cover."], ""),
+    ("<main> </main><div>Lift the cover.</div>", ["Lift the cover."], ""),
+    ("<main>One</main><main>Two</main>", ["One", "Two"], ""),
+    ("<main>Lift it. <aside>Mind the steam.</aside></main>", ["Lift it.", "Mind the steam."], ""),
+    ("<nav>Home</nav><p>text</p><aside>abcd</aside>", ["text"], " (67% of the text)"),
+    ("<div>menu</div><main>text</main>", ["text"], " (50% of the text)"),
+    ("<aside>Lift the cover.</aside>", ["Lift the cover."], ""),
+])
+def test_what_holds_the_text_of_a_page_is_read(tmp_path, page, texts, share):
+    lines, notes = read(tmp_path, "a.html", page)
+    assert [text for _, level, text in lines if text != "M"] == texts
+    assert notes == ({"read without navigation and side texts": share} if share else {})
+
+
+def test_images_within_the_text_are_left_out(tmp_path):
+    image = "data:image/png;base64," + "iVBORw0KGgo/+A" * 200_000
+    text = f"# Door\n\nPress the lip in. ![a door]({image} \"title\")\n\n[image1]: <{image}>\n\nMeta data: none, yet.\n"
+    for name in ("a.md", "a.txt"):
+        lines, notes = read(tmp_path, name, text)
+        assert "base64" not in str(lines) and len(str(lines)) < 300 and "Meta data: none, yet." in str(lines)
+        assert list(notes) == ["read without the images within the text (data: URIs)"]
+    lines, _ = read(tmp_path, "b.html", f"<p>Press <img src='{image}'> it.")
+    assert [text for _, _, text in lines] == ["Press it."]
+
+
 def pdf_of(path, pages, bookmarks):
     """A PDF with a line of Helvetica a page."""
     import pypdf
@@ -109,16 +138,17 @@ def test_pdf_is_its_pages_and_bookmarks(tmp_path):
     for content in (b"", b"%PDF-1.4", whole[:len(whole) // 2], b"no PDF at all", bytes(range(256)) * 9):
         (tmp_path / "b.pdf").write_bytes(content)
         try:
-            assert read_document(tmp_path / "b.pdf")[1] == ""
+            assert read_document(tmp_path / "b.pdf")[1] == {}
         except Unreadable as error:
             assert str(error).startswith("PDF that cannot be read") and "\n" not in str(error)
 
 
 def test_encodings(tmp_path):
     chinese = "网络配置需要管理员权限。请在控制面板中打开网络设置，选择静态地址，填写网关和域名服务器的地址。\n" * 3
-    for encoding, guessed in (("utf-8", ""), ("utf-8-sig", ""), ("gb18030", "gb18030"), ("utf-16", "utf_16")):
+    for encoding, guessed in (("utf-8", ""), ("utf-8-sig", ""), ("gb18030", "read as gb18030"),
+                              ("utf-16", "read as utf_16")):
         lines, said = read(tmp_path, "a.txt", chinese.encode(encoding))
-        assert [text for _, _, text in lines] == chinese.splitlines() and said == guessed
+        assert [text for _, _, text in lines] == chinese.splitlines() and "".join(said) == guessed
     assert read(tmp_path, "a.txt", "one\r\n\r\ntwo\rthree\u2028four")[0] == [
         (1, 0, "one"), (3, 0, "two"), (4, 0, "three\u2028four")]
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+from unittest.mock import Mock
 
 import datasets
 import pyarrow
@@ -181,6 +182,12 @@ def test_a_data_set_of_the_hub_is_read_by_its_columns(tmp_path, monkeypatch):
         read_pairs(at("some/pairs", split="dev"))
     with pytest.raises(UserError, match=r"cannot load some/pairs \(BuilderConfig .* Available: \['pair'\]\)"):
         read_pairs(at("some/pairs:wrong"))
+    for error, message in ((RuntimeError("Dataset scripts are no longer supported, but found faq.py"), "found faq.py;"),
+                           (datasets.exceptions.DatasetGenerationError("An error occurred"), "column x;")):
+        error.__cause__ = TypeError("Couldn't cast\ncolumn x") if "error" in str(error) else None
+        monkeypatch.setattr(datasets, "load_dataset", Mock(side_effect=error))
+        with pytest.raises(UserError, match=f"cannot load some/pairs: .*{message} download its tables"):
+            read_pairs(at("some/pairs"))
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config: {
         "train": datasets.Dataset.from_dict({"content": ["x", "y"], "pid": [1, 2]})})
     FORMS["lines.jsonl"](tmp_path / "pairs.jsonl", [{"query": "a", "pos": "X"}])

@@ -219,7 +219,7 @@ def test_rows_and_columns_are_accounted_for(tmp_path, capsys):
         "queries kept": 2, "passages kept": 3}
     assert counts.sources[0].skipped["no query"] == {"rows": 1, "first": ["line 4"]}
     out = capsys.readouterr().out
-    assert "7 rows = 1 merged with an earlier row of the same query + 1 without query or passage dropped + 2 quer" in out
+    assert "7 rows = 1 merged with an earlier row of the same query + 1 without query or passage dropped + 2 " in out
     assert ("pairs.csv: format CSV; encoding utf-8; delimiter comma (detected); quotes enclose fields; columns "
             "used: query (QUERY_COLUMN), pos (POSITIVE_COLUMN); not used: 'remark'\n") in out
 
