@@ -121,6 +121,15 @@ class _Cleaning:
             del self.queries[query], self.qrels[query]
             self.splits.pop(query, None)
 
+    def _copies(self):
+        """Query id -> ids of passages with its text. Equal texts have ids that differ in the first letter only."""
+        keys, copies = {identity: key for key, identity in self.query_ids.items()}, {}
+        for query in self.queries:
+            key = f"p{keys.get(query, query)[1:]}"
+            passage = self.passage_ids.get(key, key)
+            copies |= {query: [passage]} if passage in self.corpus else {}
+        return copies
+
     def collection(self):
         """The Collection, and a Counter of the cleaning steps."""
         self._drop_unanswered()
@@ -128,9 +137,7 @@ class _Cleaning:
         several, negatives = "queries with several positives", "queries with negatives of their own"
         self.counts[several] = sum(sum(judged.values()) > 1 for judged in self.qrels.values())
         self.counts[negatives] = sum(0 in judged.values() for judged in self.qrels.values())
-        copies = {query: [passage] for query, text in self.queries.items()
-                  if (passage := self.passage_ids.get(passage_id(text), passage_id(text))) in self.corpus}
-        return Collection(self.queries, self.corpus, self.qrels, self.splits, self.source, copies,
+        return Collection(self.queries, self.corpus, self.qrels, self.splits, self.source, self._copies(),
                           predefined=tuple(sorted(set(self.splits.values())))), +self.counts
 
 
