@@ -52,7 +52,7 @@ def read_pairs(settings) -> tuple[Collection, Reading]:
     sources = []
     more = clean(_passages(settings, sources))[0] if settings.corpus else Collection({}, {}, {})
     if is_beir(settings.dataset):
-        collection, counts = _read_beir(settings, more)
+        collection, counts = _read_beir(settings, more, sources)
     else:
         collection, counts = clean(_dataset(settings, sources), more)
         _account(counts, sources[-1])
@@ -221,7 +221,7 @@ def _passages(settings, sources):
     """Rows without queries from CORPUS; of a form with queries only the passages are taken."""
     name = settings.corpus
     if is_beir(name):
-        return beir.read_beir_passages(path_of(name), settings.max_bad_rows)
+        return beir.read_beir_passages(path_of(name), settings.max_bad_rows, sources)
     found = _reader(name, "CORPUS")
     if found is read_table:
         rows = read_passages(name, settings)
@@ -232,10 +232,14 @@ def _passages(settings, sources):
     return _sound(settings, name, rows, sources)
 
 
-def _read_beir(settings, more):
+def _read_beir(settings, more, sources):
     """The Collection of a folder in BEIR layout with its splits, and a Counter of what was read and left out."""
-    folder = path_of(settings.dataset)
-    whole, counts = beir.read_beir(folder, settings.max_bad_rows)
+    folder, found = path_of(settings.dataset), []
+    whole, counts = beir.read_beir(folder, settings.max_bad_rows, found)
+    print(*found, sep="\n")
+    sources += found
+    if settings.leaking_rows != "drop" and counts[beir.SHARED]:
+        raise UserError(f"{folder}: {counts[beir.SHARED]} {beir.SHARED}: only LEAKING_ROWS=drop allows that")
     if "train" not in whole.predefined:
         raise UserError(f"{folder} has no qrels/train.tsv, so there is nothing to train on; "
                         f"OUT_OF_DOMAIN_SETS={settings.dataset} evaluates on it")
