@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from embedding_finetune.data.collection import Collection
+from embedding_finetune.data.collection import SHARED, SPLITS, Collection
 from embedding_finetune.data.normalize import clean_text, normalize, passage_id, query_id
 from embedding_finetune.data.readers import Row
 from embedding_finetune.files import UserError
@@ -64,6 +64,9 @@ class _Cleaning:
             self.counts["rows without query or passage dropped"] += 1
             return
         identity = self._add_query(query, row)
+        if row.split != self.splits.get(identity, ""):
+            self.counts[SHARED] += 1
+            return
         judged = self.qrels[identity]
         if identity in self.rows or not positives and not judged:
             self.rows[identity] = self.rows.get(identity, 0) + 1
@@ -95,7 +98,9 @@ class _Cleaning:
         identity = self.query_ids.get(key, key)
         if identity in self.queries:
             self.counts["rows merged with an earlier row of the same query"] += 1
-            self._check_split(identity, row)
+            if row.split and SPLITS.index(row.split) > SPLITS.index(self.splits[identity]):
+                self.counts[SHARED] += len(self.qrels[identity])
+                self.qrels[identity], self.splits[identity] = {}, row.split
             return identity
         if row.id is not None:
             identity = self.query_ids[key] = _one_word(row, self.counts)
@@ -106,12 +111,6 @@ class _Cleaning:
         if row.split:
             self.splits[identity] = row.split
         return identity
-
-    def _check_split(self, query, row):
-        if row.split != self.splits.get(query, ""):
-            raise UserError(f"{row.where}: the query {self.queries[query][:80]!r} is in {row.split}, but in "
-                            f"{self.splits[query]} as well: keep it in one, or set SPLIT_COLUMN=none to have the "
-                            "queries split at random")
 
     def _drop_unanswered(self):
         """Drop the queries without a positive."""

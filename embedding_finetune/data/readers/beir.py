@@ -25,7 +25,7 @@ from pathlib import Path
 import pyarrow
 from pyarrow.parquet import ParquetFile
 
-from embedding_finetune.data.collection import SPLITS, Collection
+from embedding_finetune.data.collection import SHARED, SPLITS, Collection
 from embedding_finetune.data.normalize import clean_text, normalize
 from embedding_finetune.data.readers import Row, Source
 from embedding_finetune.data.readers.tables import read_records
@@ -37,7 +37,6 @@ JUDGMENT_FORMS = (".tsv", ".jsonl", ".parquet", ".trec", ".txt")
 JUDGMENT_FOLDERS = ("qrels", "default", "data")
 FILE_NAMES = {"train": ("train",), "dev": ("dev", "validation"), "test": ("test",)}
 ROLES = {"_id": "id", "id": "id", "title": "title", "text": "text", "source": "source"}
-SHARED = "judgments dropped, since their query is also in a later split"
 
 
 def is_beir(folder: Path) -> bool:
