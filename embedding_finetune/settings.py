@@ -93,8 +93,7 @@ class Settings:
     test_fraction: float = setting("fraction of the queries in the test split", DATA, 0.2, within(0, 1))
     dev_fraction: float = setting("fraction of the other queries in the dev split", DATA, 0.05, within(0, 1))
     group_near_duplicates: bool = setting("keep near-duplicate passages in the same split", DATA, True)
-    leaking_rows: str = setting("given training pairs whose query or passage is also in the dev or test split",
-                                DATA, "drop", one_of("drop", "keep", "stop"))
+    leaking_rows: str = setting("training pairs with dev or test texts", DATA, "drop", one_of("drop", "keep", "stop"))
     training_export: bool = setting("also write training files for FlagEmbedding, with the text of each negative",
                                     NOTHING, True)
     seed: int = setting("seed of all random draws", DATA, 42, (range(2**32).__contains__, "must be 0 to 2**32 - 1"),
