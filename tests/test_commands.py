@@ -42,6 +42,16 @@ def test_the_environment_wins_over_the_file_and_the_file_over_the_profile(env_fi
     assert Settings.load("demo").profile == "demo"
 
 
+@pytest.mark.parametrize("line, message", [
+    ("EPOCH=3", "own.env: unknown setting EPOCH; did you mean EPOCHS?"), ("EPOCHS", "own.env, line 1: expected one"),
+    ("COLOUR=blue", "own.env: unknown setting COLOUR"), ("EPOCHS=many", "EPOCHS='many' is not a number")])
+def test_a_wrong_line_in_the_file_is_named(env_file, line, message):
+    env_file.write_text(line + "\n")
+    with pytest.raises(UserError) as stopped:
+        Settings.load("demo")
+    assert message in str(stopped.value)
+
+
 def test_a_missing_file_is_an_error_only_if_it_was_named(monkeypatch, tmp_path):
     monkeypatch.setenv("ENV_FILE", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="nowhere does not exist"):

@@ -34,6 +34,7 @@ from embedding_finetune.hints import other_profile_hint
 from embedding_finetune.settings import DATA, TABLE
 
 SPLITS = ("train", "dev", "test")
+SHARED = "judgments dropped, since their query is also in a later split"  # counted when a dataset is read
 REVISIONS = ("revision", "corpus_revision")  # of Hub datasets
 BEIR_FILES = ("corpus.jsonl", "queries.jsonl")  # a folder with these files is in BEIR layout
 FILES = (*BEIR_FILES, *(f"qrels/{part}.tsv" for part in SPLITS))
@@ -74,8 +75,7 @@ class Collection:
         return [passage for passage, grade in self.qrels.get(query, {}).items() if grade > 0]
 
     def positive_pool(self):
-        """The ids of all positives, deduplicated in order, and for each query the positions of its positives in them.
-        """
+        """The ids of all positives, without repetitions, and for each query the positions of its positives in them."""
         positives = [self.positives(query) for query in self.queries]
         position = {passage: index for index, passage in enumerate(dict.fromkeys(chain.from_iterable(positives)))}
         return list(position), [[position[passage] for passage in passages] for passages in positives]

@@ -124,10 +124,17 @@ def test_a_split_column_is_used_or_named(tmp_path):
     assert counts["queries left out by MAX_QUERIES"] == 3
     assert read(tmp_path / "pairs.jsonl", lines(*rows), split_column="none")[0].splits == {}
     for change, message in (({"split": "new"}, "line 2: 'split' holds 'new', .* set SPLIT_COLUMN=none"),
-                            ({"query": "q7", "split": "train"}, "line 8: the query 'q7' is in dev, but in train"),
                             ({"split": None}, "line 2: 'split' holds ''")):
         with pytest.raises(UserError, match=message):
             read(tmp_path / "pairs.jsonl", lines(rows[0], rows[1] | change, *rows[2:]))
+    collection, counts = read(tmp_path / "pairs.jsonl", lines(rows[0] | {"query": "q7"}, *rows[1:], rows[6] | {
+        "split": "train", "pos": "x"}))  # q7 is a train query first, q6 a dev query first: both belong to dev
+    assert judged(collection) == {f"q{number}": {f"p{number}": 1} for number in range(1, 8)}
+    assert [collection.splits[query] for query in collection.queries].count("dev") == 2
+    assert counts["judgments dropped, since their query is also in a later split"] == 2
+    with pytest.raises(UserError, match="2 judgments dropped, since .*: only LEAKING_ROWS=drop allows that"):
+        read(tmp_path / "pairs.jsonl", lines(rows[0] | {"query": "q7"}, *rows[1:], rows[6] | {
+            "split": "train", "pos": "x"}), leaking_rows="stop")
     with pytest.raises(UserError, match="no row in the train split"):
         read(tmp_path / "pairs.jsonl", lines(*rows[6:]))
 
