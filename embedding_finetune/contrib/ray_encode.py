@@ -7,7 +7,6 @@ OUTPUT_DIR, which must be visible to all machines.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.metadata
 import logging
 import math
@@ -43,16 +42,16 @@ def for_each_shard(settings: Settings, work: Callable[[int], Any], shards: int) 
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_no_progress_timeout_s = -1  # a shard may take hours, and Ray sees no progress until it ends
-        run = functools.partial(one_shard, work=work, settings=settings, seen=seen, expected=machine(settings))
         done = ray.data.from_items([{"part": part} for part in range(shards)], override_num_blocks=shards).map(
-            run, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}}, max_retries=RETRIES, **wanted)
+            one_shard, fn_kwargs={"work": work, "settings": settings, "seen": seen, "expected": machine(settings)},
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}}, max_retries=RETRIES, **wanted)
         with atomic_write(seen) as file:
             file.write("checks that all machines see OUTPUT_DIR\n")
         try:
-            for row in tqdm(done.iter_rows(), total=shards, unit="shard"):
-                if row["failure"]:
-                    raise UserError(f"shard {row['part'] + 1} of {shards}, on {row['failure']}; run the same command "
-                                    "again to continue")
+            for batch in tqdm(done.iter_batches(batch_size=1, prefetch_batches=0), total=shards, unit="shard"):
+                if batch["failure"][0]:
+                    raise UserError(f"shard {batch['part'][0] + 1} of {shards}, on {batch['failure'][0]}; run the same "
+                                    "command again to continue")
         finally:
             seen.unlink()
 
