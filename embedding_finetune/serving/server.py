@@ -9,7 +9,8 @@
 
 Waiting queries are answered in batches by one thread. An index is opened on first use and reloaded when its files
 change; the old one answers until the new one is ready. The server listens on this machine only, unless --host is given.
-Before you open it to others, put a proxy in front of it that authenticates them and holds off slow ones (docs/deploy.md).
+Before you open it to others, put a proxy in front of it that authenticates clients and limits their time
+(docs/deploy.md).
 """
 
 import asyncio

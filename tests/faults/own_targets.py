@@ -66,7 +66,8 @@ FILES = [  # name, state and weight of a target; the file, and what reads it
     ("queries", "built", 60, "data/queries.jsonl", lambda path: read_collection(path.parent)),
     ("judgements", "built", 60, "data/qrels/dev.tsv", lambda path: read_collection(path.parents[1])),
     ("rows in Arrow", "built", 60, "data/training_neg_10.arrow", _rows),
-    ("passages in Arrow", "built", 60, "data/passages.arrow", lambda path: _rows(path.with_name("training_neg_10.arrow"))),
+    ("passages in Arrow", "built", 60, "data/passages.arrow",
+     lambda path: _rows(path.with_name("training_neg_10.arrow"))),
     ("judgements of TREC", "built", 60, "data/qrels.trec", read_qrels),
     ("runs", "measured", 80, "output/runs/neg10.trec", read_run),
     ("log of a training", "trained", 60, "output/neg10/training_log.jsonl", lambda path: read_log(path.parent))]
