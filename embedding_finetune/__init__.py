@@ -53,9 +53,9 @@ The modules in data-flow order; each imports only from modules above it:
     models/flagembedding     the same model in FlagEmbedding, for comparison
     models/query_encoder     query embeddings without PyTorch
 
-    retrieval/trec           run and judgment files in TREC formats
     retrieval/analyzer       BM25 tokenization by script and language
     retrieval/base           the retriever interface, ties, top k
+    retrieval/trec           run and judgment files in TREC formats
     retrieval/exact_search   exact nearest neighbours
     retrieval/ann            approximate nearest neighbours with faiss
     retrieval/system         what is evaluated, compared and searched

@@ -338,17 +338,6 @@ def test_a_model_alone_is_compared_with_nothing(evidence, settings, open_page):
     assert page.locator("#count").inner_text() == "5 of 5 queries"
 
 
-@pytest.mark.parametrize("options", [{"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True},
-                                     {"viewport": {"width": 1280, "height": 800}, "color_scheme": "dark"}])
-def test_fits_a_phone_and_a_dark_screen(evidence, settings, open_page, options):
-    page = open_page(report.write_page(settings, evidence), **options)
-    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
-    page.locator("tr.row").first.click()
-    assert page.evaluate("document.getElementById('body').scrollWidth - innerWidth") <= 0
-    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (sum(map(int, re.findall(r"\d+", background))) < 200) == (options.get("color_scheme") == "dark")
-
-
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     """A page of 31 models with long labels, a note each, and a training curve."""
@@ -367,7 +356,7 @@ def many(tmp_path_factory):
     return path, labels
 
 
-@pytest.mark.parametrize("width", [390, 1300, 1900])
+@pytest.mark.parametrize("width", [360, 1300, 1900])
 def test_thirty_one_models_never_make_the_page_scroll_sideways(many, open_page, width):
     path, labels = many
     page = open_page(path, viewport={"width": width, "height": 900})
@@ -404,6 +393,8 @@ def test_no_two_models_look_alike(many, open_page, scheme):
     })""")
     assert len(set(map(tuple, lines))) == len({tuple(line[1:]) for line in lines}) == 31
     ground = 250 if scheme == "light" else 27
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert max(abs(int(value) - ground) for value in re.findall(r"\d+", background)) < 12
     for dash in {line[0] for line in lines}:
         colours = np.array([line[1:] for line in lines if line[0] == dash], float)
         assert 7 <= len(colours) <= 8  # so few share a dash, and are far apart

@@ -25,17 +25,11 @@ def english_words(texts):
                           show_progress=False)
 
 
-def recall_at_1(rows, cut=None):
-    """Share of the questions whose passage BM25 ranks first; `cut` in place of its own words."""
+def recall_at_1(rows):
+    """Share of the questions whose passage BM25 ranks first."""
     corpus = {f"p{number}": row["pos"][0] for number, row in enumerate(rows)}
-    queries = {f"q{number}": row["query"] for number, row in enumerate(rows)}
-    if cut is None:
-        run = BM25().index(corpus).search(queries, depth=1)
-        return np.mean([list(run[f"q{number}"]) == [f"p{number}"] for number in range(len(rows))])
-    index = bm25s.BM25()
-    index.index(cut(list(corpus.values())), show_progress=False)
-    scores = [index.get_scores(words) if words else np.zeros(len(rows)) for words in cut(list(queries.values()))]
-    return np.mean([row.argmax() == number and row.max() > 0 for number, row in enumerate(scores)])
+    run = BM25().index(corpus).search({f"q{number}": row["query"] for number, row in enumerate(rows)}, depth=1)
+    return np.mean([list(run[f"q{number}"]) == [f"p{number}"] for number in range(len(rows))])
 
 
 @pytest.mark.parametrize("text", [
@@ -108,17 +102,14 @@ def test_a_corpus_without_letters_has_no_language():
     assert BM25().index({"a": "12 34"}).search({"q": "34"})["q"].keys() == {"a"}
 
 
-@pytest.mark.parametrize("language, before, now", [("zh", 0.02, 0.8), ("ja", 0.02, 0.8), ("ko", 0.5, 0.95),
-                                                   ("ar", 0.67, 0.75), ("de", 0.42, 0.7), ("hi", 0.7, 1)])
-def test_questions_find_their_passages(language, before, now):
-    """What English words find, and what is found now."""
-    assert recall_at_1(QUESTIONS[language], english_words) <= before
-    assert recall_at_1(QUESTIONS[language]) >= now
+@pytest.mark.parametrize("language, least", [("zh", 0.8), ("ja", 0.8), ("ko", 0.95), ("ar", 0.75), ("de", 0.7),
+                                             ("hi", 1)])  # English analysis finds 0.02, 0.02, 0.5, 0.67, 0.42, 0.7
+def test_questions_find_their_passages(language, least):
+    assert recall_at_1(QUESTIONS[language]) >= least
 
 
 def test_many_languages_in_one_corpus_find_each_their_own():
-    rows = [row for language in QUESTIONS.values() for row in language]
-    assert recall_at_1(rows, english_words) < 0.3 and recall_at_1(rows) > 0.8
+    assert recall_at_1([row for language in QUESTIONS.values() for row in language]) > 0.8  # English analysis: 0.3
 
 
 def test_bm25_says_what_it_took_and_a_setting_says_otherwise(monkeypatch):
