@@ -13,6 +13,7 @@ import pandas as pd
 import recipe as ladder
 from second_ladder import SETS, settings_of, timed
 
+from embedding_finetune.contrib.multi_vector_search import FLAT, MultiVectorSearch
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.metrics import per_query
 from embedding_finetune.evaluation.results import read_measured_run
@@ -21,7 +22,6 @@ from embedding_finetune.evaluation.tuning import candidate_recall, choose_weight
 from embedding_finetune.files import run_command_line
 from embedding_finetune.retrieval.fusion import weighted_sum_fusion
 from embedding_finetune.retrieval.known_systems import make_reranker
-from embedding_finetune.retrieval.late_interaction import FLAT, MultiVectorSearch
 from embedding_finetune.retrieval.rerank import candidate_union
 
 TIMED, LOOKED_AT = 100, 50

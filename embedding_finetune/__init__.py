@@ -64,7 +64,7 @@ The modules in data-flow order; each imports only from modules above it:
     retrieval/fusion         fusion of BM25 and a dense retriever
     retrieval/resumable_search     searches of very many queries, resumed after an interruption
     retrieval/rerank         the reranker interface, candidates, score interpolation
-    retrieval/late_interaction     reranking and retrieval by token embeddings
+    retrieval/late_interaction     reranking by token embeddings
     retrieval/cross_encoder  reranking by a cross-encoder
     retrieval/known_systems  systems and rerankers by label
 
@@ -108,6 +108,7 @@ The modules in data-flow order; each imports only from modules above it:
     serving/server           HTTP server and search page
 
     contrib/bge_m3           reranking by the three scores of BGE-M3
+    contrib/multi_vector_search    retrieval by token embeddings
     contrib/milvus           approximate nearest neighbours with Milvus
     contrib/ray_encode       functions over shards on a Ray cluster
     models/parallel_encode   encoding by several processes

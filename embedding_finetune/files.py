@@ -66,7 +66,7 @@ def run_command_line(main: Callable[[], object]) -> None:
                  "and run the same command again")
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException | str) -> str:
     """The message of an exception on one line of at most 300 characters, or its type if it has no message."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 

@@ -15,18 +15,11 @@ import httpx2  # the client of huggingface_hub, which lets its connection errors
 from huggingface_hub import (
     HfApi,
     constants,
+    errors,
     hf_hub_download,
     is_offline_mode,
     snapshot_download,
     try_to_load_from_cache,
-)
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    StrictDataclassError,
 )
 from safetensors import SafetensorError
 
@@ -37,7 +30,7 @@ from embedding_finetune.settings import path_of, split_revision
 HUB_ERRORS = (OSError, ValueError, httpx2.HTTPError)  # what huggingface_hub raises
 # What transformers raises for broken or missing models, and when the connection to the Hub is lost.
 UNLOADABLE = (*HUB_ERRORS, TypeError, LookupError, AttributeError, ImportError, RuntimeError, EOFError,
-              UnpicklingError, SafetensorError, StrictDataclassError)
+              UnpicklingError, SafetensorError, errors.StrictDataclassError)
 # Configuration, vocabulary, weights, code.
 MODEL_FILES = ".json", ".txt", ".model", ".safetensors", ".bin", ".pt", ".py"
 READ: dict[str, str | None] = {}  # name of a dataset -> the commit that was read
@@ -57,13 +50,13 @@ def check_hub(name: str, kind: str = "model", timeout: float = 10) -> str | None
     hub, (repository, at) = constants.ENDPOINT, pinned(name)
     try:
         return HfApi(endpoint=hub).repo_info(repository, repo_type=kind, timeout=timeout, **at).sha
-    except RevisionNotFoundError:
+    except errors.RevisionNotFoundError:
         raise UserError(f"the Hugging Face Hub at {hub} has no revision {at['revision']} of the {kind} {repository}: "
                         "give a branch, a tag or a commit after the @") from None
-    except HFValidationError:
+    except errors.HFValidationError:
         raise UserError(f"{repository} is neither a folder nor a valid name on the Hugging Face Hub; "
                         "give an existing folder or NAMESPACE/NAME") from None
-    except RepositoryNotFoundError:
+    except errors.RepositoryNotFoundError:
         raise UserError(f"the Hugging Face Hub at {hub} has no {kind} {repository} that you may read; check the "
                         "spelling, set HF_TOKEN for a private one, or name a local folder") from None
     except HUB_ERRORS as error:
@@ -88,9 +81,9 @@ def load_data_set(name: str) -> Any:
     repository, _, config = name.partition(":")
     commit = check_hub(repository, "dataset")
     repository, at = pinned(repository)
-    wanted = commit or at.get("revision")
+    at |= {"revision": commit} if commit else {}
     try:
-        splits = datasets.load_dataset(repository, config or None, revision=wanted)
+        splits = datasets.load_dataset(repository, config or None, **at)
     except (RuntimeError, datasets.exceptions.DatasetGenerationError) as error:  # a script, or files that do not agree
         reason = error.__cause__ if type(error) is datasets.exceptions.DatasetGenerationError else None
         raise UserError(f"cannot load {repository}: {one_line(reason or error)}; download its tables and name them in "
@@ -99,9 +92,9 @@ def load_data_set(name: str) -> Any:
         raise cannot_load(repository, error) from None
     folders = {Path(file["filename"]).parent.name for rows in splits.values() for file in rows.cache_files}
     read = next(filter(re.compile("[0-9a-f]{40}").fullmatch, folders), commit)  # .../VERSION/COMMIT/NAME-SPLIT.arrow
-    if wanted and read and read != wanted:  # when a download fails, datasets falls back to the latest cached revision
-        raise UserError(f"the cache has the revision {read}, not {wanted}, of the dataset {repository}: go online "
-                        f"once, or use {repository}@{read}")
+    if at and read and read != at["revision"]:  # when a download fails, datasets falls back to the latest cached one
+        raise UserError(f"the cache has the revision {read}, not {at['revision']}, of the dataset {repository}: go "
+                        f"online once, or use {repository}@{read}")
     READ[name] = read
     return splits
 
@@ -194,8 +187,8 @@ def model_file(name: str, path: str) -> Path | None:
     try:
         found = Path(name) / path if Path(name).is_dir() else Path(hf_hub_download(repository, path, **at))
     except HUB_ERRORS as error:
-        unknown = isinstance(error, LocalEntryNotFoundError) and not is_offline_mode()  # the Hub did not answer
-        if isinstance(error, EntryNotFoundError) and not unknown:
+        unknown = isinstance(error, errors.LocalEntryNotFoundError) and not is_offline_mode()  # the Hub did not answer
+        if isinstance(error, errors.EntryNotFoundError) and not unknown:
             return None
         raise cannot_load(name, error) from None
     return found if found.exists() else None

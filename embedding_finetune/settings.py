@@ -93,8 +93,7 @@ class Settings:
     test_fraction: float = setting("fraction of the queries in the test split", DATA, 0.2, within(0, 1))
     dev_fraction: float = setting("fraction of the other queries in the dev split", DATA, 0.05, within(0, 1))
     group_near_duplicates: bool = setting("keep near-duplicate passages in the same split", DATA, True)
-    leaking_rows: str = setting("given training pairs whose query or passage is also in the dev or test split",
-                                DATA, "drop", one_of("drop", "keep", "stop"))
+    leaking_rows: str = setting("training pairs with dev or test texts", DATA, "drop", one_of("drop", "keep", "stop"))
     training_export: bool = setting("also write training files for FlagEmbedding, with the text of each negative",
                                     NOTHING, True)
     seed: int = setting("seed of all random draws", DATA, 42, (range(2**32).__contains__, "must be 0 to 2**32 - 1"),
@@ -177,8 +176,7 @@ class Settings:
                                     at_least(0), recipe=True)
     dev_steps: float = setting("steps between dev evaluations; below 1: a fraction of all steps", TRAINING, 0.1,
                                POSITIVE)
-    patience: int = setting("dev evaluations without improvement before the training stops; 0: no limit", TRAINING, 0,
-                            at_least(0))
+    patience: int = setting("dev evaluations without improvement before the end; 0: no limit", TRAINING, 0, at_least(0))
     dev_corpus_size: int = setting("passages in the dev search besides the dev positives", TRAINING, 2000, at_least(0))
     logging_steps: int = setting("steps between log lines", NOTHING, 10, at_least(1), recipe=True)
     encode_batch_size: int = setting("texts per batch in encoding; 0: by device", NOTHING, 0, at_least(0))
@@ -218,9 +216,9 @@ class Settings:
                                                               for name, value in changes.items()})
 
     def as_dict(self, *levels: str) -> dict[str, Any]:
-        """NAME -> value of all settings, or of those whose change invalidates one of `levels`."""
+        """NAME -> value of all settings, or of those that `levels` names, or whose change invalidates one of them."""
         return {name: display_value(getattr(self, name.lower())) for name, row in TABLE.items()
-                if not levels or row.metadata["changes"] in levels}
+                if not levels or row.metadata["changes"] in levels or name in levels}
 
     def rng(self, *key: int) -> np.random.Generator:
         """A random generator seeded with SEED, and with `key` to make draws for different purposes independent."""

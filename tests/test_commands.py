@@ -1,6 +1,5 @@
 """Commands of one step each, `.env`, and how a command line ends."""
 
-import os
 import shlex
 import sys
 
@@ -41,6 +40,16 @@ def test_the_environment_wins_over_the_file_and_the_file_over_the_profile(env_fi
     monkeypatch.setenv("PROFILE", "msmarco")
     assert Settings.load().profile == "msmarco"
     assert Settings.load("demo").profile == "demo"
+
+
+@pytest.mark.parametrize("line, message", [
+    ("EPOCH=3", "own.env: unknown setting EPOCH; did you mean EPOCHS?"), ("EPOCHS", "own.env, line 1: expected one"),
+    ("COLOUR=blue", "own.env: unknown setting COLOUR"), ("EPOCHS=many", "EPOCHS='many' is not a number")])
+def test_a_wrong_line_in_the_file_is_named(env_file, line, message):
+    env_file.write_text(line + "\n")
+    with pytest.raises(UserError) as stopped:
+        Settings.load("demo")
+    assert message in str(stopped.value)
 
 
 def test_a_missing_file_is_an_error_only_if_it_was_named(monkeypatch, tmp_path):
@@ -103,9 +112,8 @@ def test_init_of_several_files_keeps_the_settings_that_read_them(monkeypatch, tm
     (tmp_path / "my data").mkdir()
     for number in range(2):
         (tmp_path / "my data" / f"part{number}.csv").write_text("question,answer,score\nwhat is it,it is this,0.2\n")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "environ", os.environ | {"LABEL_COLUMN": "score>=0.5"})
-        run(patch, "init", str(tmp_path / "my data" / "*.csv"), "--profile", "demo")
+    monkeypatch.setenv("LABEL_COLUMN", "score>=0.5")
+    run(monkeypatch, "init", str(tmp_path / "my data" / "*.csv"), "--profile", "demo")
     assert shlex.split((tmp_path / ".env").read_text(), comments=True) == [
         "PROFILE=demo", f"DATASET={tmp_path / 'my data' / '*.csv'}", "DATA_DIR=ft_data/my data",
         "OUTPUT_DIR=output/my data", "LABEL_COLUMN=score>=0.5"]

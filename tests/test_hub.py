@@ -213,7 +213,8 @@ def test_the_tutorials_experiment_loads_from_the_hub(repositories, pairs, tmp_pa
     said = done.stdout.splitlines()
     assert "namespace-Pt/msmarco-corpus: guessed from the column names: CORPUS_TEXT_COLUMN=content" in said
     assert [line for line in said if not line.startswith("namespace-Pt/")] == [
-        f"queries {distinct} 30", "of the corpus 0 True", "raw bert-base-uncased cls (1, 64)", "reference BAAI/bge-m3 cls (1, 64)",
+        f"queries {distinct} 30",
+        "of the corpus 0 True", "raw bert-base-uncased cls (1, 64)", "reference BAAI/bge-m3 cls (1, 64)",
         "raw_mean bert-base-uncased mean (1, 64)"]
 
 

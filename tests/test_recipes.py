@@ -24,20 +24,18 @@ def test_the_recipes_that_come_with_the_repository():
     curve = ["neg10_eighth", "neg10_quarter", "neg10_half", "neg10_half_long"]
     assert list(recipes) == ["neg10", "neg50", *curve, "neg10_merged", "hard", "tokens", "both",
                              "matryoshka", "hard_kd", "hard_round2", "hard_kd_round2", "reranker"]
-    assert recipes["neg10"].data == {"negatives": "random", "num_negatives": 10}
-    assert recipes["neg50"].data["num_negatives"] == 50 and recipes["neg10"].file == "training_neg_10.json"
+    random = {"negatives": "random", "num_negatives": 10}
     mined = {"negatives": "mined", "num_negatives": 10, "candidates": ["model"], "miner": "reference",
              "filter": "relative_margin 0.95", "mining_top_k": 100}
-    assert recipes["hard"].data == mined and recipes["hard"].file == "training_hard.json"
-    distilled = {"teacher": "reference", "teacher_temperature": 0.02}
-    assert recipes["hard_kd"].data == mined | distilled
-    assert recipes["hard_kd_round2"].data == mined | distilled | {"miner": "hard_kd"}
+    distilled = mined | {"teacher": "reference", "teacher_temperature": 0.02}
+    expected = {"neg10": random, "neg50": random | {"num_negatives": 50}, "hard": mined, "hard_kd": distilled,
+                "hard_kd_round2": distilled | {"miner": "hard_kd"},
+                "neg10_merged": {"merge": "neg10", "merge_weight": 0}}
+    expected |= {label: random | {"train_fraction": part} for label, part in zip(curve, (0.125, 0.25, 0.5, 0.5))}
+    assert {label: recipes[label].data for label in expected} == expected
+    assert (recipes["neg10"].file, recipes["hard"].file) == ("training_neg_10.json", "training_hard.json")
     assert len({recipe.description for recipe in recipes.values()}) == 15
     assert len({recipe.file for recipe in recipes.values()}) == 12  # tokens and both take the rows of hard
-    fractions = [0.125, 0.25, 0.5, 0.5]
-    assert [recipes[label].data for label in curve] == [
-        recipes["neg10"].data | {"train_fraction": fraction} for fraction in fractions]
-    assert recipes["neg10_merged"].data == {"merge": "neg10", "merge_weight": 0}
 
 
 def test_a_new_entry_is_found_and_run_without_an_edit_elsewhere(tmp_path):

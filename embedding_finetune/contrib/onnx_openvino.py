@@ -36,15 +36,7 @@ from embedding_finetune.evaluation.tables import METRIC
 from embedding_finetune.files import CommandLine, UserError, atomic_write, content_hash, may_overwrite, one_line
 from embedding_finetune.hub import load
 from embedding_finetune.labels import COMPILED_FORMATS
-from embedding_finetune.models.compiled_model import (
-    GRAPHS,
-    MIN_COSINE,
-    export_onnx,
-    has_bf16,
-    import_silently,
-    lowest_cosine,
-    openvino_core,
-)
+from embedding_finetune.models import compiled_model
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import (
     EncoderConfig,
@@ -79,7 +71,7 @@ Not evaluated yet.
 
 def runs_here(form: str) -> bool:
     """Whether this processor supports a form."""
-    return not form.endswith("bf16") or has_bf16()
+    return not form.endswith("bf16") or compiled_model.has_bf16()
 
 
 def make(settings: Settings, config: EncoderConfig, form: str, texts: Sequence[str], work: Path) -> Path:
@@ -116,7 +108,7 @@ def make(settings: Settings, config: EncoderConfig, form: str, texts: Sequence[s
 def _export(config, form, texts, work, folder):
     """Write graph, tokenizer and configuration of a form into an empty folder; arguments as for `make`."""
     kind, _, numbers = form.partition("-")
-    graph = folder / GRAPHS[kind]
+    graph = folder / compiled_model.GRAPHS[kind]
     graph.parent.mkdir()
     tokenizer = load("AutoTokenizer", config.name, config.trusted)
     source = work / ("int8.onnx" if numbers == "int8" else "model.onnx")
@@ -127,7 +119,8 @@ def _export(config, form, texts, work, folder):
     if kind == "onnx":
         shutil.copy(source, graph)
     else:
-        import_silently("openvino").save_model(openvino_core().read_model(source), graph, compress_to_fp16=False)
+        model = compiled_model.openvino_core().read_model(source)
+        compiled_model.import_silently("openvino").save_model(model, graph, compress_to_fp16=False)
     model_config = load("AutoConfig", config.name, config.trusted)
     model_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -142,7 +135,7 @@ def _trace(config, tokenizer, path):
     batch = dict(tokenizer(list(SAMPLES), padding=True, padding_side="right", return_tensors="pt"))
     output = {"last_hidden_state": {0: "texts", 1: "tokens"}}
     try:
-        export_onnx(path, batch, lambda **inputs: model(**inputs).last_hidden_state, output, model)
+        compiled_model.export_onnx(path, batch, lambda **inputs: model(**inputs).last_hidden_state, output, model)
     except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"{config.title} cannot be exported to ONNX ({one_line(error)})") from None
 
@@ -150,7 +143,7 @@ def _trace(config, tokenizer, path):
 def _quantize(config, tokenizer, texts, source, path):
     """Quantise the ONNX graph `source` to int8 at `path`."""
     import onnx
-    nncf = import_silently("nncf")
+    nncf = compiled_model.import_silently("nncf")
 
     def inputs(text):
         return dict(tokenizer([config.passage_prompt + text], truncation=True, max_length=config.passage_max_len,
@@ -195,8 +188,8 @@ def measure(settings: Settings, collection: Collection, label: str, folders: Seq
         dense = Dense(Encoder(config, settings.encode_batch_size, settings.paths.cache)).index(test.corpus)
         runs[name] = {part: dense.search(of.queries, copies=of.copies) for part, of in (("test", test), ("dev", dev))}
         frames[name], vectors[name] = per_query(test.qrels, runs[name]["test"]), np.asarray(dense.vectors)
-        lowest = lowest_cosine(vectors[name], vectors[label])
-        if name.endswith(("-onnx", "-openvino")) and not lowest >= MIN_COSINE:
+        lowest = compiled_model.lowest_cosine(vectors[name], vectors[label])
+        if name.endswith(("-onnx", "-openvino")) and not lowest >= compiled_model.MIN_COSINE:
             shutil.rmtree(settings.paths.model(name))
             raise UserError(f"{name} gives different vectors from {label} (cosine {lowest:.4f}): not kept")
         costs[name] = {"mb": _megabytes(config.name), "lowest_cosine": lowest}

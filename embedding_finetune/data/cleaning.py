@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from embedding_finetune.data.collection import BEIR_FILES, Collection
+from embedding_finetune.data.collection import BEIR_FILES, SHARED, Collection
 from embedding_finetune.data.deduplication import clean
 from embedding_finetune.data.documents.chunker import passage_size
 from embedding_finetune.data.normalize import passage_id
@@ -52,12 +52,11 @@ def read_pairs(settings) -> tuple[Collection, Reading]:
     sources = []
     more = clean(_passages(settings, sources))[0] if settings.corpus else Collection({}, {}, {})
     if is_beir(settings.dataset):
-        collection, counts = _read_beir(settings, more)
+        collection, counts = _read_beir(settings, more, sources)
     else:
         collection, counts = clean(_dataset(settings, sources), more)
         _account(counts, sources[-1])
-        collection, leaking = remove_leaks(collection, settings.leaking_rows)
-        counts |= leaking
+        collection = _without_leaks(settings, collection, counts)
         sample = _sample(collection, settings)
         counts["queries left out by MAX_QUERIES"] = len(collection.queries) - len(sample.queries)
         collection = sample
@@ -77,6 +76,15 @@ def _account(counts, source):
              if number and name != "rows read" and (name.startswith("rows ") or name == "queries read")}
     assert source.rows == sum(parts.values()), (source.rows, parts)
     print(f"{source.name}: {source.rows} rows = " + " + ".join(f"{number} {name}" for name, number in parts.items()))
+
+
+def _without_leaks(settings, collection, counts):
+    """The collection as LEAKING_ROWS says, see splits.remove_leaks; adds what leaks to the counts."""
+    if settings.leaking_rows != "drop" and counts[SHARED]:
+        raise UserError(f"{settings.dataset}: {counts[SHARED]} {SHARED}: only LEAKING_ROWS=drop allows that")
+    collection, leaking = remove_leaks(collection, settings.leaking_rows)
+    counts |= leaking
+    return collection
 
 
 def _sample(collection, settings):
@@ -221,7 +229,7 @@ def _passages(settings, sources):
     """Rows without queries from CORPUS; of a form with queries only the passages are taken."""
     name = settings.corpus
     if is_beir(name):
-        return beir.read_beir_passages(path_of(name), settings.max_bad_rows)
+        return beir.read_beir_passages(path_of(name), settings.max_bad_rows, sources)
     found = _reader(name, "CORPUS")
     if found is read_table:
         rows = read_passages(name, settings)
@@ -232,18 +240,19 @@ def _passages(settings, sources):
     return _sound(settings, name, rows, sources)
 
 
-def _read_beir(settings, more):
+def _read_beir(settings, more, sources):
     """The Collection of a folder in BEIR layout with its splits, and a Counter of what was read and left out."""
-    folder = path_of(settings.dataset)
-    whole, counts = beir.read_beir(folder, settings.max_bad_rows)
+    folder, found = path_of(settings.dataset), []
+    whole, counts = beir.read_beir(folder, settings.max_bad_rows, found)
+    print(*found, sep="\n")
+    sources += found
     if "train" not in whole.predefined:
         raise UserError(f"{folder} has no qrels/train.tsv, so there is nothing to train on; "
                         f"OUT_OF_DOMAIN_SETS={settings.dataset} evaluates on it")
     invalid = [identity for identity in (*whole.queries, *whole.corpus) if len(identity.split()) != 1]
     if invalid:
         raise UserError(f"{folder}: the id {invalid[0]!r} must be one word, as TREC files require")
-    whole, leaking = remove_leaks(whole, settings.leaking_rows)
-    counts |= leaking
+    whole = _without_leaks(settings, whole, counts)
     train = whole.split("train")
     sample = train.sample(settings.max_queries, settings.rng())
     counts["train queries left out by MAX_QUERIES"] = len(train.queries) - len(sample.queries)

@@ -34,6 +34,7 @@ from embedding_finetune.hints import other_profile_hint
 from embedding_finetune.settings import DATA, TABLE
 
 SPLITS = ("train", "dev", "test")
+SHARED = "judgments dropped, since their query is also in a later split"  # counted when a dataset is read
 REVISIONS = ("revision", "corpus_revision")  # of Hub datasets
 BEIR_FILES = ("corpus.jsonl", "queries.jsonl")  # a folder with these files is in BEIR layout
 FILES = (*BEIR_FILES, *(f"qrels/{part}.tsv" for part in SPLITS))

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from embedding_finetune.data.collection import Collection
+from embedding_finetune.data.collection import SHARED, SPLITS, Collection
 from embedding_finetune.data.normalize import clean_text, normalize, passage_id, query_id
 from embedding_finetune.data.readers import Row
 from embedding_finetune.files import UserError
@@ -64,6 +64,9 @@ class _Cleaning:
             self.counts["rows without query or passage dropped"] += 1
             return
         identity = self._add_query(query, row)
+        if row.split != self.splits.get(identity, ""):
+            self.counts[SHARED] += 1
+            return
         judged = self.qrels[identity]
         if identity in self.rows or not positives and not judged:
             self.rows[identity] = self.rows.get(identity, 0) + 1
@@ -95,7 +98,9 @@ class _Cleaning:
         identity = self.query_ids.get(key, key)
         if identity in self.queries:
             self.counts["rows merged with an earlier row of the same query"] += 1
-            self._check_split(identity, row)
+            if row.split and SPLITS.index(row.split) > SPLITS.index(self.splits[identity]):
+                self.counts[SHARED] += len(self.qrels[identity])
+                self.qrels[identity], self.splits[identity] = {}, row.split
             return identity
         if row.id is not None:
             identity = self.query_ids[key] = _one_word(row, self.counts)
@@ -107,12 +112,6 @@ class _Cleaning:
             self.splits[identity] = row.split
         return identity
 
-    def _check_split(self, query, row):
-        if row.split != self.splits.get(query, ""):
-            raise UserError(f"{row.where}: the query {self.queries[query][:80]!r} is in {row.split}, but in "
-                            f"{self.splits[query]} as well: keep it in one, or set SPLIT_COLUMN=none to have the "
-                            "queries split at random")
-
     def _drop_unanswered(self):
         """Drop the queries without a positive."""
         for query in [query for query in self.rows if not any(self.qrels[query].values())]:
@@ -121,6 +120,15 @@ class _Cleaning:
             del self.queries[query], self.qrels[query]
             self.splits.pop(query, None)
 
+    def _copies(self):
+        """Query id -> ids of passages with its text. Equal texts have ids that differ in the first letter only."""
+        keys, copies = {identity: key for key, identity in self.query_ids.items()}, {}
+        for query in self.queries:
+            key = f"p{keys.get(query, query)[1:]}"
+            passage = self.passage_ids.get(key, key)
+            copies |= {query: [passage]} if passage in self.corpus else {}
+        return copies
+
     def collection(self):
         """The Collection, and a Counter of the cleaning steps."""
         self._drop_unanswered()
@@ -128,9 +136,7 @@ class _Cleaning:
         several, negatives = "queries with several positives", "queries with negatives of their own"
         self.counts[several] = sum(sum(judged.values()) > 1 for judged in self.qrels.values())
         self.counts[negatives] = sum(0 in judged.values() for judged in self.qrels.values())
-        copies = {query: [passage] for query, text in self.queries.items()
-                  if (passage := self.passage_ids.get(passage_id(text), passage_id(text))) in self.corpus}
-        return Collection(self.queries, self.corpus, self.qrels, self.splits, self.source, copies,
+        return Collection(self.queries, self.corpus, self.qrels, self.splits, self.source, self._copies(),
                           predefined=tuple(sorted(set(self.splits.values())))), +self.counts
 
 

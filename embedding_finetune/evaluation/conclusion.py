@@ -5,7 +5,7 @@ Dev queries select the two finalists. Test queries are used only to report and c
 
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -15,10 +15,7 @@ from embedding_finetune.evaluation.significance import excludes_zero, outcome
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.retrieval.base import DEPTH, make_retriever
-from embedding_finetune.settings import SELECTION_METRIC
-
-if TYPE_CHECKING:
-    from embedding_finetune.settings import Settings
+from embedding_finetune.settings import SELECTION_METRIC, Settings
 
 METRIC = "recall@1"
 TIMED_QUERIES, TIMED_PASSAGES = 32, 128
@@ -94,7 +91,7 @@ def _outcome(pair: dict) -> str:
     return f"{found.word}{found.note} ({'; '.join(numbers)})"
 
 
-def costs(settings: "Settings", collection: Collection, rows: list[dict]) -> pd.DataFrame:
+def costs(settings: Settings, collection: Collection, rows: list[dict]) -> pd.DataFrame:
     """Table of size and speed, with one row for BM25 and one for each finalist; speed is measured on this machine.
 
     Columns: milliseconds per query, encoded one at a time (plus the BM25 search of a fusion, plus the reranking time

@@ -39,13 +39,11 @@ from embedding_finetune.training.provenance import check_trained
 PARTS = "test", "dev"
 
 
-Known = dict[str, Any] | None  # identities of models by label, see results.inputs_of
-
-
 def evaluate(settings: Settings, label: str) -> dict[str, dict]:
     """Evaluate the system of a label and, unless it is lexical, the same system fused with BM25.
 
-    Returns label -> result. Raises UserError when a model or one of the runs that are combined is missing or outdated.
+    Returns label -> result. `known` in the functions below are identities of models (see results.inputs_of), so that
+    each is hashed once. Raises UserError when a model or one of the runs that are combined is missing or outdated.
     """
     system, collection = find_system(settings, label), read_data(settings)
     system, known = replace(system, fused=False), {}
@@ -58,7 +56,8 @@ def evaluate(settings: Settings, label: str) -> dict[str, dict]:
     return found
 
 
-def evaluate_retriever(settings: Settings, collection: Collection, system: System, known: Known = None) -> dict:
+def evaluate_retriever(settings: Settings, collection: Collection, system: System,
+                       known: dict[str, Any] | None = None) -> dict:
     """Rank the whole corpus for all dev and test queries with the retriever alone; returns the result."""
     known = {} if known is None else known
     if system.has_model:
@@ -79,9 +78,8 @@ def evaluate_retriever(settings: Settings, collection: Collection, system: Syste
                        by_corpus_size=by_corpus_size(test, retriever))
 
 
-def evaluate_fused(settings: Settings, collection: Collection, system: System, known: Known = None) -> dict:
+def evaluate_fused(settings: Settings, collection: Collection, system: System, known: dict[str, Any]) -> dict:
     """Add the scores of BM25 to those of the retriever, with the best weight on dev queries; returns the result."""
-    known = {} if known is None else known
     bm25, dense = read_runs(settings, collection, system, known)
     weight = choose_weight(collection.split("dev"), bm25["dev"], dense["dev"])
     runs = {part: weighted_sum_fusion(bm25[part], dense[part], weight) for part in PARTS}
@@ -91,13 +89,12 @@ def evaluate_fused(settings: Settings, collection: Collection, system: System, k
 
 
 def evaluate_reranked(settings: Settings, collection: Collection, system: System,
-                      known: Known = None) -> dict[str, dict]:
+                      known: dict[str, Any]) -> dict[str, dict]:
     """Rerank the first hits of BM25 and of the retriever, with the best depth and weights on dev queries.
 
     Returns label -> result of the reranker alone, and of its scores added to those of the first stage.
     """
     check_trained(settings, system.reranker_model)
-    known = {} if known is None else known
     bm25, dense = read_runs(settings, collection, system, known)
     reranker = make_reranker(settings, system.reranker, system.reranker_model).index(collection.corpus)
     if system.reranker != CROSS_ENCODER:
@@ -124,7 +121,7 @@ def evaluate_reranked(settings: Settings, collection: Collection, system: System
 
 
 def read_runs(settings: Settings, collection: Collection, system: System,
-              known: Known = None) -> Iterator[dict[str, Run]]:
+              known: dict[str, Any] | None = None) -> Iterator[dict[str, Run]]:
     """Yield the saved runs of BM25 and of the system's retriever: two dicts, "test" and "dev" -> run.
 
     Raises UserError when one of them is missing or outdated.

@@ -10,7 +10,6 @@ Uncertainty: bootstrap over the test queries, with the same resamples for all po
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,13 +24,11 @@ from embedding_finetune.evaluation.results import load_results, read_measured_ru
 from embedding_finetune.evaluation.significance import bootstrap_means, interval, outcome
 from embedding_finetune.files import UserError
 from embedding_finetune.recipes import all_recipes, find_recipe
+from embedding_finetune.settings import Settings
 from embedding_finetune.training.training_data import sample_fraction
 
-if TYPE_CHECKING:
-    from embedding_finetune.settings import Settings
 
-
-def learning_curve(settings: "Settings", collection: Collection, label: str = "neg10",
+def learning_curve(settings: Settings, collection: Collection, label: str = "neg10",
                    metric: str = METRIC) -> pd.DataFrame:
     """Evaluated points of a recipe's learning curve: a DataFrame by label, fewest training queries first.
 

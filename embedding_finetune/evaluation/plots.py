@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,11 +12,8 @@ from matplotlib.figure import Figure
 
 from embedding_finetune.data.collection import Collection
 from embedding_finetune.evaluation.conclusion import METRIC
-from embedding_finetune.settings import display_value
+from embedding_finetune.settings import Settings, display_value
 from embedding_finetune.training.log import damaged_log, read_log
-
-if TYPE_CHECKING:
-    from embedding_finetune.settings import Settings
 
 ORANGE, GREY = "#d1662b", "#5b6b7a"  # fine-tuned models, all others
 COLOURS = (ORANGE, GREY, "#2a6fdb", "#17876a", "#b83280", "#84681a", "#7a56e8", "#cf3f3f")
@@ -63,7 +59,7 @@ def plot_by_corpus_size(rows: list[dict], metric: str = METRIC) -> Figure:
     return figure
 
 
-def training_logs(settings: "Settings", labels: Iterable[str]) -> tuple[dict[str, pd.DataFrame], list[str]]:
+def training_logs(settings: Settings, labels: Iterable[str]) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """The training logs of the labels that have one: label -> DataFrame by step; and a line per damaged log."""
     folders = {label: settings.paths.model(label) for label in labels}
     logs = {label: pd.DataFrame(rows).set_index("step") for label, folder in folders.items()
@@ -72,7 +68,7 @@ def training_logs(settings: "Settings", labels: Iterable[str]) -> tuple[dict[str
     return logs, [f"{path} is missing or damaged, so the curves of this training may be wrong" for path in damaged]
 
 
-def plot_training(settings: "Settings", labels: Iterable[str]) -> Figure:
+def plot_training(settings: Settings, labels: Iterable[str]) -> Figure:
     """Plot loss and dev metrics by step, from the training logs of the labels that have one.
 
     Prints a line per damaged log.

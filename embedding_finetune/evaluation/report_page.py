@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,9 +21,7 @@ from embedding_finetune.evaluation.plots import training_logs
 from embedding_finetune.evaluation.results import read_measured_run
 from embedding_finetune.evaluation.significance import outcome
 from embedding_finetune.files import UserError, atomic_write
-
-if TYPE_CHECKING:
-    from embedding_finetune.settings import Settings
+from embedding_finetune.settings import Settings
 
 DEPTH = 100  # ranks considered; runs are at least this deep, or as deep as the corpus
 SHOWN = 5  # passages shown per model
@@ -96,7 +94,7 @@ class ReportData:
         return np.where(votes.max(axis=1) * 2 > max(2, first.shape[1]), best, -1)
 
 
-def load(settings: "Settings", collection: Collection, rows: list[dict]) -> ReportData:
+def load(settings: Settings, collection: Collection, rows: list[dict]) -> ReportData:
     """Load the ReportData of the test split of a collection: the runs of the `rows` of results.compare.
 
     Raises UserError when a run is missing or does not belong to this test set.
@@ -190,7 +188,7 @@ def render(data: dict[str, Any]) -> bytes:
     return TEMPLATE.read_text(encoding="utf-8").replace("__DATA__", text).encode("utf-8")
 
 
-def write_page(settings: "Settings", evidence: ReportData) -> Path:
+def write_page(settings: Settings, evidence: ReportData) -> Path:
     """Write OUTPUT_DIR/report.html; returns its path."""
     path = settings.paths.report
     page = render(page_data(evidence, *training_logs(settings, evidence.labels)))

@@ -9,7 +9,7 @@ Files in OUTPUT_DIR:
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -27,11 +27,8 @@ from embedding_finetune.recipes import all_recipes
 from embedding_finetune.retrieval.base import DEPTH, Run
 from embedding_finetune.retrieval.system import CROSS_ENCODER, System
 from embedding_finetune.retrieval.trec import pad_run, read_run, write_run
-from embedding_finetune.settings import SELECTION_METRIC, display_value
+from embedding_finetune.settings import SELECTION_METRIC, Settings, display_value
 from embedding_finetune.training.model_card import write_metrics
-
-if TYPE_CHECKING:
-    from embedding_finetune.settings import Settings
 
 RESULT = {"label": str, "model": str, "system": dict, "inputs": dict, "metrics": dict, "dev": dict,
           "runs": dict}  # keys of every result
@@ -48,7 +45,7 @@ def caveats(row: dict) -> str:
     return " ".join(filter(None, [pseudo, row.get("leaking_pairs") and LEAKING_CAVEAT.format(row["leaking_pairs"])]))
 
 
-def save_result(settings: "Settings", collection: Collection, system: System, runs: dict[str, Run], *, model: str,
+def save_result(settings: Settings, collection: Collection, system: System, runs: dict[str, Run], *, model: str,
                 inputs: dict, **more: Any) -> dict:
     """Write the runs, results/LABEL.json, and the metrics in the card of a fine-tuned model; returns the result.
 
@@ -75,7 +72,7 @@ def save_result(settings: "Settings", collection: Collection, system: System, ru
     return result
 
 
-def inputs_of(settings: "Settings", system: System, known: dict[str, Any] | None = None) -> dict:
+def inputs_of(settings: Settings, system: System, known: dict[str, Any] | None = None) -> dict:
     """What a result of the system depends on, see artifacts.provenance; raises UserError when a model is not available.
 
     `known` are identities of models by label, so that the content of each model is hashed once; new ones are added.
@@ -92,9 +89,9 @@ def inputs_of(settings: "Settings", system: System, known: dict[str, Any] | None
     return inputs | {"models": {label: known[label] for label in models}}
 
 
-def _identity(settings: "Settings", label: str, is_cross_encoder: bool) -> dict:
+def _identity(settings: Settings, label: str, is_cross_encoder: bool) -> dict:
     if is_cross_encoder:
-        return {"revision": model_content(settings.paths.model(label))}
+        return {"revision": model_content(str(settings.paths.model(label)))}
     return model_identity(load_encoder_config(settings, label))
 
 
@@ -103,7 +100,7 @@ def system_of(result: dict) -> System:
     return System(**result["system"])
 
 
-def read_result(settings: "Settings", label: str) -> dict:
+def read_result(settings: Settings, label: str) -> dict:
     """The result of a system; raises UserError when it is missing, damaged, or was written by an earlier version."""
     path = settings.paths.result(label)
     result = read_checksummed(path, RESULT)
@@ -114,7 +111,7 @@ def read_result(settings: "Settings", label: str) -> dict:
     return result
 
 
-def read_measured_run(settings: "Settings", collection: Collection, label: str, part: str = "test") -> Run:
+def read_measured_run(settings: Settings, collection: Collection, label: str, part: str = "test") -> Run:
     """Read the saved run of a label. Raises UserError when it is missing or does not match the data or the result."""
     path, result = settings.paths.run(label, part), read_result(settings, label)
     run = read_run(path)
@@ -126,7 +123,7 @@ def read_measured_run(settings: "Settings", collection: Collection, label: str, 
     return run
 
 
-def load_results(settings: "Settings") -> tuple[list[dict], list[str]]:
+def load_results(settings: Settings) -> tuple[list[dict], list[str]]:
     """Load the current results in display order; returns them and a line per result that is left out.
 
     A result is left out when the data, the metrics or a model have changed since it was measured.
@@ -147,7 +144,7 @@ def load_results(settings: "Settings") -> tuple[list[dict], list[str]]:
     return sorted(results, key=lambda result: (place.get(result["label"], len(place)), result["label"])), left_out
 
 
-def result_stale_reason(settings: "Settings", result: dict, known: dict[str, Any] | None = None) -> str | None:
+def result_stale_reason(settings: Settings, result: dict, known: dict[str, Any] | None = None) -> str | None:
     """Why a result is no longer current, or None; `known` as in inputs_of."""
     if not all(isinstance(result.get(name), kind) for name, kind in RESULT.items()):
         return "it was measured by an earlier version"
@@ -217,7 +214,7 @@ def planned_pairs(results: Sequence[dict]) -> list[tuple[str, str]]:
     return list(dict.fromkeys(baselines + others + last))
 
 
-def compare(settings: "Settings", collection: Collection) -> tuple[list[dict], list[str]]:
+def compare(settings: Settings, collection: Collection) -> tuple[list[dict], list[str]]:
     """Compare all current results; returns the rows of comparison.json and a line per result that is left out.
 
     A row is a result with `ci95` and `against` (see significance.add_significance), computed from the run files.

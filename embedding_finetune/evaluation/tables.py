@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,10 +13,8 @@ from embedding_finetune.evaluation.metrics import first_positive_rank
 from embedding_finetune.evaluation.plots import plot
 from embedding_finetune.evaluation.results import compare
 from embedding_finetune.files import CommandLine, atomic_write, write_json
+from embedding_finetune.retrieval.base import Run
 from embedding_finetune.settings import Settings
-
-if TYPE_CHECKING:
-    from embedding_finetune.retrieval.base import Run
 
 
 def write_comparison(settings: Settings, rows: list[dict]) -> None:
@@ -125,7 +122,7 @@ def seen_table(rows: list[dict], metric: str = METRIC) -> pd.DataFrame:
         for name, part in row["by_training"].items()} for row in rows if row.get("by_training")])
 
 
-def examples(test: Collection, run: "Run", *, right: bool, number: int = 3) -> pd.DataFrame:
+def examples(test: Collection, run: Run, *, right: bool, number: int = 3) -> pd.DataFrame:
     """Table of a few queries whose first passage is a positive (`right=True`) or is not (`right=False`)."""
     ranks = first_positive_rank(test, run)
     chosen = [query for query, rank in ranks.items() if (rank == 1) == right][:number]
@@ -135,7 +132,7 @@ def examples(test: Collection, run: "Run", *, right: bool, number: int = 3) -> p
         "rank of positive": f"{ranks[query] or f'beyond {len(run[query])}'}"} for query in chosen])
 
 
-def changed_queries(test: Collection, wrong: "Run", right: "Run", number: int = 3) -> pd.DataFrame:
+def changed_queries(test: Collection, wrong: Run, right: Run, number: int = 3) -> pd.DataFrame:
     """Table of a few queries whose first passage is a positive in the run `right` but not in the run `wrong`.
 
     Those whose positive ranks lowest in `wrong` come first.

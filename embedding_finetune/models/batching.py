@@ -6,15 +6,13 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:  # the queries of an open index are batched without it
     from torch import Tensor
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 Tokens = Mapping[str, Sequence[Sequence[int]]]  # output of a tokenizer: name -> lists of one value per token
 
 # Tokens per batch, with padding. A CPU is fastest with small batches: their activations fit in its cache, and their
@@ -91,7 +89,7 @@ def tokenize_texts(tokenizer: Any, texts: Sequence[str], max_length: int) -> dic
     return {name: [row for part in parts for row in part[name]] for name in parts[0]}
 
 
-def prefetch(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
+def prefetch(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     """Yield (item, function(item)) for each item, computing the next result in a background thread."""
     previous = None
     with ThreadPoolExecutor(1) as thread:

@@ -44,7 +44,7 @@ def runtime_versions(name: str | Path) -> dict[str, str]:
 
 def export_onnx(path: Path, batch: dict[str, Tensor], function: Callable[..., Tensor],
                 output: dict[str, dict[int, str]], *parts: Any) -> None:
-    """Export a function of tokenized texts to a float32 ONNX graph.
+    """Export a function of tokenised texts to a float32 ONNX graph.
 
     `function` maps the tensors of `batch` (texts, tokens), given by name, to a tensor; `output` is the name of that
     tensor -> the names of its dynamic axes. `parts` are the PyTorch modules that it calls. The tracing exporter is

@@ -11,18 +11,12 @@ from tqdm.auto import tqdm
 
 from embedding_finetune.files import UserError
 from embedding_finetune.hub import load, model_content
+from embedding_finetune.models import multi_vector
 from embedding_finetune.models.batching import padded_batches, prefetch, tokenize_texts
 from embedding_finetune.models.compiled_model import CompiledModel, compiled_format, runtime_versions
 from embedding_finetune.models.embedding_cache import EmbeddingCache, TokenEmbeddingStore, text_hash
 from embedding_finetune.models.encoder_config import EncoderConfig
 from embedding_finetune.models.modeling import DenseLayers, encoding_dtype, load_encoder
-from embedding_finetune.models.multi_vector import (
-    expand_queries,
-    load_expansion,
-    load_projection,
-    special_token_ids,
-    token_embeddings,
-)
 from embedding_finetune.settings import Settings
 
 CHUNK = 16384  # texts that are tokenised, sorted by length and stored together
@@ -142,9 +136,9 @@ class Encoder:
 
     def _load(self):
         self._tokenizer = load("AutoTokenizer", self.config.name, self.config.trusted)
-        self._added = special_token_ids(self._tokenizer)
-        self._projection = load_projection(self.config.name).to(self._device)
-        self._expansion = load_expansion(self.config.name)
+        self._added = multi_vector.special_token_ids(self._tokenizer)
+        self._projection = multi_vector.load_projection(self.config.name).to(self._device)
+        self._expansion = multi_vector.load_expansion(self.config.name)
         if self._compiled:
             self._model = CompiledModel(self.config.name)
             self._dense = DenseLayers.load(self.config.name, self.config.dense).eval()
@@ -190,7 +184,7 @@ class Encoder:
         max_length, prompt = self._asked(kind)
         tokens = tokenize_texts(self._tokenizer, [prompt + text for text in texts], max_length)
         if expansion and kind == "queries":
-            return {"input_ids": expand_queries(self._tokenizer, tokens["input_ids"], expansion)}
+            return {"input_ids": multi_vector.expand_queries(self._tokenizer, tokens["input_ids"], expansion)}
         return tokens
 
     @torch.inference_mode()
@@ -206,7 +200,7 @@ class Encoder:
                                 "64 or less") from None
             order.extend(rows)
             if of_tokens:
-                scaled = token_embeddings(hidden, batch, self._added, self._projection).half().cpu()
+                scaled = multi_vector.token_embeddings(hidden, batch, self._added, self._projection).half().cpu()
                 for row, some in zip(rows, scaled):
                     own[row] = some[some.any(dim=-1)].numpy()
             progress.update(len(rows))

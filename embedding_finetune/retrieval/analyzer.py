@@ -14,7 +14,9 @@ another script are analysed as English, words of other rare scripts like those o
 
 import functools
 import unicodedata
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Self
 
 import bm25s.stopwords
 import regex
@@ -41,20 +43,20 @@ TOKEN = regex.compile(rf"(?P<word>{FREE}[{FREE}\p{{M}}]+|(?<={BOUND}){FREE}|{FRE
 
 
 @functools.cache
-def script(character):
+def script(character: str) -> str:
     """Script of a letter from its Unicode name, such as "LATIN"; "" if the character is no letter."""
     name = unicodedata.name(character, "").partition(" ")[0] if character.isalpha() else ""
     return "CJK" if name in EAST_ASIAN else name
 
 
-def script_title(name):
+def script_title(name: str) -> str:
     """Display name of a script."""
     return name if name == "CJK" else name.capitalize()
 
 
-def scripts(texts):
+def scripts(texts: Iterable[str]) -> dict[str, list[str]]:
     """Script -> its parts of each text; spaces and punctuation belong to the preceding letters."""
-    found = {}
+    found: dict[str, list[str]] = {}
     for text in texts:
         current, parts = "", {}
         for character in text:
@@ -66,13 +68,14 @@ def scripts(texts):
     return found
 
 
-def language_shares(texts):
+def language_shares(texts: Sequence[str]) -> dict[tuple[str, str], float]:
     """(script, language) -> share of the letters, most frequent first; rare scripts have the language "".
 
     Short texts are joined until they have STRETCH letters before their language is detected.
     """
     import py3langid  # takes a second to load
-    stretches, shares = scripts(texts[::max(1, len(texts) // SAMPLE)]), Counter()
+    shares: dict[tuple[str, str], float] = defaultdict(float)
+    stretches = scripts(texts[::max(1, len(texts) // SAMPLE)])
     total = sum(len(part) for parts in stretches.values() for part in parts)
     for name, parts in stretches.items():
         size = sum(map(len, parts))
@@ -85,12 +88,12 @@ def language_shares(texts):
             if len(together) >= STRETCH or place == len(parts):
                 shares[name, py3langid.classify(together)[0]] += len(together) / (size + len(parts)) * size / total
                 together = ""
-    return dict(shares.most_common())
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
-def languages(texts):
+def languages(texts: Sequence[str]) -> dict[str, str]:
     """Script -> language (ISO 639) detected in texts, most frequent script first."""
-    found = {}
+    found: dict[str, str] = {}
     for name, code in language_shares(texts):
         if code:
             found.setdefault(name, code)
@@ -101,24 +104,24 @@ class Analyzer:
     """Splits texts into terms; `languages` maps scripts to languages, the main script first."""
 
     @classmethod
-    def of(cls, language, texts):
+    def of(cls, language: str, texts: Sequence[str]) -> Self:
         """The analyzer for a BM25_LANGUAGE; `auto` detects languages in `texts`. Raises UserError if it is unknown."""
         return cls(languages(texts) if language == "auto" else {"ALL SCRIPTS": known_language(language)})
 
-    def __init__(self, languages):
+    def __init__(self, languages: dict[str, str]) -> None:
         self.languages = languages
         self.tools = {name: _stemmer(code) for name, code in self.languages.items()}
         self.main = next(iter(self.tools.values()), (None, ()))  # texts without letters have no script
-        self.counted = {}  # word -> its term, "" for a stop word
+        self.counted: dict[str, str] = {}  # word -> its term, "" for a stop word
 
-    def __str__(self):
+    def __str__(self) -> str:
         return ", ".join(f"{code} ({script_title(name)})" for name, code in self.languages.items())
 
-    def __call__(self, texts):
+    def __call__(self, texts: Iterable[str]) -> list[list[str]]:
         """Terms of each text: a list of lists."""
         return [[word for word in map(self._count_as, self._cut(text)) if word] for text in texts]
 
-    def _cut(self, text):
+    def _cut(self, text: str) -> Iterator[str]:
         text = unicodedata.normalize("NFC", remove_ignored(text))
         text = COMPATIBLE.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
         if not {"az", "tr"}.isdisjoint(self.languages.values()):
@@ -132,14 +135,14 @@ class Analyzer:
             else:
                 yield from WordBreaker(run, "en")  # the dictionaries are the same in all locales
 
-    def _count_as(self, word):
+    def _count_as(self, word: str) -> str:
         if word not in self.counted:
             stemmer, stop_words = self.tools.get(script(word[0]), self.main)
             self.counted[word] = "" if word in stop_words else stemmer.stemWord(word) if stemmer else word
         return self.counted[word]
 
 
-def known_language(code):
+def known_language(code: str) -> str:
     """Return the code if it is `none` or a language known to py3langid; raises UserError otherwise."""
     import py3langid
     known = sorted(language for language, _ in py3langid.rank(""))
@@ -148,7 +151,7 @@ def known_language(code):
     return code
 
 
-def _stemmer(language):
+def _stemmer(language: str) -> tuple[Any, Iterable[str]]:
     """Stemmer (None if there is none) and stop words of a language."""
     language = VARIANTS.get(language, language)
     stop_words = getattr(bm25s.stopwords, f"STOPWORDS_{STOP_WORDS[language]}") if language in STOP_WORDS else ()

@@ -8,15 +8,13 @@ differently.
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-if TYPE_CHECKING:
-    from embedding_finetune.settings import Settings
-
 from embedding_finetune.files import UserError
+from embedding_finetune.settings import Settings
 
 DEPTH = 100  # recall@100 needs no more
 FEW = 100  # no progress bar for fewer queries
@@ -36,7 +34,7 @@ def retriever(label: str) -> Callable[[Kind], Kind]:
     return register
 
 
-def make_retriever(label: str, settings: "Settings | None" = None) -> "Retriever":
+def make_retriever(label: str, settings: Settings | None = None) -> "Retriever":
     """Create the registered retriever of a label; lexical ones use BM25_LANGUAGE (see analyzer.Analyzer).
 
     Raises UserError when the label is unknown.

@@ -7,7 +7,7 @@ BERT", 2019, arXiv 1901.04085.)
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,9 +17,7 @@ from embedding_finetune.files import UserError, atomic_write, reading
 from embedding_finetune.hub import load, model_content, positions_of
 from embedding_finetune.models.batching import padded_batches
 from embedding_finetune.retrieval.rerank import Reranker, check_finite
-
-if TYPE_CHECKING:
-    from embedding_finetune.settings import Settings
+from embedding_finetune.settings import Settings
 
 TEXTS = "texts.json"
 
@@ -66,7 +64,7 @@ class CrossEncoder(Reranker):
         return model.to(self.device, self.dtype).eval()
 
     @classmethod
-    def of(cls, settings: "Settings", label: str) -> Self:
+    def of(cls, settings: Settings, label: str) -> Self:
         folder = settings.paths.model(label)
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} holds no finished reranker: run `bash finetune_reranker.sh` first")

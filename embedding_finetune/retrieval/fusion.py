@@ -1,22 +1,6 @@
-"""Fusion of BM25 with a dense retriever, by reciprocal rank or by a weighted sum of scores."""
+"""Fusion of BM25 with a dense retriever by a weighted sum of scores."""
 
 from embedding_finetune.retrieval.base import DEPTH, Hits, Retriever, Run, break_ties, padded, top_k
-
-
-def reciprocal_rank_fusion(bm25: Run, dense: Run, constant: int = 60, depth: int = DEPTH) -> Run:
-    """Reciprocal rank fusion of two runs: a passage scores the sum of 1 / (constant + rank) over the runs with it.
-
-    Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods",
-    SIGIR 2009. Passages with BM25 scores of 0 or less (see trec.pad_run) share no word and count as absent.
-    """
-    fused = {}
-    for query in dense:
-        scores: dict[str, float] = {}
-        for ranking in (_matching(bm25, query), dense[query]):
-            for rank, passage in enumerate(ranking, start=1):
-                scores[passage] = scores.get(passage, 0) + 1 / (constant + rank)
-        fused[query] = top_k(scores, depth)
-    return fused
 
 
 def weighted_sum_fusion(bm25: Run, dense: Run, weight: float, depth: int = DEPTH) -> Run:
@@ -27,7 +11,7 @@ def weighted_sum_fusion(bm25: Run, dense: Run, weight: float, depth: int = DEPTH
     """
     fused = {}
     for query, cosines in dense.items():
-        words = _matching(bm25, query)
+        words = {passage: score for passage, score in bm25[query].items() if score > 0}  # others only pad a run
         scale = max(words.values(), default=1)
         lexical = {passage: weight * score / scale for passage, score in words.items()}
         no_cosine = min(cosines.values(), default=0.0)
@@ -60,7 +44,3 @@ class HybridRetriever(Retriever):
         return {row: {int(position): float(score)
                       for score, position in zip(break_ties(scores[row]), positions[row]) if position >= 0}
                 for row in range(len(texts))}
-
-
-def _matching(bm25: Run, query: str) -> dict[str, float]:
-    return {passage: score for passage, score in bm25[query].items() if score > 0}

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from embedding_finetune import contrib
 from embedding_finetune.files import UserError
@@ -10,14 +9,12 @@ from embedding_finetune.labels import COMPILED_FORMATS
 from embedding_finetune.models.encoder_config import is_compiled, pretrained
 from embedding_finetune.recipes import all_recipes
 from embedding_finetune.retrieval.base import RETRIEVERS
+from embedding_finetune.retrieval.rerank import Reranker
 from embedding_finetune.retrieval.system import CROSS_ENCODER, EMBEDDING_RERANKERS, System
-
-if TYPE_CHECKING:
-    from embedding_finetune.retrieval.rerank import Reranker
-    from embedding_finetune.settings import Settings
+from embedding_finetune.settings import Settings
 
 
-def find_system(settings: "Settings", label: str) -> System:
+def find_system(settings: Settings, label: str) -> System:
     """The System of a label, whether its models are trained or not.
 
     Raises UserError when the settings, the recipes and the compiled models allow no such system, or two of them.
@@ -33,7 +30,7 @@ def find_system(settings: "Settings", label: str) -> System:
     return found[0]
 
 
-def rerankers(settings: "Settings") -> dict[str, tuple[str, str]]:
+def rerankers(settings: Settings) -> dict[str, tuple[str, str]]:
     """Label -> (kind, label of its model) of all rerankers, whether their models are trained or not.
 
     A label is KIND_MODEL, or that of a system, KIND_MODEL_on_LABEL.
@@ -43,7 +40,7 @@ def rerankers(settings: "Settings") -> dict[str, tuple[str, str]]:
     return {label: (system.reranker, system.reranker_model) for label, system in labels.items()}
 
 
-def make_reranker(settings: "Settings", kind: str, model: str) -> "Reranker":
+def make_reranker(settings: Settings, kind: str, model: str) -> Reranker:
     """Create the reranker of a kind with the model of a label, still without a corpus.
 
     `kind` is late (late interaction), m3 (the three scores of BGE-M3) or rerank (cross-encoder). Raises UserError when
@@ -58,7 +55,7 @@ def make_reranker(settings: "Settings", kind: str, model: str) -> "Reranker":
     return LateInteraction.of(settings, model)
 
 
-def needs_token_embeddings(settings: "Settings", label: str) -> bool:
+def needs_token_embeddings(settings: Settings, label: str) -> bool:
     """Whether a reranker in the settings uses the token vectors of the model `label`.
 
     Its evaluation then stores them in the same pass that computes the vectors of the passages.
@@ -67,7 +64,7 @@ def needs_token_embeddings(settings: "Settings", label: str) -> bool:
     return ("late", label) in [(system.reranker, system.reranker_model) for system in systems]
 
 
-def _rerankers(settings: "Settings", retrievers: Iterable[System]) -> list[tuple[str, str]]:
+def _rerankers(settings: Settings, retrievers: Iterable[System]) -> list[tuple[str, str]]:
     """(kind, label of its model) of all rerankers."""
     models = [system.encoder for system in retrievers if system.has_model]
     cross_encoders = [label for label, recipe in all_recipes(settings).items() if recipe.kind == "cross_encoder"]
@@ -75,7 +72,7 @@ def _rerankers(settings: "Settings", retrievers: Iterable[System]) -> list[tuple
             *((CROSS_ENCODER, label) for label in cross_encoders)]
 
 
-def _retrievers(settings: "Settings") -> dict[str, System]:
+def _retrievers(settings: Settings) -> dict[str, System]:
     """Label -> System of all retrievers; compiled models only if they have been exported."""
     recipes = [label for label, recipe in all_recipes(settings).items() if recipe.kind == "bi_encoder"]
     models = [*pretrained(settings), *recipes]
@@ -86,7 +83,7 @@ def _retrievers(settings: "Settings") -> dict[str, System]:
     return {system.label: system for system in found}
 
 
-def all_systems(settings: "Settings") -> Iterator[System]:
+def all_systems(settings: Settings) -> Iterator[System]:
     """Yield all systems: each retriever; each model also fused, and with each reranker, alone and fused."""
     retrievers = _retrievers(settings).values()
     stages = _rerankers(settings, retrievers)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -11,9 +11,7 @@ from tqdm.auto import tqdm
 from embedding_finetune.files import UserError
 from embedding_finetune.retrieval.base import DEPTH, Run, top_k
 from embedding_finetune.retrieval.fusion import HybridRetriever
-
-if TYPE_CHECKING:
-    from embedding_finetune.settings import Settings
+from embedding_finetune.settings import Settings
 
 DEPTHS = 10, 20, 30, 50  # reranked passages of BM25 and of the model; the best depth is selected on dev queries
 FEW = 20  # no progress bar for fewer queries
@@ -30,7 +28,7 @@ class Reranker:
     ms_per_query: float = 0.0  # of the latest call of `score`
 
     @classmethod
-    def of(cls, settings: "Settings", label: str) -> Self:
+    def of(cls, settings: Settings, label: str) -> Self:
         """The reranker with the model of a label. Raises UserError when it is not available."""
         raise NotImplementedError
 

@@ -5,11 +5,13 @@ run: dict of query id -> dict of passage id -> score, best first.
 """
 
 from itertools import islice
+from pathlib import Path
 
 from embedding_finetune.files import UserError, atomic_write, read_lines
+from embedding_finetune.retrieval.base import Run
 
 
-def read_qrels(path, made_by="build_eval_dataset.ipynb"):
+def read_qrels(path: Path, made_by: str = "build_eval_dataset.ipynb") -> dict[str, dict[str, int]]:
     """Read lines `qid 0 docid grade`. Raises UserError naming file and line when the file is missing or broken."""
     qrels = {}
     for number, (query, _, passage, grade) in _fields(path, 4, made_by):
@@ -17,7 +19,7 @@ def read_qrels(path, made_by="build_eval_dataset.ipynb"):
     return qrels
 
 
-def write_run(path, run, label):
+def write_run(path: Path, run: Run, label: str) -> None:
     """Write lines `qid Q0 docid rank score label` atomically; nine digits reproduce float32 scores exactly."""
     with atomic_write(path) as file:
         for query, ranking in run.items():
@@ -25,7 +27,7 @@ def write_run(path, run, label):
                 file.write(f"{query} Q0 {passage} {rank} {score:.9g} {label}\n")
 
 
-def read_run(path, made_by="the evaluation notebooks"):
+def read_run(path: Path, made_by: str = "the evaluation notebooks") -> Run:
     """Read a file of write_run. Raises UserError naming file and line when it is missing or broken."""
     run = {}
     for number, (query, _, passage, _, score, _) in _fields(path, 6, made_by):

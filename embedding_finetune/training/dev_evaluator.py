@@ -36,7 +36,7 @@ def dev_corpus(collection: Collection, size: int, seed: int) -> dict[str, str]:
     return texts
 
 
-def dev_metrics(qrels: Mapping, rankings: Mapping[str, Sequence[str]]) -> dict[str, float]:
+def dev_metrics(qrels: dict[str, dict[str, int]], rankings: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """{"recall@10", "mrr@10"} of rankings (query id -> passage ids, best first), see evaluation.metrics."""
     run = {query: {passage: -float(rank) for rank, passage in enumerate(ranking)}
            for query, ranking in rankings.items()}

@@ -86,11 +86,13 @@ def _run(settings, label, words, outcome):
             if REPORTED in [failure.exitcode for failure in error.failures.values()]:
                 sys.exit(REPORTED)
             rank, failure = error.get_first_failure()
-            code = failure.exitcode
-            how = f"was killed by signal {-code}" if code < 0 else "failed, or lost the connection to the others"
-            how = f"training process {rank} {how}"
+            end = "failed, or lost the connection to the others"
+            if failure.exitcode < 0:
+                end = f"was killed by signal {-failure.exitcode}"
+            how = f"training process {rank} {end}"
             if not left:
-                hint = " (possibly out of memory: set GRAD_CACHE_CHUNK)" if code == -signal.SIGKILL else ""
+                is_kill = failure.exitcode == -signal.SIGKILL
+                hint = " (possibly out of memory: set GRAD_CACHE_CHUNK)" if is_kill else ""
                 raise UserError(f"{how}{hint}; run the same command again to {outcome}") from None
             print(f"{how}: restarting all from the last checkpoint ({left} of MAX_RESTARTS left)", file=sys.stderr,
                   flush=True)

@@ -42,7 +42,8 @@ class Miner:
         """Raises UserError if a model of the recipe is missing or of the wrong kind."""
         self.settings, self.recipe = settings, recipe
         self.config: Any = self._use(recipe.miner) if recipe.negatives == "mined" else None
-        self.teacher = self.stage = None
+        self.teacher: Any = None
+        self.stage: Any = None
         if recipe.teacher in (*pretrained(settings), *all_recipes(settings)):
             self.teacher = self._use(recipe.teacher)
         elif recipe.teacher in (known := rerankers(settings)):  # full precision, whatever the settings of evaluation
@@ -74,7 +75,8 @@ class Miner:
         whether it found the negative. Candidates come from the eligible passages of the pool. They are filtered by the
         model's scores, near-duplicates of a positive are dropped, and random passages fill the remaining places.
         """
-        recipe, train, corpus = self.recipe, pool.train, dict(enumerate(pool.texts()))
+        recipe, train = self.recipe, pool.train
+        corpus: Any = dict(enumerate(pool.texts()))  # retrievers sort passages by id, and these stay in order
         print(f"mining for {recipe.label}: {len(train.queries)} training queries, {pool.num_eligible} training "
               f"passages, model {self.config.title}", flush=True)
         queries, passages, found = list(train.queries.values()), content_hash(*corpus.items()), {}

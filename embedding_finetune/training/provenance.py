@@ -36,7 +36,7 @@ def training_record(settings: Settings, recipe: Recipe) -> dict[str, Any]:
     """
     tuned = settings.with_overrides(recipe.settings)
     config = base_encoder_config(tuned)
-    values: dict[str, Any] = tuned.as_dict(TRAINING) | {"SEED": tuned.seed}
+    values: dict[str, Any] = tuned.as_dict(TRAINING, "SEED")
     record = {"label": recipe.label, "recipe": recipe.data, "settings": values, "data": data_identity(settings)}
     if not recipe.merge:
         rows = read_rows(training_path(settings, recipe), teacher=bool(recipe.teacher))
@@ -81,7 +81,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     found = read_checksummed(folder / RECORD, having={})
     if found is None:
         return None
-    record = translate_training_record(found)
+    record: Any = translate_training_record(found)
     default = {name: row.default for name, row in TABLE.items() if row.metadata["changes"] == TRAINING
                and row.default is not MISSING}
     return record | {"settings": default | record["settings"]}

@@ -198,17 +198,22 @@ def finetune(settings: Settings, label: str, one_process: bool = False) -> Path:
     recipe = find_recipe(settings, label)
     print(f"fine-tuning {label} ({recipe.description}): profile {settings.profile}, data "
           f"{display_value(settings.paths.data)}, output {display_value(settings.paths.output)}", flush=True)
-    if recipe.merge:
-        with lock(settings.paths.output):  # a second process waits and finds it done; a training locks its own folder
-            return _merged(settings, recipe)
-    turn = partial(lock, settings.paths.output) if settings.nnodes > 1 else contextlib.nullcontext
-    with turn():
-        tuned, unfinished = prepare(settings, recipe)  # runs on the first node; the others find it done
+    finished, together = settings.paths.model(label), settings.nnodes > 1
+    # A training of one node locks its own folder.
+    turn = partial(lock, settings.paths.output) if together or recipe.merge else contextlib.nullcontext
+    with turn():  # the first node prepares or merges; the others find it done
+        if recipe.merge and together and finished.exists() and is_current(settings, recipe):
+            return finished
+        tuned, unfinished = prepare(settings, recipe)
+        if recipe.merge:
+            weight = merge(settings, recipe, unfinished)
+            print(f"weight of {recipe.merge}: {weight}"
+                  f"{' (the model itself: averaging does not help)' if weight == 1 else ''}")
+            return _finished(unfinished, finished)
     if not (unfinished / "model.safetensors").exists():  # it exists if a run was stopped after training
         _train(tuned, recipe, unfinished, one_process)
     with turn():
-        finished = settings.paths.model(label)
-        if settings.nnodes > 1 and not unfinished.exists() and finished.exists():
+        if together and not unfinished.exists() and finished.exists():
             return finished  # another node was faster
         if not (unfinished / "model.safetensors").exists():
             raise UserError(f"{display_value(unfinished)} holds no model: training did not finish; see its messages "
@@ -234,19 +239,9 @@ def _train(tuned, recipe, unfinished, one_process):
     config, data = base_encoder_config(tuned), unfinished / WITH_PROMPT
     write_for_flagembedding(data, rows, config.query_prompt)
     base = snapshot(config.name) if pinned(config.name)[1] else None  # its trainer has no revision flag
-    launch(tuned, recipe.label, MODULES[recipe.kind], stock_flags(training, unfinished, data, base), one_process)
+    launch(tuned, recipe.label, MODULES[training.kind], stock_flags(training, unfinished, data, base), one_process)
     complete(unfinished, config)
     data.unlink()
-
-
-def _merged(settings, recipe):
-    finished = settings.paths.model(recipe.label)
-    if settings.nnodes > 1 and finished.exists() and is_current(settings, recipe):
-        return finished  # another node was faster
-    _, unfinished = prepare(settings, recipe)
-    weight = merge(settings, recipe, unfinished)
-    print(f"weight of {recipe.merge}: {weight}{' (the model itself: averaging does not help)' if weight == 1 else ''}")
-    return _finished(unfinished, finished)
 
 
 def _finished(unfinished, finished):

@@ -68,7 +68,7 @@ class Trainer(transformers.Trainer):
         return loss
 
     def _last_good(self):
-        folders = complete_checkpoints(self.args.output_dir)
+        folders = complete_checkpoints(str(self.args.output_dir))
         return f"{folders[0]} is the last good checkpoint" if folders else "there was no checkpoint yet"
 
     def evaluate(self, *args, **kwargs):

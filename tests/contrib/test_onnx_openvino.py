@@ -22,7 +22,7 @@ from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.retrieval.dense import Dense
 from embedding_finetune.serving.available import labels
 from embedding_finetune.serving.index import open_index
-from embedding_finetune.serving.registry import IndexRegistry, Overloaded
+from embedding_finetune.serving.registry import IndexRegistry, OverloadedError
 from embedding_finetune.settings import Settings
 from embedding_finetune.training.provenance import check_trained
 
@@ -87,7 +87,7 @@ def test_a_compiled_model_is_searched_with_as_any_other(compiled, label, capsys)
     said = capsys.readouterr().err
     assert said.count("building the index") == 1 and "PyTorch" not in said
     shelf = IndexRegistry(compiled, "bm25")  # of a server
-    with pytest.raises(Overloaded, match=f"the index of {label} is being opened"):
+    with pytest.raises(OverloadedError, match=f"the index of {label} is being opened"):
         shelf.get(label)
     shelf.loader.submit(int).result()
     assert label in shelf.labels and shelf.get(label).manifest["label"] == label
@@ -178,7 +178,8 @@ def test_what_is_only_said_of_a_model_is_no_reason_to_export_it_again(compiled, 
 
 
 def test_a_graph_with_other_vectors_is_not_kept(compiled, monkeypatch):
-    monkeypatch.setattr(onnx_openvino, "lowest_cosine", lambda one, other: 1.0 if one is other else 0.9998)
+    monkeypatch.setattr("embedding_finetune.models.compiled_model.lowest_cosine",
+                        lambda one, other: 1.0 if one is other else 0.9998)
     before = (compiled.output_dir / "results" / "neg10-onnx.json").read_bytes()
     with pytest.raises(UserError, match="neg10-onnx gives different vectors from neg10 .cosine 0.9998.: not kept"):
         onnx_openvino.export_compiled(compiled, "neg10", ["onnx"])
@@ -200,8 +201,7 @@ def test_int8_is_calibrated_on_training_passages_alone(compiled, monkeypatch):
 
 def test_without_the_instructions_bfloat16_is_refused_and_left_out(compiled, monkeypatch):
     made = []
-    for place in ("contrib.onnx_openvino", "models.compiled_model"):
-        monkeypatch.setattr(f"embedding_finetune.{place}.has_bf16", lambda: False)
+    monkeypatch.setattr("embedding_finetune.models.compiled_model.has_bf16", lambda: False)
     monkeypatch.setattr(onnx_openvino, "make", lambda settings, config, form, *more: made.append(form))
     monkeypatch.setattr(onnx_openvino, "measure", lambda *args: pd.DataFrame([{"model": "measured"}]))
     onnx_openvino.export_compiled(compiled, "neg10")

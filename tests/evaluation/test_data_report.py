@@ -30,7 +30,8 @@ PAIRS = {
     "chinese": ("水獭的洞", "我们在河边找到了水獭的洞，里面铺着干草。"),
     "other way": ("an otter sleeps in its den, is that true?", "otter sleeps in its den"),
     "tags": ("who was here", "<p>The otter slept here for a week, then it left.</p>"),
-    "no tags": ("is a < b and b > a", "Here a < b holds, and List<T> is a type of Java; fish & chips; ask &otter; him."),
+    "no tags": ("is a < b and b > a",
+                "Here a < b holds, and List<T> is a type of Java; fish & chips; ask &otter; him."),
     "entities": ("the otter&#39;s den", "The otter&#x27;s den &mdash; by the river &amp; under a willow."),
     "entity": ("what is here", "It&#x27;s the otter."),
     "broken": ("what do people say", "They said itâ€™s a lovely den, and the river wasn\u2019t far from it."),
@@ -165,10 +166,12 @@ def test_the_sentences_say_the_most_frequent_first():
 @pytest.mark.parametrize("limit, sizes, most, advice", [
     (96, (97, 120, 200), 512, "raise it to 97, which fits 95 %"),
     (96, (96, 120, 200), 512, "raise it to 120, which fits 99 %"),
-    (96, (36, 40, 97), 512, "raise it to 97, which fits all"), (96, (36, 96, 600), 512, "raise it to 512, the most that"),
+    (96, (36, 40, 97), 512, "raise it to 97, which fits all"),
+    (96, (36, 96, 600), 512, "raise it to 512, the most that"),
     (96, (97, 120, 200), 97, "raise it to 97, which fits 95 %"),
     (96, (98, 120, 200), 97, "raise it to 97, the most that"),
-    (96, (97, 120, 200), 96, "the model reads no more than 96 tokens"), (96, (36, 40, 97), 96, "the model reads no more")])
+    (96, (97, 120, 200), 96, "the model reads no more than 96 tokens"),
+    (96, (36, 40, 97), 96, "the model reads no more")])
 def test_no_advice_is_below_the_present_limit(limit, sizes, most, advice):
     assert length_advice({"limit": limit} | dict(zip(("95 %", "99 %", "longest"), sizes)), most).startswith(advice)
 

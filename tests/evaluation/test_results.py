@@ -137,47 +137,42 @@ def result(system, dev, **more):
     return {"label": system.label, "system": asdict(system), "dev": {"mrr@10": dev, "recall@1": 1 - dev}, **more}
 
 
-def test_the_planned_comparisons():
-    tuned = [result("neg10", 0.6, recipe="neg10"), result("hard", 0.7, recipe="hard"), result("kd", 0.5, recipe="kd"),
-             result("hard_seed43", 0.9, recipe="hard"), result(System("hard", fused=True), 0.95)]
-    others = [result("bm25", 0.5), result("raw", 0.5), result("reference", 0.5), result("extra", 0.9)]
-    assert results.planned_pairs(others + tuned) == [("hard", "raw"), ("hard", "bm25"), ("hard", "reference"),
-                                                     ("hard", "neg10"), ("kd", "neg10"), ("hybrid_hard", "extra")]
-    assert results.planned_pairs(tuned[:1] + others[:1]) == [("neg10", "bm25")]  # once, though it is the last one, too
-    assert results.planned_pairs(tuned[1:3]) == []  # neither a rival nor neg10
-    assert results.planned_pairs(others) == [] and results.best_fine_tuned(others) is None
-
-
-def test_a_fraction_of_the_queries_is_a_point_of_the_curve_and_no_candidate():
-    rows = [result("neg10", 0.6, recipe="neg10", train_fraction=1.0),
-            result("half", 0.8, recipe="half", train_fraction=0.5), result(System("half", fused=True), 0.9),
-            result("raw", 0.3), result(System("raw", fused=True), 0.4)]
-    assert results.best_fine_tuned(rows)["label"] == "neg10"
-    assert results.planned_pairs(rows) == [("neg10", "raw"), ("neg10", "hybrid_raw")]
-    assert [row["label"] for row in results.finalists(rows)] == ["hybrid_raw", "neg10"]
-    assert results.finalists(rows[3:]) == (rows[4], None) and results.finalists([]) == (None, None)
-
-
-def test_a_compiled_form_of_a_fine_tuned_model_is_no_system_without_training():
-    rows = [result("bm25", 0.3), result("reference", 0.4), result("neg10", 0.6, recipe="neg10"),
+TUNED = [result("neg10", 0.6, recipe="neg10"), result("hard", 0.7, recipe="hard"), result("kd", 0.5, recipe="kd"),
+         result("hard_seed43", 0.9, recipe="hard"), result(System("hard", fused=True), 0.95)]
+BASELINES = [result("bm25", 0.5), result("raw", 0.5), result("reference", 0.5), result("extra", 0.9)]
+FRACTIONS = [result("raw", 0.3), result(System("raw", fused=True), 0.4),
+             result("neg10", 0.6, recipe="neg10", train_fraction=1.0),
+             result("half", 0.8, recipe="half", train_fraction=0.5), result(System("half", fused=True), 0.9)]
+COMPILED = [result("bm25", 0.3), result("reference", 0.4), result("neg10", 0.6, recipe="neg10"),
             result(System("neg10", "onnx"), 0.7), result(System("neg10", "onnx", fused=True), 0.9)]
-    assert [row["label"] for row in results.finalists(rows)] == ["reference", "neg10"]
-    assert results.planned_pairs(rows)[-1] == ("neg10", "reference")
-    rows.append(result(System("reference", "onnx"), 0.5))
-    assert [row["label"] for row in results.finalists(rows)] == ["reference-onnx", "neg10"]
-    assert [row and row["label"] for row in results.finalists(rows[3:4])] == [None, None]  # neg10's result is left out
+RERANKED = [result("reference", 0.1), result("neg10", 0.2, recipe="neg10"),
+            *(result(System("reference", fused=True, reranker=kind, reranker_model=model), dev)
+              for kind, model, dev in (("late", "reference", 0.3), ("late", "neg10", 0.5), ("rerank", "mine", 0.4)))]
 
 
-def test_a_reranker_that_was_trained_makes_a_system_that_needs_training():
-    """Here by token embeddings of neg10 on the hits of the reference; a cross-encoder has no result of its own."""
-    def reranked(*reranker):
-        return System("reference", "pytorch", "fp32", True, *reranker)
-
-    rows = [result("reference", 0.1), result("neg10", 0.2, recipe="neg10"), result(reranked("late", "reference"), 0.3),
-            result(reranked("late", "neg10"), 0.5), result(reranked("rerank", "mine"), 0.4)]
-    assert [row["label"] for row in results.finalists(rows)] == ["hybrid_late_reference",
-                                                                 "hybrid_late_neg10_on_reference"]
-    assert results.finalists([rows[0], rows[4]])[1]["label"] == "hybrid_rerank_mine_on_reference"
+@pytest.mark.parametrize("rows, best, finalists, planned", [
+    (BASELINES + TUNED, "hard", ("extra", "hybrid_hard"),
+     [("hard", "raw"), ("hard", "bm25"), ("hard", "reference"), ("hard", "neg10"), ("kd", "neg10"),
+      ("hybrid_hard", "extra")]),
+    (BASELINES[:1] + TUNED[:1], "neg10", ("bm25", "neg10"), [("neg10", "bm25")]),  # once, though for two reasons
+    (TUNED[1:3], "hard", (None, "hard"), []), (BASELINES, None, ("extra", None), []), ([], None, (None, None), []),
+    # A fraction of the queries is a point of the learning curve and no candidate.
+    (FRACTIONS, "neg10", ("hybrid_raw", "neg10"), [("neg10", "raw"), ("neg10", "hybrid_raw")]),
+    # A compiled form of a fine-tuned model is neither without training nor a finalist.
+    (COMPILED, "neg10", ("reference", "neg10"), [("neg10", "bm25"), ("neg10", "reference")]),
+    ([*COMPILED, result(System("reference", "onnx"), 0.5)], "neg10", ("reference-onnx", "neg10"),
+     [("neg10", "bm25"), ("neg10", "reference"), ("neg10", "reference-onnx")]),
+    (COMPILED[3:4], None, (None, None), []),  # neg10's own result is left out
+    # A trained reranker makes a system that needs training; a cross-encoder has no result of its own.
+    (RERANKED, "neg10", ("hybrid_late_reference", "hybrid_late_neg10_on_reference"),
+     [("neg10", "reference"), ("hybrid_late_neg10_on_reference", "hybrid_late_reference")]),
+    ([RERANKED[0], RERANKED[4]], None, ("reference", "hybrid_rerank_mine_on_reference"),
+     [("hybrid_rerank_mine_on_reference", "reference")])])
+def test_dev_selects_the_finalists_and_the_planned_comparisons(rows, best, finalists, planned):
+    found = results.best_fine_tuned(rows)
+    assert (found and found["label"]) == best
+    assert tuple(row and row["label"] for row in results.finalists(rows)) == finalists
+    assert results.planned_pairs(rows) == planned
 
 
 def trained_again(settings):
@@ -211,13 +206,18 @@ def test_a_result_that_no_longer_fits_its_model_is_left_out_by_name(measured, ch
             for label, line in zip(("hybrid_neg10", "neg10"), left_out)] == [True, True]
 
 
-def test_a_setting_of_use_leaves_out_the_models_it_is_about(measured):
+@pytest.mark.parametrize("changed, reason, left_out", [
+    ({"query_max_len": 7}, "query_max_len of raw: 48, now 7", ["raw", "hybrid_raw"]),
+    ({"bm25_language": "de"}, "BM25_LANGUAGE: auto, now de", ["bm25", "hybrid_raw"])])
+def test_a_setting_leaves_out_the_systems_that_depend_on_it(measured, changed, reason, left_out):
     for label in ("bm25", "raw", "reference"):
         save(measured, label)
-    rows, left_out = results.compare(replace(measured, query_prompt="ask: "), DATA)
-    assert [row["label"] for row in rows] == ["bm25", "reference"]
-    assert len(left_out) == 1 and "raw is left out: it was measured with other inputs (query_prompt of" in left_out[0]
-    assert [row["label"] for row in results.compare(measured, DATA)[0]] == ["bm25", "raw", "reference"]
+    save_hybrid(measured, "raw")
+    kept, lines = results.load_results(replace(measured, **changed))
+    assert {result["label"] for result in kept} == {"bm25", "raw", "reference", "hybrid_raw"} - {*left_out}
+    assert lines == [f"{label} is left out: it was measured with other inputs ({reason}); evaluate it again"
+                     for label in sorted(left_out)]
+    assert len(results.load_results(measured)[0]) == 4
 
 
 def test_a_result_of_other_metrics_or_of_an_earlier_version_is_left_out(measured, monkeypatch):
@@ -245,15 +245,6 @@ def test_results_of_other_data_are_left_out_all_of_them_even_bm25s(measured, mon
         results.compare(measured, other)
     write_data(measured, DATA, {"source": "six"})  # the same files again are the same data
     assert [result["label"] for result in results.load_results(measured)[0]] == ["bm25", "raw"]
-
-
-def test_a_result_of_bm25_and_its_fusions_is_of_a_language(measured):
-    save(measured, "bm25"), save(measured, "raw"), save_hybrid(measured, "raw")
-    german = replace(measured, bm25_language="de")
-    assert results.load_results(german)[1] == [
-        f"{label} is left out: it was measured with other inputs (BM25_LANGUAGE: auto, now de); evaluate it again"
-        for label in ("bm25", "hybrid_raw")]
-    assert [result["label"] for result in results.load_results(german)[0]] == ["raw"]
 
 
 @pytest.mark.parametrize("kind, model, changed, reason", [

@@ -68,6 +68,11 @@ def test_p_value_agrees_with_scipy_permutation_test(shift):
     assert ours == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 10_000) + 2e-4)
 
 
+def test_p_value_by_hand_counts_the_observed_signs():
+    sums = np.array([[1.0], [-2.0], [4.0]])
+    assert p_value(sums, 2) == (2 + 1) / (3 + 1) and p_value(sums, -5) == 1 / (3 + 1)
+
+
 def test_interval_covers_a_known_truth_at_its_nominal_rate():
     truth, rng, experiments = 0.3, np.random.default_rng(5), 1500
     columns = (rng.random((250, experiments)) < truth).astype(float)  # each column: one experiment of 250 queries

@@ -54,9 +54,7 @@ class Family:
 FAMILIES = {
     "bge-zh": Family(tiny_bert, "cls", {"query": "为这个句子生成表示以用于检索相关文章："}, in_files=False),
     "e5": Family(tiny_bert, "mean", E5, in_files=False),
-    "gte": Family(tiny_bert, "mean", {}),
     "multilingual-e5": Family(tiny_xlmr, "mean", E5),
-    "bge-m3": Family(tiny_xlmr, "cls", {}),
     "mpnet": Family(tiny_mpnet, "mean", {}),
     "modernbert": Family(tiny_modernbert, "cls", {"query": "search_query: ", "document": "search_document: "}),
     "labse": Family(tiny_bert, "cls", {}, (Dense(64, 48), Normalize())),

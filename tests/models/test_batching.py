@@ -59,9 +59,6 @@ def test_what_is_made_ahead_comes_in_order_and_one_is_made_meanwhile():
     found = batching.prefetch(lambda item: begun[item].set() or item * item, range(4))
     assert next(found) == (0, 0) and begun[1].wait(10) and not begun[3].is_set()
     assert list(found) == [(1, 1), (2, 4), (3, 9)]
-
-
-def test_what_fails_ahead_fails():
     with pytest.raises(ZeroDivisionError):
         list(batching.prefetch(lambda item: 1 / item, [1, 0]))
 

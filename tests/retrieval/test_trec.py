@@ -1,14 +1,8 @@
 import numpy as np
 import pytest
 
-from embedding_finetune.evaluation.metrics import per_query
 from embedding_finetune.files import UserError
 from embedding_finetune.retrieval.trec import pad_run, read_qrels, read_run, write_run
-
-
-def test_judgements_keep_their_grades(tmp_path):
-    (tmp_path / "qrels.trec").write_text("q1 0 p1 1\nq1 0 p2 3\nq2 0 p3 0\n")
-    assert read_qrels(tmp_path / "qrels.trec") == {"q1": {"p1": 1, "p2": 3}, "q2": {"p3": 0}}
 
 
 def test_runs_come_back_to_the_last_bit(tmp_path):
@@ -25,6 +19,8 @@ def test_a_broken_line_is_named(tmp_path):
     (tmp_path / "a.trec").write_text("q1 Q0 p1 1 0.5 a\nq1 Q0 p2 2\n")
     with pytest.raises(UserError, match="a.trec, line 2: expected 6 fields, found 4"):
         read_run(tmp_path / "a.trec")
+    (tmp_path / "qrels.trec").write_text("q1 0 p1 1\nq1 0 p2 3\nq2 0 p3 0\n")
+    assert read_qrels(tmp_path / "qrels.trec") == {"q1": {"p1": 1, "p2": 3}, "q2": {"p3": 0}}
     (tmp_path / "qrels.trec").write_text("q1 0 p1 yes\n")
     with pytest.raises(UserError, match="qrels.trec, line 1: 'yes' is not a number"):
         read_qrels(tmp_path / "qrels.trec")
@@ -35,25 +31,13 @@ def test_a_broken_line_is_named(tmp_path):
 CORPUS = dict.fromkeys("cabde", "")
 
 
-def test_what_does_not_match_follows_by_id_below_zero(tmp_path):
-    run = pad_run({"q": {"d": 0.5, "b": 1e-6}, "none": {}}, CORPUS, 4)
-    assert list(run["q"].items()) == [("d", 0.5), ("b", 1e-6), ("a", -1.0), ("c", -2.0)]
-    assert list(run["none"].items()) == [("a", -1.0), ("b", -2.0), ("c", -3.0), ("d", -4.0)]
-    write_run(tmp_path / "a.trec", run, "bm25")
-    assert [len(ranking) for ranking in read_run(tmp_path / "a.trec").values()] == [4, 4]
-
-
-def test_a_ranking_that_is_deep_enough_stays_as_it_is():
-    run = {"q": {"d": 0.5, "b": 0.25}}
-    assert pad_run(run, CORPUS, 2) == pad_run(run, CORPUS, 1) == run
-    assert list(pad_run(run, CORPUS, 100)["q"]) == ["d", "b", "a", "c", "e"]
-
-
-def test_padding_stays_below_inner_products_of_any_size():
-    """A tool that sorts by score must see the ranking as it is."""
-    ranking = pad_run({"q": {"d": -3.5, "b": -20.0}}, CORPUS, 3)["q"]
-    assert list(ranking.items()) == [("d", -3.5), ("b", -20.0), ("a", -21.0)]
-    assert per_query({"q": {"d": 1}}, {"q": ranking})["recall@1"]["q"] == 1
+@pytest.mark.parametrize("ranking, depth, padding", [
+    ({"d": 0.5, "b": 1e-6}, 4, {"a": -1.0, "c": -2.0}), ({}, 4, {"a": -1.0, "b": -2.0, "c": -3.0, "d": -4.0}),
+    ({"d": 0.5, "b": 0.25}, 2, {}), ({"d": 0.5, "b": 0.25}, 1, {}),
+    ({"d": 0.5, "b": 0.25}, 100, {"a": -1.0, "c": -2.0, "e": -3.0}),
+    ({"d": -3.5, "b": -20.0}, 3, {"a": -21.0})])  # a tool that sorts by score must see the ranking as it is
+def test_padding_follows_by_id_below_zero_and_below_all_scores(ranking, depth, padding):
+    assert list(pad_run({"q": ranking}, CORPUS, depth)["q"].items()) == [*ranking.items(), *padding.items()]
 
 
 def test_copies_of_the_query_do_not_come_back_as_padding():

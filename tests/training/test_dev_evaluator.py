@@ -1,5 +1,6 @@
 """The dev curve against pytrec_eval, and that a look at it leaves the training as it was."""
 
+import itertools
 import random
 import weakref
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytrec_eval
 import torch
 from batches_for_tests import batch_of, load
 from sentence_transformers import SentenceTransformer
-from tiny_training import passages, use
+from tiny_training import TOPICS, VERBS, passages, use
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModel, AutoTokenizer, BertModel
@@ -146,8 +147,8 @@ def test_token_vectors_of_few_passages_are_held_and_of_queries_no_padding(tiny, 
     assert 64 * padded <= peak(tiny, {"a": "moon river", "b": "copper violin falcon"}, texts) < 0.5 * 2400 * padded
     for name in ("training.dev_evaluator.TOGETHER", "models.multi_vector.MAXSIM_BLOCK"):
         monkeypatch.setattr(f"embedding_finetune.{name}", 1 << 15)
-    few, many = (peak(tiny, {f"q{number}": f"{text[:2]} moon" for number, text in enumerate(passages(400)[:count])},
-                      dict(list(texts.items())[:20])) for count in (100, 400))
+    queries = {f"q {words}": " ".join(words) for words in itertools.product(TOPICS + VERBS, repeat=2)}  # distinct
+    few, many = (peak(tiny, dict(list(queries.items())[:count]), dict(list(texts.items())[:20])) for count in (60, 360))
     assert many - few < 0.5 * 300 * padded
 
 

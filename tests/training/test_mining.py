@@ -8,7 +8,7 @@ import pytest
 import torch
 from earlier import earlier_record
 from tiny import tiny_bert, tiny_pairs, tiny_texts
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertForSequenceClassification, BertTokenizer
+from transformers import AutoModel, AutoTokenizer, BertForSequenceClassification
 
 from embedding_finetune.artifacts.manifest import write_checksummed
 from embedding_finetune.data.collection import Collection, data_identity, read_data
@@ -190,22 +190,6 @@ def test_what_an_earlier_version_mined_is_kept(built, mined, teacher, name):
     assert len(mined) == 3
 
 
-def test_the_same_seed_mines_the_same_file(built):
-    first, _ = make(built, recipe_of(built, filter="relative_margin 0.95"))
-    training_path(built, recipe_of(built)).unlink()
-    assert make(built, recipe_of(built, filter="relative_margin 0.95"))[0] == first
-
-
-def test_the_teachers_scores_are_cosines_over_the_temperature(built):
-    with_scores, _ = make(built, recipe_of(built, "hard_kd"))
-    without, _ = make(built, recipe_of(built))
-    assert [row["neg"] for row in with_scores] == [row["neg"] for row in without]
-    encoder = Encoder(load_encoder_config(built, "reference"))
-    for row in with_scores[:5]:
-        cosines = encoder.encode_passages([*row["pos"], *row["neg"]]) @ encoder.encode_queries([row["query"]])[0]
-        assert np.allclose([*row["pos_scores"], *row["neg_scores"]], cosines / 0.5, atol=1e-5)
-
-
 def test_random_negatives_with_a_teacher_stay_random(built):
     """And no other model is asked for: the one that would mine is not there."""
     random, _ = make(built, recipe_of(built, "neg10"))
@@ -220,38 +204,37 @@ def test_random_negatives_with_a_teacher_stay_random(built):
 def reranker(tmp_path_factory):
     """A tiny cross-encoder with one score."""
     folder = tmp_path_factory.mktemp("reranker")
-    words = sorted({word for text in tiny_texts(tiny_pairs(120)) for word in text.lower().split()})
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
-    tokenizer = BertTokenizer(vocab={piece: number for number, piece in enumerate(pieces)})
+    base = tiny_bert(folder / "base", tiny_texts(tiny_pairs(120)), initializer_range=0.5)
     torch.manual_seed(5)
-    model = BertForSequenceClassification(BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        num_labels=1, initializer_range=0.5))
-    tokenizer.save_pretrained(folder)
-    model.eval().save_pretrained(folder)
-    return folder, tokenizer, model
+    BertForSequenceClassification.from_pretrained(base, num_labels=1).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
 
 
-def test_a_reranker_can_be_the_teacher(built, reranker, monkeypatch):
+@pytest.mark.parametrize("teacher", ["reference", "late_reference", "cross_encoder"])
+def test_the_teachers_scores_are_its_own_over_the_temperature(built, reranker, monkeypatch, teacher):
+    """Cosines, mean cosines of tokens, or logits; the negatives are those that are mined without a teacher."""
     monkeypatch.setattr("embedding_finetune.models.batching.BATCH_TOKENS", {"cpu": 60})  # several for a query
-    folder, tokenizer, model = reranker
-    rows, _ = make(built, recipe_of(built, "hard_kd", teacher=str(folder)))
+    name = str(reranker) if teacher == "cross_encoder" else teacher
+    rows, _ = make(built, recipe_of(built, "hard_kd", teacher=name))
+    without, _ = make(built, recipe_of(built))
+    assert [row["neg"] for row in rows] == [row["neg"] for row in without]
     for row in rows[:5]:
         texts = [*row["pos"], *row["neg"]]
-        with torch.no_grad():
+        if teacher == "reference":
+            encoder = Encoder(load_encoder_config(built, "reference"))
+            expected = encoder.encode_passages(texts) @ encoder.encode_queries([row["query"]])[0]
+        elif teacher == "late_reference":
+            stage = make_reranker(built, "late", "reference").index(dict(enumerate(texts)))
+            scores = stage.score({"q": row["query"]}, {"q": list(range(len(texts)))})["q"]
+            expected = np.array([scores[place] for place in range(len(texts))])
+        else:
+            tokenizer, model = (kind.from_pretrained(reranker) for kind in (AutoTokenizer,
+                                                                            BertForSequenceClassification))
             pairs = tokenizer([row["query"]] * len(texts), texts, padding=True, return_tensors="pt")
-            logits = model(**pairs).logits[:, 0]
-        assert np.allclose([*row["pos_scores"], *row["neg_scores"]], logits.numpy() / 0.5, atol=1e-4)
-
-
-def test_late_interaction_can_be_the_teacher(built):
-    rows, _ = make(built, recipe_of(built, "hard_kd", teacher="late_reference"))
-    stage = make_reranker(built, "late", "reference")
-    for row in rows[:5]:
-        texts = dict(enumerate([*row["pos"], *row["neg"]]))
-        scores = stage.index(texts).score({"q": row["query"]}, {"q": list(texts)})["q"]
-        assert [*row["pos_scores"], *row["neg_scores"]] == pytest.approx(
-            [scores[place] / 0.5 for place in texts], abs=2e-3)
+            with torch.no_grad():
+                expected = model.eval()(**pairs).logits[:, 0].numpy()
+        assert [*row["pos_scores"], *row["neg_scores"]] == pytest.approx((expected / 0.5).tolist(), abs=2e-3)
 
 
 def test_a_late_teacher_is_told_by_how_it_reads_and_not_by_how_its_tokens_are_stored(built):

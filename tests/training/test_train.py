@@ -82,14 +82,10 @@ def untrained(monkeypatch):
 def test_the_processes_are_told_what_settings_model_recipe_and_machine_say(built):
     training = resolved(built)
     assert training.encoder.identity == base_encoder_config(built).identity
-    assert training.encoder.name == built.base_model and training.encoder.query_prompt == built.query_prompt
-    assert (training.training_file, training.data) == (str(built.data_dir / NEG10), str(built.data_dir))
-    assert (training.seed, training.teacher, training.processes) == (42, False, 1)
-    changed = dataclasses.replace(built, passage_prompt="text: ", query_prompt="", gpus=2, seeds=2,
-                                  matryoshka_dims="16 8")
-    training = resolved(changed, "neg10_seed43")
+    assert (training.encoder.name, training.data) == (built.base_model, str(built.data_dir))
+    assert training.training_file == str(built.data_dir / NEG10) and not training.teacher
+    training = resolved(dataclasses.replace(built, gpus=2, seeds=2, matryoshka_dims="16 8"), "neg10_seed43")
     assert (training.seed, training.processes, training.matryoshka_dims) == (43, 2, (64, 16, 8))
-    assert (training.encoder.query_prompt, training.encoder.passage_prompt) == ("", "text: ")
     assert resolved(built, "hard_kd").teacher
 
 
@@ -98,8 +94,9 @@ RERANKER = AbsRerankerModelArguments, AbsRerankerDataArguments, AbsRerankerTrain
 
 
 @pytest.mark.parametrize("label, changes, kinds", [
-    ("neg10", {}, EMBEDDER), ("neg10", {"passage_prompt": "text: ", "matryoshka_dims": "16 8", "precision": "bf16"},
-                              EMBEDDER), ("hard_kd", {}, EMBEDDER), ("reranker", {}, RERANKER)])
+    ("neg10", {}, EMBEDDER), ("hard_kd", {}, EMBEDDER), ("reranker", {}, RERANKER),
+    ("neg10", {"passage_prompt": "text: ", "matryoshka_dims": "16 8", "precision": "bf16", "temperature": 0.05,
+               "base_pooling": "mean", "gpus": 2}, EMBEDDER)])
 def test_flagembedding_reads_the_flags_as_they_are_meant(built, label, changes, kinds):
     """With its own parser; its arguments are those of our trainer, and a base may be given as a folder."""
     training = resolved(dataclasses.replace(built, **changes), label)
@@ -111,8 +108,12 @@ def test_flagembedding_reads_the_flags_as_they_are_meant(built, label, changes, 
     assert data.knowledge_distillation is training.teacher and data.train_group_size == training.train_group_size
     assert (data.query_max_len, data.passage_max_len) == (encoder.query_max_len, encoder.passage_max_len)
     if kinds is EMBEDDER:
-        assert data.query_instruction_for_retrieval == encoder.query_prompt and args.temperature == training.temperature
+        assert data.query_instruction_for_retrieval == encoder.query_prompt
         assert data.passage_instruction_for_retrieval == (encoder.passage_prompt or None)
+        assert (args.sentence_pooling_method, args.temperature) == (encoder.pooling, training.temperature)
+        assert args.normalize_embeddings and args.negatives_cross_device is (training.gpus == 2)
+        assert args.use_mrl is bool(args.mrl_dims) and tuple(args.mrl_dims or ()) == training.matryoshka_dims
+        assert args.kd_loss_type == "kl_div"
     else:
         assert data.max_len == encoder.query_max_len + encoder.passage_max_len
     theirs, ours = args.to_dict(), training_arguments(training, built.output_dir / "x").to_dict()
@@ -181,15 +182,9 @@ def test_a_finished_model_is_moved_aside_only_when_told_so(built, untrained, mon
     assert (aside / "model.safetensors").read_text() == "old weights" and len(untrained) == 2
     assert (folder / "model.safetensors").read_text() == "weights"
     assert f"moved the old model to {aside}\n" in capsys.readouterr().out
-
-
-def test_what_is_no_model_is_never_moved_aside(built, untrained, monkeypatch):
-    """Such as the folder of another experiment, `output/demo` beside the models in `output`."""
-    (built.output_dir / "neg10" / "neg50").mkdir(parents=True)
-    monkeypatch.setenv("OVERWRITE", "1")
-    with pytest.raises(UserError, match="neg10 holds something else than a model .*: move it away"):
-        finetuning.finetune(built, "neg10")
-    assert (built.output_dir / "neg10" / "neg50").is_dir() and not untrained
+    (built.output_dir / "neg50" / "another experiment").mkdir(parents=True)  # such as `output/demo` beside the models
+    with pytest.raises(UserError, match="neg50 holds something else than a model .*: move it away"):
+        finetuning.finetune(built, "neg50")
 
 
 @pytest.mark.parametrize("label, changes, message", [
@@ -242,23 +237,20 @@ def test_flagembeddings_trainer_has_a_folder_of_its_own_and_begins_anew(built):
     assert not (folder / "half a model").exists()
 
 
-def test_data_that_changed_during_the_training_makes_the_model_stale(built, untrained, monkeypatch):
+def test_a_training_needs_weights_to_be_finished_and_its_data_to_stay_to_be_current(built, untrained, monkeypatch):
     launch = finetuning.launch
 
     def change_and_launch(*args):
         changed_rows(built.data_dir / NEG10, lambda rows: rows[1:])
         launch(*args)
 
-    monkeypatch.setattr(finetuning, "launch", change_and_launch)
-    finetuning.finetune(built, "neg10")
-    assert not is_current(built, find_recipe(built, "neg10"))
-
-
-def test_a_training_that_left_no_model_is_not_finished(built, monkeypatch):
     monkeypatch.setattr(finetuning, "launch", lambda *args: None)
     with pytest.raises(UserError, match="neg10.partial holds no model: training did not finish"):
         finetuning.finetune(built, "neg10")
     assert not (built.output_dir / "neg10").exists()
+    monkeypatch.setattr(finetuning, "launch", change_and_launch)
+    finetuning.finetune(built, "neg10")
+    assert not is_current(built, find_recipe(built, "neg10"))
 
 
 def test_a_model_that_only_lacks_its_name_is_not_trained_again(built, untrained):

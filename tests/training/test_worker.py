@@ -194,7 +194,9 @@ def test_adapters_and_dense_layers_continue_to_the_same_parameters(tiny, tmp_pat
             name for name in whole if "encoder.layer" in name and name.endswith("weight") and "LayerNorm" not in name}
     # 4 (32 + 32) in 4 matrices and 4 (32 + 64) in 2 of each of two layers, 4 (32 + 32) in the pooler; the Dense layer.
     assert 2 * (4 * 256 + 2 * 384) + 256 + 32 * 24 + 24 == 4632
-    assert ("LoRA: 4,632 of " in capsys.readouterr().out) is ("lora_rank" in changes)
+    said = capsys.readouterr().out
+    assert ("LoRA: 4,632 of " in said) is ("lora_rank" in changes)
+    assert f"continuing from {tmp_path / 'interrupted' / 'checkpoint-10'}\n" in said
 
 
 def test_a_model_trained_for_late_interaction_continues_and_is_exported(tiny, tmp_path):
@@ -233,13 +235,13 @@ def test_truncated_vectors_are_trained_and_the_folder_says_so(tiny, tmp_path):
 
 def test_queries_filled_up_in_training_are_filled_up_in_use(tiny, tmp_path):
     """With as many vectors as sentence-transformers has, and the same; what is longer stays as it is."""
-    changes = {"architecture": "multi_vector", "query_expansion": 9, "learning_rate": 1e-3, "epochs": 1, **dev(tiny)}
+    changes = {"architecture": "multi_vector", "query_expansion": 12, "learning_rate": 1e-3, "epochs": 1, **dev(tiny)}
     folder = prepared(tiny, tmp_path / "filled", **changes)
     training.train(folder)
     assert check_parity(folder, use()) >= 0.9999
     encoder = Encoder(use(name=str(folder)))
     filled, long = encoder.encode_query_tokens(["river moon", " ".join(["river moon"] * 6)])
-    assert len(filled) == 9 - 2 and len(long) == 16 - 2
+    assert len(filled) == 12 - 2 and len(long) == 16 - 2  # the first query has 9 tokens with [CLS] and [SEP]
     assert len(encoder.encode_passage_tokens(["river moon"])[0]) == 2
 
 

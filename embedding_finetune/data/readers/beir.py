@@ -25,9 +25,9 @@ from pathlib import Path
 import pyarrow
 from pyarrow.parquet import ParquetFile
 
-from embedding_finetune.data.collection import SPLITS, Collection
+from embedding_finetune.data.collection import SHARED, SPLITS, Collection
 from embedding_finetune.data.normalize import clean_text, normalize
-from embedding_finetune.data.readers import Row
+from embedding_finetune.data.readers import Row, Source
 from embedding_finetune.data.readers.tables import read_records
 from embedding_finetune.files import UserError, one_line, read_lines
 
@@ -36,7 +36,7 @@ TEXT_FORMS = (".jsonl", ".parquet", ".csv", ".tsv")
 JUDGMENT_FORMS = (".tsv", ".jsonl", ".parquet", ".trec", ".txt")
 JUDGMENT_FOLDERS = ("qrels", "default", "data")
 FILE_NAMES = {"train": ("train",), "dev": ("dev", "validation"), "test": ("test",)}
-SHARED = "judgments dropped, since their query is also in a later split"
+ROLES = {"_id": "id", "id": "id", "title": "title", "text": "text", "source": "source"}
 
 
 def is_beir(folder: Path) -> bool:
@@ -44,24 +44,25 @@ def is_beir(folder: Path) -> bool:
     return folder.is_dir() and all(_files(folder, name) for name in ("corpus", "queries"))
 
 
-def read_beir(folder: Path, max_bad_rows: float) -> tuple[Collection, Counter]:
+def read_beir(folder: Path, max_bad_rows: float, sources: list[Source] | None = None) -> tuple[Collection, Counter]:
     """The Collection of a folder, and a Counter of what was left out. Its queries are those with a positive.
 
-    `predefined` lists its splits. A query in several splits belongs to the last of train, dev and
-    test. Prints what was left out. Raises UserError when a file is missing or has more than a fraction of
-    `max_bad_rows` broken rows.
+    `predefined` lists its splits. A query in several splits belongs to the last of train, dev and test. Prints what was
+    left out; adds to `sources` how each file was read. Raises UserError when a file is missing or has more than a
+    fraction of `max_bad_rows` broken rows.
     """
+    reading = _Reading(max_bad_rows, [] if sources is None else sources)
     for name in ("corpus", "queries"):
         if not _files(folder, name):
             raise UserError(f"{folder / name}.jsonl does not exist")
     queries, corpus, source, copies, asked = {}, {}, {}, {}, {}
-    for query, text, _ in _texts(folder, "queries", max_bad_rows, queries):
+    for query, text, _ in _texts(folder, "queries", reading, queries):
         asked.setdefault(normalize(text), []).append(query)
-    for passage, text, origin in _texts(folder, "corpus", max_bad_rows, corpus):
+    for passage, text, origin in _texts(folder, "corpus", reading, corpus):
         for query in {*asked.get(normalize(text), ()), *asked.get(normalize(corpus[passage]), ())}:  # title or not
             copies.setdefault(query, []).append(passage)
         source |= {passage: origin} if origin else {}
-    whole, counts = _judged(folder, Collection(queries, corpus, {}, source=source), max_bad_rows)
+    whole, counts = _judged(folder, Collection(queries, corpus, {}, source=source), reading)
     kept = [query for query in whole.splits if queries[query] and whole.positives(query)]
     counts |= {"queries read": len(queries), "queries without text or positive dropped": len(queries) - len(kept)}
     copies = {query: own for query in kept
@@ -70,10 +71,10 @@ def read_beir(folder: Path, max_bad_rows: float) -> tuple[Collection, Counter]:
     return dataclasses.replace(whole, copies=copies, predefined=predefined).select_queries(kept), counts
 
 
-def read_beir_passages(folder: Path, max_bad_rows: float) -> Iterator[Row]:
-    """Rows without queries of the passages of a folder."""
+def read_beir_passages(folder: Path, max_bad_rows: float, sources: list[Source]) -> Iterator[Row]:
+    """Rows without queries of the passages of a folder; adds to `sources` how they were read."""
     corpus = {}
-    for passage, _, origin in _texts(folder, "corpus", max_bad_rows, corpus):
+    for passage, _, origin in _texts(folder, "corpus", _Reading(max_bad_rows, sources), corpus):
         yield Row(None, [corpus[passage]], passage, source=origin)
 
 
@@ -83,12 +84,11 @@ def _files(folder, name, forms=TEXT_FORMS):
     return single[:1] or sorted(path for path in (folder / name).glob("*") if path.suffix in forms)
 
 
-def _judged(folder, whole, max_bad_rows):
+def _judged(folder, whole, reading):
     """The Collection `whole` with the judgments of a folder, and a Counter of those that are left out."""
     qrels, splits, counts = {}, {}, Counter()
     for part, path in _judgment_files(folder):
-        bad = _BadRows(path, max_bad_rows)
-        for query, passage, grade in bad.sound(_judgments(path), lambda row: _known(row, whole)):
+        for query, passage, grade in reading.sound(path, _judgments(path), lambda row: _known(row, whole)):
             judged = qrels.setdefault(query, {})
             if splits.setdefault(query, part) != part:
                 counts[SHARED] += 1
@@ -139,7 +139,7 @@ def _is_number(value):
     return True
 
 
-def _texts(folder, name, max_bad_rows, found):
+def _texts(folder, name, reading, found):
     """Yield (id, text without title, source) of the rows of a table; adds id -> text with title to `found`."""
     def parse(row):
         identity, title, text, source = _text(row)
@@ -153,7 +153,7 @@ def _texts(folder, name, max_bad_rows, found):
         return identity, text, source
 
     for path in _files(folder, name):
-        yield from _BadRows(path, max_bad_rows).sound(_rows(path), parse)
+        yield from reading.sound(path, _rows(path), parse)
 
 
 def _text(row):
@@ -212,33 +212,37 @@ def _parsed(line):
     return row if isinstance(row, dict) else f"expected an object, found {type(row).__name__}"
 
 
-class _BadRows:
-    """Counts the broken rows of a file and names the first ones."""
+class _Reading:
+    """Reads the rows of files that are not broken, and keeps account of them in `sources`."""
 
-    def __init__(self, path, limit):
-        self.path, self.limit, self.number, self.shown = path, limit, 0, []
+    def __init__(self, max_bad_rows, sources):
+        self.max_bad_rows, self.sources = max_bad_rows, sources
 
-    def sound(self, rows, parse):
+    def sound(self, path, rows, parse):
         """Yield `parse(row)` of the rows (number, row) that are not broken: `row` is a str, or a ValueError is raised.
 
-        At the end prints how many are broken; raises UserError if these are more than the limit.
+        At the end prints how many are broken; raises UserError if these are too many.
         """
-        total = 0
+        source, broken, first = Source(str(path), {"format": path.suffix[1:]}), 0, []
+        self.sources.append(source)
         for number, row in rows:
-            total += 1
+            source.rows += 1
             try:
                 if isinstance(row, str):
                     raise ValueError(row)
+                if isinstance(row, dict):
+                    source.columns |= {key: ROLES.get(key, "") for key in row if key not in source.columns}
                 found = parse(row)
             except ValueError as error:
-                self.number += 1
-                self.shown += [f"{number}: {error}"] if self.number <= SHOWN else []
+                broken += 1
+                first += [f"{number}: {error}"] if broken <= SHOWN else []
                 continue
             yield found
-        if self.number:
-            more = "; ..." if self.number > SHOWN else ""
-            message = (f"{self.path}: {self.number} of {total} lines are broken (line "
-                       f"{'; '.join(self.shown)}{more})")
-            if self.number > self.limit * total:
-                raise UserError(f"{message}, and MAX_BAD_ROWS allows a fraction of {self.limit}: fix them or raise it")
+        if broken:
+            source.skipped = {"broken": {"rows": broken, "first": first}}
+            more = "; ..." if broken > SHOWN else ""
+            message = f"{path}: {broken} of {source.rows} lines are broken (line {'; '.join(first)}{more})"
+            if broken > self.max_bad_rows * source.rows:
+                raise UserError(f"{message}, and MAX_BAD_ROWS allows a fraction of {self.max_bad_rows}: fix them or "
+                                "raise it")
             print(f"{message}: left out")

@@ -99,7 +99,7 @@ def _quotes_are_letters(path, newline, data, width):
     """Whether the quotes in a TSV file, whose rows begin after line `data`, are letters of its texts.
 
     They are if each line with a quote has all its fields when it is split at tabs alone (so no quoted field contains a
-    tab or a line end), no quote is doubled, and not all fields of a column are quoted.
+    tab or a line end), no quote within quotes is doubled, and not all fields of a column are quoted.
     """
     counts, quoted, odd = [0] * width, [0] * width, False
     with open_text(path, newline) as file:
@@ -112,7 +112,7 @@ def _quotes_are_letters(path, newline, data, width):
                 if '"' in text:
                     if not QUOTED.fullmatch(text):
                         odd = True
-                    elif '""' in text[1:-1]:
+                    elif '""' in text[1:-1] or "\r" in text:
                         return False
                     else:
                         quoted[index] += 1

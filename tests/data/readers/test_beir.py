@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -82,6 +83,10 @@ def test_leaking_pairs_can_be_kept_or_stop_the_build(settings, tmp_path, capsys)
     assert check_leakage(settings, collection, ["training_neg_10.arrow"])["positives"].tolist() == [0, 1]
     with pytest.raises(UserError, match="3 of 80 training pairs leak.*LEAKING_ROWS=drop leaves them out"):
         read_pairs(dataclasses.replace(settings, leaking_rows="stop"))
+    with (tmp_path / "beir" / "qrels" / "train.tsv").open("a") as file:
+        file.write("test/1\ttest/1/2\t1\n")
+    with pytest.raises(UserError, match="1 judgments dropped, since their query is also .*: only LEAKING_ROWS=drop"):
+        read_pairs(settings)
 
 
 def test_no_negative_is_a_test_positive_or_nearly_one(settings, tmp_path):
@@ -243,7 +248,7 @@ def test_titles_stand_before_texts_and_queries_have_a_text_and_a_positive(tmp_pa
     found, counts = read_beir(beir(tmp_path, "1\tb\t1\n1\ta\t0\n2\ta\t0\n3\ta\t1\n"), 0)
     assert found == EXPECTED
     assert counts == {"queries read": 3, "queries without text or positive dropped": 2}
-    assert [(row.positives, row.id, row.source) for row in read_beir_passages(tmp_path, 0)] == [
+    assert [(row.positives, row.id, row.source) for row in read_beir_passages(tmp_path, 0, [])] == [
         (["A first"], "a", ""), (["second"], "b", ""), ([""], "3", "page 3")]
 
 
@@ -292,6 +297,18 @@ def test_broken_rows_are_left_out_and_named(tmp_path, capsys, row, reason):
     assert f"corpus.jsonl: 1 of 4 lines are broken (line 5: {reason}" in capsys.readouterr().out
     with pytest.raises(UserError, match="corpus.jsonl: 1 of 4 lines are broken"):
         read_beir(tmp_path, 0.24)
+
+
+def test_each_file_is_accounted_for(tmp_path):
+    with (beir(tmp_path, "1\tb\t1\n1\ta\t0\n1\tz\t1\n") / "queries.jsonl").open("a") as file:
+        file.write('{"_id": 4, "text": "why?", "metadata": {}}\n')
+    sources = []
+    read_beir(tmp_path, 0.5, sources)
+    assert [(Path(source.name).name, source.rows, source.skipped) for source in sources] == [
+        ("queries.jsonl", 4, {}), ("corpus.jsonl", 3, {}),
+        ("test.tsv", 3, {"broken": {"rows": 1, "first": ["3: judges the passage 'z', which does not exist"]}})]
+    assert str(sources[0]).endswith("format jsonl; columns used: _id (id), text (text); not used: 'metadata'")
+    assert str(sources[1]).endswith("columns used: _id (id), title (title), text (text), source (source)")
 
 
 def test_an_id_of_two_texts_and_missing_files_are_named(tmp_path):

@@ -46,15 +46,15 @@ PLAIN = [f"query {number}\tpassage {number}" for number in range(20)]
     ({5: '"query 5"\tpassage 5'}, {'"query 5"': "passage 5"}),
     ({5: 'query 5\t"two\tfields"'}, {"query 5": "two\tfields"}),
     ({5: 'query 5\t"two\nlines"'}, {"query 5": "two\nlines"}),
-    ({5: 'query 5\t"a ""word"""'}, {"query 5": 'a "word"'}),
+    ({5: 'query 5\t"a ""word"""'}, {"query 5": 'a "word"'}), ({5: 'query 5\t"a\rb"'}, {"query 5": "a\rb"}),
 ])
 def test_quotes_in_tsv_are_letters_unless_they_enclose_what_needs_it(tmp_path, odd, texts):
     rows = [odd.get(number, line) for number, line in enumerate(PLAIN)]
     collection, counts = read(tmp_path / "pairs.tsv", "\n".join(["query\tpos", *rows]))
     wanted = dict(line.split("\t") for number, line in enumerate(PLAIN) if number not in odd) | texts
     assert judged(collection) == {query: {passage: 1} for query, passage in wanted.items()}
-    assert counts.sources[0].how["quotes"].startswith("are letters" if "\t\"two" not in odd[5] and '""' not in odd[5]
-                                                      else "enclose")
+    enclose = {*odd[5]} & {"\n", "\r"} or '""' in odd[5] or odd[5].count("\t") == 2
+    assert counts.sources[0].how["quotes"] == ("enclose fields" if enclose else "are letters (detected)")
 
 
 def test_a_field_that_may_be_several_rows_is_named(tmp_path, capsys):
@@ -124,10 +124,17 @@ def test_a_split_column_is_used_or_named(tmp_path):
     assert counts["queries left out by MAX_QUERIES"] == 3
     assert read(tmp_path / "pairs.jsonl", lines(*rows), split_column="none")[0].splits == {}
     for change, message in (({"split": "new"}, "line 2: 'split' holds 'new', .* set SPLIT_COLUMN=none"),
-                            ({"query": "q7", "split": "train"}, "line 8: the query 'q7' is in dev, but in train"),
                             ({"split": None}, "line 2: 'split' holds ''")):
         with pytest.raises(UserError, match=message):
             read(tmp_path / "pairs.jsonl", lines(rows[0], rows[1] | change, *rows[2:]))
+    collection, counts = read(tmp_path / "pairs.jsonl", lines(rows[0] | {"query": "q7"}, *rows[1:], rows[6] | {
+        "split": "train", "pos": "x"}))  # q7 is a train query first, q6 a dev query first: both belong to dev
+    assert judged(collection) == {f"q{number}": {f"p{number}": 1} for number in range(1, 8)}
+    assert [collection.splits[query] for query in collection.queries].count("dev") == 2
+    assert counts["judgments dropped, since their query is also in a later split"] == 2
+    with pytest.raises(UserError, match="2 judgments dropped, since .*: only LEAKING_ROWS=drop allows that"):
+        read(tmp_path / "pairs.jsonl", lines(rows[0] | {"query": "q7"}, *rows[1:], rows[6] | {
+            "split": "train", "pos": "x"}), leaking_rows="stop")
     with pytest.raises(UserError, match="no row in the train split"):
         read(tmp_path / "pairs.jsonl", lines(*rows[6:]))
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from tiny import tiny_pairs, tiny_texts
 
+from embedding_finetune.contrib.multi_vector_search import MultiVectorSearch
 from embedding_finetune.files import UserError
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import EncoderConfig
-from embedding_finetune.retrieval.late_interaction import LateInteraction, MultiVectorSearch
+from embedding_finetune.retrieval.late_interaction import LateInteraction
 
 QUERIES = {"q1": "the otter of the north", "q2": "where does it sleep", "p7": "the lynx among the reeds"}
 
@@ -52,7 +53,7 @@ def test_what_is_out_of_reach_is_not_found_and_lists_find_nearly_all(stage_of_al
 
 
 def test_many_vectors_get_lists_and_an_unknown_index_is_one_line(stage_of_all, corpus, monkeypatch):
-    monkeypatch.setattr("embedding_finetune.retrieval.late_interaction.FLAT", 10)
+    monkeypatch.setattr("embedding_finetune.contrib.multi_vector_search.FLAT", 10)
     assert MultiVectorSearch(stage_of_all()).index(corpus).factory.startswith("IVF")
     with pytest.raises(UserError, match="faiss cannot build the index 'HNSX' of .* vectors of") as caught:
         MultiVectorSearch(stage_of_all(), "HNSX").index(corpus)
