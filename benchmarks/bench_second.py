@@ -129,7 +129,7 @@ def main():
         late, max_sim_work, moved = late_contenders(encoder_config, Path(folder) / "late", passages, queries, places)
         cross, cross_work = cross_contenders(f"{folder}/cross", passages, queries, places)
         found, times = late | cross, {}
-        for name, score in found.items():
+        for score in found.values():
             score(0)  # loads
         for _ in range(options.rounds):
             rate, bytes_rate = product_rate(config, time.perf_counter), copy_rate()

@@ -13,8 +13,8 @@ import nbformat
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
-from embedding_finetune.files import atomic_write, run_command_line  # noqa: E402
-from embedding_finetune.pipeline import run_notebook  # noqa: E402
+from embedding_finetune.files import atomic_write, run_command_line
+from embedding_finetune.pipeline import run_notebook
 
 
 def main():

@@ -17,18 +17,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from embedding_finetune.data.collection import read_data, write_data  # noqa: E402
-from embedding_finetune.data.documents.chunker import random_span  # noqa: E402
-from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX  # noqa: E402
-from embedding_finetune.evaluation import metrics, results, significance, tables  # noqa: E402
-from embedding_finetune.evaluation.evaluate import evaluate_retriever  # noqa: E402
-from embedding_finetune.files import run_command_line, write_json  # noqa: E402
-from embedding_finetune.recipes import find_recipe  # noqa: E402
-from embedding_finetune.retrieval.system import System  # noqa: E402
-from embedding_finetune.settings import Settings  # noqa: E402
-from embedding_finetune.training import batches  # noqa: E402
-from embedding_finetune.training.train import finetune  # noqa: E402
-from embedding_finetune.training.training_data import make_training_file  # noqa: E402
+from embedding_finetune.data.collection import read_data, write_data
+from embedding_finetune.data.documents.chunker import random_span
+from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX
+from embedding_finetune.evaluation import metrics, results, significance, tables
+from embedding_finetune.evaluation.evaluate import evaluate_retriever
+from embedding_finetune.files import run_command_line, write_json
+from embedding_finetune.recipes import find_recipe
+from embedding_finetune.retrieval.system import System
+from embedding_finetune.settings import Settings
+from embedding_finetune.training import batches
+from embedding_finetune.training.train import finetune
+from embedding_finetune.training.training_data import make_training_file
 
 OUTPUT, RESULT = ROOT / "output" / "pseudo_pairs", ROOT / "docs" / "pseudo_pairs.json"
 DEMO = {"bm25": "bm25", "raw": "raw", "real pairs": "neg10", "raw, mean": "reference"}  # row -> label in the demo

@@ -20,12 +20,12 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from embedding_finetune import pipeline, recipes  # noqa: E402
-from embedding_finetune.data.collection import read_data  # noqa: E402
-from embedding_finetune.evaluation import metrics, results, significance  # noqa: E402
-from embedding_finetune.files import read_json, run_command_line, write_json  # noqa: E402
-from embedding_finetune.settings import Settings  # noqa: E402
-from embedding_finetune.training import train as training  # noqa: E402
+from embedding_finetune import pipeline, recipes
+from embedding_finetune.data.collection import read_data
+from embedding_finetune.evaluation import metrics, results, significance
+from embedding_finetune.files import read_json, run_command_line, write_json
+from embedding_finetune.settings import Settings
+from embedding_finetune.training import train as training
 
 OUTPUT, LADDER, SEED, STEPS = ROOT / "output" / "ladder", ROOT / "docs" / "recipe.json", 42, 64
 COMMON = {"PROFILE": "demo", "SEED": str(SEED), "DEV_FRACTION": "0.1", "DEV_STEPS": "0.99", "DEV_CORPUS_SIZE": "0"}

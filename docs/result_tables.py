@@ -11,7 +11,7 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
-from embedding_finetune.files import atomic_write, run_command_line  # noqa: E402
+from embedding_finetune.files import atomic_write, run_command_line
 
 SYSTEMS = {  # label -> name
     "bm25": "BM25", "reference": "MiniLM", "hybrid_reference": "MiniLM + BM25",

@@ -13,18 +13,15 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from embedding_finetune.data.collection import read_data  # noqa: E402
-from embedding_finetune.evaluation.metrics import per_query  # noqa: E402
-from embedding_finetune.evaluation.results import read_measured_run  # noqa: E402
-from embedding_finetune.evaluation.significance import add_significance  # noqa: E402
-from embedding_finetune.evaluation.tuning import rerank_run, tune_reranking  # noqa: E402
-from embedding_finetune.files import atomic_write, run_command_line  # noqa: E402
-from embedding_finetune.retrieval.known_systems import (
-    find_system,  # noqa: E402
-    make_reranker,  # noqa: E402
-)
-from embedding_finetune.retrieval.rerank import candidate_union  # noqa: E402
-from embedding_finetune.settings import Settings  # noqa: E402
+from embedding_finetune.data.collection import read_data
+from embedding_finetune.evaluation.metrics import per_query
+from embedding_finetune.evaluation.results import read_measured_run
+from embedding_finetune.evaluation.significance import add_significance
+from embedding_finetune.evaluation.tuning import rerank_run, tune_reranking
+from embedding_finetune.files import atomic_write, run_command_line
+from embedding_finetune.retrieval.known_systems import find_system, make_reranker
+from embedding_finetune.retrieval.rerank import candidate_union
+from embedding_finetune.settings import Settings
 
 WAYS = {"float16": ("float16", 1), "int8": ("int8", 1), "float16, 2 merged": ("float16", 2),
         "int8, 2 merged": ("int8", 2), "int8, 4 merged": ("int8", 4), "one vector": ("float16", 10**6)}

@@ -70,9 +70,9 @@ def tiny_pairs(n, seed=7):
         sentence = HABITS[habit].format(time=rng.choice(TIMES), plant=rng.choice(PLANTS))
         return f"{opening} {place} the {animal} {sentence}. Few who come to {place} ever see it {habit}."
 
-    rows = []
+    rows, subject = [], None
     for number, place in enumerate(places):
-        last, last_subject = (rows[-1], subject) if rows else (None, None)
+        last, last_subject = rows[-1] if rows else None, subject
         subject = rng.choice(ANIMALS), place, rng.choice(list(HABITS))
         query = "when does the {} of {} {}".format(*subject)
         pos = [passage(*subject, "In the valley of")]

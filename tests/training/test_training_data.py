@@ -41,16 +41,12 @@ def test_rows_have_what_flagembedding_reads(built, label, number):
     assert [row | {"prompt": built.query_prompt} for row in read_rows(path_of(built, label))] == rows
 
 
-def test_all_recipes_share_one_store_that_has_each_passage_once(built):
+def test_recipes_share_one_store_that_has_each_passage_once_and_draw_different_negatives(built):
     few, many = (read_rows(path_of(built, label)) for label in ("neg10", "neg50"))
     train = read_data(built).split("train")
     assert few.passages.equals(many.passages)
     assert few.passages["text"].to_pylist() == [train.corpus[passage] for passage in train.positive_pool()[0]]
     assert few.table.nbytes + 40 * 4 * len(few) == many.table.nbytes  # 40 positions of four bytes a row
-
-
-def test_two_recipes_draw_different_negatives(built):
-    few, many = (read_rows(path_of(built, label)) for label in ("neg10", "neg50"))
     assert [row["neg"] for row in few] != [row["neg"][:10] for row in many]
 
 
