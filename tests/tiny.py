@@ -193,12 +193,18 @@ def _saved(folder, kind, config, tokenizer, seed):
     return Path(folder)
 
 
-def build(settings, labels=("neg10", "neg50")):
-    """What the build notebooks write: the collection, the test files, the training files; returns the collection."""
+def build_collection(settings):
+    """Read the pairs, split them and write the collection; returns it."""
     pairs, _ = read_pairs(settings)
     collection = assign_splits(pairs, test_fraction=settings.test_fraction, dev_fraction=settings.dev_fraction,
                                seed=settings.seed, together=settings.group_near_duplicates)
     write_data(settings, collection, source_of(settings))
+    return collection
+
+
+def build(settings, labels=("neg10", "neg50")):
+    """What the build notebooks write: the collection, the test files, the training files; returns the collection."""
+    collection = build_collection(settings)
     write_test_files(settings, collection, base_encoder_config(settings).query_prompt)
     for label in labels:
         make_training_file(settings, find_recipe(settings, label), collection)

@@ -14,12 +14,10 @@ from finished import evaluate
 from hub import TOKEN, hub
 from huggingface_hub import constants
 from starlette.testclient import TestClient
-from tiny import build, tiny_bert, tiny_pairs, tiny_texts
+from tiny import build, build_collection, tiny_bert, tiny_pairs, tiny_texts
 
 from embedding_finetune.contrib import publish
-from embedding_finetune.data.cleaning import read_pairs, source_of
-from embedding_finetune.data.collection import read_data, write_data, write_test_files
-from embedding_finetune.data.splits import assign_splits
+from embedding_finetune.data.collection import read_data, write_test_files
 from embedding_finetune.evaluation.report_page import load, write_page
 from embedding_finetune.evaluation.results import compare
 from embedding_finetune.evaluation.tables import write_comparison
@@ -68,10 +66,7 @@ def begin(folder):
 
 
 def make_data(settings):
-    pairs, _ = read_pairs(settings)
-    collection = assign_splits(pairs, test_fraction=settings.test_fraction, dev_fraction=settings.dev_fraction,
-                               seed=settings.seed, together=settings.group_near_duplicates)
-    write_data(settings, collection, source_of(settings))
+    build_collection(settings)  # a step returns nothing that cannot be written as JSON
 
 
 def test_data(settings):
