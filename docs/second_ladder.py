@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -140,7 +141,7 @@ def costs(name):
         if system.reranker and not system.fused and label not in found:
             stage = make_reranker(settings, system.reranker, system.reranker_model).index(test.corpus)
             seen = candidate_union(vector, bm25, depth=result["parameters"]["depth"])
-            found[label] = timed(lambda some, stage=stage, seen=seen: stage.score(some, seen), queries)[1]
+            found[label] = timed(partial(stage.score, candidates=seen), queries)[1]
     write_json(settings.output_dir / "costs.json", found)
 
 

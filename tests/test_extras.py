@@ -27,7 +27,7 @@ USES = {  # module -> what needs it, given a folder
     "charset_normalizer": lambda folder: document(folder, ".txt", "größer".encode("latin-1")),
     "markdown_it": lambda folder: document(folder, ".md"), "bs4": lambda folder: document(folder, ".html"),
     "pypdf": lambda folder: document(folder, ".pdf"),
-    "semantic_text_splitter": lambda folder: Chunker.splitter(None, 10),
+    "semantic_text_splitter": lambda folder: Chunker._splitter(None, 10),
     "openvino": lambda folder: import_silently("openvino"), "nncf": lambda folder: import_silently("nncf"),
     "pymilvus": lambda folder: MilvusIndex("milvus:http://127.0.0.1:1")._client(),
     "milvus_lite": lambda folder: MilvusIndex(f"milvus:{folder}/milvus.db")._client(),

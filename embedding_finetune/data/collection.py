@@ -75,8 +75,7 @@ class Collection:
         return [passage for passage, grade in self.qrels.get(query, {}).items() if grade > 0]
 
     def positive_pool(self):
-        """The ids of all positives, deduplicated in order, and for each query the positions of its positives in them.
-        """
+        """The ids of all positives, without repetitions, and for each query the positions of its positives in them."""
         positives = [self.positives(query) for query in self.queries]
         position = {passage: index for index, passage in enumerate(dict.fromkeys(chain.from_iterable(positives)))}
         return list(position), [[position[passage] for passage in passages] for passages in positives]

@@ -19,6 +19,7 @@ import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -137,7 +138,7 @@ def _open(settings, folder, manifest):
         return Index(folder, manifest, make_retriever(system.retriever, settings).load(folder))
     from embedding_finetune.models.query_encoder import GRAPH, QueryEncoder
     from embedding_finetune.retrieval.dense import Dense
-    encoder = QueryEncoder(folder) if (folder / GRAPH).exists() else _encoder(settings, system, cached=False)
+    encoder: Any = QueryEncoder(folder) if (folder / GRAPH).exists() else _encoder(settings, system, cached=False)
     return Index(folder, manifest, Dense(encoder, settings.index).load(folder))
 
 
@@ -253,13 +254,13 @@ def _write(settings, system, folder, collection):
         make_reranker(settings, system.reranker, system.reranker_model).index(collection.corpus).save(folder)
     if not system.is_single:
         return
-    retriever = (Dense(_encoder(settings, system, cached=True), settings.index) if system.has_model else
-                 make_retriever(system.retriever, settings))
+    encoder = _encoder(settings, system, cached=True) if system.has_model else None
+    retriever = Dense(encoder, settings.index) if encoder else make_retriever(system.retriever, settings)
     retriever.index(collection.corpus).save(folder)
     _write_passages(folder, collection)
-    if system.has_model and system.runtime == "pytorch":
+    if encoder and system.runtime == "pytorch":
         try:
-            save_query_encoder(folder, retriever.encoder)
+            save_query_encoder(folder, encoder)
         except UserError as error:
             if is_disk_error(error) or is_memory_error(error):  # not caused by the model, and perhaps temporary
                 raise

@@ -83,6 +83,6 @@ def estimate_time(training: TrainingSettings, rows: Rows) -> float:
     tokens = training.epochs * len(rows) * training.train_group_size * sum(map(len, tokens)) / len(sample)
     left, right, start = torch.rand(512, config.hidden_size), torch.rand(config.hidden_size, 2048), time.monotonic()
     for _ in range(10):
-        left @ right
+        torch.matmul(left, right)
     operations_per_second = 10 * 2 * left.numel() * 2048 / (time.monotonic() - start)
     return tokens * 6 * 12 * config.num_hidden_layers * config.hidden_size**2 / operations_per_second

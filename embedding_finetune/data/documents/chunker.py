@@ -22,7 +22,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from embedding_finetune.data.collection import BEIR_FILES
-from embedding_finetune.data.documents.files import FORMS, Unreadable, read_document
+from embedding_finetune.data.documents.files import FORMS, UnreadableError, read_document
 from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX, WORD, clean_text, normalize, passage_id, word_tokens
 from embedding_finetune.data.readers import Row, reader
 from embedding_finetune.data.readers.tables import read_records
@@ -62,8 +62,8 @@ def read_documents(name, settings):
     """
     passages = split_documents(name, settings)
     human_written = list(_human_written(settings, passages)) if settings.document_queries else []
-    pseudo = list(pseudo_queries(passages, settings.seed, {normalize(row.query) for row in human_written}))
-    kinds = Counter(row.id.split("-")[1] for row in pseudo)
+    pseudo = list(pseudo_queries(passages, settings.seed, {normalize(row.query or "") for row in human_written}))
+    kinds = Counter(str(row.id).split("-")[1] for row in pseudo)
     print(f"{len(passages)} passages of {len({passage.file for passage in passages})} files; queries: {kinds['title']} "
           f"titles, {kinds['span']} spans, {len(human_written)} human-written")
     if settings.max_queries:
@@ -82,7 +82,7 @@ def split_documents(folder, settings):
         name = clean_text(str(path.relative_to(folder)))
         try:
             lines, notes = read_document(path)
-        except Unreadable as error:
+        except UnreadableError as error:
             left_out[str(error)].append(name)
             continue
         passages = list(_passages(name, lines, chunker, "page" if path.suffix.lower() == ".pdf" else "line"))
@@ -157,6 +157,7 @@ class Chunker:
         self.tokenizer = tokenizer.backend_tokenizer
         self.tokenizer.no_truncation()  # truncation would limit the token count
         self.tokenizer.no_padding()
+        self.splitter = functools.cache(self._splitter)  # by the room for a text
 
     def __call__(self, title, text):
         room = self.size - len(self.tokenizer.encode(title).ids)  # includes special tokens
@@ -165,8 +166,7 @@ class Chunker:
             for start, chunk in splitter.chunk_indices(window[0]):
                 yield window.start() + start, chunk
 
-    @functools.cache
-    def splitter(self, room):
+    def _splitter(self, room):
         splitter = require("semantic_text_splitter").TextSplitter
         return splitter.from_huggingface_tokenizer(self.tokenizer, room, min(self.overlap, room // 2))
 

@@ -27,26 +27,26 @@ BLOCKS = {*HEADINGS, *("p li dt dd td th caption pre blockquote div section arti
                        "figcaption summary details table tr ul ol dl address").split()}
 
 
-class Unreadable(Exception):
+class UnreadableError(Exception):
     """Raised with the reason why a file is not used as a document."""
 
 
 def read_document(path):
     """(lines, notes) of a document: note -> detail of which encoding was guessed and what was left out.
 
-    Raises Unreadable.
+    Raises UnreadableError.
     """
     form = FORMS[path.suffix.lower()]
     try:
         if not path.is_file():
-            raise Unreadable("not a regular file")  # a pipe, or a broken link
+            raise UnreadableError("not a regular file")  # a pipe, or a broken link
         if path.stat().st_size > LARGEST:
-            raise Unreadable(f"larger than {LARGEST // 2**20} MB")
+            raise UnreadableError(f"larger than {LARGEST // 2**20} MB")
         if form is _pdf:
             return list(_pdf(path)), {}
         text, encoding = _decode(path.read_bytes())
     except OSError as error:
-        raise Unreadable(error.strerror or "cannot be read") from None
+        raise UnreadableError(error.strerror or "cannot be read") from None
     text, images = DATA_URI.subn("", re.sub(r"\r\n?", "\n", text))
     notes = {f"read as {encoding}": ""} if encoding else {}
     notes |= {"read without the images within the text (data: URIs)": ""} if images else {}
@@ -64,7 +64,7 @@ def _decode(content):
         best = require("charset_normalizer").from_bytes(content).best()
         text, guessed = (str(best), best.encoding) if best else ("\0", "")
     if "\0" in text:
-        raise Unreadable("not text")
+        raise UnreadableError("not text")
     return text, guessed
 
 
@@ -160,7 +160,7 @@ def _pdf(path):
     except OSError:
         raise
     except Exception as error:  # pypdf raises many kinds of errors for broken files
-        raise Unreadable(f"PDF that cannot be read ({one_line(error)[:80]})") from None
+        raise UnreadableError(f"PDF that cannot be read ({one_line(error)[:80]})") from None
 
 
 def _bookmarks(document, outline, level=1):

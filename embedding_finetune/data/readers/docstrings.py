@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -12,13 +13,13 @@ from tqdm.auto import tqdm
 from embedding_finetune.data.readers import Row
 from embedding_finetune.files import UserError
 
-IMPORT_NAMES = {"scikit-learn": "sklearn"}
+IMPORT_NAMES: dict[str, str] = {"scikit-learn": "sklearn"}
 HIDDEN = ("tests", "testing", "conftest")
 QUERY_WORDS = range(4, 41)  # queries of other lengths are skipped
 PASSAGE_WORDS = range(10, 65)  # shorter passages are skipped, longer ones truncated
 
 
-def read_docstrings(packages):
+def read_docstrings(packages: Iterable[str]) -> Iterator[Row]:
     """Rows of the public docstrings of these packages.
 
     The sources are parsed, not imported. Private names and files (leading underscore) and tests are skipped. Raises
@@ -28,10 +29,13 @@ def read_docstrings(packages):
         name = IMPORT_NAMES.get(package, package)
         try:
             importlib.metadata.version(package)
-            folder = Path(importlib.util.find_spec(name).submodule_search_locations[0])
-        except (importlib.metadata.PackageNotFoundError, AttributeError):
+            spec = importlib.util.find_spec(name)
+        except importlib.metadata.PackageNotFoundError:
+            spec = None
+        if spec is None or not spec.submodule_search_locations:
             raise UserError(f"the package {package} is not installed, and DATASET=docstrings reads it: "
-                            "pip install -r requirements.txt") from None
+                            "pip install -r requirements.txt")
+        folder = Path(spec.submodule_search_locations[0])
         for file in sorted(folder.rglob("*.py")):
             parts = file.relative_to(folder).with_suffix("").parts
             if any(part.startswith("_") and part != "__init__" or part in HIDDEN for part in parts):

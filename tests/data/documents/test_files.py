@@ -4,7 +4,7 @@ import random
 import pytest
 
 from embedding_finetune.data.documents import files
-from embedding_finetune.data.documents.files import Unreadable, read_document
+from embedding_finetune.data.documents.files import UnreadableError, read_document
 
 
 def read(folder, name, content):
@@ -139,7 +139,7 @@ def test_pdf_is_its_pages_and_bookmarks(tmp_path):
         (tmp_path / "b.pdf").write_bytes(content)
         try:
             assert read_document(tmp_path / "b.pdf")[1] == {}
-        except Unreadable as error:
+        except UnreadableError as error:
             assert str(error).startswith("PDF that cannot be read") and "\n" not in str(error)
 
 
@@ -157,13 +157,13 @@ def test_what_is_no_document_is_said(tmp_path, monkeypatch):
     (tmp_path / "dead.md").symlink_to("nowhere")
     os.mkfifo(tmp_path / "pipe.txt")
     for name in ("dead.md", "pipe.txt"):
-        with pytest.raises(Unreadable, match="not a regular file"):
+        with pytest.raises(UnreadableError, match="not a regular file"):
             read_document(tmp_path / name)
     for content in (bytes(range(256)) * 9, b"text with a \0 in it"):
-        with pytest.raises(Unreadable, match="not text"):
+        with pytest.raises(UnreadableError, match="not text"):
             read(tmp_path, "a.txt", content)
     monkeypatch.setattr(files, "LARGEST", 2**20)
-    with pytest.raises(Unreadable, match="larger than 1 MB"):
+    with pytest.raises(UnreadableError, match="larger than 1 MB"):
         read(tmp_path, "b.txt", b"x" * (2**20 + 1))
 
 
@@ -178,5 +178,5 @@ def test_random_bytes_never_break_it(tmp_path, name):
         try:
             lines, _ = read_document(tmp_path / name)
             assert all(isinstance(text, str) and 0 <= level <= 6 and place > 0 for place, level, text in lines)
-        except Unreadable:
+        except UnreadableError:
             pass
