@@ -68,7 +68,7 @@ def test_a_share_is_a_sample_of_the_seed_and_never_empty():
     first, other = sample_fraction(queries, 0.5, seed=1), sample_fraction(queries, 0.5, seed=2)
     assert len(first) == 4 and first == sample_fraction(queries, 0.5, seed=1) and first != other
     assert first != set("abcd") and sample_fraction(queries, 1.0, seed=1) == set(queries)
-    assert len(sample_fraction(queries, 0.01, seed=1)) == 1
+    assert [len(sample_fraction(queries, fraction, seed=1)) for fraction in (0.01, 0.45)] == [1, 4]  # rounded
 
 
 @pytest.fixture
