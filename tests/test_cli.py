@@ -83,7 +83,7 @@ def test_a_wrong_command_line_is_one_line(command, words, message):
     assert said[0].startswith("error: ")
 
 
-@pytest.mark.parametrize("name", {*cli.COMMANDS} - {"init", "settings", "clean", "run"})
+@pytest.mark.parametrize("name", sorted({*cli.COMMANDS} - {"init", "settings", "clean", "run"}))
 def test_missing_data_are_one_line_that_names_another_profile_with_results(command, built, monkeypatch, name, tmp_path):
     shutil.rmtree(built.data_dir)
     status, _, said = command(*SMALLEST[name])
