@@ -72,6 +72,14 @@ def test_the_models_candidates_are_its_nearest_passages(built):
     assert sources["model"].all() and not sources["random"].any() and len(sources) == 2
 
 
+def test_only_eligible_passages_are_mined(built):
+    """The others, such as negatives that came with the data, are behind them in the pool."""
+    pool = negative_candidates(read_data(built))
+    half = dataclasses.replace(pool, num_eligible=pool.num_eligible // 2)
+    chosen, _ = Miner(built, recipe_of(built)).mine(half)
+    assert chosen.max() < half.num_eligible
+
+
 def test_mining_in_blocks_finds_the_same_and_goes_on(built, monkeypatch):
     """Whatever retriever: the second time nothing is searched for, the third time with another depth all is."""
     pool, recipe = negative_candidates(read_data(built)), recipe_of(built)
