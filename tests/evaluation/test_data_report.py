@@ -26,6 +26,7 @@ from embedding_finetune.settings import ROOT
 PAIRS = {
     "equal": ("Where does the otter sleep?", "where does  the otter SLEEP?"),
     "inside": ("how otters sleep", "Read how otters sleep: they rest in dens under willows."),
+    "two words": ("otter den", "An otter den has two entrances, one of them under water."),
     "part of a word": ("how otters sleep", "Somehow otters sleepwalk; nobody has ever found out why they do."),
     "chinese": ("水獭的洞", "我们在河边找到了水獭的洞，里面铺着干草。"),
     "other way": ("an otter sleeps in its den, is that true?", "otter sleeps in its den"),
