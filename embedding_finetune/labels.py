@@ -10,7 +10,7 @@ PREFIXES = ("hybrid_", *(f"{kind}_" for kind in RERANKER_KINDS))
 RESERVED = (
     "bm25", "raw", "reference",
     "cache", "data", "index", "notebooks", "publish", "report", "results", "runs",  # in OUTPUT_DIR
-    "comparison",  # in OUTPUT_DIR/results
+    "comparison", "recommendation",  # in OUTPUT_DIR/results
     "raw_bert", "bge_m3", "train_hard", "train_neg10", "train_neg50")  # eval_NAME.ipynb in OUTPUT_DIR/notebooks
 LABEL_RULE = (f"a label has letters, digits, _ and -, does not begin with {', '.join(PREFIXES)} or end in -onnx, "
               f"-openvino, -int8, -bf16, and is none of {', '.join(RESERVED)}")

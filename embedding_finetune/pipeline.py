@@ -9,7 +9,9 @@ Executed copies of the notebooks go to OUTPUT_DIR/notebooks; the notebooks thems
 
 import asyncio
 import hashlib
+import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -22,7 +24,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from traitlets.config import Config
 
-from embedding_finetune.files import CommandLine, UserError, atomic_write, may_overwrite
+from embedding_finetune.files import CommandLine, UserError, atomic_write, may_overwrite, read_json
 from embedding_finetune.models.encoder_config import pretrained
 from embedding_finetune.recipes import find_recipe, trained_labels
 from embedding_finetune.settings import ROOT, Settings, display_value
@@ -66,6 +68,22 @@ def run_pipeline(settings: Settings) -> None:
         else:
             run_script(settings, step, label)
         _say(f"{title}: done in {time.monotonic() - started:.0f} s")
+    _say(summary(settings))
+
+
+def summary(settings: Settings) -> str:
+    """What a finished run found, where its files are, and the commands that use it."""
+    found = read_json(settings.paths.results / "recommendation.json") or {}
+    given = {"PROFILE": settings.profile} if "PROFILE" in os.environ else {}
+    given |= {name: settings.as_dict()[name] for name, source in settings.sources if source == "environment"}
+    command = "".join(f"{name}={shlex.quote(str(value))} " for name, value in given.items())
+    command += "python -m embedding_finetune"
+    return "\n".join([
+        f"\n{found.get('sentence', 'Nothing to recommend.')}\n",
+        f"report              {display_value(settings.paths.report)}",
+        f"executed notebooks  {display_value(settings.paths.notebooks)}/",
+        f"search              {command} search \"your question\"", f"serve               {command} serve",
+        "                    (first: source .venv/bin/activate)"])
 
 
 def run_evaluation(settings: Settings, label: str) -> None:

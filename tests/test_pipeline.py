@@ -93,7 +93,7 @@ def test_every_step_leaves_its_files(finished):
               *(f"results/{label}.json" for label in MEASURED), *(f"results/comparison.{end}" for end in ("md", "png")),
               *(f"{label}/{name}" for label in TRAINED for name in ("model.safetensors", "modules.json", "README.md",
                                                                    "training.json", "training_log.jsonl")),
-              "report.html"]
+              "results/recommendation.json", "report.html"]
     for folder, names in ((settings.data_dir, data), (settings.output_dir, output)):
         assert [name for name in names if not (folder / name).is_file() or not (folder / name).stat().st_size] == []
     notebooks = {path.name for path in ROOT.glob("*.ipynb")} - {"eval_train_hard.ipynb", "learning_curve.ipynb"}
@@ -105,6 +105,18 @@ def test_not_one_request_leaves_the_machine(finished):
     assert finished[1].splitlines()[-1] == f"{SAID}0"
     asked = call(*offline(sys.executable, "-c", ASK))
     assert "Network is unreachable" in asked.stderr and asked.stdout == f"{SAID}1\n"
+
+
+def test_a_run_ends_with_the_recommendation_and_the_commands_that_follow(finished, settings, monkeypatch):
+    done, printed = finished
+    found = json.loads((done.output_dir / "results" / "recommendation.json").read_text())
+    assert found["system"] in MEASURED and found["sentence"] in printed
+    end = printed[printed.index(found["sentence"]):]
+    assert re.search(r"^report +\S+/report.html$", end, re.MULTILINE) and 'embedding_finetune search "' in end
+    monkeypatch.setenv("PROFILE", "demo")
+    given = dataclasses.replace(settings, profile="demo", dataset="my pairs.csv",
+                                sources=(("DATASET", "environment"), ("SEED", ".env")))
+    assert "PROFILE=demo DATASET='my pairs.csv' python -m embedding_finetune serve" in pipeline.summary(given)
 
 
 def test_the_comparison_has_everything_measured(finished):

@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from embedding_finetune.data.collection import Collection
-from embedding_finetune.evaluation.results import caveats, finalists, system_of
-from embedding_finetune.evaluation.significance import excludes_zero, outcome
+from embedding_finetune.evaluation.metrics import per_query
+from embedding_finetune.evaluation.results import candidates, caveats, finalists, read_measured_run, system_of
+from embedding_finetune.evaluation.significance import SEED, excludes_zero, outcome
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.retrieval.base import DEPTH, make_retriever
@@ -19,6 +21,7 @@ from embedding_finetune.settings import SELECTION_METRIC, Settings
 
 METRIC = "recall@1"
 TIMED_QUERIES, TIMED_PASSAGES = 32, 128
+SELECTIONS = 1000  # repetitions of the selection on resampled dev queries
 
 
 def format_difference(pair: dict, digits: int = 3) -> str:
@@ -41,12 +44,24 @@ def verdict(better: str, pair: dict) -> str:
     return text if found.significant else f"{text}; {required_queries(pair) or 'difference too small to plan for'}"
 
 
+def recommended(rows: list[dict], metric: str = METRIC) -> dict | None:
+    """The row of the system to use; None if a finalist is missing or their scores mean nothing (see conclusion).
+
+    The fine-tuned finalist (see results.finalists) is recommended only if it is significantly better than the best
+    system without training, which is a planned comparison.
+    """
+    ready, tuned = finalists(rows)
+    if not ready or not tuned or any(row.get("pseudo_queries") for row in rows) or not any(
+            row["dev"][SELECTION_METRIC] for row in (ready, tuned)):
+        return None
+    found = outcome(tuned["against"][ready["label"]][metric])
+    return tuned if found.significant and found.word == "better" else ready
+
+
 def conclusion(rows: list[dict], metric: str = METRIC) -> str:
     """Sentences on which system to use, what fine-tuning gains, and its cost out of domain.
 
-    The fine-tuned finalist (see results.finalists) is recommended only if it is significantly better than the best
-    system without training, which is a planned comparison. Without both finalists, a sentence says which one is
-    missing.
+    Without a recommended system, a sentence says why there is none.
     """
     if any(row.get("pseudo_queries") for row in rows):
         return f"Nothing to recommend. {caveats(rows[0])}"
@@ -54,10 +69,9 @@ def conclusion(rows: list[dict], metric: str = METRIC) -> str:
     if not ready or not tuned:
         missing = "fine-tuned model" if ready else "system without training"
         return f"Nothing to recommend yet: no {missing} has been evaluated."
-    if not any(row["dev"][SELECTION_METRIC] for row in (ready, tuned)):
+    use = recommended(rows, metric)
+    if not use:
         return "Nothing to recommend: no system finds a positive for any dev query."
-    found = outcome(tuned["against"][ready["label"]][metric])
-    use = tuned if found.significant and found.word == "better" else ready
     return " ".join(_sentences({row["label"]: row for row in rows}, use, ready, tuned, metric))
 
 
@@ -82,6 +96,28 @@ def _sentences(by_label: dict[str, dict], use: dict, ready: dict, tuned: dict, m
         for other, pairs in measured.get("against", {}).items():
             yield f"Its difference to {other} there is {format_difference(pairs[metric])}."
     yield from filter(None, [caveats(use)])
+
+
+def recommendation(settings: Settings, collection: Collection, rows: list[dict]) -> dict[str, Any]:
+    """The content of recommendation.json: the recommended `system`, None if there is none, and its `metrics`.
+
+    `trained` says whether it was fine-tuned here, `chosen_on` on how many dev queries it was selected, and `stability`
+    how often it is selected again when the dev queries are resampled. `sentence` is the conclusion.
+    """
+    use, qrels = recommended(rows), collection.split("dev").qrels
+    found: dict[str, Any] = {"system": None, "chosen_on": len(qrels), "sentence": conclusion(rows)}
+    if not use:
+        return found
+    without, trained = ([row["label"] for row in group] for group in candidates(rows))
+    group = trained if use["label"] in trained else without
+    values = np.array([per_query(qrels, read_measured_run(settings, collection, label, "dev"))[SELECTION_METRIC]
+                       for label in group])  # systems x queries
+    draws = np.random.default_rng(SEED).multinomial(len(qrels), np.full(len(qrels), 1 / len(qrels)), size=SELECTIONS)
+    stability = float(((draws @ values.T).argmax(axis=1) == group.index(use["label"])).mean())
+    found["sentence"] += (f" {use['label']} was selected on {len(qrels)} dev queries; {stability:.0%} of selections on "
+                          "resampled dev queries agree.")
+    return found | {"system": use["label"], "trained": group is trained, "stability": stability,
+                    "metrics": use["metrics"]}
 
 
 def _outcome(pair: dict) -> str:

@@ -130,7 +130,7 @@ def load_results(settings: Settings) -> tuple[list[dict], list[str]]:
     """
     results, left_out, known = [], [], {}
     for path in sorted(settings.paths.results.glob("*.json")):
-        if path.stem == "comparison":
+        if path.stem in ("comparison", "recommendation"):
             continue
         result = read_checksummed(path, {"label": str})
         if result is None or result["label"] != path.stem:
@@ -178,7 +178,13 @@ def best_on_dev(results: Iterable[dict]) -> dict | None:
 
 
 def finalists(results: Sequence[dict]) -> tuple[dict | None, dict | None]:
-    """The best system without training and the best with it on dev queries, either may be None.
+    """The best system without training and the best with it on dev queries, either may be None."""
+    without, trained = candidates(results)
+    return best_on_dev(without), best_on_dev(trained)
+
+
+def candidates(results: Sequence[dict]) -> tuple[list[dict], list[dict]]:
+    """The candidates for finalists: systems without training, and systems with it.
 
     A system is a model, alone or fused with BM25, or reranked; it needs no training if none of its models does. A
     compiled form (ONNX or OpenVINO) counts as a system without training only if it was made from one; forms of
@@ -196,7 +202,7 @@ def finalists(results: Sequence[dict]) -> tuple[dict | None, dict | None]:
             without.append(result)
         elif system.encoder in ready | tuned:
             trained.append(result)
-    return best_on_dev(without), best_on_dev(trained)
+    return without, trained
 
 
 def planned_pairs(results: Sequence[dict]) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from embedding_finetune.data.collection import Collection, read_data
-from embedding_finetune.evaluation.conclusion import METRIC, conclusion, format_difference, verdict
+from embedding_finetune.evaluation.conclusion import METRIC, format_difference, recommendation, verdict
 from embedding_finetune.evaluation.metrics import first_positive_rank
 from embedding_finetune.evaluation.plots import plot
 from embedding_finetune.evaluation.results import compare
@@ -17,9 +17,12 @@ from embedding_finetune.retrieval.base import Run
 from embedding_finetune.settings import Settings
 
 
-def write_comparison(settings: Settings, rows: list[dict]) -> None:
-    """Write results/comparison.json, .md and .png from the rows of results.compare."""
-    folder = settings.paths.results
+def write_comparison(settings: Settings, collection: Collection, rows: list[dict]) -> dict:
+    """Write results/comparison.json, .md and .png from the rows of results.compare, and recommendation.json.
+
+    Returns the recommendation.
+    """
+    folder, found = settings.paths.results, recommendation(settings, collection, rows)
     write_json(folder / "comparison.json", rows)
     parts = [comparison_table(rows).to_markdown(disable_numparse=True)]
     for title, table in (("Planned comparisons", pairs_table(rows, planned=True)),
@@ -27,11 +30,13 @@ def write_comparison(settings: Settings, rows: list[dict]) -> None:
                          ("Test queries with passages seen in training, and the others", seen_table(rows))):
         parts += [f"**{title}**", table.to_markdown(index=False, disable_numparse=True)] if len(table) else []
     with atomic_write(folder / "comparison.md") as file:
-        file.write("\n\n".join([*parts, conclusion(rows)]) + "\n")
+        file.write("\n\n".join([*parts, found["sentence"]]) + "\n")
     figure = plot(rows)
     with atomic_write(folder / "comparison.png", "wb") as file:
         figure.savefig(file, dpi=120)
     plt.close(figure)
+    write_json(folder / "recommendation.json", found)
+    return found
 
 
 def as_table(results: Iterable[dict]) -> pd.DataFrame:
@@ -157,6 +162,7 @@ def main() -> None:
     """Write the comparison and print it with its conclusion (`embedding-finetune compare`)."""
     CommandLine("compare", "Compare all evaluated systems and recommend one.").parse_args()
     settings = Settings.load()
-    rows, left_out = compare(settings, read_data(settings))
-    write_comparison(settings, rows)
-    print(*left_out, comparison_table(rows).to_string(), conclusion(rows), sep="\n")
+    collection = read_data(settings)
+    rows, left_out = compare(settings, collection)
+    found = write_comparison(settings, collection, rows)
+    print(*left_out, comparison_table(rows).to_string(), found["sentence"], sep="\n")

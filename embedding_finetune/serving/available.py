@@ -5,7 +5,7 @@ from argparse import SUPPRESS, ArgumentParser
 from embedding_finetune.artifacts.manifest import file_stamps, read_record, write_record
 from embedding_finetune.artifacts.provenance import stale_reason
 from embedding_finetune.deprecation import RenamedOption
-from embedding_finetune.files import UserError
+from embedding_finetune.files import UserError, read_json
 from embedding_finetune.hints import other_profile_hint
 from embedding_finetune.settings import Settings
 
@@ -25,9 +25,9 @@ def labels(settings: Settings) -> list[str]:
 
 
 def default_label(settings: Settings) -> str:
-    """The best fine-tuned model on dev queries (see evaluation.results), stored until an input of it changes.
+    """The recommended system, or the best fine-tuned model on dev queries as long as there is no comparison.
 
-    Raises UserError when there is no such model.
+    It is stored until an input of it changes. Raises UserError when there is neither.
     """
     path = settings.paths.index("default.json")
     files = [*settings.paths.results.glob("*.json"), *settings.paths.output.glob("*/model.safetensors")]
@@ -37,7 +37,8 @@ def default_label(settings: Settings) -> str:
         return record["label"]
     from embedding_finetune.evaluation.results import best_fine_tuned, load_results
     results, left_out = load_results(settings)
-    best = best_fine_tuned(results)
+    recommended = (read_json(settings.paths.results / "recommendation.json") or {}).get("system")
+    best = next((result for result in results if result["label"] == recommended), best_fine_tuned(results))
     if best is None:
         raise UserError("no fine-tuned model has a current result "
                         f"({'; '.join(left_out) or 'none has been evaluated'}): evaluate one, or choose a system by "

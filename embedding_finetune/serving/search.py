@@ -2,7 +2,7 @@
 
     python -m embedding_finetune search "how do I join two tables" [--system LABEL] [-k 5] [--json]
 
-The default system is the best fine-tuned one on dev queries. If no passage reaches the abstention threshold (see
+The default system is the recommended one. If no passage reaches the abstention threshold (see
 docs/deploy.md), a note says so; with --json it goes to standard error.
 """
 

@@ -105,7 +105,11 @@ def test_results_are_compared_in_the_order_of_the_story(measured):
     assert left_out == []
     raw, neg10 = rows[1:3]
     assert raw["ci95"]["recall@1"] == [0, 0] and neg10["against"]["raw"]["recall@1"]["difference"] == 1
-    write_comparison(measured, rows)
+    found = write_comparison(measured, DATA, rows)
+    assert found == json.loads((measured.output_dir / "results" / "recommendation.json").read_text())
+    assert (found["system"], found["trained"], found["chosen_on"]) == ("bm25", False, 3)  # the first of equals on dev
+    assert found["stability"] == 1 and found["metrics"] == rows[0]["metrics"]
+    assert "bm25 was selected on 3 dev queries; 100% of selections on resampled dev queries agree" in found["sentence"]
     assert json.loads((measured.output_dir / "results" / "comparison.json").read_text()) == rows
     added = "ci95", "against", "chosen", "finalist", "eval_sets"
     assert results.load_results(measured)[0] == [  # the comparison itself is no result

@@ -97,7 +97,7 @@ def compared(settings):
     found, left_out = compare(settings, collection)
     if left_out:  # which the notebook shows
         raise UserError("; ".join(left_out))
-    write_comparison(settings, found)
+    write_comparison(settings, collection, found)
     write_page(settings, load(settings, collection, found))
     return [[row["label"], row["metrics"], row["ci95"]] for row in found]
 

@@ -241,7 +241,7 @@ def test_labels_that_are_none(built, label, message):
     assert not (built.output_dir / "index").exists()
 
 
-def test_the_default_is_the_best_on_dev(built, monkeypatch):
+def test_the_default_is_the_recommended_system_or_the_best_on_dev(built, monkeypatch):
     with pytest.raises(UserError, match="no fine-tuned model has a current result .* --system bm25, raw, reference"):
         default_label(built)
     rows = [{"label": "neg10"}, {"label": "neg50"}]
@@ -251,6 +251,12 @@ def test_the_default_is_the_best_on_dev(built, monkeypatch):
     rows.pop()
     assert default_label(built) == "neg50"  # remembered, as long as no result changes
     write_json(built.output_dir / "results" / "neg10.json", {})
+    assert default_label(built) == "neg10"
+    rows.append({"label": "hybrid_raw"})
+    write_json(built.output_dir / "results" / "recommendation.json", {"system": "hybrid_raw"})
+    assert default_label(built) == "hybrid_raw"  # the recommended one, as long as its result is current
+    rows.pop()
+    write_json(built.output_dir / "results" / "neg10.json", {"changed": True})
     assert default_label(built) == "neg10"
 
 
