@@ -37,6 +37,10 @@ class Paths:
         """Rankings of a system in TREC format, of the test or the dev queries."""
         return self.output / "runs" / ("dev" if part == "dev" else "") / f"{label}.trec"
 
+    def preflight(self, label: str) -> Path:
+        """Folder of the untrained model that is exported before a training."""
+        return self.output / f".preflight-{label}"
+
     @property
     def results(self) -> Path:
         """Folder of the results and of the comparison."""

@@ -1,7 +1,6 @@
 """Checks before the first training step: whatever the finished model needs is tried on the untrained one."""
 
 import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from embedding_finetune.training.reranker import export_reranker, load_reranker_
 CHECKPOINTS = 3  # at the same time: the best, the last, and the one that is being written
 
 
-def preflight(training: TrainingSettings, output: Path) -> None:
-    """Check tokenizer, disk space and export of the untrained model in a temporary folder in `output`.
+def preflight(training: TrainingSettings, folder: Path) -> None:
+    """Check tokenizer, disk space and export of the untrained model to `folder`, which is removed afterwards.
 
     Prints a line per check. Raises UserError when the finished model could not be written or loaded.
     """
@@ -34,17 +33,19 @@ def preflight(training: TrainingSettings, output: Path) -> None:
     else:
         tokenizer = load("AutoTokenizer", config.name, config.trusted)
         model, dense = load_encoder(config.name, config.dense, config.trusted)
-    output.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     print(f"preflight: {check_tokenizer(config.name, tokenizer, model)}")
-    print(f"preflight: {check_disk(training, model, shutil.disk_usage(output).free)}")
+    print(f"preflight: {check_disk(training, model, shutil.disk_usage(folder.parent).free)}")
+    shutil.rmtree(folder, ignore_errors=True)  # left by a killed process
     try:
-        with tempfile.TemporaryDirectory(dir=output, prefix=".preflight-") as folder:
-            _export(training, tokenizer, model, dense, Path(folder) / "model")
+        _export(training, tokenizer, model, dense, folder / "model")
     except (UserError, OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError) as error:
         if is_disk_error(error) or is_memory_error(error):
             raise
         raise UserError(f"{config.name} cannot be exported ({one_line(error)}): no finished model could be loaded, so "
                         "nothing is trained; choose another base model") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     print("preflight: the untrained model is exported and loads in transformers, sentence-transformers and "
           f"FlagEmbedding ({time.monotonic() - began:.0f} s)", flush=True)
 

@@ -128,7 +128,7 @@ def prepare(settings: Settings, recipe: Recipe) -> tuple[Settings, Path]:
         check_trained(settings, recipe.merge)
     else:
         if not any(unfinished.glob("checkpoint-*")):
-            preflight(training_settings(settings, recipe, tuned), settings.paths.output)
+            preflight(training_settings(settings, recipe, tuned), settings.paths.preflight(recipe.label))
         mine(settings, recipe.label, collection)
     record = training_record(settings, recipe)
     if tuned.trainer == "flagembedding" or recipe.merge:

@@ -31,7 +31,7 @@ DONE, REFUSED, RAISED, KILLED, HUNG = "done", "refused", "raised", "killed", "hu
 LEFTOVER = re.compile(r"\.(lock|turn)$|\.partial$|^\.tmp|^\.cache$")  # of a process that was killed; nothing reads it
 VARYING = ("finished", "ms_per_query", "ms", "exact_ms", "p99_ms", "exact_p99_ms", "passages_per_second", "memory_gb",
            "files", "sources", "seal", "train_runtime", "train_samples_per_second", "train_steps_per_second", "seconds",
-           "encode_seconds")
+           "encode_seconds", "training_log.jsonl")  # the last is the log's hash in a manifest: it holds times
 PATIENCE = 120  # seconds, after which a trial hangs
 
 

@@ -25,7 +25,10 @@ def of(settings, label="neg10", **changes):
 
 @pytest.mark.parametrize("changes", [{}, {"architecture": "both"}, {"lora_rank": 2}])
 def test_each_check_is_one_line_and_leaves_nothing(settings, capsys, changes):
-    preflight(of(settings, **changes), settings.output_dir)
+    left_by_a_kill = settings.paths.preflight("neg10") / "model"
+    left_by_a_kill.mkdir(parents=True)
+    (left_by_a_kill / "model.safetensors").write_bytes(b"half of it")
+    preflight(of(settings, **changes), settings.paths.preflight("neg10"))
     said = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in said] == ["preflight"] * 3
     assert "pads with [PAD]" in said[0] and "GB are free" in said[1] and "is exported and loads" in said[2]
@@ -34,7 +37,7 @@ def test_each_check_is_one_line_and_leaves_nothing(settings, capsys, changes):
 
 def test_a_reranker_is_tried_as_well(settings, tmp_path, capsys):
     (tmp_path / "recipes.toml").write_text('[pairs]\nkind = "cross_encoder"\nnegatives = "random"\nnum_negatives = 2')
-    preflight(of(settings, "pairs", recipe_file=tmp_path / "recipes.toml"), settings.output_dir)
+    preflight(of(settings, "pairs", recipe_file=tmp_path / "recipes.toml"), settings.paths.preflight("neg10"))
     assert "is exported and loads" in capsys.readouterr().out
 
 
@@ -63,7 +66,7 @@ def test_a_tokenizer_of_another_model_is_refused(settings, tmp_path):
     shutil.copytree(tiny_bert(tmp_path / "few", tiny_texts(tiny_pairs(5))), tmp_path / "mixed")
     AutoTokenizer.from_pretrained(settings.base_model).save_pretrained(tmp_path / "mixed")
     with pytest.raises(UserError, match="token ids up to .* token embeddings: they do not belong together"):
-        preflight(of(settings, base_model=str(tmp_path / "mixed")), settings.output_dir)
+        preflight(of(settings, base_model=str(tmp_path / "mixed")), settings.paths.preflight("neg10"))
 
 
 def test_a_model_that_cannot_be_exported_is_refused_in_one_line(settings, monkeypatch):
@@ -72,7 +75,7 @@ def test_a_model_that_cannot_be_exported_is_refused_in_one_line(settings, monkey
 
     monkeypatch.setattr("embedding_finetune.training.preflight.export", fails)
     with pytest.raises(UserError, match=r"cannot be exported \(no such layer\): .* choose another base model"):
-        preflight(of(settings), settings.output_dir)
+        preflight(of(settings), settings.paths.preflight("neg10"))
     assert not list(settings.output_dir.iterdir())
 
 
