@@ -100,6 +100,11 @@ def add_predefined(pool: NegativeCandidates, chosen: np.ndarray) -> tuple[np.nda
     return merged, predefined
 
 
+def most_negatives(positives: Sequence[Sequence[int]], pool_size: int) -> int:
+    """The number of distinct random negatives that every query has; the arguments are those of sample_random."""
+    return pool_size - max((len({place for place in own if place < pool_size}) for own in positives), default=0)
+
+
 def sample_random(positives: Sequence[Sequence[int]], pool_size: int, number: int, seed: Seed) -> np.ndarray:
     """Draw `number` distinct random negatives per query, never one of its positives.
 

@@ -22,6 +22,7 @@ from embedding_finetune.data.negatives import (
     NegativeCandidates,
     Seed,
     add_predefined,
+    most_negatives,
     negative_candidates,
     sample_random,
 )
@@ -78,9 +79,13 @@ def _write(settings, recipe, path, pool, miner):
     if recipe.negatives == "mined":
         chosen, by = miner.mine(pool)
     else:
+        excluded = pool.excluded()
+        number = min(recipe.num_negatives, most_negatives(excluded, pool.num_eligible))
+        if 0 < number < recipe.num_negatives:
+            print(f"{path.name}: {number} negatives per query, not {recipe.num_negatives}: the training split has no "
+                  "more passages for every query")
         # num_negatives is part of the seed, so that the negatives of neg10 are not a prefix of those of neg50.
-        chosen = sample_random(pool.excluded(), pool.num_eligible, recipe.num_negatives,
-                               seed=settings.rng(recipe.num_negatives))
+        chosen = sample_random(excluded, pool.num_eligible, max(1, number), seed=settings.rng(recipe.num_negatives))
         by = {"random": np.ones(chosen.shape, dtype=bool)}
     chosen, given = add_predefined(pool, chosen)
     drawn = ~np.sort(given, axis=1)  # places that were not filled by predefined negatives

@@ -186,9 +186,22 @@ def test_a_leak_is_noticed_and_no_record_vouches_for_the_file(built, monkeypatch
     assert read_json(path_of(built).with_suffix(".made.json")) is None
 
 
-def test_too_few_passages_are_refused(built):
-    recipe = dataclasses.replace(find_recipe(built, "neg10"), num_negatives=500)
+def test_where_there_are_too_few_passages_all_of_them_are_negatives(built, capsys):
+    recipe, collection = dataclasses.replace(find_recipe(built, "neg10"), num_negatives=500), read_data(built)
+    make_training_file(built, recipe, collection)
+    train = collection.split("train")
+    available = len(train.judged_passages()) - max(len(train.positives(query)) for query in train.queries)
+    assert f"{available} negatives per query, not 500" in capsys.readouterr().out
+    rows = read_rows(path_of(built))
+    assert {len(row["neg"]) for row in rows} == {len(set(row["neg"])) for row in rows} == {available}
+
+
+def test_without_a_passage_to_draw_the_file_is_not_written(built, monkeypatch):
     before = path_of(built).read_bytes()
-    with pytest.raises(UserError, match="500 negatives per query were asked for"):
+    monkeypatch.setattr("embedding_finetune.training.training_data.most_negatives", lambda *_: 0)
+    monkeypatch.setattr("embedding_finetune.data.negatives.NegativeCandidates.excluded",
+                        lambda self: [range(self.num_eligible) for _ in self.positives])
+    recipe = dataclasses.replace(find_recipe(built, "neg10"), num_negatives=500)
+    with pytest.raises(UserError, match="but a query has only 0 other passages in the training split"):
         make_training_file(built, recipe, read_data(built))
     assert path_of(built).read_bytes() == before
