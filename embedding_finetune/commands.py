@@ -31,7 +31,7 @@ def init() -> None:
     """Write `.env` for a dataset. Raises UserError when the dataset cannot be read, or when `.env` exists."""
     parser = CommandLine("init", "Inspect a dataset and write the settings of its experiment to .env.")
     parser.add_argument("dataset", metavar="DATASET", help="a file, a folder, or a dataset of the Hugging Face Hub")
-    parser.add_argument("--profile", help="default: msmarco with a GPU, else demo")
+    parser.add_argument("--profile", help="default: msmarco with a GPU, else laptop")
     options = parser.parse_args()
     path, env_file = Path(options.dataset).expanduser(), ROOT / ".env"
     if env_file.exists() and not may_overwrite():
@@ -43,7 +43,7 @@ def init() -> None:
     name = re.split(r"[.*?\[]", path.name)[0] or path.absolute().parent.name if files else path.name
     given = {"DATASET": dataset, "DATA_DIR": f"ft_data/{name}", "OUTPUT_DIR": f"output/{name}"}
     given |= {name: os.environ[name] for name in TABLE if name.endswith(("_COLUMN", "SPLIT")) and name in os.environ}
-    profile = options.profile or ("msmarco" if has_gpu() else "demo")
+    profile = options.profile or ("msmarco" if has_gpu() else "laptop")
     row = first_row(Settings.load(profile, given))
     lines = [f"# Settings of the experiment with {dataset}; `python -m embedding_finetune settings` lists all others.",
              *(f"{key}={shlex.quote(value)}" for key, value in ({"PROFILE": profile} | given).items())]

@@ -98,9 +98,10 @@ def run(monkeypatch, *words):
 def test_init_writes_the_settings_of_a_dataset(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(commands, "ROOT", tmp_path)
     (tmp_path / "faq.csv").write_text("question,answer\nwhat is it,it is this\nwho is it,it is she\n")
-    run(monkeypatch, "init", str(tmp_path / "faq.csv"), "--profile", "demo")
+    monkeypatch.setattr("embedding_finetune.commands.has_gpu", lambda: False)
+    run(monkeypatch, "init", str(tmp_path / "faq.csv"))
     written = (tmp_path / ".env").read_text()
-    assert f"PROFILE=demo\nDATASET={tmp_path / 'faq.csv'}\nDATA_DIR=ft_data/faq\nOUTPUT_DIR=output/faq\n" in written
+    assert f"PROFILE=laptop\nDATASET={tmp_path / 'faq.csv'}\nDATA_DIR=ft_data/faq\nOUTPUT_DIR=output/faq\n" in written
     said = capsys.readouterr().out
     assert "QUERY_COLUMN=question" in said and "'what is it'" in said and "next: make run" in said
     with pytest.raises(UserError, match=".env exists: OVERWRITE=1 replaces it"):

@@ -54,7 +54,7 @@ def test_texts_become_values(monkeypatch):
     ("EXTRA_MODELS", "mean=a,b,mean", "EXTRA_MODELS=mean=a,b,mean is impossible"),
     ("RETRIEVERS", "bm25 results", "RETRIEVERS=bm25 results is impossible: .* with unused labels"),
     ("RETRIEVERS", "overlap", "RETRIEVERS=overlap is impossible: it must list bm25"),
-    ("PROFILE", "tutorial", "there is no profile 'tutorial': PROFILE must be one of demo, msmarco"),
+    ("PROFILE", "tutorial", "there is no profile 'tutorial': PROFILE must be one of demo, laptop, msmarco"),
 ])
 def test_impossible_values_are_refused_by_name(monkeypatch, name, value, message):
     monkeypatch.setenv(name, value)
