@@ -16,6 +16,7 @@ from embedding_finetune.models.batching import padded_batches, prefetch, tokeniz
 from embedding_finetune.models.compiled_model import CompiledModel, compiled_format, runtime_versions
 from embedding_finetune.models.embedding_cache import EmbeddingCache, TokenEmbeddingStore, text_hash
 from embedding_finetune.models.encoder_config import EncoderConfig
+from embedding_finetune.models.fast_layers import use_pointwise_linear
 from embedding_finetune.models.modeling import DenseLayers, encoding_dtype, load_encoder
 from embedding_finetune.settings import Settings
 
@@ -145,6 +146,8 @@ class Encoder:
         else:
             parts = load_encoder(self.config.name, self.config.dense, self.config.trusted, self._dtype)
             self._model, self._dense = (part.to(self._device).eval() for part in parts)
+            if self._device == "cpu" and self._dtype == torch.float32:
+                use_pointwise_linear(self._model)
         if model_content(self.config.name) != self.revision:
             raise UserError(f"{self.config.name} has changed since this Encoder was made: create a new Encoder, so "
                             "that vectors of both versions are not mixed")

@@ -1,9 +1,12 @@
-"""Faster dropout for training on CPUs.
+"""Faster layers on CPUs: dropout for training, linear layers for encoding.
 
 PyTorch draws masks on one thread at about 7 ns per element, and dropout inside scaled_dot_product_attention falls back
 to a slow path. This module takes 16 random bits per element from NumPy's SFC64 generator (0.4 ns). It is seeded from
 PyTorch's generator at each call, so seeds, checkpoints and gradient recomputation behave as usual. The probabilities
 are rounded to 16 bits. A training step takes 0.8 to 0.97 of the time with PyTorch's dropout (benchmarks/logs.md).
+
+PyTorch computes linear layers in float32 by MKL, which reaches less than half of the speed of oneDNN on AMD processors,
+and convolutions by oneDNN. A linear layer is a convolution with a kernel of size 1.
 """
 
 from typing import Any
@@ -14,6 +17,8 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
+
+FEW_ROWS = 64  # with fewer tokens, reordering the weights for oneDNN costs more than it gains
 
 
 def cpu_has(precision: str) -> bool:
@@ -48,6 +53,31 @@ class FastDropout(nn.Dropout):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return _Dropout.apply(inputs, self.p) if self.training and self.p else inputs
+
+
+class PointwiseLinear(nn.Linear):
+    """nn.Linear for inference, computed as a convolution with a kernel of size 1; differences are below 1e-6."""
+
+    def __init__(self, linear: nn.Linear):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        count = inputs.numel() // self.in_features
+        if count < FEW_ROWS:
+            return super().forward(inputs)
+        rows = inputs.reshape(1, count, 1, self.in_features).permute(0, 3, 1, 2)  # a view: channels are last in memory
+        outputs = nn.functional.conv2d(rows, self.weight[:, :, None, None], self.bias)
+        return outputs.permute(0, 2, 3, 1).reshape(*inputs.shape[:-1], self.out_features)
+
+
+def use_pointwise_linear(model: nn.Module) -> None:
+    """Replace the linear layers of a float32 model on the CPU, which is used for inference only."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Linear:
+                setattr(parent, name, PointwiseLinear(child))
 
 
 def attention_with_fast_dropout(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,

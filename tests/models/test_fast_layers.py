@@ -5,9 +5,12 @@ import torch
 from transformers import AutoModel
 
 from embedding_finetune.models.fast_layers import (
+    FEW_ROWS,
     FastDropout,
+    PointwiseLinear,
     attention_with_fast_dropout,
     use_fast_dropout,
+    use_pointwise_linear,
 )
 
 
@@ -63,3 +66,23 @@ def test_a_model_keeps_its_vectors_and_gets_noise_in_training(tiny):
     others = torch.stack([plain(**inputs).last_hidden_state[0, 0] for _ in range(200)])
     assert samples.std(0).mean().item() == pytest.approx(others.std(0).mean().item(), rel=0.1)
     torch.testing.assert_close(samples.mean(0), others.mean(0), atol=0.15, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, FEW_ROWS, 24), (FEW_ROWS - 1, 24), (3, 40, 2, 24)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_is_the_same_as_a_convolution(shape, bias):
+    torch.manual_seed(0)
+    linear, inputs = torch.nn.Linear(24, 40, bias=bias), torch.randn(*shape)
+    torch.testing.assert_close(PointwiseLinear(linear)(inputs), linear(inputs), atol=1e-6, rtol=1e-5)
+
+
+def test_a_model_keeps_its_vectors_weights_and_other_layers(tiny):
+    plain, fast = (AutoModel.from_pretrained(tiny / "bert_dropout").eval() for _ in range(2))
+    use_pointwise_linear(fast)
+    replaced = [module for module in fast.modules() if isinstance(module, PointwiseLinear)]
+    assert len(replaced) == sum(isinstance(module, torch.nn.Linear) for module in plain.modules()) > 0
+    assert {name: value.tolist() for name, value in fast.state_dict().items()} == {
+        name: value.tolist() for name, value in plain.state_dict().items()}
+    inputs = {"input_ids": torch.randint(4, 30, (3, FEW_ROWS), generator=torch.Generator().manual_seed(0))}
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(**inputs).last_hidden_state, plain(**inputs).last_hidden_state)
