@@ -20,7 +20,7 @@ PASSAGE_WORDS = range(10, 65)  # shorter passages are skipped, longer ones trunc
 
 
 def read_docstrings(packages: Iterable[str]) -> Iterator[Row]:
-    """Rows of the public docstrings of these packages.
+    """Rows of the public docstrings of these packages, with sources such as `scipy.linalg.eig (scipy 1.17.1)`.
 
     The sources are parsed, not imported. Private names and files (leading underscore) and tests are skipped. Raises
     UserError when a package is not installed.
@@ -28,7 +28,7 @@ def read_docstrings(packages: Iterable[str]) -> Iterator[Row]:
     for package in tqdm(packages, desc="reading docstrings", unit="package"):
         name = IMPORT_NAMES.get(package, package)
         try:
-            importlib.metadata.version(package)
+            origin = f"({package} {importlib.metadata.version(package)})"
             spec = importlib.util.find_spec(name)
         except importlib.metadata.PackageNotFoundError:
             spec = None
@@ -45,24 +45,25 @@ def read_docstrings(packages: Iterable[str]) -> Iterator[Row]:
                     tree = ast.parse(file.read_text(encoding="utf-8"))
             except (SyntaxError, UnicodeDecodeError):  # a package may carry files for other interpreters
                 continue
-            for docstring in public_docstrings(tree):
-                yield from as_row(docstring)
+            module = ".".join([name, *(part for part in parts if part != "__init__")])
+            for qualified, docstring in public_docstrings(tree, module):
+                yield from as_row(docstring, f"{qualified} {origin}")
 
 
-def public_docstrings(node):
-    """The docstrings of a module's public classes, functions and methods, in order."""
+def public_docstrings(node: ast.Module | ast.ClassDef, name: str) -> Iterator[tuple[str, str]]:
+    """(Qualified name, docstring) of the public classes, functions and methods of the module or class `name`."""
     for child in node.body:
         if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and not child.name.startswith("_"):
-            docstring = ast.get_docstring(child)
+            docstring, qualified = ast.get_docstring(child), f"{name}.{child.name}"
             if docstring:
-                yield docstring
+                yield qualified, docstring
             if isinstance(child, ast.ClassDef):
-                yield from public_docstrings(child)
+                yield from public_docstrings(child, qualified)
 
 
-def as_row(docstring):
+def as_row(docstring: str, source: str | None = None) -> Iterator[Row]:
     """Yield the row of a docstring, or nothing if a side is too short or the query too long."""
     query, _, passage = inspect.cleandoc(docstring).partition("\n\n")
     query, words = " ".join(query.split()), passage.split()
     if len(query.split()) in QUERY_WORDS and len(words) >= PASSAGE_WORDS.start:
-        yield Row(query, [" ".join(words[:PASSAGE_WORDS.stop - 1])])
+        yield Row(query, [" ".join(words[:PASSAGE_WORDS.stop - 1])], source=source)

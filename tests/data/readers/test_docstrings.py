@@ -1,4 +1,5 @@
 import ast
+import re
 
 import pytest
 
@@ -27,16 +28,21 @@ class Kettle:
         The words of this passage are many enough to make a pair if only the name were public.
         """
 '''
-    found = [row for docstring in public_docstrings(ast.parse(source)) for row in as_row(docstring)]
+    found = [row for name, docstring in public_docstrings(ast.parse(source), "tea") for row in as_row(docstring, name)]
     assert found == [Row("Boil water in a vessel with a lid.", [
-        "The vessel stands on a stove until the water in it boils, which takes some minutes at sea level."])]
+        "The vessel stands on a stove until the water in it boils, which takes some minutes at sea level."],
+        source="tea.Kettle")]
+    assert [name for name, _ in public_docstrings(ast.parse(source), "tea")] == ["tea.Kettle", "tea.Kettle.pour"]
 
 
 def test_docstrings_of_an_installed_package(monkeypatch):
     monkeypatch.setattr(cleaning, "DOCSTRING_PACKAGES", ("networkx",))
     collection, _ = cleaning.read_pairs(Settings.load("demo"))
     assert len(collection.queries) > 300
-    assert "Returns the average shortest path length." in collection.queries.values()
+    [query] = [key for key, text in collection.queries.items() if text == "Returns the average shortest path length."]
+    [passage] = collection.positives(query)
+    assert re.fullmatch(r"networkx\.algorithms\.shortest_paths\.generic\.average_shortest_path_length "
+                        r"\(networkx [\d.]+\)", collection.source[passage])
     monkeypatch.setattr(cleaning, "DOCSTRING_PACKAGES", ("no-such-package",))
     with pytest.raises(UserError, match="no-such-package is not installed"):
         cleaning.read_pairs(Settings.load("demo"))
