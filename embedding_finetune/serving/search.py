@@ -1,6 +1,6 @@
 """Search the corpus with a system.
 
-    python -m embedding_finetune search "how do I join two tables" [--system LABEL] [-k 5] [--json]
+    python -m embedding_finetune search "network with hubs and triangles" [--system LABEL] [-k 5] [--json]
 
 The default system is the recommended one. If no passage reaches the abstention threshold (see
 docs/deploy.md), a note says so; with --json it goes to standard error.
