@@ -14,17 +14,30 @@ def choose_threshold(best: Sequence[Sequence], precision: float) -> dict:
     """Lowest score threshold at which the best hits have the given precision.
 
     `best` has (score, whether it is right) for the best hit of each dev query. Returns a dict of threshold (None if no
-    score has that precision), answered (queries that reach it), right, queries, precision. A correct passage without a
-    label counts as wrong.
+    score has that precision), answered (queries that reach it), right, right_below (right first hits of the other
+    queries), queries, precision. A correct passage without a label counts as wrong.
     """
     scores, right = np.array([score for score, _ in best]), np.array([hit for _, hit in best], bool)
-    chosen = {"threshold": None, "answered": 0, "right": 0, "queries": len(best), "precision": precision}
+    chosen = {"threshold": None, "answered": 0, "right": 0, "right_below": int(right.sum()), "queries": len(best),
+              "precision": precision}
     for threshold in sorted(set(scores.tolist())):
         answered = scores >= threshold
         if right[answered].mean() >= precision:
-            counts = {"answered": int(answered.sum()), "right": int(right[answered].sum())}
+            counts = {"answered": int(answered.sum()), "right": int(right[answered].sum()),
+                      "right_below": int(right[~answered].sum())}
             return chosen | counts | {"threshold": threshold}
     return chosen
+
+
+def low_score_note(hits: list[dict], abstention: dict) -> str:
+    """What the score of the best hit says where it is below the threshold of `choose_threshold`; "" where it is not."""
+    if not hits:
+        return "no passage was found"
+    if is_answerable(hits):
+        return ""
+    below = abstention["queries"] - abstention["answered"]
+    return (f"the score is unusual for a correct answer: of {below} dev queries with such low scores, the first hit is "
+            f"right for {abstention['right_below']}")
 
 
 def threshold_line(abstention: dict) -> str:

@@ -1,6 +1,6 @@
 """Search the corpus with a system.
 
-    python -m embedding_finetune search "network with hubs and triangles" [--system LABEL] [-k 5] [--json]
+    python -m embedding_finetune search "encrypt with a zigzag cipher" [--system LABEL] [-k 5] [--json]
 
 The default system is the recommended one. If no passage reaches the abstention threshold (see
 docs/deploy.md), a note says so; with --json it goes to standard error.
@@ -11,13 +11,12 @@ import json
 import sys
 
 from embedding_finetune.files import CommandLine, UserError
-from embedding_finetune.serving.abstention import is_answerable, threshold_line
+from embedding_finetune.serving.abstention import low_score_note, threshold_line
 from embedding_finetune.serving.available import add_system_option, default_label
 from embedding_finetune.serving.index import open_index
 from embedding_finetune.settings import Settings
 
 SHOWN = 400  # characters of a passage on a terminal
-NOT_LIKELY = "no passage is likely to answer this"
 
 
 def exactness_line(manifest: dict) -> str:
@@ -54,7 +53,7 @@ def main() -> None:
     settings = Settings.load()
     index = open_index(settings, options.system or default_label(settings))
     [hits] = index.answer([query], options.k)
-    note = "" if is_answerable(hits) else NOT_LIKELY
+    note = low_score_note(hits, index.manifest["abstention"])
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     try:

@@ -66,7 +66,7 @@ class Answer(BaseModel):
 
     system: str
     query: str
-    likely: bool = Field(description="false: no passage is likely to answer this")
+    likely: bool = Field(description="false: the score of the first hit is unusual for a correct answer")
     threshold: str = Field(description="score from which a hit is likely to answer, and its precision on dev queries")
     hits: list[Hit]
 

@@ -454,7 +454,7 @@ def test_what_is_unlikely_is_said_and_a_closed_model_is_waited_for(page):
     page.select_option("#system", "bm25")
     page.fill("#q", "zzzz")
     page.press("#q", "Enter")
-    status_is(page, "0 passages of bm25; no passage is likely to answer this (bm25)")
+    status_is(page, "0 passages of bm25; score unusual for a correct answer (bm25)")
     assert page.get_by_text("No passage is likely to answer this.").is_visible()
 
 
