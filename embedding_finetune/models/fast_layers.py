@@ -18,8 +18,6 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
-FEW_ROWS = 64  # with fewer tokens, reordering the weights for oneDNN costs more than it gains
-
 
 def cpu_has(precision: str) -> bool:
     """Whether this processor has `bf16` or `fp16` instructions; emulation is slower than float32."""
@@ -64,10 +62,7 @@ class PointwiseLinear(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        count = inputs.numel() // self.in_features
-        if count < FEW_ROWS:
-            return super().forward(inputs)
-        rows = inputs.reshape(1, count, 1, self.in_features).permute(0, 3, 1, 2)  # a view: channels are last in memory
+        rows = inputs.reshape(1, -1, 1, self.in_features).permute(0, 3, 1, 2)  # a view: channels are last in memory
         outputs = nn.functional.conv2d(rows, self.weight[:, :, None, None], self.bias)
         return outputs.permute(0, 2, 3, 1).reshape(*inputs.shape[:-1], self.out_features)
 
