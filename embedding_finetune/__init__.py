@@ -3,7 +3,7 @@
 The modules in data-flow order; each imports only from modules above it:
 
     files                    reading and writing without half-written files; the error type for users
-    extras                   packages that few users need
+    extras                   packages read as data, and packages that few users need
     deprecation              old names of settings, recipe keys and commands
     version                  the version of the package
     labels                   which labels a model may have

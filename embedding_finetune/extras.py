@@ -1,6 +1,8 @@
-"""Packages that few users need: the file in requirements/ that installs each of them."""
+"""Installed packages: those read as data, and those that few users need, by their file in requirements/."""
 
 import importlib
+import importlib.util
+from pathlib import Path
 from types import ModuleType
 
 from embedding_finetune.files import UserError
@@ -12,6 +14,19 @@ EXTRAS = {  # name in `import` -> (name in the package index, NAME of requiremen
     "nncf": ("nncf", "openvino"), "openvino": ("openvino", "openvino"),
     "milvus_lite": ("milvus-lite", "milvus"), "pymilvus": ("pymilvus", "milvus"), "ray": ("ray", "ray"),
 }
+
+
+def package_folder(name: str, setting: str, package: str = "") -> Path:
+    """The folder of a package of requirements.txt that `setting` reads as data; it is not imported.
+
+    `name` is that in `import`, `package` that in the package index, if they differ. Raises UserError if it is not
+    installed.
+    """
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"the package {package or name} is not installed, and {setting} reads it: "
+                        "pip install -r requirements.txt")
+    return Path(spec.submodule_search_locations[0])
 
 
 def require(name: str) -> ModuleType:

@@ -15,7 +15,7 @@ from embedding_finetune.data.collection import BEIR_FILES, SHARED, Collection
 from embedding_finetune.data.deduplication import clean
 from embedding_finetune.data.documents.chunker import passage_size
 from embedding_finetune.data.normalize import passage_id
-from embedding_finetune.data.readers import READERS, Row, Source, beir, reader
+from embedding_finetune.data.readers import READERS, SHOWN, Row, Source, beir, reader
 from embedding_finetune.data.readers.docstrings import read_docstrings
 from embedding_finetune.data.readers.files import PACKED, TABLES, table_files
 from embedding_finetune.data.readers.tables import read_passages, read_table
@@ -28,7 +28,6 @@ from embedding_finetune.settings import path_of
 DOCSTRING_PACKAGES = "numpy scipy scikit-learn pandas networkx sympy matplotlib torch datasets".split()
 MSMARCO = "namespace-Pt/msmarco"  # its name on the Hugging Face Hub
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?(:[\w.-]+)?")
-SHOWN = 5  # broken rows that the message lists
 
 
 class Reading(Counter):
@@ -203,20 +202,11 @@ def _sound(settings, name, rows, sources):
         source.rows += 1
         if row.problem:
             where = row.where.removeprefix(f"{path_of(name)}, ")
-            found = source.skipped.setdefault(row.problem, {"rows": 0, "first": []})
-            found["rows"] += 1
-            found["first"] += [where] if len(found["first"]) < SHOWN else []
+            source.skip(row.problem, where)
             shown += [f"{where}: {row.problem}"] if len(shown) < SHOWN else []
         else:
             yield row
-    broken = sum(found["rows"] for found in source.skipped.values())
-    if broken:
-        more = "; ..." if broken > SHOWN else ""
-        message = f"{name}: {broken} of {source.rows} rows are broken ({'; '.join(shown)}{more})"
-        if broken > settings.max_bad_rows * source.rows:
-            raise UserError(f"{message}, and MAX_BAD_ROWS allows a fraction of {settings.max_bad_rows}: fix them or "
-                            "raise it")
-        print(f"{message}: left out")
+    source.leave_out_skipped("rows are broken", "; ".join(shown), settings.max_bad_rows)
     print(source)
 
 

@@ -102,7 +102,17 @@ def add_predefined(pool: NegativeCandidates, chosen: np.ndarray) -> tuple[np.nda
 
 def most_negatives(positives: Sequence[Sequence[int]], pool_size: int) -> int:
     """The number of distinct random negatives that every query has; the arguments are those of sample_random."""
-    return pool_size - max((len({place for place in own if place < pool_size}) for own in positives), default=0)
+    _, sizes = _taken(positives, pool_size)
+    return pool_size - int(sizes.max(initial=0))
+
+
+def _taken(positives, pool_size):
+    """The distinct positions below `pool_size`, query after query and sorted, and their number per query."""
+    flat = np.fromiter(chain.from_iterable(positives), dtype=np.int64)
+    rows = np.repeat(np.arange(len(positives)), [len(own) for own in positives])[flat < pool_size]
+    places = np.sort(rows * pool_size + flat[flat < pool_size])  # row and position in one sortable number
+    rows, taken = np.divmod(places[np.diff(places, prepend=-1) > 0], pool_size)
+    return taken, np.bincount(rows, minlength=len(positives))
 
 
 def sample_random(positives: Sequence[Sequence[int]], pool_size: int, number: int, seed: Seed) -> np.ndarray:
@@ -116,11 +126,7 @@ def sample_random(positives: Sequence[Sequence[int]], pool_size: int, number: in
     the positives before it, so there are no rejections. Raises UserError when a query has fewer than `number` passages
     to draw from.
     """
-    flat = np.fromiter(chain.from_iterable(positives), dtype=np.int64)
-    rows = np.repeat(np.arange(len(positives)), [len(own) for own in positives])[flat < pool_size]
-    places = np.sort(rows * pool_size + flat[flat < pool_size])  # row and position in one sortable number
-    rows, taken = np.divmod(places[np.diff(places, prepend=-1) > 0], pool_size)
-    sizes = np.bincount(rows, minlength=len(positives))
+    taken, sizes = _taken(positives, pool_size)
     available = pool_size - sizes
     if available.size and available.min() < number:
         raise UserError(f"{number} negatives per query were asked for, but a query has only {available.min()} other "

@@ -5,8 +5,6 @@ queries are used for model selection (see training.merging), test queries for re
 """
 
 import dataclasses
-import importlib.util
-from pathlib import Path
 
 import yaml
 
@@ -14,6 +12,7 @@ from embedding_finetune.data.collection import Collection
 from embedding_finetune.data.deduplication import clean
 from embedding_finetune.data.readers import Row
 from embedding_finetune.data.readers.beir import read_beir
+from embedding_finetune.extras import package_folder
 from embedding_finetune.files import UserError
 from embedding_finetune.setting_checks import names_in
 from embedding_finetune.settings import Settings, path_of
@@ -40,11 +39,7 @@ def out_of_domain_sets(settings: Settings) -> dict[str, Collection]:
 
 def general_knowledge() -> Collection:
     """343 general-knowledge questions and their 350 short answers, as a Collection with dev and test splits."""
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"the package {PACKAGE} is not installed, and OUT_OF_DOMAIN_SETS={GENERAL} reads it: "
-                        "pip install -r requirements.txt")
-    folder = Path(spec.submodule_search_locations[0]) / "data" / "english"
+    folder = package_folder(PACKAGE, f"OUT_OF_DOMAIN_SETS={GENERAL}") / "data" / "english"
     conversations = (conversation for topic in TOPICS for conversation in
                      yaml.safe_load((folder / f"{topic}.yml").read_text(encoding="utf-8"))["conversations"])
     found, _ = clean(Row(str(question), [str(answer)]) for question, answer, *_ in conversations)

@@ -69,10 +69,15 @@ class PointwiseLinear(nn.Linear):
 
 def use_pointwise_linear(model: nn.Module) -> None:
     """Replace the linear layers of a float32 model on the CPU, which is used for inference only."""
+    _replace(model, nn.Linear, PointwiseLinear)
+
+
+def _replace(model, kind, make):
+    """Put `make(layer)` in the place of each layer of exactly this kind."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if type(child) is nn.Linear:
-                setattr(parent, name, PointwiseLinear(child))
+            if type(child) is kind:
+                setattr(parent, name, make(child))
 
 
 def attention_with_fast_dropout(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
@@ -95,10 +100,7 @@ def attention_with_fast_dropout(module: Any, query: torch.Tensor, key: torch.Ten
 
 def use_fast_dropout(model: Any) -> None:
     """Replace dropout in the layers and attention of a transformers model on the CPU by that of this module."""
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if type(child) is nn.Dropout:
-                setattr(parent, name, FastDropout(child.p).train(child.training))
+    _replace(model, nn.Dropout, lambda layer: FastDropout(layer.p).train(layer.training))
     if model.get_correct_attn_implementation(None) == "sdpa":  # what transformers chooses for this architecture
         AttentionInterface.register("fast_dropout", attention_with_fast_dropout)
         AttentionMaskInterface.register("fast_dropout", eager_mask)

@@ -8,6 +8,9 @@ else.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from embedding_finetune.files import UserError
+
+SHOWN = 5  # skipped rows that a message lists
 READERS = {}  # value of DATASET, or file extension -> function
 
 
@@ -39,6 +42,26 @@ class Source:
     columns: dict = field(default_factory=dict)  # column -> the setting that names its role; "" if it is not used
     rows: int = 0
     skipped: dict = field(default_factory=dict)  # problem -> {"rows": number, "first": the first files and lines}
+
+    def skip(self, problem: str, where: str) -> None:
+        """Count a row that is skipped, and keep the place of the first ones."""
+        found = self.skipped.setdefault(problem, {"rows": 0, "first": []})
+        found["rows"] += 1
+        found["first"] += [where] if len(found["first"]) < SHOWN else []
+
+    def leave_out_skipped(self, what: str, shown: str, max_bad_rows: float) -> None:
+        """Print how many rows are skipped, as `what`, and the first of them, `shown`.
+
+        Raises UserError if they are more than a fraction of `max_bad_rows`.
+        """
+        broken = sum(found["rows"] for found in self.skipped.values())
+        if not broken:
+            return
+        message = f"{broken} of {self.rows} {what} ({shown}{'; ...' if broken > SHOWN else ''})"
+        if broken > max_bad_rows * self.rows:
+            raise UserError(f"{self.name}: {message}, and MAX_BAD_ROWS allows a fraction of {max_bad_rows}: fix them "
+                            "or raise it")
+        print(f"{self.name}: {message}: left out")
 
     def __str__(self):
         used = [f"{column} ({role})" for column, role in self.columns.items() if role]

@@ -31,7 +31,6 @@ from embedding_finetune.data.readers import Row, Source
 from embedding_finetune.data.readers.tables import read_records
 from embedding_finetune.files import UserError, one_line, read_lines
 
-SHOWN = 5  # broken rows that a message lists
 TEXT_FORMS = (".jsonl", ".parquet", ".csv", ".tsv")
 JUDGMENT_FORMS = (".tsv", ".jsonl", ".parquet", ".trec", ".txt")
 JUDGMENT_FOLDERS = ("qrels", "default", "data")
@@ -223,7 +222,7 @@ class _Reading:
 
         At the end prints how many are broken; raises UserError if these are too many.
         """
-        source, broken, first = Source(str(path), {"format": path.suffix[1:]}), 0, []
+        source = Source(str(path), {"format": path.suffix[1:]})
         self.sources.append(source)
         for number, row in rows:
             source.rows += 1
@@ -234,15 +233,8 @@ class _Reading:
                     source.columns |= {key: ROLES.get(key, "") for key in row if key not in source.columns}
                 found = parse(row)
             except ValueError as error:
-                broken += 1
-                first += [f"{number}: {error}"] if broken <= SHOWN else []
+                source.skip("broken", f"{number}: {error}")
                 continue
             yield found
-        if broken:
-            source.skipped = {"broken": {"rows": broken, "first": first}}
-            more = "; ..." if broken > SHOWN else ""
-            message = f"{path}: {broken} of {source.rows} lines are broken (line {'; '.join(first)}{more})"
-            if broken > self.max_bad_rows * source.rows:
-                raise UserError(f"{message}, and MAX_BAD_ROWS allows a fraction of {self.max_bad_rows}: fix them or "
-                                "raise it")
-            print(f"{message}: left out")
+        first = source.skipped.get("broken", {"first": []})["first"]
+        source.leave_out_skipped("lines are broken", f"line {'; '.join(first)}", self.max_bad_rows)

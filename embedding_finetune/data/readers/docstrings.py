@@ -2,16 +2,14 @@
 
 import ast
 import importlib.metadata
-import importlib.util
 import inspect
 import warnings
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from embedding_finetune.data.readers import Row
-from embedding_finetune.files import UserError
+from embedding_finetune.extras import package_folder
 
 IMPORT_NAMES: dict[str, str] = {"scikit-learn": "sklearn"}
 HIDDEN = ("tests", "testing", "conftest")
@@ -27,15 +25,8 @@ def read_docstrings(packages: Iterable[str]) -> Iterator[Row]:
     """
     for package in tqdm(packages, desc="reading docstrings", unit="package"):
         name = IMPORT_NAMES.get(package, package)
-        try:
-            origin = f"({package} {importlib.metadata.version(package)})"
-            spec = importlib.util.find_spec(name)
-        except importlib.metadata.PackageNotFoundError:
-            spec = None
-        if spec is None or not spec.submodule_search_locations:
-            raise UserError(f"the package {package} is not installed, and DATASET=docstrings reads it: "
-                            "pip install -r requirements.txt")
-        folder = Path(spec.submodule_search_locations[0])
+        folder = package_folder(name, "DATASET=docstrings", package)
+        origin = f"({package} {importlib.metadata.version(package)})"
         for file in sorted(folder.rglob("*.py")):
             parts = file.relative_to(folder).with_suffix("").parts
             if any(part.startswith("_") and part != "__init__" or part in HIDDEN for part in parts):
