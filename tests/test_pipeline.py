@@ -247,7 +247,18 @@ def test_a_script_that_fails_is_named_and_a_stopped_one_is_waited_for(built, tmp
     scripts(tmp_path, monkeypatch, "exit 1")
     with pytest.raises(UserError, match="finetune_neg10.sh failed; see its messages above"):
         pipeline.run_script(built, "finetune_neg10.sh", "neg10")
-    scripts(tmp_path, monkeypatch, f"kill -INT $PPID; sleep 0.6; touch {tmp_path}/ended; exit 1")
+    waiting = tmp_path / "waiting"
+
+    class Waiting(subprocess.Popen):
+        """Says when it is waited for: an earlier Ctrl-C would meet the start of the script instead of its run."""
+
+        def wait(self, timeout=None):
+            waiting.touch()
+            return super().wait(timeout)
+
+    monkeypatch.setattr(pipeline.subprocess, "Popen", Waiting)
+    scripts(tmp_path, monkeypatch, f"until [ -e {waiting} ]; do sleep 0.05; done; kill -INT $PPID; sleep 0.6; "
+                                   f"touch {tmp_path}/ended; exit 1")
     with pytest.raises(SystemExit) as stopped:
         run_command_line(lambda: pipeline.run_script(built, "finetune_neg10.sh", "neg10"))
     assert stopped.value.code == 130 and (tmp_path / "ended").exists()
