@@ -50,8 +50,8 @@ def read_pairs(settings) -> tuple[Collection, Reading]:
                         f"DATASET={settings.dataset} is not one")
     sources = []
     more = clean(_passages(settings, sources))[0] if settings.corpus else Collection({}, {}, {})
-    if is_beir(settings.dataset):
-        collection, counts = _read_beir(settings, more, sources)
+    if folder := beir_folder(settings.dataset):
+        collection, counts = _read_beir(settings, folder, more, sources)
     else:
         collection, counts = clean(_dataset(settings, sources), more)
         _account(counts, sources[-1])
@@ -99,8 +99,8 @@ def _sample(collection, settings):
 
 def first_row(settings) -> Row:
     """The first Row of DATASET that is not broken; prints how it is read. Raises UserError as read_pairs does."""
-    if is_beir(settings.dataset):
-        collection, _ = beir.read_beir(path_of(settings.dataset), settings.max_bad_rows)
+    if folder := beir_folder(settings.dataset):
+        collection, _ = beir.read_beir(folder, settings.max_bad_rows)
         query = next(iter(collection.queries))
         return Row(collection.queries[query], [collection.corpus[key] for key in collection.positives(query)])
     sources = []
@@ -114,6 +114,14 @@ def is_beir(name):
     """Whether this is a folder in BEIR layout, see readers.beir."""
     path, kind = _find(name)
     return kind == "folder" and beir.is_beir(path)
+
+
+def beir_folder(name: str) -> Path | None:
+    """The folder in BEIR's layout that a setting names, None for anything else; a Hub dataset is downloaded."""
+    hub_name = _hub_name(name)
+    if hub_name and ":" not in hub_name and name != "msmarco":
+        return beir.beir_of_hub(hub_name)
+    return path_of(name) if is_beir(name) else None
 
 
 def _find(name):
@@ -207,7 +215,8 @@ def _sound(settings, name, rows, sources):
         else:
             yield row
     source.leave_out_skipped("rows are broken", "; ".join(shown), settings.max_bad_rows)
-    print(source)
+    if source.how:
+        print(source)
 
 
 def _dataset(settings, sources):
@@ -218,8 +227,8 @@ def _dataset(settings, sources):
 def _passages(settings, sources):
     """Rows without queries from CORPUS; of a form with queries only the passages are taken."""
     name = settings.corpus
-    if is_beir(name):
-        return beir.read_beir_passages(path_of(name), settings.max_bad_rows, sources)
+    if folder := beir_folder(name):
+        return beir.read_beir_passages(folder, settings.max_bad_rows, sources)
     found = _reader(name, "CORPUS")
     if found is read_table:
         rows = read_passages(name, settings)
@@ -230,9 +239,9 @@ def _passages(settings, sources):
     return _sound(settings, name, rows, sources)
 
 
-def _read_beir(settings, more, sources):
+def _read_beir(settings, folder, more, sources):
     """The Collection of a folder in BEIR layout with its splits, and a Counter of what was read and left out."""
-    folder, found = path_of(settings.dataset), []
+    found = []
     whole, counts = beir.read_beir(folder, settings.max_bad_rows, found)
     print(*found, sep="\n")
     sources += found

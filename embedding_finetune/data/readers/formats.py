@@ -147,9 +147,11 @@ def _csv_records(path, newline, columns, data, delimiter, letters, how):
                                     for line in range(start, end + 1))
                         continue
                     how["check the quotes"] = f"of lines {start} to {end}, read as one row, though each would be one"
-                if len(row) < width and row or any(row[width:]):
+                if not any(row):  # a blank line, or a row of empty cells
+                    continue
+                if len(row) < width or any(row[width:]):
                     yield start, f"{len(row)} fields, but the first line has {width}"
-                elif row:
+                else:
                     values = {column: row[index] for column, index in place}
                     yield start, values if all(map(is_text, values.values())) else "not UTF-8: save the file as UTF-8"
 
