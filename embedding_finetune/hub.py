@@ -49,7 +49,7 @@ def check_hub(name: str, kind: str = "model", timeout: float = 10) -> str | None
     return None if Path(name).is_dir() or is_offline_mode() else _info(name, kind, timeout).sha
 
 
-def _info(name, kind, timeout=10.0):
+def _info(name: str, kind: str, timeout: float = 10) -> Any:
     hub, (repository, at) = constants.ENDPOINT, pinned(name)
     try:
         return HfApi(endpoint=hub).repo_info(repository, repo_type=kind, timeout=timeout, **at)
