@@ -15,7 +15,6 @@ The modules in data-flow order; each imports only from modules above it:
     hints                    hints for error messages
     recipes                  the fine-tunings in profiles/recipes.toml
     artifacts/manifest       checksums of records and folders
-    artifacts/earlier        records of earlier versions
     artifacts/arrays         stored arrays, named by their content
     artifacts/staging        temporary folders, commits by rename, locks
     artifacts/provenance     what an artifact was made from, and whether it is current
