@@ -107,7 +107,6 @@ The modules in data-flow order; each imports only from modules above it:
     serving/server           HTTP server and search page
 
     contrib/bge_m3           reranking by the three scores of BGE-M3
-    contrib/multi_vector_search    retrieval by token embeddings
     contrib/milvus           approximate nearest neighbours with Milvus
     contrib/ray_encode       functions over shards on a Ray cluster
     models/parallel_encode   encoding by several processes
