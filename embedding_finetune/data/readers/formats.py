@@ -103,6 +103,9 @@ def _quotes_are_letters(path, newline, data, width):
     """
     counts, quoted, odd = [0] * width, [0] * width, False
     with open_text(path, newline) as file:
+        if not any('"' in part for part in iter(lambda: file.read(2**20), "")):
+            return False
+    with open_text(path, newline) as file:
         for line in islice(file, data, None):
             fields = line.rstrip("\r\n").split("\t")
             if '"' in line and len(fields) != width:

@@ -51,6 +51,7 @@ LAYOUTS = {
         f"{query}\t{passage}\t{other}\n" for query, (passage, other) in WITH_NEGATIVES.items()),
         {"query_column": "1", "positive_column": "2", "negative_column": "3"}),
     "SQuAD, nested": (ANSWERED, "train-v2.0.json", json.dumps(NESTED), {}),
+    "SQuAD, nested and indented": (ANSWERED, "train-v2.0.json", json.dumps(NESTED, indent=1), {}),
     "SQuAD, as on the Hub": (ANSWERED, "train-00000-of-00001.parquet", parquet(*SQUAD), {}),
     "SQuAD, as on the Hub, exported as JSON": (ANSWERED, "squad.jsonl", lines(*SQUAD), {}),
     "FlagEmbedding with scores": (WITH_NEGATIVES, "toy_finetune_data.jsonl", lines(*(
@@ -75,6 +76,8 @@ def test_a_published_layout_is_read(tmp_path, layout):
     found, collection, counts = read(tmp_path, {name: content}, name, **given)
     assert found == wanted
     assert counts.sources[0].skipped == {}
+    if layout.startswith("SQuAD, nested"):
+        assert set(collection.source.values()) == {"Otter"}
     if layout.startswith("SQuAD"):
         assert list(collection.queries) == ["56a", "56b"] and counts["rows of queries without a positive dropped"] == 1
 
