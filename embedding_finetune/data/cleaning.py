@@ -9,13 +9,14 @@ import importlib.metadata
 import os
 import re
 from collections import Counter
+from itertools import chain, islice
 from pathlib import Path
 
 from embedding_finetune.data.collection import BEIR_FILES, SHARED, Collection
 from embedding_finetune.data.deduplication import clean
 from embedding_finetune.data.documents.chunker import passage_size
 from embedding_finetune.data.normalize import passage_id
-from embedding_finetune.data.readers import READERS, SHOWN, Row, Source, beir, reader
+from embedding_finetune.data.readers import READERS, Row, Source, beir, reader
 from embedding_finetune.data.readers.docstrings import read_docstrings
 from embedding_finetune.data.readers.files import PACKED, TABLES, table_files
 from embedding_finetune.data.readers.tables import read_passages, read_table
@@ -105,7 +106,7 @@ def first_row(settings) -> Row:
         return Row(collection.queries[query], [collection.corpus[key] for key in collection.positives(query)])
     sources = []
     for row in _dataset(settings, sources):
-        print(sources[-1])
+        print(*(source for source in sources if source.how))
         return row
     raise UserError(f"DATASET={settings.dataset} has no query with a relevant passage")
 
@@ -201,20 +202,12 @@ def _sound(settings, name, rows, sources):
 
     Prints how many are broken, and raises UserError above MAX_BAD_ROWS.
     """
-    source, shown = Source(name), []
+    rows, place = iter(rows), f"{path_of(name)}, "
+    first = list(islice(rows, 1))
+    source = first.pop() if first and isinstance(first[0], Source) else Source(name)
     sources.append(source)
-    for row in rows:
-        if isinstance(row, Source):
-            source = sources[-1] = row
-            continue
-        source.rows += 1
-        if row.problem:
-            where = row.where.removeprefix(f"{path_of(name)}, ")
-            source.skip(row.problem, where)
-            shown += [f"{where}: {row.problem}"] if len(shown) < SHOWN else []
-        else:
-            yield row
-    source.leave_out_skipped("rows are broken", "; ".join(shown), settings.max_bad_rows)
+    yield from source.sound(((row.where.removeprefix(place), row, row.problem) for row in chain(first, rows)),
+                            settings.max_bad_rows)
     if source.how:
         print(source)
 

@@ -133,11 +133,12 @@ def _known(row, whole):
         raise ValueError(f"has no {missing[0]!r}")
     query, passage, grade = (str(row[name]) for name in JUDGMENT)
     if query not in whole.queries or passage not in whole.corpus:
-        what, name = ("query", query) if query not in whole.queries else ("passage", passage)
-        raise ValueError(f"judges the {what} {name!r}, which does not exist")
+        what = f"query that does not exist: {query!r}" if query not in whole.queries else (
+            f"passage that does not exist: {passage!r}")
+        raise ValueError(f"judges a {what}")
     number = number_of(grade)
     if number is None or not number.is_integer():
-        raise ValueError(f"the grade {grade!r} is not a whole number")
+        raise ValueError(f"the grade is not a whole number: {grade!r}")
     return query, passage, max(0, int(number))  # TREC grades junk below 0
 
 
@@ -150,7 +151,7 @@ def _texts(folder, name, reading, found):
             raise UserError(f"{folder / name} has the `_id` {identity!r} twice, with different texts: make the ids "
                             "unique")
         if identity in found:
-            raise ValueError(f"repeats the row with the `_id` {identity!r}")
+            raise ValueError(f"repeats a row with the same `_id`: {identity!r}")
         found[identity] = with_title
         return identity, text, source
 
@@ -197,22 +198,19 @@ class _Reading:
         self.max_bad_rows, self.sources = max_bad_rows, sources
 
     def sound(self, table, roles, parse):
-        """Yield `parse(row)` of the rows that are not broken; those for which it raises a ValueError are.
-
-        At the end prints how many are broken; raises UserError if these are too many.
-        """
+        """Yield `parse(row)` of the rows for which it raises no ValueError; the others are broken, see Source.sound."""
         source = Source(table.name, table.how, {key: roles.get(key, "") for key in table.columns})
         self.sources.append(source)
-        for number, row in table.records(table.columns):
-            source.rows += 1
-            try:
-                if isinstance(row, str):
-                    raise ValueError(row)
-                source.columns |= {key: roles.get(key, "") for key in row if key not in source.columns}
-                found = parse(row)
-            except ValueError as error:
-                source.skip("broken", f"{table.unit} {number}: {error}")
-                continue
-            yield found
-        first = source.skipped.get("broken", {"first": []})["first"]
-        source.leave_out_skipped("rows are broken", "; ".join(first), self.max_bad_rows)
+
+        def rows():
+            for number, row in table.records(table.columns):
+                value, problem = None, row
+                if isinstance(row, dict):
+                    source.columns |= {key: roles.get(key, "") for key in row if key not in source.columns}
+                    try:
+                        value, problem = parse(row), ""
+                    except ValueError as error:
+                        problem = str(error)
+                yield f"{table.unit} {number}", value, problem
+
+        yield from source.sound(rows(), self.max_bad_rows)

@@ -261,9 +261,9 @@ def test_headers_blank_lines_byte_order_marks_and_trec_fields_cost_no_judgement(
 
 
 @pytest.mark.parametrize("line, reason", [
-    ("1\tz\t1", "judges the passage 'z', which does not exist"),
-    ("9\tb\t1", "judges the query '9', which does not exist"), ("1\tb\t0.5", "the grade '0.5' is not a whole number"),
-    ("1\tb\tnan", "the grade 'nan' is not a whole number"), ("1\tb", "expected query-id, corpus-id and score")])
+    ("1\tz\t1", "judges a passage that does not exist: 'z'"),
+    ("9\tb\t1", "judges a query that does not exist: '9'"), ("1\tb\t0.5", "the grade is not a whole number: '0.5'"),
+    ("1\tb\tnan", "the grade is not a whole number: 'nan'"), ("1\tb", "expected query-id, corpus-id and score")])
 def test_few_broken_judgements_are_left_out_and_named_and_many_stop(tmp_path, capsys, line, reason):
     folder = beir(tmp_path, f"query-id\tcorpus-id\tscore\n1\tb\t1\n{line}\n1\ta\t0\n")
     assert read_beir(folder, 0.4)[0] == EXPECTED
@@ -292,7 +292,7 @@ def test_the_higher_of_two_grades_counts_and_a_query_belongs_to_its_last_split(t
     ('{"_id": "c", "text": "nan"}', "its text is a missing value written as text"),
     ('{"_id": "c", "text": "", "source": ["a"]}', "its source is list, not text"),
     ("[1]", "a list, not a JSON object"), ('"c"', "a text, not a JSON object"),
-    ('{"_id": ', "not valid JSON"), ('{"_id": "b", "text": "second"}', "repeats the row with the `_id` 'b'")])
+    ('{"_id": ', "not valid JSON"), ('{"_id": "b", "text": "second"}', "repeats a row with the same `_id`: 'b'")])
 def test_broken_rows_are_left_out_and_named(tmp_path, capsys, row, reason):
     with (beir(tmp_path) / "corpus.jsonl").open("a") as file:
         file.write(f"\n{row}\n")
@@ -309,7 +309,7 @@ def test_each_file_is_accounted_for(tmp_path):
     read_beir(tmp_path, 0.5, sources)
     assert [(Path(source.name).name, source.rows, source.skipped) for source in sources] == [
         ("queries.jsonl", 4, {}), ("corpus.jsonl", 3, {}),
-        ("test.tsv", 3, {"broken": {"rows": 1, "first": ["line 3: judges the passage 'z', which does not exist"]}})]
+        ("test.tsv", 3, {"judges a passage that does not exist": {"rows": 1, "first": ["line 3"]}})]
     assert str(sources[0]).endswith("format JSON Lines; encoding utf-8; columns used: _id (id), text (text); not used: 'metadata'")
     assert str(sources[1]).endswith("columns used: _id (id), title (title), text (text), source (source)")
 

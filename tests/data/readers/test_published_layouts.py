@@ -104,8 +104,8 @@ def test_beir_with_a_dangling_judgment_and_a_blank_last_line(tmp_path):
              "query-id\tcorpus-id\tscore\n1\t1\t1\n1\tPLAIN-9\t1\n\n"}
     found, collection, counts = read(tmp_path, files, max_bad_rows=0.5)
     assert found == PAIRS and collection.splits == {"0": "train", "1": "test"} and collection.copies == {}
-    assert [source.skipped for source in counts.sources if source.skipped] == [{"broken": {"rows": 1, "first": [
-        "line 3: judges the passage 'PLAIN-9', which does not exist"]}}]
+    assert [source.skipped for source in counts.sources if source.skipped] == [
+        {"judges a passage that does not exist": {"rows": 1, "first": ["line 3"]}}]
 
 
 def test_markdown_with_pasted_images(tmp_path):
