@@ -2,7 +2,6 @@ import dataclasses
 import json
 import shutil
 
-import numpy as np
 import pytest
 import pytrec_eval
 from tiny import build
@@ -19,7 +18,6 @@ from embedding_finetune.data.collection import (
     write_test_files,
 )
 from embedding_finetune.data.normalize import passage_id
-from embedding_finetune.evaluation.metrics import MEASURES, per_query
 from embedding_finetune.files import UserError, read_jsonl, write_jsonl
 from embedding_finetune.settings import DATA, Settings
 
@@ -88,34 +86,6 @@ def test_a_damaged_judgement_is_named(tmp_path, line):
     (tmp_path / "qrels" / "dev.tsv").write_text(f"query-id\tcorpus-id\tscore\n{line}\n")
     with pytest.raises(UserError, match="dev.tsv, line 2 is damaged: run build_train_dataset.ipynb again"):
         read_collection(tmp_path)
-
-
-def test_measures_on_graded_judgements_are_those_of_trec_eval(tmp_path):
-    """Grades 0 to 3, written, read back, and measured by pytrec_eval itself."""
-    rng = np.random.default_rng(4)
-    corpus = {f"p{number:03}": f"passage {number}" for number in range(300)}
-    queries = {f"q{number}": f"query {number}" for number in range(40)}
-
-    def some(number):
-        return rng.choice(list(corpus), number, replace=False).tolist()
-
-    qrels = {query: dict(zip(some(30), rng.integers(0, 4, 30).tolist())) for query in queries}
-    write_collection(tmp_path, Collection(queries, corpus, qrels, dict.fromkeys(queries, "test")))
-    again = read_collection(tmp_path).split("test")
-    assert again.qrels == qrels
-    run = {query: dict(zip(some(120), np.sort(rng.random(120))[::-1].tolist())) for query in queries}
-    ours = per_query(again.qrels, run)
-    best_ten = {query: dict(list(ranking.items())[:10]) for query, ranking in run.items()}
-    theirs = pytrec_eval.RelevanceEvaluator(qrels, {"recall.1,10,100", "ndcg_cut.10", "success.1,5,10"}).evaluate(run)
-    first = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(best_ten)
-    for query in queries:
-        expected = {"recall@1": theirs[query]["recall_1"], "recall@10": theirs[query]["recall_10"],
-                    "recall@100": theirs[query]["recall_100"], "ndcg@10": theirs[query]["ndcg_cut_10"],
-                    "mrr@10": first[query]["recip_rank"],
-                    **{f"hit@{k}": theirs[query][f"success_{k}"] for k in (1, 5, 10)}}
-        assert set(expected) == set(MEASURES) and ours.loc[query].to_dict() == pytest.approx(expected, abs=1e-6)
-    flat = {query: {passage: min(grade, 1) for passage, grade in judged.items()} for query, judged in qrels.items()}
-    assert abs(per_query(flat, run)["ndcg@10"] - ours["ndcg@10"]).max() > 0.01  # or the grades would mean nothing
 
 
 def test_the_parts_on_disk_are_those_that_were_made(settings):
