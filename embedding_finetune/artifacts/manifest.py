@@ -30,7 +30,8 @@ def read_record(path: Path, having: Iterable[str] = ()) -> dict | None:
     `having` are names of inputs that every artifact of this kind has.
     """
     record = read_checksummed(path)
-    return record if record and record.get("inputs", {}).keys() >= set(having) and "inputs" in record else None
+    inputs = record.get("inputs") if record else None
+    return record if isinstance(inputs, dict) and inputs.keys() >= set(having) else None
 
 
 def write_checksummed(path: Path, value: dict) -> None:

@@ -68,7 +68,8 @@ def test_the_record_of_an_artifact_has_its_inputs_and_the_hashes_of_its_files(fo
     assert changed_file(folder, written["files"]) == "weights"
     (folder / "record.json").write_text((folder / "record.json").read_text().replace('"x"', '"y"'))
     assert read_record(folder / "record.json") is read_record(folder / "none.json") is None
-    for write, record in ((write_json, {"inputs": {}}), (write_checksummed, {"made_of": {}})):
+    for write, record in ((write_json, {"inputs": {}}), (write_checksummed, {"made_of": {}}),
+                          (write_checksummed, {"inputs": [1]})):
         write(folder / "record.json", record)
         assert read_record(folder / "record.json") is None
 
