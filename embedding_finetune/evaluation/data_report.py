@@ -16,6 +16,7 @@ import numpy as np
 import regex
 
 from embedding_finetune.data.collection import SPLITS, Collection
+from embedding_finetune.data.documents.files import DATA_URI
 from embedding_finetune.data.near_duplicates import near_duplicates
 from embedding_finetune.data.normalize import normalize, word_tokens
 from embedding_finetune.evaluation.metrics import mean, per_query
@@ -57,6 +58,7 @@ def _are_equal(query: str, passage: str) -> bool:
 TEXT_PROBLEMS: dict[str, tuple[Callable[[str], bool], str]] = {
     "HTML tags": (lambda text: TAG.search(text) is not None, "strip the tags"),
     "HTML entities": (_has_entities, "decode them with Python's html.unescape"),
+    "images within the text (data: URIs)": (lambda text: DATA_URI.search(text) is not None, "remove them"),
     "mojibake": (lambda text: "\ufffd" in text or ftfy.badness.is_bad(text),
                  "read the source with its correct encoding, or repair it with ftfy"),
 }
