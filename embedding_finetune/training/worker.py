@@ -70,7 +70,8 @@ def load_model(training: TrainingSettings, device: torch.device) -> tuple[Any, C
         encoder = peft.get_peft_model(encoder, peft.LoraConfig(**lora, target_modules="all-linear"))
     if device.type == "cpu":
         use_fast_dropout(encoder)
-        use_pointwise_linear(encoder)
+        if training.precision == "fp32":
+            use_pointwise_linear(encoder)
     projection = DenseLayers()
     if training.architecture != "single_vector":
         projection = load_projection(config.name) or new_projection(encoder.config.hidden_size, training.token_dim)
