@@ -4,7 +4,7 @@
 
     GET  /search?q=&k=&system=&min_score=
                                   top passages of a query
-    GET  /systems                 systems that can be searched
+    GET  /systems, /examples      systems that can be searched, some test queries
     GET  /marks?q=                feedback on a query
     POST /marks                   mark a hit as right or wrong
     GET  /healthz, /openapi.json  health check, OpenAPI description
@@ -20,6 +20,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -31,7 +32,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import AliasChoices, BaseModel, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from embedding_finetune.files import CommandLine, UserError, read_jsonl, write_jsonl
+from embedding_finetune.files import CommandLine, UserError, iter_jsonl, read_jsonl, write_jsonl
 from embedding_finetune.serving.available import add_system_option, default_label
 from embedding_finetune.serving.calibration import at_least, judge_score
 from embedding_finetune.serving.registry import AnswerError, IndexRegistry, OverloadedError, QueryBatcher
@@ -40,6 +41,7 @@ from embedding_finetune.settings import Settings
 PAGE = Path(__file__).with_name("server.html")
 LONGEST, DEEPEST = 2000, 100  # maximum characters of a query, and passages of an answer
 LOOK = 2.0  # seconds between checks for changed files
+EXAMPLES = 3  # test queries that the page suggests
 PATIENCE = 10  # seconds in which a terminated server answers the requests that it has
 LARGEST = 16_384  # maximum bytes of the headers of a request, and of its body
 CONNECTIONS = 1024
@@ -166,6 +168,11 @@ def _search_routes(registry, batcher):
     def systems():
         return [{"label": label, "default": label == registry.default, "open": label in registry.open}
                 for label in registry.labels]
+
+    @routes.get("/examples")
+    def examples():
+        path = registry.settings.paths.data / "eval_dataset.json"
+        return [row["query"] for row in islice(iter_jsonl(path), EXAMPLES)] if path.is_file() else []
 
     @routes.get("/search", responses=ERRORS, response_model=Answer)
     async def search(q: Text, k: Annotated[int, Query(ge=1, le=DEEPEST)] = 10, system: Label = "",

@@ -108,7 +108,7 @@ def test_it_answers_as_the_index_does(server, experiment):
     assert server.ask("/models")[1] == server.ask("/systems")[1]
     assert server.ask("/healthz")[1] == {"status": "ok", "system": "reference", "waiting": 0}
     described = server.ask("/openapi.json")[1]
-    assert {"/search", "/healthz", "/marks", "/models", "/systems"} == set(described["paths"])
+    assert {"/search", "/healthz", "/marks", "/models", "/systems", "/examples"} == set(described["paths"])
     search, models = (described["paths"][path]["get"] for path in ("/search", "/models"))
     assert [one["name"] for one in search["parameters"]] == ["q", "k", "system", "min_score", "model"]
     assert [one["name"] for one in search["parameters"] if one.get("deprecated")] == ["model"] and models["deprecated"]
@@ -440,6 +440,29 @@ def test_every_control_has_a_name_and_results_are_announced(page):
     page.press("#q", "Enter")
     status_is(page, "passages of reference")
     assert page.locator("#columns button:not([aria-label])").count() == 0
+
+
+def test_an_empty_page_suggests_test_queries(page, experiment):
+    queries = list(read_data(experiment).split("test").queries.values())[:3]
+    page.get_by_role("button", name=queries[2]).wait_for()
+    assert page.locator("#columns button").all_inner_texts() == queries
+    page.get_by_role("button", name=queries[1]).click()
+    status_is(page, "10 passages of reference")
+    assert page.input_value("#q") == queries[1]
+
+
+def test_only_sources_on_the_web_are_links(page):
+    sources = ["https://example.org/a?b=c", "javascript:alert(1)", "manual.md, line 3", {"page": 3}]
+    answer = {"system": "bm25", "query": "x", "usual": None, "note": "", "hits": [
+        {"rank": rank, "score": 1, "id": f"p{rank}", "text": "text", "source": source}
+        for rank, source in enumerate(sources, start=1)]}
+    page.route("**/search?*", lambda route: route.fulfill(json=answer))
+    page.fill("#q", "x")
+    page.press("#q", "Enter")
+    status_is(page, "4 passages of bm25")
+    assert page.locator(".hit a").evaluate_all("links => links.map(link => link.href)") == sources[:1]
+    for place, shown in enumerate(["javascript:alert(1)", "manual.md, line 3", '{"page":3}'], start=1):
+        assert shown in page.locator(".hit header").nth(place).inner_text()
 
 
 def test_markup_in_passages_is_shown_as_text(page, experiment):
