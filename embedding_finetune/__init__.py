@@ -74,6 +74,7 @@ The modules in data-flow order; each imports only from modules above it:
     training/batches         sampling of training batches
     training/loss            the contrastive loss, GradCache
     evaluation/metrics       recall, MRR and nDCG from runs and judgments
+    training/lengths         maximum lengths in training that follow the data
     training/arguments       settings of one training, and the arguments of the trainers
     training/dev_evaluator   dev metrics during a training
     training/log             the training log

@@ -10,6 +10,7 @@ from pathlib import Path
 from embedding_finetune.data.cleaning import first_row
 from embedding_finetune.files import CommandLine, UserError, atomic_write, may_overwrite
 from embedding_finetune.profiles import ROOT
+from embedding_finetune.setting_checks import AUTO
 from embedding_finetune.settings import LEVELS, TABLE, Settings, display_value
 from embedding_finetune.settings_view import has_gpu, versions
 
@@ -41,7 +42,8 @@ def init() -> None:
         raise UserError(f"{options.dataset} does not exist: name a file, a folder, or a dataset of the Hub")
     dataset = str(display_value(Path(os.path.abspath(path)))) if files else options.dataset
     name = re.split(r"[.*?\[]", path.name)[0] or path.absolute().parent.name if files else path.name
-    given = {"DATASET": dataset, "DATA_DIR": f"ft_data/{name}", "OUTPUT_DIR": f"output/{name}"}
+    given = {"DATASET": dataset, "DATA_DIR": f"ft_data/{name}", "OUTPUT_DIR": f"output/{name}",
+             "QUERY_MAX_LEN": AUTO, "PASSAGE_MAX_LEN": AUTO}
     given |= {name: os.environ[name] for name in TABLE if name.endswith(("_COLUMN", "SPLIT")) and name in os.environ}
     profile = options.profile or ("msmarco" if has_gpu() else "laptop")
     row = first_row(Settings.load(profile, given))

@@ -117,7 +117,7 @@ def test_init_of_several_files_keeps_the_settings_that_read_them(monkeypatch, tm
     run(monkeypatch, "init", str(tmp_path / "my data" / "*.csv"), "--profile", "demo")
     assert shlex.split((tmp_path / ".env").read_text(), comments=True) == [
         "PROFILE=demo", f"DATASET={tmp_path / 'my data' / '*.csv'}", "DATA_DIR=ft_data/my data",
-        "OUTPUT_DIR=output/my data", "LABEL_COLUMN=score>=0.5"]
+        "OUTPUT_DIR=output/my data", "QUERY_MAX_LEN=auto", "PASSAGE_MAX_LEN=auto", "LABEL_COLUMN=score>=0.5"]
 
 
 def test_init_writes_nothing_for_a_file_that_cannot_be_read(monkeypatch, tmp_path):

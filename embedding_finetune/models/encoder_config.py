@@ -24,12 +24,14 @@ from embedding_finetune.hints import other_profile_hint
 from embedding_finetune.hub import (
     MODEL_FILES,
     check_hub,
+    default_length,
     load,
     model_content,
     model_path,
-    positions_of,
+    published_lengths,
     read_model_file,
 )
+from embedding_finetune.setting_checks import AUTO
 from embedding_finetune.settings import MODEL_SETTINGS, POOLINGS, Settings, display_value, split_revision
 
 # Published training data of models. A model trained on MS MARCO is not evaluated zero-shot on it.
@@ -147,7 +149,8 @@ def pretrained(settings: Settings) -> dict[str, tuple[str, dict[str, Any], dict[
         return own, of_others
 
     raw, of_others = configured("BASE_MODEL")
-    raw |= {"query_max_len": settings.query_max_len, "passage_max_len": settings.passage_max_len}
+    lengths = {"query_max_len": settings.query_max_len, "passage_max_len": settings.passage_max_len}
+    raw |= {side: length for side, length in lengths.items() if length != AUTO}
     models = {"raw": (settings.base_model, raw, of_others),
               "reference": (settings.reference_model, *configured("REFERENCE_MODEL"))}
     for entry in settings.extra_models.split():  # LABEL=MODEL or LABEL=MODEL,POOLING
@@ -197,7 +200,7 @@ def _encoder_config(settings, label, title, name, given, of_others, seen, base):
     found = ({} if published else of_others) | published | given
     used = {"query_prompt": "", "passage_prompt": ""} | found
     if not {"query_max_len", "passage_max_len"} <= found.keys():
-        longest = min(512, positions_of(name, trusted))
+        longest = default_length(name, trusted)
         used = {"query_max_len": longest, "passage_max_len": longest} | used
     if "pooling" not in used:
         raise UserError(f"{title} does not define its pooling: set BASE_POOLING, REFERENCE_POOLING, the pooling in "
@@ -223,7 +226,7 @@ def from_files(name: str, trusted: bool) -> dict[str, Any]:
     check_hub(name)
     try:
         modules = _modules(name)
-        found = _from_modules(name, modules) | _prompts(name) | _lengths(name, trusted) if modules else {}
+        found = _from_modules(name, modules) | _prompts(name) | published_lengths(name, trusted) if modules else {}
     except (AttributeError, LookupError, TypeError):
         found = {"pooling": None}
     wrong = [key for key, value in found.items() if type(value) is not KEYS.get(key, str)]
@@ -282,18 +285,3 @@ def _prompts(name):
         given = [prompts[other] for other in (*names, default) if prompts.get(other) is not None]
         found |= {key: given[0]} if given else {}
     return found
-
-
-def _lengths(name, trusted):
-    """Lengths in tokens; since version 6, sentence-transformers keeps them in `tokenizer_config.json`."""
-    config = read_model_file(name, "sentence_bert_config.json")
-    if config.get("do_lower_case"):
-        raise UserError(f"{name} lower-cases its input outside its tokenizer, which is not supported here: "
-                        "choose another model")
-    longest = config.get("max_seq_length")
-    if not longest:
-        longest = read_model_file(name, "tokenizer_config.json").get("model_max_length") or 0
-        longest = min(longest, positions_of(name, trusted)) if 0 < longest < 10**6 else 0  # 10**30: no limit
-    lengths = {"query_max_len": config.get("query_length") or longest,
-               "passage_max_len": config.get("document_length") or longest}
-    return {key: length for key, length in lengths.items() if length}

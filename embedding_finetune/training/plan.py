@@ -21,7 +21,8 @@ def describe(training: TrainingSettings, rows: int) -> Iterator[str]:
     """Lines that say what the trainer will do; `rows` is the number of training queries."""
     per_epoch = rows // (training.batch_size * training.processes)
     steps = training.max_steps or math.ceil(training.epochs * per_epoch)
-    encoder, every = training.encoder, [_every(size, steps) for size in (training.save_steps, training.dev_steps)]
+    every = [_every(size, steps) for size in (training.save_steps, training.dev_steps)]
+    encoder = training.encoder_in_training
     processes = f" x {training.processes} processes" if training.processes > 1 else ""
     yield (f"{rows} training queries, {training.epochs:g} epochs, {steps} steps of {training.batch_size} queries x "
            f"{training.train_group_size} passages{processes}")
@@ -73,7 +74,7 @@ def log_lines(settings: Settings, training: TrainingSettings, folder: Path, rows
 
 def estimate_time(training: TrainingSettings, rows: Rows) -> float:
     """Rough training time on this CPU in seconds: 6 operations per weight and token, at matrix multiplication speed."""
-    encoder = training.encoder
+    encoder = training.encoder_in_training
     config, tokenizer = (load(kind, encoder.name, encoder.trusted) for kind in ("AutoConfig", "AutoTokenizer"))
     sample = [rows[number] for number in range(min(200, len(rows)))]
     texts, max_length = [[row["pos"][0] for row in sample]], encoder.passage_max_len

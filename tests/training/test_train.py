@@ -32,6 +32,7 @@ from transformers import AutoTokenizer, HfArgumentParser
 
 from embedding_finetune.artifacts.manifest import read_checksummed, verify_manifest, write_checksummed
 from embedding_finetune.artifacts.staging import complete_checkpoints
+from embedding_finetune.data.collection import read_data
 from embedding_finetune.files import UserError, read_jsonl, run_command_line
 from embedding_finetune.hub import model_content
 from embedding_finetune.models.encoder_config import base_encoder_config, load_encoder_config
@@ -54,7 +55,7 @@ def prepare(settings, label="neg10"):
 def resolved(settings, label="neg10"):
     """The TrainingSettings of a label."""
     recipe = find_recipe(settings, label)
-    return training_settings(settings, recipe, settings.with_overrides(recipe.settings))
+    return training_settings(settings, recipe, settings.with_overrides(recipe.settings), read_data(settings))
 
 
 @pytest.fixture(autouse=True)
@@ -301,7 +302,7 @@ def test_the_estimate_counts_the_operations_of_the_model_that_is_trained(built, 
     assert min(lengths) < longest < max(lengths)
     tokens = settings.epochs * settings.train_group_size * sum(min(longest, length) for length in lengths)
     expected = tokens * 6 * layers * 12 * width**2 / (10 * 2 * 512 * width * 2048 / 2.0)
-    training = training_settings(settings, recipe, settings)
+    training = training_settings(settings, recipe, settings, read_data(settings))
     assert plan.estimate_time(training, finetuning.read_rows(training.training_file)) == pytest.approx(expected)
 
 
@@ -311,7 +312,8 @@ def test_a_reranker_begins_with_its_own_model_and_only_that_ones_code_is_trusted
 
     def begins(recipe, **changes):
         settings = dataclasses.replace(built, **changes)
-        encoder = training_settings(settings, recipe, settings.with_overrides(recipe.settings)).encoder
+        tuned = settings.with_overrides(recipe.settings)
+        encoder = training_settings(settings, recipe, tuned, read_data(settings)).encoder
         return encoder.name, encoder.trusted
 
     pairs, based = reranker_recipe(built), reranker_recipe(built, settings={"BASE_MODEL": other})
