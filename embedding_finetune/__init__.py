@@ -46,7 +46,8 @@ The modules in data-flow order; each imports only from modules above it:
     models/batching          length-sorted batches
     models/embedding_cache   embeddings on disk, by model and text
     models/compiled_model    export to ONNX; ONNX and OpenVINO in place of PyTorch
-    models/encoder_config    pooling, prompts and lengths, read from the model
+    models/own_config        what a model's own files say of its use
+    models/encoder_config    pooling, prompts and lengths of each model
     models/modeling          loading an encoder and the layers after it
     models/multi_vector      token embeddings and MaxSim
     models/encoder           texts to embeddings
@@ -92,6 +93,7 @@ The modules in data-flow order; each imports only from modules above it:
 
     evaluation/significance  confidence intervals and paired tests
     evaluation/data_report   statistics and problems of the data before training
+    evaluation/names         names of systems, and the baseline of a fine-tuned model
     evaluation/results       saved results, and the planned comparison of them
     evaluation/tuning        depth and weights of reranking, tuned on dev queries
     evaluation/conclusion    the recommendation

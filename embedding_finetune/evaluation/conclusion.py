@@ -12,6 +12,7 @@ import pandas as pd
 
 from embedding_finetune.data.collection import Collection
 from embedding_finetune.evaluation.metrics import per_query
+from embedding_finetune.evaluation.names import baseline, name_of
 from embedding_finetune.evaluation.results import candidates, caveats, finalists, read_measured_run, system_of
 from embedding_finetune.evaluation.significance import SEED, excludes_zero, outcome
 from embedding_finetune.models.encoder import Encoder
@@ -78,23 +79,26 @@ def conclusion(rows: list[dict], metric: str = METRIC) -> str:
 def _sentences(by_label: dict[str, dict], use: dict, ready: dict, tuned: dict, metric: str) -> Iterator[str]:
     value = {label: row["metrics"][metric] for label, row in by_label.items()}
     low, high = use["ci95"][metric]
-    yield (f"Use {use['model']} ({use['label']}, {'fine-tuned' if use is tuned else 'no training'}): {metric} "
+    yield (f"Use {use['model']} ({name_of(use)}, {'fine-tuned' if use is tuned else 'no training'}): {metric} "
            f"{value[use['label']]:.3f} [{low:.3f}, {high:.3f}].")
-    yield (f"On dev queries, {ready['label']} is the best system without training and {tuned['label']} the best "
+    yield (f"On dev queries, {name_of(ready)} is the best system without training and {tuned['label']} the best "
            f"fine-tuned one; on test queries, {tuned['label']} has {value[tuned['label']]:.3f} against "
            f"{value[ready['label']]:.3f}: {_outcome(tuned['against'][ready['label']][metric])}.")
     if use["label"] != "bm25" and "bm25" in by_label:
         difference = format_difference(use["against"]["bm25"][metric])
         yield f"BM25 alone has {value['bm25']:.3f}; {use['label']} differs from it by {difference}."
     best = next((row for row in by_label.values() if row.get("chosen")), None)
-    if best and "raw" in by_label:
-        yield (f"Fine-tuning alone changed {metric} from {value['raw']:.3f} (raw) to {value[best['label']]:.3f} "
-               f"({best['label']}): {_outcome(best['against']['raw'][metric])}.")
+    if best and (base := baseline(list(by_label.values()))):
+        yield (f"Fine-tuning alone changed {metric} from {value[base['label']]:.3f} ({name_of(base)}) to "
+               f"{value[best['label']]:.3f} ({best['label']}): {_outcome(best['against'][base['label']][metric])}.")
+        if base.get("unpublished"):
+            yield (f"That is no fair baseline: EXTRA_MODELS=published={base['settings']['BASE_MODEL']} evaluates it as "
+                   "published.")
     model = by_label.get(system_of(use).encoder, {}) if use is tuned else {}
     for name, measured in model.get("eval_sets", {}).items():
         yield f"Out of domain, on {name}, {model['label']} has {measured[metric]:.3f}."
         for other, pairs in measured.get("against", {}).items():
-            yield f"Its difference to {other} there is {format_difference(pairs[metric])}."
+            yield f"Its difference to {name_of(by_label[other])} there is {format_difference(pairs[metric])}."
     yield from filter(None, [caveats(use)])
 
 

@@ -25,7 +25,7 @@ from embedding_finetune.files import UserError, parse_label
 from embedding_finetune.hub import model_size
 from embedding_finetune.labels import SYSTEM_LABELS
 from embedding_finetune.models.encoder import make_encoder
-from embedding_finetune.models.encoder_config import EncoderConfig, load_encoder_config
+from embedding_finetune.models.encoder_config import EncoderConfig, display_name, load_encoder_config
 from embedding_finetune.recipes import all_recipes
 from embedding_finetune.retrieval.base import Retriever, Run, make_retriever
 from embedding_finetune.retrieval.dense import Dense
@@ -134,11 +134,15 @@ def read_runs(settings: Settings, collection: Collection, system: System,
 
 
 def model_metadata(settings: Settings, config: EncoderConfig) -> dict[str, Any]:
-    """Fields of a result that describe a model: name, training data, size in bytes, and its recipe (if any)."""
+    """Fields of a result that describe a model: name and use, training data, size in bytes, and its recipe (if any).
+
+    `unpublished` says how its use differs from the published one.
+    """
     recipe = all_recipes(settings).get(config.label)
-    metadata = {"model": config.title, "note": config.training_data_note, "size": model_size(config.name)}
+    metadata = {"model": display_name(config), "unpublished": config.unpublished, "note": config.training_data_note,
+                "size": model_size(config.name)}
     if recipe:
-        metadata |= {"recipe": recipe.repeats or recipe.label, "description": recipe.description,
+        metadata |= {"model": config.title, "recipe": recipe.repeats or recipe.label, "description": recipe.description,
                      "train_fraction": recipe.train_fraction}
     return metadata
 

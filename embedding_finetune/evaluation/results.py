@@ -18,6 +18,7 @@ from embedding_finetune.artifacts.provenance import stale_reason
 from embedding_finetune.data.collection import Collection, data_identity
 from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX
 from embedding_finetune.evaluation.metrics import MEASURES, by_training, mean, measure, per_query
+from embedding_finetune.evaluation.names import baseline, with_names
 from embedding_finetune.evaluation.significance import add_significance
 from embedding_finetune.files import UserError, sha256
 from embedding_finetune.hints import other_profile_hint
@@ -208,12 +209,14 @@ def candidates(results: Sequence[dict]) -> tuple[list[dict], list[dict]]:
 def planned_pairs(results: Sequence[dict]) -> list[tuple[str, str]]:
     """The planned comparisons as pairs of labels; only these are corrected for multiple testing.
 
-    They are: the best fine-tuned model on dev queries against raw, bm25 and reference; every other recipe against
-    neg10; the best fine-tuned system against the best without training (see finalists). All other pairs are
-    exploratory.
+    They are: the best fine-tuned model on dev queries against raw, its base as published, bm25 and reference; every
+    other recipe against neg10; the best fine-tuned system against the best without training (see finalists). All other
+    pairs are exploratory.
     """
     measured, best = {result["label"] for result in results}, best_fine_tuned(results)
-    baselines = [(best["label"], label) for label in ("raw", "bm25", "reference") if label in measured] if best else []
+    base = baseline(results)
+    against = ["raw", "bm25", "reference", *([base["label"]] if base else [])]
+    baselines = [(best["label"], label) for label in against if label in measured] if best else []
     others = [(result["label"], "neg10") for result in filter(is_fine_tuned, results)
               if result["label"] != "neg10" and "neg10" in measured]
     last = [(tuned["label"], ready["label"]) for ready, tuned in [finalists(results)] if ready and tuned]
@@ -230,7 +233,7 @@ def compare(settings: Settings, collection: Collection) -> tuple[list[dict], lis
     if not results:
         raise UserError(f"{settings.paths.results} has no result for the current data: run an evaluation "
                         f"notebook{other_profile_hint(settings)}")
-    qrels, frames = collection.split("test").qrels, {}
+    results, qrels, frames = with_names(results), collection.split("test").qrels, {}
     for result in results:
         frame = per_query(qrels, read_measured_run(settings, collection, result["label"]))
         frames[result["label"]] = frame

@@ -31,7 +31,7 @@ class LateInteraction(Reranker):
         """Token vectors are stored as `dtype` (float16 or int8), reduced by `pool_factor`."""
         self.dtype, self.pool_factor = dtype, pool_factor
         self.encoder, self.revision, self.config = encoder, encoder.revision, encoder.config.identity
-        self.description = f"late interaction of {encoder.config.title}"
+        self.description = f"late interaction of {encoder.config.model_name}"
 
     @classmethod
     def of(cls, settings: Settings, label: str) -> Self:

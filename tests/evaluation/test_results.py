@@ -111,7 +111,7 @@ def test_results_are_compared_in_the_order_of_the_story(measured):
     assert found["stability"] == 1 and found["metrics"] == rows[0]["metrics"]
     assert "bm25 was selected on 3 dev queries; 100% of selections on resampled dev queries agree" in found["sentence"]
     assert json.loads((measured.output_dir / "results" / "comparison.json").read_text()) == rows
-    added = "ci95", "against", "chosen", "finalist", "eval_sets"
+    added = "ci95", "against", "chosen", "finalist", "eval_sets", "name"
     assert results.load_results(measured)[0] == [  # the comparison itself is no result
         {key: value for key, value in row.items() if key not in added} for row in rows]
 
