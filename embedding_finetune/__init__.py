@@ -117,6 +117,7 @@ The modules in data-flow order; each imports only from modules above it:
     models/parallel_encode   encoding by several processes
     contrib/onnx_openvino    export to ONNX and OpenVINO
     contrib/publish          a model's folder for the Hub
+    prerequisites            what a run needs, checked before its first step
     pipeline                 the whole experiment in order
     commands                 settings, .env and sizes of an experiment
     cli                      the command line

@@ -26,6 +26,7 @@ from traitlets.config import Config
 
 from embedding_finetune.files import CommandLine, UserError, atomic_write, may_overwrite, read_json
 from embedding_finetune.models.encoder_config import pretrained
+from embedding_finetune.prerequisites import check_prerequisites
 from embedding_finetune.recipes import find_recipe, trained_labels
 from embedding_finetune.settings import ROOT, Settings, display_value
 from embedding_finetune.training.provenance import is_current, training_script
@@ -54,7 +55,10 @@ def plan(settings: Settings) -> list[tuple[str, Any]]:
 
 
 def run_pipeline(settings: Settings) -> None:
-    """Run all steps of the plan; a model trained with the same settings and files is kept. Raises UserError."""
+    """Run all steps of the plan, if all that they need is there; a model trained with the same settings and files is
+    kept. Raises UserError.
+    """
+    check_prerequisites(settings)
     steps = plan(settings)
     for number, (step, label) in enumerate(steps, start=1):
         started = time.monotonic()

@@ -21,7 +21,7 @@ from embedding_finetune.data.readers.files import PACKED, TABLES, table_files
 from embedding_finetune.data.readers.tables import read_passages, read_table
 from embedding_finetune.data.splits import remove_leaks
 from embedding_finetune.files import UserError, content_hash, sha256
-from embedding_finetune.hub import revision_read
+from embedding_finetune.hub import check_hub, revision_read
 from embedding_finetune.settings import path_of
 
 # Pinned in requirements.txt, so that all installations read the same docstrings.
@@ -58,6 +58,9 @@ def read_pairs(settings) -> tuple[Collection, Reading]:
         collection = _without_leaks(settings, collection, counts)
         sample = _sample(collection, settings)
         counts["queries left out by MAX_QUERIES"] = len(collection.queries) - len(sample.queries)
+        if not (settings.max_queries and _reads_documents(settings)):  # documents are sampled as they are read
+            sample = dataclasses.replace(sample, available=len((collection.split("train") if collection.splits else
+                                                                collection).queries))
         collection = sample
     if not collection.queries:
         raise UserError(f"DATASET={settings.dataset} has no query with a relevant passage")
@@ -108,6 +111,19 @@ def first_row(settings) -> Row:
         print(sources[-1])
         return row
     raise UserError(f"DATASET={settings.dataset} has no query with a relevant passage")
+
+
+def check_source(setting: str, name: str) -> str:
+    """A phrase on the data that DATASET, CORPUS or DOCUMENT_QUERIES names, which are not read.
+
+    Raises UserError when they are not there.
+    """
+    if not is_beir(name):
+        _reader(name, setting)
+    if hub_name := _hub_name(name):
+        check_hub(hub_name.partition(":")[0], "dataset")
+        return "on the Hugging Face Hub"
+    return _find(name)[1] or ("files" if _tables(name) else "built in")
 
 
 def is_beir(name):
@@ -258,6 +274,7 @@ def _read_beir(settings, more, sources):
               whole.queries.items()} if extra else whole.copies
     whole = dataclasses.replace(whole, corpus=whole.corpus | extra, source=more.source | whole.source,
                                 copies={query: own for query, own in copies.items() if own})
+    whole = dataclasses.replace(whole, available=len(train.queries))
     return whole.select_queries([*sample.queries, *held_out]), counts
 
 

@@ -131,7 +131,7 @@ def prepare(settings: Settings, recipe: Recipe) -> tuple[Settings, Path]:
     if training is None:
         check_trained(settings, recipe.merge)
     else:
-        if not any(unfinished.glob("checkpoint-*")):
+        if may_overwrite() or not any(unfinished.glob("checkpoint-*")):
             preflight(training, settings.paths.preflight(recipe.label))
         mine(settings, recipe.label, collection)
     record = training_record(settings, recipe)
@@ -139,8 +139,7 @@ def prepare(settings: Settings, recipe: Recipe) -> tuple[Settings, Path]:
     if tuned.trainer == "flagembedding" or recipe.merge:
         shutil.rmtree(unfinished, ignore_errors=True)  # neither of these two can resume
     elif (interrupted := read_record(unfinished)) and not same_training(interrupted, record):
-        raise UserError(f"{display_value(unfinished)} holds an interrupted training with other settings or another "
-                        "training file: restore them to continue it, or remove the folder")
+        _remove_interrupted(unfinished)
     if finished.exists():
         aside = finished.with_name(f"{recipe.label}.{time.strftime('%Y%m%d-%H%M%S')}")
         finished.rename(aside)
@@ -153,6 +152,16 @@ def prepare(settings: Settings, recipe: Recipe) -> tuple[Settings, Path]:
     return tuned, unfinished
 
 
+def _remove_interrupted(unfinished: Path) -> None:
+    """Remove a training that cannot be continued. Raises UserError without OVERWRITE=1, or if it is running."""
+    found = f"{display_value(unfinished)} holds an interrupted training with other settings or another training file"
+    if not may_overwrite():
+        raise UserError(f"{found}: restore them to continue it, or set OVERWRITE=1 to replace it")
+    with lock(unfinished, wait=False):
+        shutil.rmtree(unfinished)
+    print(f"{found}: removed (OVERWRITE=1)", flush=True)
+
+
 def training_settings(settings: Settings, recipe: Recipe, tuned: Settings,
                       collection: Collection) -> TrainingSettings:
     """The TrainingSettings of a recipe on this machine; `tuned` are the settings with the recipe's overrides.
@@ -163,7 +172,7 @@ def training_settings(settings: Settings, recipe: Recipe, tuned: Settings,
     name, trusted = initial_model(tuned, recipe)
     more: dict[str, Any] = {"query_prompt": "", "passage_prompt": "", "dense": ""} if reranker else {}
     more |= {"label": "", "title": name, "name": name, "trusted": trusted, "training_data_note": "unknown",
-             "overrides": "", "note": ""}
+             "overrides": "", "note": "", "unpublished": ""}
     encoder, dims = dataclasses.replace(config, **more), map(int, tuned.matryoshka_dims.split())
     lengths = resolve_lengths(tuned, encoder, collection, pairs=reranker)
     if reranker:  # it reads query and passage together

@@ -214,7 +214,7 @@ def test_what_cannot_be_trained_is_refused_before_the_old_model_moves(
     assert folder.exists() and len(untrained) == 1
 
 
-def test_an_interrupted_training_is_only_continued_as_it_was_begun(built, tmp_path):
+def test_an_interrupted_training_is_only_continued_as_it_was_begun(built, tmp_path, monkeypatch, capsys):
     _, folder = prepare(built)
     assert folder == built.output_dir / "neg10.partial"
     for same in ({"grad_cache_chunk": 8}, {"logging_steps": 1}):
@@ -226,6 +226,14 @@ def test_an_interrupted_training_is_only_continued_as_it_was_begun(built, tmp_pa
                                             "another training file"):
             prepare(dataclasses.replace(built, **other))
     prepare(built)  # the training file that the other recipe has replaced is made again
+    checkpoint = folder / "checkpoint-3"
+    checkpoint.mkdir()
+    monkeypatch.setenv("OVERWRITE", "1")
+    prepare(built)
+    assert checkpoint.exists()  # the same training is continued
+    prepare(dataclasses.replace(built, epochs=2.0))
+    assert not checkpoint.exists() and read_settings(folder).epochs == 2.0
+    assert "other settings or another training file: removed (OVERWRITE=1)" in capsys.readouterr().out
 
 
 def test_flagembeddings_trainer_has_a_folder_of_its_own_and_begins_anew(built):
