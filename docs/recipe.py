@@ -63,7 +63,7 @@ def collect(name):
     settings, found = settings_of(name), {}
     minutes, test = read_json(settings.output_dir / "minutes.json") or {}, read_data(settings).split("test")
     ladder, (fitting, left_out) = tomllib.loads(settings.recipe_file.read_text()), results.load_results(settings)
-    print(*left_out, sep="\n", file=sys.stderr)
+    print(results.left_out_line(left_out), file=sys.stderr)
     for result in fitting:
         label, of = result["label"], results.system_of(result).encoder
         entry, seed = ladder.get(of.partition("_seed")[0]), of.partition("_seed")[2] or str(SEED)

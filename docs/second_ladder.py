@@ -161,7 +161,7 @@ def collect(name):
     test, ms = read_data(settings).split("test"), read_json(settings.output_dir / "costs.json") or {}
     trained = {label: trained_by(settings, label) for label in (*recipes.all_recipes(settings), *travelled(name))}
     fitting, left_out = results.load_results(settings)
-    print(*left_out, sep="\n", file=sys.stderr)
+    print(results.left_out_line(left_out), file=sys.stderr)
     for result in fitting:
         label, seed = without_seed(result["label"])
         values = metrics.per_query(test.qrels, results.read_measured_run(settings, test, result["label"]))

@@ -124,12 +124,12 @@ def read_measured_run(settings: Settings, collection: Collection, label: str, pa
     return run
 
 
-def load_results(settings: Settings) -> tuple[list[dict], list[str]]:
-    """Load the current results in display order; returns them and a line per result that is left out.
+def load_results(settings: Settings) -> tuple[list[dict], dict[str, str]]:
+    """Load the current results in display order; returns them and label -> reason of those that are left out.
 
     A result is left out when the data, the metrics or a model have changed since it was measured.
     """
-    results, left_out, known = [], [], {}
+    results, left_out, known = [], {}, {}
     for path in sorted(settings.paths.results.glob("*.json")):
         if path.stem in ("comparison", "recommendation"):
             continue
@@ -137,12 +137,22 @@ def load_results(settings: Settings) -> tuple[list[dict], list[str]]:
         if result is None or result["label"] != path.stem:
             raise UserError(f"{path} is not a result, or is damaged: evaluate {path.stem} again, or delete the file")
         if reason := result_stale_reason(settings, result, known):
-            left_out.append(f"{result['label']} is left out: {reason}; evaluate it again")
+            left_out[result["label"]] = reason
         else:
             results.append(result)
     order = list(dict.fromkeys(["bm25", "raw", *all_recipes(settings), "reference", *pretrained(settings)]))
     place = {label: number for number, label in enumerate(order)}
     return sorted(results, key=lambda result: (place.get(result["label"], len(place)), result["label"])), left_out
+
+
+def left_out_line(left_out: dict[str, str]) -> str:
+    """One line on the results that are left out (label -> reason), "" if there are none."""
+    labels: dict[str, list[str]] = {}
+    for label, reason in left_out.items():
+        labels.setdefault(reason, []).append(label)
+    parts = [f"{', '.join(found)} {'are' if len(found) > 1 else 'is'} left out: {reason}"
+             for reason, found in labels.items()]
+    return f"{'; '.join(parts)}; evaluate {'them' if len(left_out) > 1 else 'it'} again" if parts else ""
 
 
 def result_stale_reason(settings: Settings, result: dict, known: dict[str, Any] | None = None) -> str | None:
@@ -224,7 +234,7 @@ def planned_pairs(results: Sequence[dict]) -> list[tuple[str, str]]:
 
 
 def compare(settings: Settings, collection: Collection) -> tuple[list[dict], list[str]]:
-    """Compare all current results; returns the rows of comparison.json and a line per result that is left out.
+    """Compare all current results; returns the rows of comparison.json and, if results are left out, a line on them.
 
     A row is a result with `ci95` and `against` (see significance.add_significance), computed from the run files.
     `chosen` marks the best fine-tuned model on dev queries, `finalist` the best systems with and without training.
@@ -240,9 +250,9 @@ def compare(settings: Settings, collection: Collection) -> tuple[list[dict], lis
         if any(abs(mean(frame)[name] - value) > 1e-6 for name, value in result["metrics"].items()):
             raise UserError(f"the run and the result of {result['label']} do not match: evaluate it again")
     best, last = best_fine_tuned(results), [result["label"] for result in finalists(results) if result]
-    rows = add_significance(results, frames, planned_pairs(results))
+    rows, line = add_significance(results, frames, planned_pairs(results)), left_out_line(left_out)
     return [row | {"chosen": best is not None and row["label"] == best["label"], "finalist": row["label"] in last,
-                   "eval_sets": compare_out_of_domain(row, rows)} for row in rows], left_out
+                   "eval_sets": compare_out_of_domain(row, rows)} for row in rows], [line] if line else []
 
 
 def compare_out_of_domain(row: dict, rows: Sequence[dict]) -> dict:

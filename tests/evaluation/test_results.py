@@ -205,9 +205,9 @@ def test_a_result_that_no_longer_fits_its_model_is_left_out_by_name(measured, ch
     change(measured)
     rows, left_out = results.compare(measured, DATA)
     assert [row["label"] for row in rows] == ["bm25", "raw", "hybrid_raw"]
-    assert len(left_out) == 2 and all("\n" not in line for line in left_out)
-    assert [line.startswith(f"{label} is left out: {reason}") and line.endswith("; evaluate it again")
-            for label, line in zip(("hybrid_neg10", "neg10"), left_out)] == [True, True]
+    [line] = left_out
+    assert "\n" not in line and line.startswith(f"hybrid_neg10, neg10 are left out: {reason}")
+    assert line.endswith("; evaluate them again")
 
 
 @pytest.mark.parametrize("changed, reason, left_out", [
@@ -217,10 +217,9 @@ def test_a_setting_leaves_out_the_systems_that_depend_on_it(measured, changed, r
     for label in ("bm25", "raw", "reference"):
         save(measured, label)
     save_hybrid(measured, "raw")
-    kept, lines = results.load_results(replace(measured, **changed))
+    kept, reasons = results.load_results(replace(measured, **changed))
     assert {result["label"] for result in kept} == {"bm25", "raw", "reference", "hybrid_raw"} - {*left_out}
-    assert lines == [f"{label} is left out: it was measured with other inputs ({reason}); evaluate it again"
-                     for label in sorted(left_out)]
+    assert reasons == dict.fromkeys(left_out, f"it was measured with other inputs ({reason})")
     assert len(results.load_results(measured)[0]) == 4
 
 
@@ -229,9 +228,12 @@ def test_a_result_of_other_metrics_or_of_an_earlier_version_is_left_out(measured
     old = {"label": "bm25", "metrics": {}, "dev": {}, "used": {}, "settings": {}}
     write_checksummed(measured.paths.result("bm25"), old)
     monkeypatch.setitem(results.MEASURES, "recall@5", results.MEASURES["recall@10"])
-    assert results.load_results(measured) == ([], [
-        "bm25 is left out: it was measured by an earlier version; evaluate it again",
-        "raw is left out: it was measured with other inputs (metrics); evaluate it again"])
+    kept, left_out = results.load_results(measured)
+    assert kept == [] and results.left_out_line(left_out) == (
+        "bm25 is left out: it was measured by an earlier version; raw is left out: it was measured with other inputs "
+        "(metrics); evaluate them again")
+    assert results.left_out_line({}) == ""
+    assert results.left_out_line({"raw": "why"}) == "raw is left out: why; evaluate it again"
     with pytest.raises(UserError, match="the result of bm25, .*bm25.json, was written by an earlier version: evaluate"):
         results.read_result(measured, "bm25")
     with pytest.raises(UserError, match="the result of neg10, .*neg10.json, does not exist: evaluate neg10"):
@@ -243,8 +245,8 @@ def test_results_of_other_data_are_left_out_all_of_them_even_bm25s(measured, mon
     other = replace(DATA, corpus=CORPUS | {"p6": "one more passage"})
     monkeypatch.setenv("OVERWRITE", "1")
     write_data(measured, other, {"source": "seven"})
-    assert results.load_results(measured) == ([], [f"{label} is left out: it was measured with other inputs (data); "
-                                                   "evaluate it again" for label in ("bm25", "raw")])
+    assert results.load_results(measured) == ([], dict.fromkeys(
+        ("bm25", "raw"), "it was measured with other inputs (data)"))
     with pytest.raises(UserError, match="has no result for the current data: run an evaluation notebook"):
         results.compare(measured, other)
     write_data(measured, DATA, {"source": "six"})  # the same files again are the same data
@@ -265,9 +267,9 @@ def test_a_result_depends_on_the_settings_of_its_reranker(measured, kind, model,
     earlier = result | {"inputs": {key: value for key, value in result["inputs"].items() if key != name}}
     for stored in (result, earlier):  # an earlier version recorded it among the settings alone
         write_checksummed(path, stored)
-        assert results.load_results(measured)[1] == []
-        assert results.load_results(replace(measured, **changed))[1] == [
-            f"{label} is left out: it was measured with other inputs ({reason}); evaluate it again"]
+        assert results.load_results(measured)[1] == {}
+        assert results.load_results(replace(measured, **changed))[1] == {
+            label: f"it was measured with other inputs ({reason})"}
 
 
 def test_runs_and_results_that_do_not_belong_together_are_named(measured):
