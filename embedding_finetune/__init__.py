@@ -119,6 +119,7 @@ The modules in data-flow order; each imports only from modules above it:
     contrib/publish          a model's folder for the Hub
     prerequisites            what a run needs, checked before its first step
     pipeline                 the whole experiment in order
+    experiment_files         what belongs to a label on disk
     commands                 settings, .env and sizes of an experiment
     cli                      the command line
 """
