@@ -19,7 +19,7 @@ from offline import ASK, SAID, offline, way
 from tiny import tiny_pairs
 
 from embedding_finetune import cli, pipeline
-from embedding_finetune.data.collection import Collection, write_collection
+from embedding_finetune.data.collection import Collection, read_data, write_collection
 from embedding_finetune.files import UserError, run_command_line
 from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.retrieval.trec import read_qrels, read_run
@@ -222,6 +222,29 @@ def test_running_again_keeps_models_and_data(finished, tmp_path, capsys):
     assert {path: path.read_bytes() for path in before} == {path: content for path, (content, _) in before.items()}
     for path in (settings.output_dir / label / "model.safetensors" for label in TRAINED):
         assert path.stat().st_mtime_ns == before[path][1]
+
+
+def test_a_dataset_with_test_queries_only_is_compared_without_training(settings, tmp_path, monkeypatch, capsys):
+    rows = tiny_pairs(60, seed=8)[:40:2]
+    corpus = {f"d{number}": row["pos"][0] for number, row in enumerate(rows)}
+    queries = {f"f{number}": row["query"] for number, row in enumerate(rows)}
+    qrels = {f"f{number}": {f"d{number}": 1} for number in range(len(rows))}
+    write_collection(tmp_path / "beir", Collection(queries, corpus, qrels, dict.fromkeys(queries, "test")))
+    for part in ("train", "dev"):
+        (tmp_path / "beir" / "qrels" / f"{part}.tsv").unlink()
+    settings = dataclasses.replace(settings, dataset=str(tmp_path / "beir"), dev_fraction=0.25)
+    monkeypatch.setattr(pipeline, "run_notebook", lambda *args: pytest.fail("a notebook needs training files"))
+    pipeline.run_pipeline(settings)
+    said = capsys.readouterr().out
+    assert "[6/6] compare: done in" in said and "test queries" in said
+    collection = read_data(settings)
+    assert collection.predefined == ("test",) and not collection.split("train").queries
+    assert 0 < len(collection.split("dev").queries) <= 5 and set(collection.splits.values()) == {"dev", "test"}
+    labels = [row["label"] for row in comparison(settings)]
+    assert labels == ["bm25", "raw", "reference", "hybrid_late_reference", "hybrid_raw", "hybrid_reference",
+                      "late_reference"]
+    assert settings.paths.report.exists() and (settings.data_dir / "eval_dataset.json").exists()
+    assert list(settings.output_dir.glob("neg*")) == []
 
 
 def scripts(folder, monkeypatch, then):

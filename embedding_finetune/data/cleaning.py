@@ -126,6 +126,11 @@ def check_source(setting: str, name: str) -> str:
     return _find(name)[1] or ("files" if _tables(name) else "built in")
 
 
+def has_test_queries_only(settings) -> bool:
+    """Whether DATASET is a folder in BEIR layout without a training split."""
+    return is_beir(settings.dataset) and not beir.has_training_split(path_of(settings.dataset))
+
+
 def is_beir(name):
     """Whether this is a folder in BEIR layout, see readers.beir."""
     path, kind = _find(name)
@@ -252,9 +257,8 @@ def _read_beir(settings, more, sources):
     whole, counts = beir.read_beir(folder, settings.max_bad_rows, found)
     print(*found, sep="\n")
     sources += found
-    if "train" not in whole.predefined:
-        raise UserError(f"{folder} has no qrels/train.tsv, so there is nothing to train on; "
-                        f"OUT_OF_DOMAIN_SETS={settings.dataset} evaluates on it")
+    if not {"train", "test"} & {*whole.predefined}:
+        raise UserError(f"{folder} has neither qrels/train.tsv nor qrels/test.tsv with a positive")
     invalid = [identity for identity in (*whole.queries, *whole.corpus) if len(identity.split()) != 1]
     if invalid:
         raise UserError(f"{folder}: the id {invalid[0]!r} must be one word, as TREC files require")

@@ -26,7 +26,8 @@ def assign_splits(collection, *, test_fraction, dev_fraction, seed, together=Tru
     those whose positives are near-duplicates (near_duplicates.near_duplicates): they form the connected components of
     the graph of queries and passages. Components are assigned in seeded random order, test first, while they fit the
     size: `test_fraction` of all queries, then `dev_fraction` of the rest. Nothing has to be dropped. Predefined splits
-    are kept; only missing ones are taken from the training split. Raises UserError when a split would be empty.
+    are kept; only missing ones are taken from the training split, or dev from test if there are test queries alone.
+    Raises UserError when a split would be empty.
 
     If there are human-written queries besides pseudo-queries, they form the test split, and the pseudo-queries of their
     components are left out.
@@ -34,10 +35,11 @@ def assign_splits(collection, *, test_fraction, dev_fraction, seed, together=Tru
     missing = [part for part in ("test", "dev") if part not in collection.predefined]
     if not missing:
         return collection
-    whole, collection = collection, collection.split("train") if collection.predefined else collection
+    rest = "test" if collection.predefined == ("test",) else "train"
+    whole, collection = collection, collection.split(rest) if collection.predefined else collection
     component = _components(collection, together)
     sizes = np.bincount(component)
-    parts = np.full(len(sizes), "train", dtype="<U5")
+    parts = np.full(len(sizes), rest, dtype="<U5")
     human_written = np.array([not query.startswith(PSEUDO_QUERY_PREFIX) for query in collection.queries], dtype=bool)
     mixed = human_written.any() and not human_written.all()
     test_components = np.unique(component[human_written]) if mixed else np.empty(0, dtype=int)
@@ -58,7 +60,7 @@ def assign_splits(collection, *, test_fraction, dev_fraction, seed, together=Tru
                 later.append(index)
         remaining = later
     assigned = parts[component].tolist()
-    for part in ("train", *missing):
+    for part in (rest, *missing):
         if part not in assigned:
             raise UserError(f"{len(component)} queries are too few, or share too many passages, for a {part} "
                             "split: raise MAX_QUERIES, TEST_FRACTION or DEV_FRACTION, or give more pairs")
