@@ -368,6 +368,19 @@ def test_the_plan_repeats_seeds_and_adds_models(settings):
         pipeline.plan(dataclasses.replace(settings, recipes="harder"))
 
 
+def test_a_recipe_that_would_repeat_another_is_skipped_in_one_line(settings, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(pipeline, "same_as_earlier", lambda _, label: {"neg50": "neg10"}.get(label))
+    for name in ("run_notebook", "run_evaluation", "run_script", "summary"):
+        monkeypatch.setattr(pipeline, name, lambda *given: ran.append(str(given[-1])))
+    pipeline.run_pipeline(settings)
+    assert "neg10" in ran and "neg50" not in ran and not any("train_neg50" in step for step in ran)
+    skipped = [line for line in capsys.readouterr().out.splitlines() if "neg50" in line]
+    reason = "skipped, because the training split has no more negatives for neg50 than for neg10"
+    assert [line.partition("] ")[2] for line in skipped] == [f"finetune_neg50.sh: {reason}",
+                                                             f"eval_train_neg50.ipynb: {reason}"]
+
+
 # Outputs in the notebooks themselves ----------------------------------------------------------------------------------
 
 

@@ -78,6 +78,7 @@ def check(settings: Settings, recipe: Recipe) -> tuple[Settings, Collection]:
         raise UserError(f"{display_value(finished)} holds a finished model; OVERWRITE=1 moves it aside and trains "
                         "again")
     config, collection, reranker = base_encoder_config(tuned), read_data(settings), recipe.kind == "cross_encoder"
+    tuned = fit_batch(tuned, recipe, len(collection.split("train").queries))
     (name, trusted), together = initial_model(tuned, recipe), config.query_max_len if reranker else 0
     check_hub(name)
     check_lengths(name, config.query_max_len, config.passage_max_len + together, trusted=trusted)
@@ -99,6 +100,15 @@ def check(settings: Settings, recipe: Recipe) -> tuple[Settings, Collection]:
             raise UserError(f"MATRYOSHKA_DIMS={tuned.matryoshka_dims} needs ARCHITECTURE=single_vector and no "
                             f"reranker, each below the {embedding_dim(config)} dimensions of the base model")
     return tuned, collection
+
+
+def fit_batch(tuned: Settings, recipe: Recipe, queries: int) -> Settings:
+    """The settings with batches no larger than the training queries that a recipe uses; prints a change."""
+    largest = max(1, round(recipe.train_fraction * queries) // (tuned.gpus * tuned.nnodes))
+    if tuned.batch_size <= largest:
+        return tuned
+    print(f"batches of {largest} queries, not {tuned.batch_size}: there are no more training queries")
+    return tuned.with_overrides({"BATCH_SIZE": largest})
 
 
 def missing_in_flagembedding(tuned: Settings, recipe: Recipe) -> list[str]:
