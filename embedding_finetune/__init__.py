@@ -92,6 +92,7 @@ The modules in data-flow order; each imports only from modules above it:
     training/train           from a recipe to a finished model
 
     evaluation/significance  confidence intervals and paired tests
+    evaluation/selection     selection of systems, and defaults where queries are too few
     evaluation/data_report   statistics and problems of the data before training
     evaluation/names         names of systems, and the baseline of a fine-tuned model
     evaluation/results       saved results, and the planned comparison of them

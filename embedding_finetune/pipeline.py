@@ -33,6 +33,7 @@ from embedding_finetune.prerequisites import check_prerequisites
 from embedding_finetune.recipes import find_recipe, trained_labels
 from embedding_finetune.settings import ROOT, Settings, display_value
 from embedding_finetune.training.provenance import is_current, training_script
+from embedding_finetune.training.training_data import same_as_earlier
 
 NOTEBOOK_OF = {"raw": "eval_raw_bert.ipynb", "neg10": "eval_train_neg10.ipynb", "neg50": "eval_train_neg50.ipynb",
                "hard": "eval_train_hard.ipynb", "reference": "eval_bge_m3.ipynb", "late_reference": "rerank.ipynb"}
@@ -70,6 +71,10 @@ def run_pipeline(settings: Settings) -> None:
         started = time.monotonic()
         is_named = not label or step in NOTEBOOK_OF.values() or f"_{label}." in step
         title = f"[{number}/{len(steps)}] {step}{'' if is_named else f' for {label}'}"
+        earlier = label in trained_labels(settings) and same_as_earlier(settings, label)
+        if earlier:
+            _say(f"\n{title}: skipped, because the training split has no more negatives for {label} than for {earlier}")
+            continue
         _say(f"\n{title}")
         if step.endswith(".ipynb"):
             run_notebook(ROOT / step, settings.paths.notebooks)

@@ -236,7 +236,7 @@ def test_a_dataset_with_test_queries_only_is_compared_without_training(settings,
     monkeypatch.setattr(pipeline, "run_notebook", lambda *args: pytest.fail("a notebook needs training files"))
     pipeline.run_pipeline(settings)
     said = capsys.readouterr().out
-    assert "[6/6] compare: done in" in said and "test queries" in said
+    assert "[6/6] compare: done in" in said and "There are no training queries, so nothing was fine-tuned." in said
     collection = read_data(settings)
     assert collection.predefined == ("test",) and not collection.split("train").queries
     assert 0 < len(collection.split("dev").queries) <= 5 and set(collection.splits.values()) == {"dev", "test"}
@@ -389,6 +389,19 @@ def test_the_plan_repeats_seeds_and_adds_models(settings):
     assert steps[-2:] == [("compare.ipynb", None), ("learning_curve.ipynb", None)]
     with pytest.raises(UserError, match="there is no recipe 'harder'"):
         pipeline.plan(dataclasses.replace(settings, recipes="harder"))
+
+
+def test_a_recipe_that_would_repeat_another_is_skipped_in_one_line(settings, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(pipeline, "same_as_earlier", lambda _, label: {"neg50": "neg10"}.get(label))
+    for name in ("run_notebook", "run_evaluation", "run_script", "summary"):
+        monkeypatch.setattr(pipeline, name, lambda *given: ran.append(str(given[-1])))
+    pipeline.run_pipeline(settings)
+    assert "neg10" in ran and "neg50" not in ran and not any("train_neg50" in step for step in ran)
+    skipped = [line for line in capsys.readouterr().out.splitlines() if "neg50" in line]
+    reason = "skipped, because the training split has no more negatives for neg50 than for neg10"
+    assert [line.partition("] ")[2] for line in skipped] == [f"finetune_neg50.sh: {reason}",
+                                                             f"eval_train_neg50.ipynb: {reason}"]
 
 
 # Outputs in the notebooks themselves ----------------------------------------------------------------------------------

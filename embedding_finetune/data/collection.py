@@ -21,7 +21,7 @@ import numpy as np
 from embedding_finetune.artifacts.earlier import translate_collection_record
 from embedding_finetune.artifacts.manifest import file_hashes, read_record, write_record
 from embedding_finetune.artifacts.provenance import stale_reason
-from embedding_finetune.data.normalize import passage_id
+from embedding_finetune.data.normalize import is_pseudo_query, passage_id, remove_query
 from embedding_finetune.files import (
     UserError,
     atomic_write,
@@ -62,8 +62,18 @@ class Collection:
     available: int = field(default=0, compare=False)  # queries of which MAX_QUERIES took a sample, or all; 0: not known
 
     def split(self, name):
-        """The queries of one split with their judgements, and the whole corpus."""
-        return self.select_queries([query for query, part in self.splits.items() if part == name])
+        """The queries of one split with their judgements, and the whole corpus.
+
+        For evaluation, so in dev and test, the pseudo-queries of both are removed from their positives.
+        """
+        found = self.select_queries([query for query, part in self.splits.items() if part == name])
+        pseudo = [query for query, part in self.splits.items() if part != "train" and is_pseudo_query(query)]
+        if name == "train" or not pseudo:
+            return found
+        texts = dict(self.corpus)
+        for query in pseudo:
+            texts |= {passage: remove_query(texts[passage], self.queries[query]) for passage in self.positives(query)}
+        return replace(found, corpus=texts)
 
     def select_queries(self, queries):
         """The queries with these ids and their judgements, and the whole corpus."""
@@ -238,7 +248,7 @@ def write_test_files(settings, collection, query_prompt):
     """Write eval_dataset.json (query, pos, id, prompt) and qrels.trec of the test split."""
     test = collection.split("test")
     write_jsonl(settings.paths.data / "eval_dataset.json", (
-        {"query": text, "pos": [test.corpus[passage] for passage in test.positives(query)], "id": query,
+        {"query": text, "pos": [collection.corpus[passage] for passage in test.positives(query)], "id": query,
          "prompt": query_prompt} for query, text in test.queries.items()))
     with atomic_write(settings.paths.data / "qrels.trec") as file:
         for query, judged in test.qrels.items():

@@ -23,7 +23,7 @@ def write_comparison(settings: Settings, collection: Collection, rows: list[dict
 
     Returns the recommendation.
     """
-    folder, found = settings.paths.results, recommendation(settings, collection, rows)
+    folder, found = settings.paths.results, recommendation(collection, rows)
     write_json(folder / "comparison.json", rows)
     parts = [comparison_table(rows).to_markdown(disable_numparse=True)]
     for title, table in (("Planned comparisons", pairs_table(rows, planned=True)),

@@ -10,11 +10,22 @@ import torch
 
 from embedding_finetune.data.row_store import Rows
 from embedding_finetune.hub import load
+from embedding_finetune.models.encoder_config import base_encoder_config
 from embedding_finetune.models.fast_layers import cpu_has
+from embedding_finetune.recipes import Recipe
 from embedding_finetune.settings import SELECTION_METRIC, Settings
 from embedding_finetune.training.arguments import MODULES, TrainingSettings, stock_flags
 
 WORKER = "embedding_finetune.training.worker"
+
+
+def missing_in_flagembedding(tuned: Settings, recipe: Recipe) -> list[str]:
+    """What a training needs that FlagEmbedding's own trainer lacks, a list."""
+    wanted = {"LoRA": tuned.lora_rank, "Dense layers": base_encoder_config(tuned).dense,
+              "late interaction": tuned.architecture != "single_vector",
+              "margin distillation": recipe.teacher and tuned.distillation_loss == "margin",
+              "early stopping (PATIENCE)": tuned.patience}
+    return [name for name, value in wanted.items() if value]
 
 
 def describe(training: TrainingSettings, rows: int) -> Iterator[str]:

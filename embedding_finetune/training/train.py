@@ -49,7 +49,7 @@ from embedding_finetune.training.lengths import resolve_lengths
 from embedding_finetune.training.log import duration
 from embedding_finetune.training.merging import merge
 from embedding_finetune.training.mining import mine
-from embedding_finetune.training.plan import WORKER, estimate_time, log_lines
+from embedding_finetune.training.plan import WORKER, estimate_time, log_lines, missing_in_flagembedding
 from embedding_finetune.training.preflight import preflight
 from embedding_finetune.training.provenance import (
     RECORD,
@@ -80,6 +80,7 @@ def check(settings: Settings, recipe: Recipe) -> tuple[Settings, Collection]:
         raise UserError(f"{display_value(finished)} holds a finished model; OVERWRITE=1 moves it aside and trains "
                         "again")
     config, collection, reranker = base_encoder_config(tuned), read_data(settings), recipe.kind == "cross_encoder"
+    tuned = fit_batch(tuned, recipe, len(collection.split("train").queries))
     name, trusted = initial_model(tuned, recipe)
     check_hub(name)
     query, passage = (0 if length == AUTO else int(length) for length in (tuned.query_max_len, tuned.passage_max_len))
@@ -104,13 +105,13 @@ def check(settings: Settings, recipe: Recipe) -> tuple[Settings, Collection]:
     return tuned, collection
 
 
-def missing_in_flagembedding(tuned: Settings, recipe: Recipe) -> list[str]:
-    """What a training needs that FlagEmbedding's own trainer lacks, a list."""
-    wanted = {"LoRA": tuned.lora_rank, "Dense layers": base_encoder_config(tuned).dense,
-              "late interaction": tuned.architecture != "single_vector",
-              "margin distillation": recipe.teacher and tuned.distillation_loss == "margin",
-              "early stopping (PATIENCE)": tuned.patience}
-    return [name for name, value in wanted.items() if value]
+def fit_batch(tuned: Settings, recipe: Recipe, queries: int) -> Settings:
+    """The settings with batches no larger than the training queries that a recipe uses; prints a change."""
+    largest = max(1, round(recipe.train_fraction * queries) // (tuned.gpus * tuned.nnodes))
+    if tuned.batch_size <= largest:
+        return tuned
+    print(f"batches of {largest} queries, not {tuned.batch_size}: there are no more training queries")
+    return tuned.with_overrides({"BATCH_SIZE": largest})
 
 
 def prepare(settings: Settings, recipe: Recipe) -> tuple[Settings, Path]:

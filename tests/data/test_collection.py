@@ -19,7 +19,7 @@ from embedding_finetune.data.collection import (
     write_data,
     write_test_files,
 )
-from embedding_finetune.data.normalize import passage_id
+from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX, passage_id
 from embedding_finetune.evaluation.metrics import MEASURES, per_query
 from embedding_finetune.files import UserError, read_jsonl, write_json, write_jsonl
 from embedding_finetune.retrieval.trec import read_qrels
@@ -309,3 +309,14 @@ def test_the_record_of_something_else_is_no_record_of_the_data(built):
     shutil.copy(built.data_dir / "training_neg_10.made.json", record)
     with pytest.raises(UserError, match="dataset.json is damaged: it is made by"):
         read_data(built)
+
+
+def test_evaluation_does_not_see_the_words_of_a_pseudo_query_in_its_passages():
+    """And of no other: training and search see the passages as they are."""
+    corpus = {"p1": "moon cools river falcon marble", "p2": "moon cools river engine", "p3": "a falcon"}
+    queries = {f"{PSEUDO_QUERY_PREFIX}span-1": "cools river", f"{PSEUDO_QUERY_PREFIX}span-2": "engine", "q3": "a falcon"}
+    collection = Collection(queries, corpus, dict(zip(queries, ({"p1": 1}, {"p2": 1}, {"p3": 1}))),
+                            dict(zip(queries, ("dev", "train", "test"))))
+    hidden = corpus | {"p1": "moon falcon marble"}
+    assert [collection.split(part).corpus for part in ("train", "dev", "test")] == [corpus, hidden, hidden]
+    assert collection.corpus == corpus

@@ -8,8 +8,9 @@ import pytest
 
 from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
 from embedding_finetune.data.collection import Collection, write_collection, write_data
-from embedding_finetune.evaluation import results
+from embedding_finetune.evaluation import results, selection
 from embedding_finetune.evaluation.evaluate import evaluate_out_of_domain, model_metadata
+from embedding_finetune.evaluation.selection import selection_queries
 from embedding_finetune.evaluation.tables import write_comparison
 from embedding_finetune.files import UserError, sha256, write_json
 from embedding_finetune.models.encoder_config import load_encoder_config
@@ -24,16 +25,23 @@ DATA = Collection(QUERIES, CORPUS, {f"q{number}": {f"p{number}": 1} for number i
 
 
 @pytest.fixture
-def measured(settings):
+def few(settings):
     """The tiny experiment with six queries and passages, two queries of them test and three dev."""
     write_data(settings, DATA, {"source": "six"})
     return settings
 
 
-def run(part, right):
+@pytest.fixture
+def measured(few, monkeypatch):
+    """The same where three dev queries are enough for a selection."""
+    monkeypatch.setattr(selection, "MIN_QUERIES", 3)
+    return few
+
+
+def run(part, right, trained=True):
     """A run of a part that has the first `right` queries right, and the others at the end of the corpus."""
     ranked = {}
-    for number, query in enumerate(DATA.split(part).queries):
+    for number, query in enumerate((selection_queries(DATA, trained) if part == "dev" else DATA.split(part)).queries):
         own = f"p{query[1:]}"
         others = [passage for passage in CORPUS if passage != own]
         order = [own, *others] if number < right else [*others, own]
@@ -62,8 +70,8 @@ def save(settings, label, dev=1, test=1, **system):
     """Save a result with so many dev and test queries right, of a retriever unless `system` says otherwise."""
     system = System(label, **system)
     more = metadata(settings, label) if system.has_model and system.is_single else {"model": "BM25"}
-    return results.save_result(settings, DATA, system, {"dev": run("dev", dev), "test": run("test", test)},
-                               inputs=results.inputs_of(settings, system), **more)
+    runs = {"dev": run("dev", dev, label.startswith("neg")), "test": run("test", test)}
+    return results.save_result(settings, DATA, system, runs, inputs=results.inputs_of(settings, system), **more)
 
 
 def save_hybrid(settings, label, dev=1, test=1):
@@ -135,6 +143,23 @@ def test_dev_chooses_the_fine_tuned_model_not_test(measured):
     assert [row["label"] for row in rows if row["finalist"]] == ["bm25", "hybrid_neg10"]
 
 
+def test_few_dev_queries_select_nothing_fine_tuned_and_get_the_training_queries_for_the_others(few):
+    for label in ("neg10", "neg50"):
+        finished(few, label)
+    for label, dev in (("bm25", 4), ("raw", 3), ("reference", 3), ("neg10", 1), ("neg50", 3)):
+        save(few, label, dev)
+    save_hybrid(few, "reference", 2)
+    save_hybrid(few, "neg10", 2)
+    rows, _ = results.compare(few, DATA)
+    found = {row["label"]: row["finalist"] for row in rows if row["finalist"]}
+    assert {label: (how["queries"], how["on"], how["is_default"]) for label, how in found.items()} == {
+        "hybrid_reference": (4, "dev and training", True), "hybrid_neg10": (3, "dev", True)}
+    assert rows[0]["dev"]["recall@1"] == 1 and set(read_run(few.output_dir / "runs" / "dev" / "bm25.trec")) == {
+        "q2", "q3", "q4", "q5"}
+    sentence = write_comparison(few, DATA, rows)["sentence"]
+    assert "hybrid_reference is the default system without training: 4 dev and training queries are too few" in sentence
+
+
 def result(system, dev, **more):
     """A result of a system, or of the retriever with this label."""
     system = system if isinstance(system, System) else System(system)
@@ -175,6 +200,8 @@ RERANKED = [result("reference", 0.1), result("neg10", 0.2, recipe="neg10"),
 def test_dev_selects_the_finalists_and_the_planned_comparisons(rows, best, finalists, planned):
     found = results.best_fine_tuned(rows)
     assert (found and found["label"]) == best
+    last = [max(group, key=lambda row: row["dev"]["mrr@10"]) for group in filter(None, results.candidates(rows))]
+    rows = [row | {"finalist": {"queries": 60} if row in last else None} for row in rows]
     assert tuple(row and row["label"] for row in results.finalists(rows)) == finalists
     assert results.planned_pairs(rows) == planned
 

@@ -287,6 +287,17 @@ def test_the_log_begins_with_recipe_file_flags_and_the_time_it_takes(built, untr
     assert "; PROFILE=demo takes minutes\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("queries, changes, expected", [
+    (5, {}, 4), (4, {}, 4), (3, {}, 3), (1, {}, 1), (9, {"gpus": 2}, 4), (7, {"gpus": 2}, 3), (7, {"nnodes": 4}, 1)])
+def test_a_batch_is_no_larger_than_the_training_queries(settings, capsys, queries, changes, expected):
+    recipe, settings = find_recipe(settings, "neg10"), dataclasses.replace(settings, batch_size=4, **changes)
+    assert finetuning.fit_batch(settings, recipe, queries).batch_size == expected
+    said = "" if expected == 4 else f"batches of {expected} queries, not 4: there are no more training queries\n"
+    assert capsys.readouterr().out == said
+    half = dataclasses.replace(recipe, train_fraction=0.5)
+    assert finetuning.fit_batch(settings, half, 2 * queries).batch_size == expected
+
+
 def reranker_recipe(built, **changes):
     return dataclasses.replace(find_recipe(built, "neg10"), label="pairs", kind="cross_encoder", **changes)
 
