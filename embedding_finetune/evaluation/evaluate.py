@@ -26,7 +26,7 @@ from embedding_finetune.files import UserError, parse_label
 from embedding_finetune.hub import model_size
 from embedding_finetune.labels import SYSTEM_LABELS
 from embedding_finetune.models.encoder import make_encoder
-from embedding_finetune.models.encoder_config import EncoderConfig, display_name, load_encoder_config
+from embedding_finetune.models.encoder_config import EncoderConfig, display_name, load_encoder_config, usage
 from embedding_finetune.recipes import all_recipes
 from embedding_finetune.retrieval.base import Retriever, Run, make_retriever
 from embedding_finetune.retrieval.dense import Dense
@@ -147,8 +147,8 @@ def model_metadata(settings: Settings, config: EncoderConfig) -> dict[str, Any]:
     metadata = {"model": display_name(config), "unpublished": config.unpublished, "note": config.training_data_note,
                 "size": model_size(config.name)}
     if recipe:
-        metadata |= {"model": config.title, "recipe": recipe.repeats or recipe.label, "description": recipe.description,
-                     "train_fraction": recipe.train_fraction}
+        metadata |= {"model": f"{config.label} ({usage(config)})", "recipe": recipe.repeats or recipe.label,
+                     "description": recipe.description, "train_fraction": recipe.train_fraction}
     return metadata
 
 
