@@ -244,7 +244,7 @@ def test_the_default_is_the_recommended_system_or_the_best_on_dev(built, monkeyp
     with pytest.raises(UserError, match="no fine-tuned model has a current result .* --system bm25, raw, reference"):
         default_label(built)
     rows = [{"label": "neg10"}, {"label": "neg50"}]
-    monkeypatch.setattr("embedding_finetune.evaluation.results.load_results", lambda settings: (rows, []))
+    monkeypatch.setattr("embedding_finetune.evaluation.results.load_results", lambda settings: (rows, {}))
     monkeypatch.setattr("embedding_finetune.evaluation.results.best_fine_tuned", lambda results: results[-1])
     assert default_label(built) == "neg50"
     rows.pop()
