@@ -82,7 +82,7 @@ HINTS = {
     "not distinguishable": "no significant difference between the two",
 }
 LITTLE_TO_GAIN = "lexical matching nearly suffices, so there is little to gain; harder queries would test more"
-# Per dataset of docs/second_ladder.ipynb: lead of an off-the-shelf model over BM25 in recall@1, and the gain from
+# Per dataset of benchmarks/claims/results.json: lead of an off-the-shelf model over BM25 in recall@1, and the gain from
 # fine-tuning it as a single-vector model. The further the model was behind, the larger the gain.
 MEASURED = {"MS MARCO": (0.09, 0.00), "docstrings": (0.02, 0.07), "COVID-QA": (-0.20, 0.14)}
 ALIKE = 0.1  # a lead that differs more than this from all of MEASURED is not compared with them
