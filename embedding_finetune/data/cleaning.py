@@ -106,7 +106,8 @@ def first_row(settings) -> Row:
         return Row(collection.queries[query], [collection.corpus[key] for key in collection.positives(query)])
     sources = []
     for row in _dataset(settings, sources):
-        print(*(source for source in sources if source.how))
+        if sources[-1].how:
+            print(sources[-1])
         return row
     raise UserError(f"DATASET={settings.dataset} has no query with a relevant passage")
 
