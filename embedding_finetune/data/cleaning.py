@@ -22,7 +22,8 @@ from embedding_finetune.data.readers.files import PACKED, TABLES, table_files
 from embedding_finetune.data.readers.tables import read_passages, read_table
 from embedding_finetune.data.splits import remove_leaks
 from embedding_finetune.files import UserError, content_hash, sha256
-from embedding_finetune.hub import revision_read
+from embedding_finetune.hints import missing_file
+from embedding_finetune.hub import check_hub, revision_read
 from embedding_finetune.settings import path_of
 
 # Pinned in requirements.txt, so that all installations read the same docstrings.
@@ -59,6 +60,9 @@ def read_pairs(settings) -> tuple[Collection, Reading]:
         collection = _without_leaks(settings, collection, counts)
         sample = _sample(collection, settings)
         counts["queries left out by MAX_QUERIES"] = len(collection.queries) - len(sample.queries)
+        if not (settings.max_queries and _reads_documents(settings)):  # documents are sampled as they are read
+            sample = dataclasses.replace(sample, available=len((collection.split("train") if collection.splits else
+                                                                collection).queries))
         collection = sample
     if not collection.queries:
         raise UserError(f"DATASET={settings.dataset} has no query with a relevant passage")
@@ -112,6 +116,25 @@ def first_row(settings) -> Row:
     raise UserError(f"DATASET={settings.dataset} has no query with a relevant passage")
 
 
+def check_source(setting: str, name: str) -> str:
+    """A phrase on the data that DATASET, CORPUS or DOCUMENT_QUERIES names, which are not read.
+
+    Raises UserError when they are not there.
+    """
+    if not is_beir(name):
+        _reader(name, setting)
+    if hub_name := _hub_name(name):
+        check_hub(hub_name.partition(":")[0], "dataset")
+        return "on the Hugging Face Hub"
+    return _find(name)[1] or ("files" if _tables(name) else "built in")
+
+
+def has_test_queries_only(settings) -> bool:
+    """Whether DATASET is in BEIR's layout and has no training split; a Hub dataset is downloaded."""
+    folder = beir_folder(settings.dataset)
+    return folder is not None and not beir.has_training_split(folder)
+
+
 def is_beir(name):
     """Whether this is a folder in BEIR layout, see readers.beir."""
     path, kind = _find(name)
@@ -146,6 +169,8 @@ def _reader(name, setting="DATASET"):
         return read_table
     if kind == "folder" and "documents" in READERS:
         return READERS["documents"]
+    if missing := missing_file(name):
+        raise UserError(f"{setting}={missing}")
     forms = ", ".join(form if form.startswith(".") else f"`{form}`" for form in (*TABLES, *READERS))
     raise UserError(f"{setting}={name} cannot be read: it must be one of {forms} (a dot marks the extension of an "
                     f"existing file; tables may be compressed ({', '.join(PACKED)}) or several (data/*.parquet)); a "
@@ -239,9 +264,8 @@ def _read_beir(settings, folder, more, sources):
     whole, counts = beir.read_beir(folder, settings.max_bad_rows, found)
     print(*found, sep="\n")
     sources += found
-    if "train" not in whole.predefined:
-        raise UserError(f"{folder} has no qrels/train.tsv, so there is nothing to train on; "
-                        f"OUT_OF_DOMAIN_SETS={settings.dataset} evaluates on it")
+    if not {"train", "test"} & {*whole.predefined}:
+        raise UserError(f"{folder} has neither qrels/train.tsv nor qrels/test.tsv with a positive")
     invalid = [identity for identity in (*whole.queries, *whole.corpus) if len(identity.split()) != 1]
     if invalid:
         raise UserError(f"{folder}: the id {invalid[0]!r} must be one word, as TREC files require")
@@ -261,6 +285,7 @@ def _read_beir(settings, folder, more, sources):
               whole.queries.items()} if extra else whole.copies
     whole = dataclasses.replace(whole, corpus=whole.corpus | extra, source=more.source | whole.source,
                                 copies={query: own for query, own in copies.items() if own})
+    whole = dataclasses.replace(whole, available=len(train.queries))
     return whole.select_queries([*sample.queries, *held_out]), counts
 
 

@@ -46,7 +46,6 @@ from embedding_finetune.training.loss import ContrastiveModel
 from embedding_finetune.training.reranker import (
     PairCollator,
     RerankerDevEvaluator,
-    calibrate,
     export_reranker,
     load_reranker_model,
     training_warnings,
@@ -70,7 +69,8 @@ def load_model(training: TrainingSettings, device: torch.device) -> tuple[Any, C
         encoder = peft.get_peft_model(encoder, peft.LoraConfig(**lora, target_modules="all-linear"))
     if device.type == "cpu":
         use_fast_dropout(encoder)
-        use_pointwise_linear(encoder)
+        if training.precision == "fp32":
+            use_pointwise_linear(encoder)
     projection = DenseLayers()
     if training.architecture != "single_vector":
         projection = load_projection(config.name) or new_projection(encoder.config.hidden_size, training.token_dim)
@@ -87,15 +87,15 @@ def make_trainer(training: TrainingSettings, rows, args: transformers.TrainingAr
                  begins: bool) -> Trainer:
     """The Trainer of a training over `rows`, with the initial model; `begins` is whether it has no checkpoint yet."""
     transformers.set_seed(training.seed)
-    config, evaluator = training.encoder, None
+    config, shortened, evaluator = training.encoder, training.encoder_in_training, None
     call_cost = BATCH_OVERHEAD_TOKENS[args.device.type]
     if training.kind == "cross_encoder":
         tokenizer, model = load_reranker_model(config, training.new_head, args.device)
-        collator = PairCollator(tokenizer, config, call_cost)
+        collator = PairCollator(tokenizer, shortened, call_cost)
         evaluator = dev and RerankerDevEvaluator(dev, training, collator, args.device)
     else:
         tokenizer, model = load_model(training, args.device)
-        collator = Collator(tokenizer, config, call_cost, training.grad_cache_chunk or None,
+        collator = Collator(tokenizer, shortened, call_cost, training.grad_cache_chunk or None,
                             expansion=training.query_expansion)
         evaluator = dev and DevEvaluator(dev, training, tokenizer, config, args.device, training.query_expansion)
     if training.lora_rank:
@@ -108,7 +108,7 @@ def make_trainer(training: TrainingSettings, rows, args: transformers.TrainingAr
         callbacks = [transformers.EarlyStoppingCallback(training.patience)] if training.patience else []
     return Trainer(
         model=model, args=args, training=training, dev=evaluator, processing_class=tokenizer, data_collator=collator,
-        train_dataset=TrainingSet(rows, config, training.train_group_size, training.seed), callbacks=callbacks,
+        train_dataset=TrainingSet(rows, shortened, training.train_group_size, training.seed), callbacks=callbacks,
         sampler=EpochSampler(len(rows), training.batch_size, training.seed, drop_last=True))
 
 
@@ -163,7 +163,9 @@ def _finish_model(trainer, output, best, curve):
     """Export the embedding model of step `best`, which is loaded; returns `best`. `curve` are the dev metrics."""
     training, encoder, value = trainer.training, trainer.model.encoder, trainer.state.best_metric
     card = {"training rows": len(trainer.train_dataset), "steps": f"{best} of {trainer.state.max_steps}",
-            **(read_json(output / "training.json") or {}).get("settings", {})}
+            **(read_json(output / "training.json") or {}).get("settings", {}),
+            "QUERY_MAX_LEN": training.encoder_in_training.query_max_len,
+            "PASSAGE_MAX_LEN": training.encoder_in_training.passage_max_len}
     export(encoder.merge_and_unload() if training.lora_rank else encoder, trainer.processing_class, output,
            training.encoder, dense=trainer.model.dense, card=card, curve=curve, expansion=training.query_expansion,
            projection=None if training.architecture == "single_vector" else trainer.model.projection)
@@ -175,7 +177,7 @@ def _finish_model(trainer, output, best, curve):
 
 def _finish_reranker(trainer, output, best, curve):
     """Export the reranker of step `best`, or the initial one (step 0) if training did not improve dev metrics."""
-    training, dev, model, calibration = trainer.training, trainer.dev, trainer.model, None
+    training, dev, model = trainer.training, trainer.dev, trainer.model
     config, before = training.encoder, None if training.new_head else _initial(curve)
     if dev is not None:
         scores = dev.scores(model) if dev.latest is None or best != trainer.state.global_step else dev.latest
@@ -183,14 +185,10 @@ def _finish_reranker(trainer, output, best, curve):
         for warning in training_warnings(before, after, dev.of_bm25):
             log_line(f"warning: {warning}")
         if before and after[SELECTION_METRIC] <= before[SELECTION_METRIC]:
-            _, model = load_reranker_model(config, False, trainer.args.device)
-            best, scores = 0, dev.scores(model.to(trainer.args.device))
+            best, (_, model) = 0, load_reranker_model(config, False, trainer.args.device)
             log_line(f"the initial reranker is kept: {config.name}")
-        calibration = calibrate(scores, dev.right)
-        log_line("probability that a passage is relevant: sigmoid({scale:.3f} x score {bias:+.3f}); log loss on dev "
-                 "{log_loss:.4f}, of sigmoid(score) {log_loss_before:.4f}".format(**calibration))
     export_reranker(model.encoder, trainer.processing_class, output, config.query_max_len + config.passage_max_len,
-                    calibration, config.trusted)
+                    config.trusted)
     return best
 
 
