@@ -58,12 +58,11 @@ def read_pairs(settings) -> tuple[Collection, Reading]:
         collection, counts = clean(_dataset(settings, sources), more)
         _account(counts, sources[-1])
         collection = _without_leaks(settings, collection, counts)
-        sample = _sample(collection, settings)
-        counts["queries left out by MAX_QUERIES"] = len(collection.queries) - len(sample.queries)
+        whole, collection = collection, _sample(collection, settings)
+        counts["queries left out by MAX_QUERIES"] = len(whole.queries) - len(collection.queries)
         if not (settings.max_queries and _reads_documents(settings)):  # documents are sampled as they are read
-            sample = dataclasses.replace(sample, available=len((collection.split("train") if collection.splits else
-                                                                collection).queries))
-        collection = sample
+            available = whole.split("train") if whole.splits else whole
+            collection = dataclasses.replace(collection, available=len(available.queries))
     if not collection.queries:
         raise UserError(f"DATASET={settings.dataset} has no query with a relevant passage")
     counts |= {"queries kept": len(collection.queries), "passages kept": len(collection.corpus),
@@ -110,7 +109,8 @@ def first_row(settings) -> Row:
         return Row(collection.queries[query], [collection.corpus[key] for key in collection.positives(query)])
     sources = []
     for row in _dataset(settings, sources):
-        print(*(source for source in sources if source.how))
+        if sources[-1].how:
+            print(sources[-1])
         return row
     raise UserError(f"DATASET={settings.dataset} has no query with a relevant passage")
 
@@ -259,10 +259,9 @@ def _passages(settings, sources):
 
 def _read_beir(settings, folder, more, sources):
     """The Collection of a folder in BEIR layout with its splits, and a Counter of what was read and left out."""
-    found = []
-    whole, counts = beir.read_beir(folder, settings.max_bad_rows, found)
-    print(*found, sep="\n")
-    sources += found
+    known = len(sources)  # those of CORPUS
+    whole, counts = beir.read_beir(folder, settings.max_bad_rows, sources)
+    print(*sources[known:], sep="\n")
     if not {"train", "test"} & {*whole.predefined}:
         raise UserError(f"{folder} has neither qrels/train.tsv nor qrels/test.tsv with a positive")
     invalid = [identity for identity in (*whole.queries, *whole.corpus) if len(identity.split()) != 1]
@@ -283,8 +282,8 @@ def _read_beir(settings, folder, more, sources):
     copies = {query: whole.copies.get(query, []) + same.get(passage_id(text), []) for query, text in
               whole.queries.items()} if extra else whole.copies
     whole = dataclasses.replace(whole, corpus=whole.corpus | extra, source=more.source | whole.source,
-                                copies={query: own for query, own in copies.items() if own})
-    whole = dataclasses.replace(whole, available=len(train.queries))
+                                copies={query: own for query, own in copies.items() if own},
+                                available=len(train.queries))
     return whole.select_queries([*sample.queries, *held_out]), counts
 
 
