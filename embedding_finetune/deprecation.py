@@ -1,7 +1,4 @@
-"""Old names of settings, recipe keys and commands: they work until 2.0 and print one line with the new name.
-
-Records of earlier versions (dataset.json, training.json, ..) are translated without a notice.
-"""
+"""Old names of settings, recipe keys and commands: they work until 2.0 and print one line with the new name."""
 
 import argparse
 import functools
@@ -28,11 +25,11 @@ RECIPE_VALUES = {("kind", "model"): "bi_encoder", ("kind", "reranker"): "cross_e
 FILTERS = {"share": "relative_margin", "margin": "absolute_margin", "ranks": "rank_range"}
 
 
-def rename_settings(given: Mapping[str, Any], source: str = "") -> dict[str, Any]:
+def rename_settings(given: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Settings (NAME -> value) under their current names and values.
 
-    `source` is where they were given, for the notice; it is empty for records, which give none. Removed settings are
-    left out. Raises UserError when both names of a setting are given.
+    `source` is where they were given, for the notice. Removed settings are left out. Raises UserError when both names
+    of a setting are given.
     """
     renamed = {}
     for name, value in _renamed_keys(given, SETTINGS, source):
@@ -44,7 +41,7 @@ def rename_settings(given: Mapping[str, Any], source: str = "") -> dict[str, Any
     return renamed
 
 
-def rename_recipe(entry: Mapping[str, Any], source: str = "") -> dict[str, Any]:
+def rename_recipe(entry: Mapping[str, Any], source: str) -> dict[str, Any]:
     """A recipe's keys and values under their current names; `source` and errors as in rename_settings."""
     renamed = {}
     for name, value in _renamed_keys(entry, RECIPE_KEYS, source):
@@ -67,7 +64,7 @@ def _renamed_keys(given: Mapping[str, Any], names: dict[str, str], source: str) 
     for name, value in given.items():
         new = names.get(name, name)
         if new != name and new in given:
-            raise UserError(f"{source or 'a record'} gives {new} and {name}, its old name: remove {name}")
+            raise UserError(f"{source} gives {new} and {name}, its old name: remove {name}")
         _notice(source, name, new)
         yield new, value
 
@@ -93,5 +90,4 @@ def _notice(source, old, new):
 
 @functools.cache  # one line per name, however often the settings are loaded
 def _print_once(source, text):
-    if source:
-        print(f"note: {source}: {text}", file=sys.stderr)
+    print(f"note: {source}: {text}", file=sys.stderr)
