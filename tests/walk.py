@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from itertools import chain
 from pathlib import Path
@@ -70,6 +71,19 @@ def expected(command: str) -> str:
 def foreground(command: str) -> str:
     """The command without anything that goes on after it: `nohup .. &` is waited for, `tail -f` only shows the end."""
     return f"{command} wait $!" if command.endswith("&") else command.replace("tail -f", "tail")
+
+
+def fetched(url: str) -> str:
+    """What a server answers at this address; it may need a moment after it has given it."""
+    for _ in range(PATIENCE):
+        try:
+            with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+                return f"{url}: {answer.status} {answer.read(200).decode()}"
+        except urllib.error.URLError as error:
+            if isinstance(error, urllib.error.HTTPError):
+                raise
+            time.sleep(1)
+    sys.exit(f"error: nothing answers at {url}")
 
 
 class Walk:
@@ -118,9 +132,7 @@ class Walk:
             address = next(filter(None, map(ADDRESS.search, process.stdout or ())), None)
             if address is None:
                 sys.exit(f"error: `{command}` gave no address")
-            root, token = address["root"], address["token"] or ""
-            with urllib.request.urlopen(f"{root}{path}{token}", timeout=PATIENCE) as answer:
-                print(f"{root}{path}: {answer.status} {answer.read(200).decode()}", flush=True)
+            print(fetched(f"{address['root']}{path}{address['token'] or ''}"), flush=True)
         finally:
             reader.cancel()
             os.killpg(process.pid, signal.SIGTERM)
