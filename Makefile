@@ -4,8 +4,8 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help install demo run curve notebooks test test-long lint format baseline baseline-check faults soak clean bench claims \
-	bench-train bench-encode
+.PHONY: help install demo run curve notebooks test test-long walk lint format baseline baseline-check faults soak clean \
+	bench claims bench-train bench-encode
 
 # uv installs in a third of the time of pip, with the indexes and certificates that pip is set to use.
 LAYERS = $(wildcard requirements/*.txt)
@@ -51,6 +51,9 @@ test: .venv/complete  ## the tests, but for the long ones
 
 test-long: .venv/complete  ## the long ones: a Ray cluster, two nodes, a short soak, what libraries send; three minutes
 	python -m pytest tests -m long
+
+walk: .venv/complete  ## every command of the README in a fresh clone: half an hour
+	python tests/walk.py
 
 lint: .venv/complete  ## ruff and pyright; make format sorts imports and repairs what ruff can
 	ruff check .

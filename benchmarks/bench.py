@@ -1,13 +1,13 @@
 """All benchmarks, one after another, into one file of figures and one page.
 
-    python benchmarks/bench.py [negatives rows train encode search mining index million second serve demo gpu bytes
-                                selection]
+    python benchmarks/bench.py [negatives rows train encode search mining index million second serve demo questions gpu
+                                bytes selection]
 
 Each section is a script of its own, whose last line is a JSON object: benchmarks/results.json has them by section, with
 machine and date, and benchmarks/results.md what a reader wants to know of them. What is not asked for, or fails, stays
-as it was. `demo` runs the whole demo into an empty folder, `serve` asks the best model of PROFILE; `gpu` and `bytes`
-are run where they are named, that after the trainings that docs/vector_bytes.py wants, and `selection` takes its data
-sets from SETS. PAIRS=file.jsonl gives the pairs; let nothing else run.
+as it was. `demo` runs the whole demo into an empty folder, `serve` asks the best model of PROFILE. Four are run where
+they are named: `questions` (after `make demo`), `gpu`, `bytes` (after the trainings that docs/vector_bytes.py wants)
+and `selection` (with the datasets in SETS). PAIRS=file.jsonl gives the pairs; let nothing else run.
 """
 
 import argparse
@@ -31,9 +31,9 @@ SECTIONS = {  # name -> (script, where it belongs in the results)
     "search": ("bench_search.py", "search"), "mining": ("bench_mining.py", "mining"),
     "index": ("bench_index.py", "search"), "million": ("bench_million.py", "million"),
     "second": ("bench_second.py", "second"), "serve": ("bench_serve.py", "serve"), "demo": ("", "demo"),
-    "gpu": ("bench_gpu.py", "gpu"), "bytes": ("../docs/vector_bytes.py", "bytes"),
-    "selection": ("bench_selection.py", "selection")}
-WHERE_NAMED = "gpu", "bytes", "selection"  # for these something must be there
+    "questions": ("bench_questions.py", "questions"), "gpu": ("bench_gpu.py", "gpu"),
+    "bytes": ("../docs/vector_bytes.py", "bytes"), "selection": ("bench_selection.py", "selection")}
+WHERE_NAMED = "questions", "gpu", "bytes", "selection"  # for these something must be there
 SAID = {  # section -> figure -> what it is
     "negatives": {"ratio_tutorial_loop": "10 random negatives: times as fast as the tutorial's loop",
                   "ratio_tutorial_loop_50": "50 random negatives: the same"},
@@ -65,6 +65,9 @@ SAID = {  # section -> figure -> what it is
                "cross_encoder_share_of_limit": "the same: share of what the matrix products allow"},
     "serve": {"p50_ms": "server, 32 clients: median ms", "p99_ms": "server, 32 clients: ms of the slowest 1 %"},
     "demo": {"seconds": "make demo: seconds, with its trainings"},
+    "questions": {"questions": "everyday questions about the demo's functions",
+                  "recommended_hit@5": "answered in the first five hits of the recommended system",
+                  "bm25_hit@5": "answered in the first five hits of BM25"},
     "gpu": {"ours_bf16_steps_per_second": "GPU, bert-base, the tutorial's settings in bf16: training steps a second",
             "flagembedding_bf16_steps_per_second": "GPU, the same by FlagEmbedding",
             "ours_bf16_gb": "GPU, the same: GB at the peak",

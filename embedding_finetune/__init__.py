@@ -103,7 +103,7 @@ The modules in data-flow order; each imports only from modules above it:
     evaluation/learning_curve      results by number of training queries
     evaluation/report_page   the HTML report
 
-    serving/abstention       score threshold for answering
+    serving/calibration      what the score of a first hit says
     serving/available        what can be searched
     serving/index            saved indexes
     serving/search           search at the command line

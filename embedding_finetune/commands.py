@@ -11,6 +11,7 @@ from embedding_finetune.artifacts.staging import lock
 from embedding_finetune.data.cleaning import first_row
 from embedding_finetune.experiment_files import files_of, size
 from embedding_finetune.files import CommandLine, UserError, atomic_write, may_overwrite
+from embedding_finetune.hints import missing_file
 from embedding_finetune.models.encoder_config import pretrained
 from embedding_finetune.profiles import ROOT
 from embedding_finetune.recipes import all_recipes
@@ -43,8 +44,8 @@ def init() -> None:
     if env_file.exists() and not may_overwrite():
         raise UserError(".env exists: OVERWRITE=1 replaces it")
     files = path.exists() or glob.has_magic(str(path))
-    if path.suffix and not files and not re.fullmatch(r"[\w.-]+/[\w.@:-]+", options.dataset):
-        raise UserError(f"{options.dataset} does not exist: name a file, a folder, or a dataset of the Hub")
+    if not files and (missing := missing_file(options.dataset)):
+        raise UserError(missing)
     dataset = str(display_value(Path(os.path.abspath(path)))) if files else options.dataset
     name = re.split(r"[.*?\[]", path.name)[0] or path.absolute().parent.name if files else path.name
     given = {"DATASET": dataset, "DATA_DIR": f"ft_data/{name}", "OUTPUT_DIR": f"output/{name}",

@@ -12,10 +12,12 @@ from embedding_finetune.files import UserError
 REMOVED_IN = "2.0"
 SETTINGS = {
     "EVAL_SETS": "OUT_OF_DOMAIN_SETS", "INTERACTION": "ARCHITECTURE", "MAX_PAIRS": "MAX_QUERIES",
-    "NEAR_DUPLICATES_TOGETHER": "GROUP_NEAR_DUPLICATES", "NO_ANSWER_PRECISION": "ABSTENTION_PRECISION",
-    "PASSAGE_INSTRUCTION": "PASSAGE_PROMPT", "QUERIES": "DOCUMENT_QUERIES", "QUERY_INSTRUCTION": "QUERY_PROMPT",
-    "REFERENCE_INSTRUCTION": "REFERENCE_PROMPT", "RERANKER": "RERANKER_MODEL", "SECOND_STAGES": "RERANKERS",
-    "TEACHER_LOSS": "DISTILLATION_LOSS", "TOKEN_MERGE": "TOKEN_POOL_FACTOR", "TOKEN_STORE": "TOKEN_DTYPE"}
+    "NEAR_DUPLICATES_TOGETHER": "GROUP_NEAR_DUPLICATES", "PASSAGE_INSTRUCTION": "PASSAGE_PROMPT",
+    "QUERIES": "DOCUMENT_QUERIES", "QUERY_INSTRUCTION": "QUERY_PROMPT", "REFERENCE_INSTRUCTION": "REFERENCE_PROMPT",
+    "RERANKER": "RERANKER_MODEL", "SECOND_STAGES": "RERANKERS", "TEACHER_LOSS": "DISTILLATION_LOSS",
+    "TOKEN_MERGE": "TOKEN_POOL_FACTOR", "TOKEN_STORE": "TOKEN_DTYPE"}
+REMOVED_SETTINGS = dict.fromkeys(("ABSTENTION_PRECISION", "NO_ANSWER_PRECISION"),
+                                 "`search` says how often such scores are correct, and has --min-score")
 SETTING_VALUES = {("ARCHITECTURE", "dense"): "single_vector", ("ARCHITECTURE", "late"): "multi_vector"}
 RECIPE_KEYS = {"about": "description", "depth": "mining_top_k", "like": "extends", "merge_share": "merge_weight",
                "number": "num_negatives", "share": "train_fraction"}
@@ -26,10 +28,14 @@ FILTERS = {"share": "relative_margin", "margin": "absolute_margin", "ranks": "ra
 def rename_settings(given: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Settings (NAME -> value) under their current names and values.
 
-    `source` is where they were given, for the notice. Raises UserError when both names of a setting are given.
+    `source` is where they were given, for the notice. Removed settings are left out. Raises UserError when both names
+    of a setting are given.
     """
     renamed = {}
     for name, value in _renamed_keys(given, SETTINGS, source):
+        if name in REMOVED_SETTINGS:
+            _print_once(source, f"{name} was removed: {REMOVED_SETTINGS[name]}")
+            continue
         renamed[name] = SETTING_VALUES.get((name, str(value)), value)
         _notice(source, f"{name}={value}", f"{name}={renamed[name]}")
     return renamed
@@ -77,7 +83,11 @@ def run_renamed(old: str, command: str) -> None:
     importlib.import_module("embedding_finetune.cli").run([command, *sys.argv[1:]])
 
 
-@functools.cache  # one line per name, however often the settings are loaded
 def _notice(source, old, new):
     if old != new:
-        print(f"note: {source}: {old} is now {new}; the old name works until {REMOVED_IN}", file=sys.stderr)
+        _print_once(source, f"{old} is now {new}; the old name works until {REMOVED_IN}")
+
+
+@functools.cache  # one line per name, however often the settings are loaded
+def _print_once(source, text):
+    print(f"note: {source}: {text}", file=sys.stderr)

@@ -91,6 +91,8 @@ def summary(settings: Settings) -> str:
     found = read_json(settings.paths.results / "recommendation.json") or {}
     given = {"PROFILE": settings.profile} if "PROFILE" in os.environ else {}
     given |= {name: settings.as_dict()[name] for name, source in settings.sources if source == "environment"}
+    if "ENV_FILE" in os.environ and (ROOT / ".env").exists():  # which would take precedence
+        given["ENV_FILE"] = os.environ["ENV_FILE"]
     command = "".join(f"{name}={shlex.quote(str(value))} " for name, value in given.items())
     command += "python -m embedding_finetune"
     return "\n".join([

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Collection
 from pathlib import Path
 
-from embedding_finetune.deprecation import SETTINGS, rename_settings
+from embedding_finetune.deprecation import REMOVED_SETTINGS, SETTINGS, rename_settings
 from embedding_finetune.files import UserError, one_letter_off, read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,10 +20,11 @@ def from_environment(known: Collection[str]) -> dict[str, str]:
 
     Raises UserError for a variable whose name is one letter away from that of a setting.
     """
+    former = SETTINGS.keys() | REMOVED_SETTINGS
     for name in os.environ:
-        if name not in SETTINGS and (meant := one_letter_off(name, [*known, *OTHERS])):
+        if name not in former and (meant := one_letter_off(name, [*known, *OTHERS])):
             raise UserError(f"{name} is not a setting: did you mean {meant}? Unset {name} if another program needs it")
-    given = {name: value for name, value in os.environ.items() if name in known or name in SETTINGS}
+    given = {name: value for name, value in os.environ.items() if name in known or name in former}
     return rename_settings(given, "environment")
 
 

@@ -136,8 +136,6 @@ class Settings:
     out_of_domain_sets: str = setting("out-of-domain test sets: folders in BEIR's layout (quote spaces), or general",
                                       EVALUATION, "")
     index: str = setting("vector index of the search: flat, a faiss factory string, or milvus:URI", NOTHING, "flat")
-    abstention_precision: float = setting("precision of the first hit on dev that sets the score threshold of answers",
-                                          NOTHING, 0.8, within(0, 1))
 
     trainer: str = setting("embedding_finetune, or flagembedding: FlagEmbedding's own, which cannot resume", TRAINING,
                            "embedding_finetune", one_of("embedding_finetune", "flagembedding"))

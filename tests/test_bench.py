@@ -19,6 +19,7 @@ with mock.patch.object(sys, "path", [str(ROOT / "benchmarks"), *sys.path]):
     import bench
     import bench_index
     import bench_million
+    import bench_questions
     import bench_rows
 
 
@@ -43,8 +44,7 @@ def test_without_names_all_are_measured_but_what_needs_something_first(tmp_path,
         monkeypatch.setattr(bench, name, value)
     monkeypatch.setattr(sys, "argv", ["bench.py"])
     bench.main()
-    assert set(bench.SECTIONS) - set(measured) == {"gpu", "bytes", "selection"}
-    assert len(measured) == len(set(measured)) == 11
+    assert set(bench.SECTIONS) - set(measured) == {*bench.WHERE_NAMED} and len(measured) == len(set(measured)) == 11
     monkeypatch.setattr(sys, "argv", ["bench.py", "tea"])
     with pytest.raises(SystemExit):
         bench.main()
@@ -121,6 +121,25 @@ def test_steps_that_were_killed_end_as_those_that_were_not(tiny_settings, built_
     (there / "data" / "queries.jsonl").write_text("")
     (there / "output" / "search bm25.answer").unlink()
     assert bench_million.differences(here, there) == ["data/queries.jsonl", "output/search bm25.answer"]
+
+
+def test_questions_count_as_answered_at_the_rank_of_a_right_function():
+    class Index:
+        def answer(self, queries, k):
+            sources = {"a": ["other (x 1)", "f (x 1)"], "b": ["g (x 1)"], "c": [None, *["other (x 1)"] * 5, "h (x 1)"]}
+            return [[{"rank": rank, **({"source": source} if source else {})} for rank, source in
+                     enumerate(sources.get(query, []), start=1)][:k] for query in queries]
+
+    questions = [{"query": "a", "names": ["f"]}, {"query": "b", "names": ["f", "g"]}, {"query": "c", "names": ["h"]},
+                 {"query": "d", "names": ["f"]}]
+    assert bench_questions.answered(Index(), questions) == {"hit@1": 1, "hit@5": 2, "hit@10": 3}
+
+
+def test_there_are_thirty_questions_which_the_package_does_not_read():
+    questions = [json.loads(line) for line in bench_questions.QUESTIONS.read_text(encoding="utf-8").splitlines()]
+    assert len({row["query"] for row in questions}) == len(questions) == 30 and all(row["names"] for row in questions)
+    read = [path for path in (ROOT / "embedding_finetune").rglob("*.py") if "questions.jsonl" in path.read_text()]
+    assert not read, "a system that was selected on these questions is not measured by them"
 
 
 def test_the_committed_figures_are_those_of_the_page():

@@ -84,7 +84,8 @@ def test_a_wrong_command_line_is_one_line(command, words, message):
 
 
 @pytest.mark.parametrize("name", sorted({*cli.COMMANDS} - {"init", "settings", "clean", "run"}))
-def test_missing_data_are_one_line_that_names_another_profile_with_results(command, built, monkeypatch, name, tmp_path):
+def test_missing_data_are_one_line_with_a_hint(command, built, monkeypatch, name, tmp_path):
+    """It names another profile with results, or the dataset if that does not exist."""
     shutil.rmtree(built.data_dir)
     status, _, said = command(*SMALLEST[name])
     assert status == 1 and len(said) == 1 and "PROFILE" not in said[0], said
@@ -100,6 +101,23 @@ def test_missing_data_are_one_line_that_names_another_profile_with_results(comma
     status, _, said = command(*SMALLEST[name])
     assert status == 1 and len(said) == 1, said
     assert said[0].endswith("; profile other has results: set PROFILE=other to use them"), said
+    (tmp_path / "faq.csv").touch()
+    monkeypatch.setenv("DATASET", str(tmp_path / "fag.csv"))
+    status, _, said = command(*SMALLEST[name])
+    assert said[0].endswith(f"; DATASET={tmp_path}/fag.csv does not exist: did you mean {tmp_path}/faq.csv?"), said
+
+
+@pytest.mark.parametrize("name, said", [
+    ("faq.csv", ""), ("msmarco", ""), ("docs", ""), ("no_such_folder", ""), ("NAMESPACE/name.v2", ""), ("*.csv", ""),
+    ("fag.csv", "fag.csv does not exist: did you mean faq.csv?"),
+    ("faq.csv:other.csv", "other.csv does not exist: name a file"),
+    ("docs/fag.csv", "docs/fag.csv does not exist: name a file"), ("a/b/fag.csv", "a/b/fag.csv does not exist: name"),
+    ("~nobody/x.csv", "")])
+def test_a_file_that_does_not_exist_is_told_from_other_datasets(monkeypatch, tmp_path, name, said):
+    monkeypatch.setattr("embedding_finetune.settings.ROOT", tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "faq.csv").touch()
+    assert hints.missing_file(name).startswith(said) and bool(hints.missing_file(name)) == bool(said)
 
 
 @pytest.mark.parametrize("words, module, changed", [

@@ -16,6 +16,7 @@ from embedding_finetune.deprecation import (
     FILTERS,
     RECIPE_KEYS,
     RECIPE_VALUES,
+    REMOVED_SETTINGS,
     SETTING_VALUES,
     SETTINGS,
 )
@@ -26,9 +27,9 @@ from embedding_finetune.settings import ROOT, Settings
 
 PACKAGE = ROOT / "embedding_finetune"
 EXAMPLES = {"OUT_OF_DOMAIN_SETS": "some/set", "ARCHITECTURE": "both", "MAX_QUERIES": "7", "GROUP_NEAR_DUPLICATES": "no",
-            "ABSTENTION_PRECISION": "0.5", "PASSAGE_PROMPT": "text: ", "DOCUMENT_QUERIES": "q.jsonl",
-            "QUERY_PROMPT": "find: ", "REFERENCE_PROMPT": "ask: ", "RERANKER_MODEL": "some/model",
-            "RERANKERS": "late_raw", "DISTILLATION_LOSS": "margin", "TOKEN_POOL_FACTOR": "2", "TOKEN_DTYPE": "int8"}
+            "PASSAGE_PROMPT": "text: ", "DOCUMENT_QUERIES": "q.jsonl", "QUERY_PROMPT": "find: ",
+            "REFERENCE_PROMPT": "ask: ", "RERANKER_MODEL": "some/model", "RERANKERS": "late_raw",
+            "DISTILLATION_LOSS": "margin", "TOKEN_POOL_FACTOR": "2", "TOKEN_DTYPE": "int8"}
 COMMANDS = {"finetune": "train", "run": "run", "encode": "encode", "search": "search", "serve": "serve",
             "smaller": "export", "publish": "publish", "settings": "settings"}
 RECIPE = {"description": "mine", "mining_top_k": 7, "extends": "first", "merge_weight": 0.5, "num_negatives": 3,
@@ -37,7 +38,7 @@ RECIPE = {"description": "mine", "mining_top_k": 7, "extends": "first", "merge_w
 
 @pytest.fixture(autouse=True)
 def no_notice_yet():
-    deprecation._notice.cache_clear()
+    deprecation._print_once.cache_clear()
 
 
 def notice(source, old, new):
@@ -65,6 +66,14 @@ def test_an_old_setting_works_and_prints_one_line(monkeypatch, tmp_path, capsys,
     monkeypatch.setattr(profiles, "ROOT", tmp_path)
     assert dataclasses.replace(Settings.load("own"), profile="demo", of_others=expected.of_others) == expected
     assert notices(capsys) == [notice("profiles/own.env", old, new)]
+
+
+@pytest.mark.parametrize("name", REMOVED_SETTINGS)
+def test_a_removed_setting_is_ignored_with_one_line(monkeypatch, capsys, name):
+    expected = Settings.load("demo")
+    monkeypatch.setenv(name, "0.5")
+    assert Settings.load("demo") == Settings.load("demo") == expected
+    assert notices(capsys) == [f"note: environment: {name} was removed: {REMOVED_SETTINGS[name]}"]
 
 
 @pytest.mark.parametrize("name, old, new", [(name, old, new) for (name, old), new in SETTING_VALUES.items()])

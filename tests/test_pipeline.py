@@ -107,7 +107,7 @@ def test_not_one_request_leaves_the_machine(finished):
     assert "Network is unreachable" in asked.stderr and asked.stdout == f"{SAID}1\n"
 
 
-def test_a_run_ends_with_the_recommendation_and_the_commands_that_follow(finished, settings, monkeypatch):
+def test_a_run_ends_with_the_recommendation_and_the_commands_that_follow(finished, settings, tmp_path, monkeypatch):
     done, printed = finished
     found = json.loads((done.output_dir / "results" / "recommendation.json").read_text())
     assert found["system"] in MEASURED and found["sentence"] in printed
@@ -117,6 +117,9 @@ def test_a_run_ends_with_the_recommendation_and_the_commands_that_follow(finishe
     given = dataclasses.replace(settings, profile="demo", dataset="my pairs.csv",
                                 sources=(("DATASET", "environment"), ("SEED", ".env")))
     assert "PROFILE=demo DATASET='my pairs.csv' python -m embedding_finetune serve" in pipeline.summary(given)
+    monkeypatch.setattr(pipeline, "ROOT", tmp_path)
+    (tmp_path / ".env").write_text("PROFILE=laptop\n")  # whose settings were not read
+    assert "DATASET='my pairs.csv' ENV_FILE=none python" in pipeline.summary(given).replace("PROFILE=demo ", "")
 
 
 def test_the_comparison_has_everything_measured(finished):
@@ -315,7 +318,7 @@ def test_a_notebook_stops_with_one_line(finished, monkeypatch, tmp_path):
     monkeypatch.setenv("DATASET", "nowhere.jsonl")
     with pytest.raises(UserError) as stopped:
         pipeline.run_notebook(ROOT / "build_train_dataset.ipynb", tmp_path)
-    text, message = str(stopped.value), "DATASET=nowhere.jsonl cannot be read"
+    text, message = str(stopped.value), "DATASET=nowhere.jsonl does not exist"
     assert text.startswith("build_train_dataset.ipynb stopped: ") and message in text and "\n" not in text
     [copy] = tmp_path.glob("*.ipynb")
     assert copy.name == "build_train_dataset.failed.ipynb"

@@ -1,9 +1,11 @@
 """The two READMEs say the same, and what they say can be typed."""
 
 import json
+import os
 import re
 
 import pytest
+import walk
 
 from embedding_finetune import cli
 from embedding_finetune.settings import ROOT, Settings
@@ -13,9 +15,8 @@ COMMANDS = ("make", "jupyter", "nohup", "tail", "source", "export", "python")
 
 
 def code_blocks(page):
-    """The commands of each code block, comments and alignment stripped."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    return [[re.sub(r"\s+#.*", "", line).strip() for line in block.splitlines() if line.strip()] for block in blocks]
+    """The commands of each code block."""
+    return [[command for command, _ in block] for block in walk.code_blocks(page)]
 
 
 def tables(page):
@@ -46,13 +47,14 @@ def test_both_have_the_same_links_and_headings():
     assert levels[0] == levels[1]
 
 
-@pytest.mark.parametrize("line", [line for block in code_blocks(ENGLISH) for line in block if not line.startswith("#")])
+@pytest.mark.parametrize("line", [line for block in code_blocks(ENGLISH) for line in block])
 def test_commands_exist(line):
     """Each command is one we know; what it names is a target of the Makefile, a file, or a setting."""
+    assert walk.expected(line) is not None
     for command in re.split(r" && | & ?$", line):
         words = command.split()
         settings = [word.partition("=")[0] for word in words if re.match(r"[A-Z_]+=", word)]
-        assert set(settings) <= {"PROFILE", *Settings.load("demo").as_dict()}
+        assert set(settings) <= {"PROFILE", "ENV_FILE", *Settings.load("demo").as_dict()}
         words = [word for word in words if not re.match(r"[A-Z_]+=", word)]
         if not words:
             continue
@@ -63,6 +65,27 @@ def test_commands_exist(line):
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
         for script in (word for word in words if word.endswith(".sh")):
             assert (ROOT / script).is_file()
+
+
+def test_a_walk_waits_for_what_goes_on_and_reads_comments(tmp_path):
+    (tmp_path / "page.md").write_text("text\n```bash\n# alone\nmake demo   # the demo\n\necho '#1' &\n```\n")
+    assert walk.code_blocks(tmp_path / "page.md") == [[("make demo", "the demo"), ("echo '#1' &", "")]]
+    assert walk.foreground("nohup x > x.log 2>&1 &") == "nohup x > x.log 2>&1 & wait $!"
+    assert walk.foreground("tail -f x.log") == "tail x.log"
+    with pytest.raises(LookupError, match="tests/walk.py does not know what `rm` is to print"):
+        walk.expected("rm")
+
+
+def test_a_walk_keeps_exports_and_stops_at_the_first_failure(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(walk, "EXPECTED", {"echo": "seen", "export": "", "false": ""})
+    here = walk.Walk(tmp_path, {"PATH": os.environ["PATH"]})
+    here.take("export NAME=seen", "")
+    here.take("echo $NAME", "")
+    assert "seen" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="does not have 'seen'"):
+        here.take("echo something else", "")
+    with pytest.raises(SystemExit, match="`false` failed"):
+        here.take("false", "")
 
 
 def test_every_script_and_notebook_is_in_the_table():
@@ -83,3 +106,11 @@ def test_the_table_of_results_is_that_of_the_notebook():
     for row in tables(ENGLISH)[2:9]:
         for number in row[1] + row[2] + row[3]:
             assert number in shown, number
+
+
+@pytest.mark.parametrize("page", [ENGLISH, CHINESE], ids=lambda page: page.name)
+def test_the_answered_questions_are_those_of_the_benchmark(page):
+    measured = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))["questions"]
+    _, _, sentence = page.read_text(encoding="utf-8").replace("BM25", "").partition("(benchmarks/questions.jsonl)")
+    numbers = [int(number) for number in re.findall(r"\d+", sentence)[:2]]
+    assert numbers == [measured["recommended_hit@5"], measured["bm25_hit@5"]] and measured["questions"] == 30

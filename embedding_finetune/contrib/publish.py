@@ -22,7 +22,7 @@ from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.results import compare, left_out_line, load_results
 from embedding_finetune.evaluation.tables import comparison_table, pairs_table
 from embedding_finetune.files import CommandLine, UserError, may_overwrite, one_line, read_json, write_json
-from embedding_finetune.hints import other_profile_hint
+from embedding_finetune.hints import missing_hint
 from embedding_finetune.hub import HUB_ERRORS
 from embedding_finetune.models.encoder_config import compiled_record
 from embedding_finetune.settings import ROOT, Settings, display_value, path_of, split_revision
@@ -54,7 +54,7 @@ def _prepared(settings, label, to):
     source, folder = settings.paths.model(label), settings.paths.published(label)
     if not (source / "config.json").is_file():
         raise UserError(f"{display_value(source)} holds no finished model: give the label of one that was trained here"
-                        f"{other_profile_hint(settings)}")
+                        f"{missing_hint(settings)}")
     rows, left_out = compare(settings, read_data(settings))
     row = next((row for row in rows if row["label"] == label), None)
     if row is None:

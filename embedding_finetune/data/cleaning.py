@@ -22,6 +22,7 @@ from embedding_finetune.data.readers.files import PACKED, TABLES, table_files
 from embedding_finetune.data.readers.tables import read_passages, read_table
 from embedding_finetune.data.splits import remove_leaks
 from embedding_finetune.files import UserError, content_hash, sha256
+from embedding_finetune.hints import missing_file
 from embedding_finetune.hub import check_hub, revision_read
 from embedding_finetune.settings import path_of
 
@@ -167,6 +168,8 @@ def _reader(name, setting="DATASET"):
         return read_table
     if kind == "folder" and "documents" in READERS:
         return READERS["documents"]
+    if missing := missing_file(name):
+        raise UserError(f"{setting}={missing}")
     forms = ", ".join(form if form.startswith(".") else f"`{form}`" for form in (*TABLES, *READERS))
     raise UserError(f"{setting}={name} cannot be read: it must be one of {forms} (a dot marks the extension of an "
                     f"existing file; tables may be compressed ({', '.join(PACKED)}) or several (data/*.parquet)); a "

@@ -30,7 +30,7 @@ from embedding_finetune.files import (
     read_lines,
     write_jsonl,
 )
-from embedding_finetune.hints import other_profile_hint
+from embedding_finetune.hints import missing_hint
 from embedding_finetune.settings import DATA, TABLE
 
 SPLITS = ("train", "dev", "test")
@@ -201,7 +201,7 @@ def read_data(settings):
     if record is None:
         what = "is damaged or of an earlier version" if settings.paths.dataset_record.exists() else "does not exist"
         raise UserError(f"{settings.paths.dataset_record} {what}: it is made by {MADE_BY}"
-                        f"{other_profile_hint(settings)}")
+                        f"{missing_hint(settings)}")
     current = record["inputs"] | {"settings": settings.as_dict(DATA)}
     if difference := stale_reason(_effective(record["inputs"], record), _effective(current, record)):
         raise UserError(f"{folder} was made with other settings ({difference}): run {MADE_BY} again, or set the "

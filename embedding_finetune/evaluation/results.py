@@ -22,7 +22,7 @@ from embedding_finetune.evaluation.names import baseline, with_names
 from embedding_finetune.evaluation.selection import select, selection_queries
 from embedding_finetune.evaluation.significance import add_significance
 from embedding_finetune.files import UserError, sha256
-from embedding_finetune.hints import other_profile_hint
+from embedding_finetune.hints import missing_hint
 from embedding_finetune.hub import model_content
 from embedding_finetune.models.encoder_config import load_encoder_config, model_identity, pretrained
 from embedding_finetune.recipes import all_recipes
@@ -267,7 +267,7 @@ def compare(settings: Settings, collection: Collection) -> tuple[list[dict], lis
     results, left_out = load_results(settings)
     if not results:
         raise UserError(f"{settings.paths.results} has no result for the current data: run an evaluation "
-                        f"notebook{other_profile_hint(settings)}")
+                        f"notebook{missing_hint(settings)}")
     results, qrels, frames = with_names(results), collection.split("test").qrels, {}
     for result in results:
         frame = per_query(qrels, read_measured_run(settings, collection, result["label"]))

@@ -16,7 +16,7 @@ from typing import Any
 
 from embedding_finetune.artifacts.manifest import COMPILED_RECORD, read_checksummed, read_record
 from embedding_finetune.files import UserError
-from embedding_finetune.hints import other_profile_hint
+from embedding_finetune.hints import missing_hint
 from embedding_finetune.hub import (
     MODEL_FILES,
     default_length,
@@ -104,7 +104,7 @@ def load_encoder_config(settings: Settings, label: str) -> EncoderConfig:
     folder = settings.paths.model(label)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no finished model: run `bash finetune_hard.sh {label}` first"
-                        f"{other_profile_hint(settings)}")
+                        f"{missing_hint(settings)}")
     record = read_checksummed(folder / "training.json", having={"settings": dict})
     if record is None and (folder / "training.json").exists():
         raise UserError(f"{folder / 'training.json'} is damaged, but holds the configuration of {label}: restore it, "

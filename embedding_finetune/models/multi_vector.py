@@ -51,7 +51,10 @@ def maxsim(queries: torch.Tensor, passages: torch.Tensor) -> torch.Tensor:
     from sentence_transformers.util import mean_maxsim  # slow to import, and needed in training alone
 
     here, there = queries.any(-1), passages.any(-1)
-    scores = mean_maxsim(queries, passages, here, there, chunk_elements=MAXSIM_BLOCK)
+    if queries.device.type == "cpu":  # where products of many small matrices are slow in bfloat16
+        queries, passages = queries.float(), passages.float()
+    with torch.autocast("cpu", enabled=False):
+        scores = mean_maxsim(queries, passages, here, there, chunk_elements=MAXSIM_BLOCK)
     return scores.masked_fill(~there.any(-1), NO_TOKEN_SCORE) * here.any(-1, keepdim=True)
 
 

@@ -6,7 +6,7 @@ from embedding_finetune.artifacts.manifest import file_stamps, read_record, writ
 from embedding_finetune.artifacts.provenance import stale_reason
 from embedding_finetune.deprecation import RenamedOption
 from embedding_finetune.files import UserError, read_json
-from embedding_finetune.hints import other_profile_hint
+from embedding_finetune.hints import missing_hint
 from embedding_finetune.settings import Settings
 
 
@@ -42,7 +42,7 @@ def default_label(settings: Settings) -> str:
     if best is None:
         reason = left_out_line(left_out) or "none has been evaluated"
         raise UserError(f"no fine-tuned model has a current result ({reason}): evaluate one, or choose a system by "
-                        f"--system {', '.join(labels(settings))}{other_profile_hint(settings)}")
+                        f"--system {', '.join(labels(settings))}{missing_hint(settings)}")
     write_record(path, inputs, label=best["label"])
     return best["label"]
 

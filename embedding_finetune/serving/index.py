@@ -6,7 +6,7 @@ in OUTPUT_DIR/index/LABEL/IDENTITY, where LABEL is that of the system and IDENTI
     passages.jsonl, offsets.npy    passages (id, text, source), and the byte offset of each
     vectors.npy, bm25/, ..         data of the retriever or of the reranker, memory-mapped
     faiss.index, milvus.json       approximate index, if INDEX asks for one
-    manifest.json                  inputs and abstention threshold; written last
+    manifest.json                  inputs, and scores of first hits on dev queries; written last
 
 While settings and input files are unchanged (by size and modification time), an index is opened as it is, without
 PyTorch, transformers or requests to the Hugging Face Hub.
@@ -43,7 +43,6 @@ from embedding_finetune.files import (
     writing,
 )
 from embedding_finetune.labels import SYSTEM_LABELS
-from embedding_finetune.serving.abstention import choose_threshold
 from embedding_finetune.settings import Settings, display_value
 
 FORMAT = 5  # version of the index format: changing it rebuilds all indexes
@@ -60,19 +59,10 @@ class Index:
         self._passages = np.memmap(folder / "passages.jsonl", mode="r")
 
     def answer(self, queries: list[str], k: int) -> list[list[dict]]:
-        """Top `k` passages per query (list of texts): dicts of rank, score, id, text, and source if known.
-
-        With an abstention threshold, each hit also has `above_threshold`.
-        """
-        threshold = self.manifest["abstention"]["threshold"]
-        found = []
-        for scores, positions in zip(*self.retriever.search_batch(queries, k)):
-            hits = [{"rank": 0, "score": float(score), **self._passage(position)}
-                    for score, position in zip(scores, positions) if position >= 0]
-            for rank, hit in enumerate(hits, start=1):
-                hit |= {"rank": rank} | ({} if threshold is None else {"above_threshold": hit["score"] >= threshold})
-            found.append(hits)
-        return found
+        """Top `k` passages per query (list of texts): dicts of rank, score, id, text, and source if known."""
+        return [[{"rank": rank, "score": float(score), **self._passage(position)}
+                 for rank, (score, position) in enumerate(zip(scores, positions), start=1) if position >= 0]
+                for scores, positions in zip(*self.retriever.search_batch(queries, k))]
 
     def _passage(self, position):
         start, end = self._offsets[position:position + 2]
@@ -181,8 +171,7 @@ def _find_or_build(settings, system, home):
         manifest = {"label": system.label, "system": asdict(system), "parameters": parameters, "inputs": inputs}
         manifest |= _build(settings, system, folder, manifest, sources)
     files = {name: [file_stamp(folder / name), digest] for name, (_, digest) in manifest["files"].items()}
-    manifest |= {"settings": settings.as_dict(), "sources": sources, "files": files,
-                 "abstention": choose_threshold(manifest["dev"], settings.abstention_precision)}
+    manifest |= {"settings": settings.as_dict(), "sources": sources, "files": files}
     write_checksummed(folder / "manifest.json", manifest)
     return folder, manifest
 
@@ -227,7 +216,7 @@ def _build(settings, system, folder, manifest, sources):
         shutil.rmtree(path, ignore_errors=True)
     partial.mkdir()
     _write(settings, system, partial, collection)
-    index = _open(settings, partial, manifest | {"abstention": {"threshold": None}})
+    index = _open(settings, partial, manifest)
     found: dict = {"passages": len(collection.corpus)} | _measure(index, collection.split("dev"))
     if file_stamps(sources) != sources:
         raise UserError(CHANGING.format(system.label))

@@ -2,10 +2,13 @@
 
     python -m embedding_finetune serve [--port 8000] [--host 127.0.0.1] [--system LABEL]
 
-    GET  /search?q=&k=&system=   top passages of a query         GET  /systems       systems that can be searched
-    GET  /marks?q=               feedback on a query             GET  /healthz       health check
-    POST /marks                  mark a hit as right or wrong    GET  /openapi.json  OpenAPI description
-    GET  /                       search page
+    GET  /search?q=&k=&system=&min_score=
+                                  top passages of a query
+    GET  /systems, /examples      systems that can be searched, some test queries
+    GET  /marks?q=                feedback on a query
+    POST /marks                   mark a hit as right or wrong
+    GET  /healthz, /openapi.json  health check, OpenAPI description
+    GET  /                        search page
 
 Waiting queries are answered in batches by one thread. An index is opened on first use and reloaded when its files
 change; the old one answers until the new one is ready. The server listens on this machine only, unless --host is given.
@@ -17,6 +20,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -28,15 +32,16 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import AliasChoices, BaseModel, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from embedding_finetune.files import CommandLine, UserError, read_jsonl, write_jsonl
-from embedding_finetune.serving.abstention import is_answerable, threshold_line
+from embedding_finetune.files import CommandLine, UserError, iter_jsonl, read_jsonl, write_jsonl
 from embedding_finetune.serving.available import add_system_option, default_label
+from embedding_finetune.serving.calibration import at_least, judge_score
 from embedding_finetune.serving.registry import AnswerError, IndexRegistry, OverloadedError, QueryBatcher
 from embedding_finetune.settings import Settings
 
 PAGE = Path(__file__).with_name("server.html")
 LONGEST, DEEPEST = 2000, 100  # maximum characters of a query, and passages of an answer
 LOOK = 2.0  # seconds between checks for changed files
+EXAMPLES = 3  # test queries that the page suggests
 PATIENCE = 10  # seconds in which a terminated server answers the requests that it has
 LARGEST = 16_384  # maximum bytes of the headers of a request, and of its body
 CONNECTIONS = 1024
@@ -47,7 +52,7 @@ LOOPBACK = ["127.0.0.1", "localhost", "::1", "[::1]"]
 log = logging.getLogger(__name__)
 Text = Annotated[str, Query(pattern=r"\S", max_length=LONGEST, description="the query")]
 Label = Annotated[str, Field(max_length=200,
-                            description="a label of /systems; default: the best fine-tuned model on dev queries")]
+                            description="a label of /systems; default: the recommended system")]
 
 
 class Hit(BaseModel):
@@ -58,7 +63,6 @@ class Hit(BaseModel):
     id: str
     text: str
     source: object = Field(None, description="origin of the passage, if known")
-    above_threshold: bool | None = None
 
 
 class Answer(BaseModel):
@@ -66,8 +70,9 @@ class Answer(BaseModel):
 
     system: str
     query: str
-    likely: bool = Field(description="false: the score of the first hit is unusual for a correct answer")
-    threshold: str = Field(description="score from which a hit is likely to answer, and its precision on dev queries")
+    usual: bool | None = Field(description="whether the score of the first hit is usual for a correct answer; null: "
+                                           "there are too few dev queries to tell")
+    note: str = Field(description="the same as a sentence, or why there are no hits")
     hits: list[Hit]
 
 
@@ -164,13 +169,21 @@ def _search_routes(registry, batcher):
         return [{"label": label, "default": label == registry.default, "open": label in registry.open}
                 for label in registry.labels]
 
+    @routes.get("/examples")
+    def examples():
+        path = registry.settings.paths.data / "eval_dataset.json"
+        return [row["query"] for row in islice(iter_jsonl(path), EXAMPLES)] if path.is_file() else []
+
     @routes.get("/search", responses=ERRORS, response_model=Answer)
     async def search(q: Text, k: Annotated[int, Query(ge=1, le=DEEPEST)] = 10, system: Label = "",
+                     min_score: Annotated[float | None, Query(allow_inf_nan=False)] = None,
                      model: Annotated[str, Query(deprecated=True, description="old name of system")] = ""):
         index = registry.get(system or model)
-        hits = await batcher.ask(index, q, k)
-        return JSONResponse({"system": index.manifest["label"], "query": q, "likely": is_answerable(hits),
-                             "threshold": threshold_line(index.manifest["abstention"]), "hits": hits})
+        found = await batcher.ask(index, q, k)
+        usual, note = judge_score(found, index.manifest["dev"])
+        hits, nothing_left = at_least(found, min_score)
+        return JSONResponse({"system": index.manifest["label"], "query": q, "usual": usual,
+                             "note": nothing_left or note, "hits": hits})
 
     return routes
 

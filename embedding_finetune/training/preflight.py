@@ -85,8 +85,7 @@ def check_disk(training: TrainingSettings, model: torch.nn.Module, free: int) ->
 def _export(training, tokenizer, model, dense, folder):
     config = training.encoder
     if training.kind == "cross_encoder":
-        export_reranker(model, tokenizer, folder, config.query_max_len + config.passage_max_len, None,
-                        config.trusted)
+        export_reranker(model, tokenizer, folder, config.query_max_len + config.passage_max_len, config.trusted)
     else:
         projection = None
         if training.architecture != "single_vector":

@@ -10,7 +10,7 @@ from embedding_finetune.artifacts.provenance import stale_reason
 from embedding_finetune.data.collection import data_identity
 from embedding_finetune.data.row_store import read_rows, rows_identity
 from embedding_finetune.files import UserError
-from embedding_finetune.hints import other_profile_hint
+from embedding_finetune.hints import missing_hint
 from embedding_finetune.hub import model_content, model_path
 from embedding_finetune.models.encoder_config import (
     base_encoder_config,
@@ -122,7 +122,7 @@ def _check_finetuned(settings, label):
     recorded = read_record(folder)
     if recorded is None:
         raise UserError(f"{display_value(folder)} holds no finished model: run `bash {training_script(label)}` first"
-                        f"{other_profile_hint(settings)}")
+                        f"{missing_hint(settings)}")
     if recorded.get("data") != data_identity(settings):
         raise UserError(f"{display_value(folder)} was trained on another split, which may hold today's test queries: "
                         f"run `OVERWRITE=1 bash {training_script(label)}`")

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import nn
 
 from embedding_finetune.artifacts.staging import staged_dir
 from embedding_finetune.data.collection import Collection
-from embedding_finetune.files import UserError, write_json
+from embedding_finetune.files import UserError
 from embedding_finetune.models.batching import pad_batch, sub_batch_rows
 from embedding_finetune.models.encoder_config import EncoderConfig
 from embedding_finetune.models.fast_layers import use_fast_dropout
@@ -29,7 +28,6 @@ from embedding_finetune.training.loss import SubBatches
 
 CANDIDATES = 30  # passages per dev query, retrieved by BM25
 COLLAPSED = 0.01  # standard deviation of a query's dev scores (logits), below which they carry no information
-CALIBRATION = "calibration.json"
 CAUSES = "possible causes are a high learning rate, easy negatives, or a sigmoid that is applied twice"
 PAIRS = [("how far is the moon", "The Moon circles the Earth at a distance of 384,400 km."),
          ("what is a dot product?", "The Moon circles the Earth at a distance of 384,400 km."),
@@ -102,7 +100,6 @@ class RerankerDevEvaluator:
         self.collator, self.device, self.qrels, self.candidates = collator, device, collection.qrels, run
         self.pairs = [(config.query_prompt + collection.queries[query], config.passage_prompt + corpus[passage])
                       for query, hits in run.items() for passage in hits]
-        self.right = [np.isin(hits, collection.positives(query)) for query, hits in run.items()]
         self.of_bm25 = self.measure([np.array([found[query][passage] for passage in hits])
                                      for query, hits in run.items()])
         self.latest: list[np.ndarray] | None = None
@@ -116,7 +113,7 @@ class RerankerDevEvaluator:
             batch = self.collator.lay_out(self.pairs[start:start + 256], limit=64)
             texts = [{name: tensor.to(self.device) for name, tensor in sub.items()} for sub in batch["texts"]]
             found.append(model.scores(texts, batch["rows"].to(self.device)).cpu().numpy())
-        return np.split(np.concatenate(found), np.cumsum([len(right) for right in self.right])[:-1])
+        return np.split(np.concatenate(found), np.cumsum([len(hits) for hits in self.candidates.values()])[:-1])
 
     def evaluate(self, model: RerankerModel) -> dict[str, float]:
         """{"recall@10", "mrr@10", "spread"} of a model, see `measure`; keeps its scores in `latest`."""
@@ -131,26 +128,6 @@ class RerankerDevEvaluator:
                     for (query, candidates), found in zip(self.candidates.items(), scores, strict=True)}
         spread = float(np.mean([found.std() for found in scores if len(found)]))
         return dev_metrics(self.qrels, rankings) | {"spread": spread}
-
-
-def calibrate(scores: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> dict[str, float]:
-    """Platt scaling (Platt 1999): {"scale", "bias", "log_loss", "log_loss_before", "pairs"}.
-
-    sigmoid(scale * score + bias) is the probability that a candidate is relevant; `log_loss_before` is the log loss of
-    sigmoid(score).
-    """
-    values, relevant = np.concatenate(scores).astype(np.float64), np.concatenate(right)
-    positives, negatives = int(relevant.sum()), int((~relevant).sum())
-    smoothed = np.where(relevant, (positives + 1) / (positives + 2), 1 / (negatives + 2))  # Platt's targets
-
-    def loss(parameters, target):
-        logits = parameters[0] * values + parameters[1]
-        return np.mean(np.logaddexp(0, logits) - target * logits)
-
-    before = [1.0, 0.0]
-    scale, bias = minimize(loss, before, smoothed, method="Nelder-Mead", options={"maxiter": 2000}).x
-    return {"scale": float(scale), "bias": float(bias), "log_loss": float(loss([scale, bias], relevant)),
-            "log_loss_before": float(loss(before, relevant)), "pairs": len(values)}
 
 
 def training_warnings(before: Mapping | None, after: Mapping, of_bm25: Mapping) -> Iterator[str]:
@@ -171,8 +148,7 @@ def training_warnings(before: Mapping | None, after: Mapping, of_bm25: Mapping) 
                "(RERANKER_MODEL)")
 
 
-def export_reranker(model: Any, tokenizer: Any, folder: Path, max_length: int, calibration: Mapping | None,
-                    trusted: bool = False) -> float:
+def export_reranker(model: Any, tokenizer: Any, folder: Path, max_length: int, trusted: bool = False) -> float:
     """Write a finished reranker folder for transformers, sentence-transformers and FlagEmbedding, weights last.
 
     Returns the largest score difference of the parity check; raises UserError above 1e-4.
@@ -183,8 +159,6 @@ def export_reranker(model: Any, tokenizer: Any, folder: Path, max_length: int, c
         model.save_pretrained(partial)
         tokenizer.padding_side, tokenizer.model_max_length = "right", max_length
         tokenizer.save_pretrained(partial)
-        if calibration:
-            write_json(partial / CALIBRATION, calibration)
         return check_parity(partial, max_length, trusted)
 
 

@@ -46,7 +46,6 @@ from embedding_finetune.training.loss import ContrastiveModel
 from embedding_finetune.training.reranker import (
     PairCollator,
     RerankerDevEvaluator,
-    calibrate,
     export_reranker,
     load_reranker_model,
     training_warnings,
@@ -70,7 +69,8 @@ def load_model(training: TrainingSettings, device: torch.device) -> tuple[Any, C
         encoder = peft.get_peft_model(encoder, peft.LoraConfig(**lora, target_modules="all-linear"))
     if device.type == "cpu":
         use_fast_dropout(encoder)
-        use_pointwise_linear(encoder)
+        if training.precision == "fp32":
+            use_pointwise_linear(encoder)
     projection = DenseLayers()
     if training.architecture != "single_vector":
         projection = load_projection(config.name) or new_projection(encoder.config.hidden_size, training.token_dim)
@@ -177,7 +177,7 @@ def _finish_model(trainer, output, best, curve):
 
 def _finish_reranker(trainer, output, best, curve):
     """Export the reranker of step `best`, or the initial one (step 0) if training did not improve dev metrics."""
-    training, dev, model, calibration = trainer.training, trainer.dev, trainer.model, None
+    training, dev, model = trainer.training, trainer.dev, trainer.model
     config, before = training.encoder, None if training.new_head else _initial(curve)
     if dev is not None:
         scores = dev.scores(model) if dev.latest is None or best != trainer.state.global_step else dev.latest
@@ -185,14 +185,10 @@ def _finish_reranker(trainer, output, best, curve):
         for warning in training_warnings(before, after, dev.of_bm25):
             log_line(f"warning: {warning}")
         if before and after[SELECTION_METRIC] <= before[SELECTION_METRIC]:
-            _, model = load_reranker_model(config, False, trainer.args.device)
-            best, scores = 0, dev.scores(model.to(trainer.args.device))
+            best, (_, model) = 0, load_reranker_model(config, False, trainer.args.device)
             log_line(f"the initial reranker is kept: {config.name}")
-        calibration = calibrate(scores, dev.right)
-        log_line("probability that a passage is relevant: sigmoid({scale:.3f} x score {bias:+.3f}); log loss on dev "
-                 "{log_loss:.4f}, of sigmoid(score) {log_loss_before:.4f}".format(**calibration))
     export_reranker(model.encoder, trainer.processing_class, output, config.query_max_len + config.passage_max_len,
-                    calibration, config.trusted)
+                    config.trusted)
     return best
 
 

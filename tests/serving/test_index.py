@@ -21,7 +21,6 @@ from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.retrieval.bm25 import BM25
 from embedding_finetune.retrieval.dense import Dense
 from embedding_finetune.serving import index
-from embedding_finetune.serving.abstention import choose_threshold, is_answerable
 from embedding_finetune.serving.available import default_label
 from embedding_finetune.serving.index import open_index
 from embedding_finetune.serving.search import exactness_line
@@ -159,8 +158,8 @@ def test_what_changed_is_rebuilt_and_said(built, capsys):
 
     first, made = opened()
     assert made == 1 and opened()[1] == 0
-    again, made = opened(abstention_precision=0.5, epochs=3.0)  # settings that no vector depends on
-    assert again.folder == first.folder and made == 0 and again.manifest["abstention"]["precision"] == 0.5
+    again, made = opened(encode_batch_size=5, epochs=3.0)  # settings that no vector depends on
+    assert again.folder == first.folder and made == 0 and again.manifest["settings"]["EPOCHS"] == 3
     pooled, made = opened(reference_pooling="cls")
     assert pooled.folder != first.folder and made == 1
     assert not first.folder.exists() and len(first.answer(["otter"], 3)[0]) == 3  # who has it open keeps it
@@ -260,17 +259,11 @@ def test_the_default_is_the_recommended_system_or_the_best_on_dev(built, monkeyp
     assert default_label(built) == "neg10"
 
 
-def test_the_threshold_comes_from_dev_and_parts_the_hits(built):
+def test_the_first_hits_of_dev_queries_are_kept_with_their_scores(built):
     bm25, dev = open_index(built, "bm25"), read_data(built).split("dev")
     run = BM25().index(dev.corpus).search(dev.queries)
-    best = [[score, passage in dev.positives(query)] for query, ranking in run.items()
-            for passage, score in list(ranking.items())[:1]]
-    assert bm25.manifest["abstention"] == choose_threshold(best, built.abstention_precision)
-    threshold = bm25.manifest["abstention"]["threshold"]
-    good, bad = bm25.answer([next(iter(dev.queries.values())), "willow"], 3)
-    assert [hit["above_threshold"] for hit in bad] == [hit["score"] >= threshold for hit in bad]
-    assert is_answerable(good) and not is_answerable(bad) and not is_answerable([])
-    assert is_answerable([{"score": 0.1}])  # no threshold is known
+    assert bm25.manifest["dev"] == [[score, passage in dev.positives(query)] for query, ranking in run.items()
+                                    for passage, score in list(ranking.items())[:1]]
 
 
 def test_sources_of_passages_come_back(built, monkeypatch):

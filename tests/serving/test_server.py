@@ -21,6 +21,7 @@ from embedding_finetune.data.collection import read_data
 from embedding_finetune.files import UserError, read_jsonl, write_json
 from embedding_finetune.serving import registry
 from embedding_finetune.serving import server as module
+from embedding_finetune.serving.calibration import judge_score
 from embedding_finetune.serving.index import open_index
 from embedding_finetune.settings import ROOT, Settings
 
@@ -94,9 +95,12 @@ def test_it_answers_as_the_index_does(server, experiment):
     query = next(iter(read_data(experiment).queries.values()))
     [hits] = open_index(experiment, "reference").answer([query], 3)
     answer = server.search(query, k=3)
-    assert answer["system"] == "reference" and answer["query"] == query and "dev queries" in answer["threshold"]
+    assert answer["system"] == "reference" and answer["query"] == query
     assert [hit["id"] for hit in answer["hits"]] == [hit["id"] for hit in hits]
-    assert answer["likely"] == hits[0].get("above_threshold", True)
+    assert (answer["usual"], answer["note"]) == judge_score(hits, open_index(experiment, "reference").manifest["dev"])
+    lowest = answer["hits"][1]["score"]
+    assert server.search(query, k=3, min_score=lowest)["hits"] == answer["hits"][:2]
+    assert "no passage has a score" in server.search(query, k=3, min_score=99)["note"]
     assert server.search(query, system="bm25")["system"] == "bm25"  # opened when it is first asked for
     assert server.search(query, model="bm25") == server.search(query, system="bm25", model="raw")  # its old name
     systems = {system["label"]: system for system in server.ask("/systems")[1]}
@@ -104,9 +108,9 @@ def test_it_answers_as_the_index_does(server, experiment):
     assert server.ask("/models")[1] == server.ask("/systems")[1]
     assert server.ask("/healthz")[1] == {"status": "ok", "system": "reference", "waiting": 0}
     described = server.ask("/openapi.json")[1]
-    assert {"/search", "/healthz", "/marks", "/models", "/systems"} == set(described["paths"])
+    assert {"/search", "/healthz", "/marks", "/models", "/systems", "/examples"} == set(described["paths"])
     search, models = (described["paths"][path]["get"] for path in ("/search", "/models"))
-    assert [one["name"] for one in search["parameters"]] == ["q", "k", "system", "model"]
+    assert [one["name"] for one in search["parameters"]] == ["q", "k", "system", "min_score", "model"]
     assert [one["name"] for one in search["parameters"] if one.get("deprecated")] == ["model"] and models["deprecated"]
 
 
@@ -114,6 +118,7 @@ def test_it_answers_as_the_index_does(server, experiment):
     ("/search", 422, "query.q: Field required"), ("/search?q=%20", 422, "query.q"),
     ("/search?q=" + "x" * 2001, 422, "at most 2000 characters"), ("/search?q=x&k=0", 422, "query.k"),
     ("/search?q=x&k=101", 422, "less than or equal to 100"), ("/search?q=x&k=many", 422, "query.k"),
+    ("/search?q=x&min_score=much", 422, "query.min_score"), ("/search?q=x&min_score=nan", 422, "query.min_score"),
     ("/search?q=x&system=nope", 404, "there is no system 'nope' to search with: choose one of bm25, raw, reference"),
     ("/search?q=x&model=nope", 404, "there is no system 'nope'"), ("/search?q=x&system=" + "x" * 201, 422, "200 char"),
     ("/search?q=x&system=..%2F..", 404, "there is no system"), ("/else", 404, "Not Found")])
@@ -437,6 +442,29 @@ def test_every_control_has_a_name_and_results_are_announced(page):
     assert page.locator("#columns button:not([aria-label])").count() == 0
 
 
+def test_an_empty_page_suggests_test_queries(page, experiment):
+    queries = list(read_data(experiment).split("test").queries.values())[:3]
+    page.get_by_role("button", name=queries[2]).wait_for()
+    assert page.locator("#columns button").all_inner_texts() == queries
+    page.get_by_role("button", name=queries[1]).click()
+    status_is(page, "10 passages of reference")
+    assert page.input_value("#q") == queries[1]
+
+
+def test_only_sources_on_the_web_are_links(page):
+    sources = ["https://example.org/a?b=c", "javascript:alert(1)", "manual.md, line 3", {"page": 3}]
+    answer = {"system": "bm25", "query": "x", "usual": None, "note": "", "hits": [
+        {"rank": rank, "score": 1, "id": f"p{rank}", "text": "text", "source": source}
+        for rank, source in enumerate(sources, start=1)]}
+    page.route("**/search?*", lambda route: route.fulfill(json=answer))
+    page.fill("#q", "x")
+    page.press("#q", "Enter")
+    status_is(page, "4 passages of bm25")
+    assert page.locator(".hit a").evaluate_all("links => links.map(link => link.href)") == sources[:1]
+    for place, shown in enumerate(["javascript:alert(1)", "manual.md, line 3", '{"page":3}'], start=1):
+        assert shown in page.locator(".hit header").nth(place).inner_text()
+
+
 def test_markup_in_passages_is_shown_as_text(page, experiment):
     page.select_option("#system", "bm25")
     page.fill("#q", "onerror window hacked script")
@@ -446,7 +474,7 @@ def test_markup_in_passages_is_shown_as_text(page, experiment):
     assert page.evaluate("window.hacked") is None and page.locator(".hit img, .hit script").count() == 0
 
 
-def test_what_is_unlikely_is_said_and_a_closed_model_is_waited_for(page):
+def test_an_empty_answer_is_said_and_a_closed_model_is_waited_for(page):
     page.select_option("#system", "raw")
     page.fill("#q", "willow")
     page.press("#q", "Enter")
@@ -454,8 +482,8 @@ def test_what_is_unlikely_is_said_and_a_closed_model_is_waited_for(page):
     page.select_option("#system", "bm25")
     page.fill("#q", "zzzz")
     page.press("#q", "Enter")
-    status_is(page, "0 passages of bm25; score unusual for a correct answer (bm25)")
-    assert page.get_by_text("No passage is likely to answer this.").is_visible()
+    status_is(page, "0 passages of bm25")
+    assert page.get_by_text("no passage was found").is_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

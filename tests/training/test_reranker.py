@@ -1,22 +1,18 @@
-"""A reranker's training: FlagEmbedding's loss, resume, the starting point that is kept, calibration, export."""
+"""A reranker's training: FlagEmbedding's loss, resume, the starting point that is kept, export."""
 
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from FlagEmbedding.finetune.reranker.encoder_only.base.modeling import CrossEncoderModel
 from safetensors.torch import load_file
-from scipy.special import expit
 from tiny_training import dev, prepared, rows_of, train_until, use
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from embedding_finetune.data.collection import Collection, read_collection, write_collection
-from embedding_finetune.files import read_json
 from embedding_finetune.retrieval.cross_encoder import CrossEncoder
-from embedding_finetune.training import reranker
 from embedding_finetune.training import worker as training
 from embedding_finetune.training.batches import TrainingSet
 from embedding_finetune.training.log import read_log
@@ -24,7 +20,6 @@ from embedding_finetune.training.reranker import (
     PairCollator,
     RerankerDevEvaluator,
     RerankerModel,
-    calibrate,
     training_warnings,
 )
 
@@ -65,12 +60,10 @@ def test_the_loss_is_flagembeddings(tiny):
 
 
 def test_it_learns_and_is_read_alike(trained):
-    """The export has compared three libraries; a calibrated score is a probability."""
+    """The export has compared three libraries."""
     curve = [row for row in read_log(trained) if "mrr@10" in row]
     assert max(row["mrr@10"] for row in curve) > curve[0]["mrr@10"] + 0.05
     assert (trained / "model.safetensors").exists() and not list(trained.glob("checkpoint-*"))
-    told = read_json(trained / reranker.CALIBRATION)
-    assert told["log_loss"] < told["log_loss_before"] and told["scale"] > 0
     assert len(CrossEncoder(str(trained)).pairs("river", ["moon", "copper"])) == 2
 
 
@@ -117,7 +110,7 @@ def test_dev_measures_the_order_of_bm25s_candidates(tiny):
                             dict.fromkeys(queries, "dev"))
     measured = evaluator(tiny, collection)
     first = measured.pairs[0][1] == "moon one"
-    assert [len(right) for right in measured.right] == [2, 1, 0]
+    assert [len(hits) for hits in measured.candidates.values()] == [2, 1, 0]
     assert measured.of_bm25["mrr@10"] == pytest.approx((1 + 1 + 0) / 3)  # of two equals the corpus's first
 
     class Numbers(torch.nn.Module):
@@ -150,16 +143,3 @@ def test_recall_on_dev_is_the_share_of_the_positives_found_and_counts_those_that
     found = measured.evaluate(Numbers())
     assert found["recall@10"] == pytest.approx((1 / 3 + 0) / 2)
     assert found["mrr@10"] == pytest.approx((1 + 0) / 2)
-    assert [own.sum() for own in measured.right] == [2, 0]
-
-
-def test_calibrated_scores_are_probabilities():
-    """Labels that were drawn with the probabilities sigmoid(2 x - 1): the parameters are found again."""
-    rng = np.random.default_rng(3)
-    scores = rng.normal(size=20000)
-    right = rng.random(20000) < expit(2 * scores - 1)
-    told = calibrate([scores[:5], scores[5:]], [right[:5], right[5:]])
-    assert told["scale"] == pytest.approx(2, abs=0.1) and told["bias"] == pytest.approx(-1, abs=0.1)
-    chance = expit(told["scale"] * scores + told["bias"])
-    assert told["log_loss"] == pytest.approx(-np.mean(np.log(np.where(right, chance, 1 - chance))), abs=1e-9)
-    assert told["log_loss"] < told["log_loss_before"]
