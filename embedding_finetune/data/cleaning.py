@@ -116,10 +116,7 @@ def first_row(settings) -> Row:
 
 
 def check_source(setting: str, name: str) -> str:
-    """A phrase on the data that DATASET, CORPUS or DOCUMENT_QUERIES names, which are not read.
-
-    Raises UserError when they are not there.
-    """
+    """A phrase on the data that a setting names, which are not read; raises UserError when they are not there."""
     if not is_beir(name):
         _reader(name, setting)
     if hub_name := _hub_name(name):

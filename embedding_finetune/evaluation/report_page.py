@@ -153,7 +153,7 @@ def page_data(evidence: ReportData, logs: dict[str, pd.DataFrame], damaged: list
     `logs` and `damaged` are the results of plots.training_logs. On the page, systems have their names (see names) in
     place of their labels.
     """
-    name = {row["label"]: name_of(row) for row in evidence.rows}
+    name = {label: label for label in evidence.rankings} | {row["label"]: name_of(row) for row in evidence.rows}
 
     def by_name(values: dict[str, Any]) -> dict[str, Any]:
         return {name[label]: value for label, value in values.items()}
@@ -167,7 +167,7 @@ def page_data(evidence: ReportData, logs: dict[str, pd.DataFrame], damaged: list
                  | {"label": name[row["label"]], "against": by_name(_with_verdicts(row, name))}
                  for row in evidence.rows],
         "conclusion": conclusion(evidence.rows),
-        "labels": list(name.values()), "depth": DEPTH, "shown": SHOWN, "corpus": len(evidence.passages),
+        "labels": list(map(name_of, evidence.rows)), "depth": DEPTH, "shown": SHOWN, "corpus": len(evidence.passages),
         "ids": evidence.query_ids, "queries": evidence.queries,
         "passages": [text if len(text) <= PASSAGE_CHARACTERS else text[:PASSAGE_CHARACTERS] + " … (truncated)"
                      for text in (evidence.passages[passage] for passage in used)],
