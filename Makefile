@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help install demo run curve notebooks test test-long lint format baseline baseline-check faults soak clean bench \
+.PHONY: help install demo run curve notebooks test test-long lint format baseline baseline-check faults soak clean bench claims \
 	bench-train bench-encode
 
 # uv installs in a third of the time of pip, with the indexes and certificates that pip is set to use.
@@ -29,7 +29,7 @@ install: .venv/installed  ## make .venv and install the pinned packages of requi
 	touch $@
 
 # These do not read .env, whose settings are the user's.
-demo test test-long notebooks baseline baseline-check faults soak bench: export ENV_FILE = none
+demo test test-long notebooks baseline baseline-check faults soak bench claims: export ENV_FILE = none
 bench-train bench-encode: export ENV_FILE = none
 
 demo: install  ## the whole experiment on the embedded default: PROFILE=demo make run
@@ -73,6 +73,10 @@ soak: .venv/complete  ## the server for half an hour under load and faults, ever
 
 bench: .venv/complete  ## measure NAME (train, encode, search, ..) and keep its figures; without NAME all of them, for hours
 	python benchmarks/bench.py $(NAME)
+
+claims: .venv/complete  ## measure the public results again, or CLAIM alone, from the data in CLAIMS_DATA; docs/results.md
+	python benchmarks/claims.py $(CLAIM)
+	python docs/result_tables.py
 
 bench-train bench-encode: bench-%: .venv/complete
 	python benchmarks/bench_$*.py

@@ -13,14 +13,13 @@ sets from SETS. PAIRS=file.jsonl gives the pairs; let nothing else run.
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from inputs import ROOT
+from inputs import ROOT, hardware
 
 from embedding_finetune.files import UserError, atomic_write, read_json, run_command_line, write_json
 
@@ -106,14 +105,8 @@ def _run(command, section, **more):
 def merged(results, section, found):
     """The results with the figures of a section in their place, and with when and where they were measured."""
     place = SECTIONS[section][1]
-    processor = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if "model name" in line),
-                     platform.processor())
-    measured = {section: f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {processor}"}
+    measured = {section: f"{time.strftime('%Y-%m-%d')}, {hardware()}"}
     return results | {place: results.get(place, {}) | found, "measured": results.get("measured", {}) | measured}
-
-
-def _lines(path):
-    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
 
 
 def page(results):

@@ -1,6 +1,8 @@
 """What the benchmarks read: rows of pairs, the bundled model, and their own memory."""
 
 import ast
+import os
+import platform
 import resource
 import sys
 from pathlib import Path
@@ -35,3 +37,13 @@ def bundled_model():
 def peak_gb():
     """GB of this process at its peak, mapped files included."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def hardware(gpus=0):
+    """What a measurement ran on: the GPU, or cores and processor."""
+    import torch
+    if gpus and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    processor = next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.processor())
+    return f"{torch.get_num_threads()} of {os.cpu_count()} cores, {processor}"

@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, from the rows of docs/recipe.json.
+"""The tables of README.md, README.zh.md and docs/results.md, from the rows of benchmarks/claims/results.json.
 
 python docs/result_tables.py    rewrites each table between <!-- table NAME --> and the next empty line
 """
@@ -6,17 +6,21 @@ python docs/result_tables.py    rewrites each table between <!-- table NAME --> 
 import json
 import re
 import sys
+import tomllib
 from pathlib import Path
 
-DOCS = Path(__file__).resolve().parent
-sys.path.insert(0, str(DOCS.parent))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
 from embedding_finetune.files import atomic_write, run_command_line
 
+CLAIMS = ROOT / "benchmarks" / "claims"
+PAGES = "README.md", "README.zh.md", "docs/results.md"
+CLAIM_METRICS = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "recall@10": "recall@10", "hit@1": "hit@1"}
 SYSTEMS = {  # label -> name
     "bm25": "BM25", "reference": "MiniLM", "hybrid_reference": "MiniLM + BM25",
-    "hybrid_late_reference": "MiniLM + BM25, reranked", "dense": "tuned MiniLM",
-    "hybrid_dense": "tuned MiniLM + BM25", "late_tokens_on_reference": "MiniLM, tuned reranking",
+    "hybrid_late_reference": "MiniLM + BM25, reranked", "single": "tuned MiniLM",
+    "hybrid_single": "tuned MiniLM + BM25", "late_tokens_on_reference": "MiniLM, tuned reranking",
     "hybrid_late_tokens_on_reference": "MiniLM + BM25, tuned reranking",
     "hybrid_rerank_reranker_whole_on_reference": "MiniLM + BM25, cross-encoder"}
 FRACTIONS = {"_eighth": "628", "_half": "2,513", "": "5,026"}  # suffix of a label -> training queries of MS MARCO
@@ -25,39 +29,60 @@ TRANSFERS = [("MS MARCO", "msmarco", "docstrings"), ("COVID-QA", "covidqa", "doc
              ("MS MARCO", "msmarco", "covidqa"), ("docstrings", "docstrings", "covidqa"),
              ("sympy", "sympy", "torch"), ("torch", "torch", "sympy")]
 NAMES = {"msmarco": "MS MARCO", "covidqa": "COVID-QA"}
-ABLATION = [  # what the page calls a row, its label for docstrings and for MS MARCO where that is another
-    ("BM25", "bm25"), ("MiniLM with CLS pooling and prompt", "raw"), ("MiniLM as published", "reference"),
-    ("10 random negatives", "random-10"),
-    ("* 50 random negatives", "random-50"), ("* 128 queries per batch", "random-10, batch 128"),
-    ("* mean pooling", "random-10, mean pooling"), ("BM25 negatives, unfiltered", "BM25 negatives, unfiltered"),
-    ("the model's negatives, filtered", "model's negatives, filtered"), ("teacher", "teacher"),
-    ("mean pooling, no prompt", "mean pooling, no instruction"),
-    ("128 queries per batch, learning rate 1e-4", "batch 128, learning rate 1e-4"),
-    ("best on dev + BM25", "batch 128, learning rate 1e-4 + hybrid", "second round + hybrid")]
 
 
 def read_rows():
-    """(rows of second_ladder.py, rows of recipe.py), each (set, label) -> row."""
-    rows = json.loads((DOCS / "recipe.json").read_text(encoding="utf-8"))
-    return [{(row["set"], row["label"]): row for row in rows if (row.get("ladder") == "second") == second}
-            for second in (True, False)]
+    """The rows of results.json."""
+    return json.loads((CLAIMS / "results.json").read_text(encoding="utf-8"))
 
 
 def tables():
     """NAME of a table -> its Markdown."""
-    rows, ablation = read_rows()
-    found = {name: _systems(rows, name) for name in ("msmarco", "docstrings", "covidqa")}
-    return found | {"pairs": _pairs(rows), "transfer": _transfer(rows), "ablation": _ablation(ablation)}
+    everything = read_rows()
+    ours = {(row["claim"], row["label"]): row for row in everything if row["label"] and row["leak_free"]}
+    found = {name: _systems(ours, name) for name in ("msmarco", "docstrings", "covidqa")}
+    for path in sorted(CLAIMS.glob("*.toml")):
+        if published := [row for row in everything if row["claim"] == path.stem and row.get("published")]:
+            claim = tomllib.loads(path.read_text(encoding="utf-8"))
+            mine = [row for row in everything if row["claim"] == path.stem and row["label"]]
+            found[path.stem] = _claim(claim, published, [row for row in mine if row["leak_free"]])
+            found[f"{path.stem}_seen"] = _seen([row for row in mine if not row["leak_free"]])
+    return found | {"pairs": _pairs(ours), "transfer": _transfer(ours)}
+
+
+def _claim(claim, published, mine):
+    """What was published, and what was measured here without leaks; the best system on dev is bold."""
+    metrics = {name: title for name, title in CLAIM_METRICS.items() if any(name in row["metrics"] for row in published)}
+    best = max((row["dev"] for row in mine if row["trained"]), default=None)
+    lines = [[f"published: {row['system']}", _millions(row),
+              *(_value(row["metrics"].get(name)) for name in metrics), "", ""] for row in published]
+    for row in mine:
+        name = f"**{row['system']}**" if row["trained"] and row["dev"] == best else row["system"]
+        first = next(iter(metrics))
+        lines.append([name, _millions(row), *(_value(row["metrics"][name]) for name in metrics),
+                      _difference(row["against"].get(first)), f"{row['minutes']:.0f}" if row["trained"] else ""])
+    titles = list(metrics.values())
+    return _markdown(["system", "weights", *titles, f"difference in {titles[0]}", "minutes"], lines)
+
+
+def _seen(rows):
+    """nDCG@10 of the published split, by whether a positive of the test query is one of a training query."""
+    groups = ("seen", "unseen")
+    counts = next(([f" ({row['by_training'][group]['queries']})" for group in groups] for row in rows
+                   if row["by_training"]), ["", ""])
+    return _markdown(["system", "all", *(f"{group}{count}" for group, count in zip(groups, counts))], (
+        [row["system"], _value(row["metrics"]["ndcg@10"]),
+         *(_value(row["by_training"].get(group, {}).get("ndcg@10")) for group in groups)] for row in rows))
 
 
 def _systems(rows, name):
     return _markdown(["system", "recall@1", "MRR@10"], (
-        [title, _mean(row), f"{row['mrr@10']:.3f}"]
+        [title, _mean(row), f"{row['metrics']['mrr@10']:.3f}"]
         for label, title in SYSTEMS.items() for row in [rows[name, label]]))
 
 
 def _pairs(rows):
-    labels = ["dense", "late_tokens{}_on_reference", "hybrid_late_tokens{}_on_reference"]
+    labels = ["single", "late_tokens{}_on_reference", "hybrid_late_tokens{}_on_reference"]
     return _markdown(["system", *FRACTIONS.values()], (
         [SYSTEMS[label.format("")],
          *(_mean(rows["msmarco", label.format(part) if "{}" in label else label + part]) for part in FRACTIONS)]
@@ -65,32 +90,32 @@ def _pairs(rows):
 
 
 def _transfer(rows):
-    systems = {"{}_dense": "reference", "late_{}_tokens_on_reference": "late_reference",
+    systems = {"{}_single": "reference", "late_{}_tokens_on_reference": "late_reference",
                "hybrid_late_{}_tokens_on_reference": "hybrid_late_reference"}
     return _markdown(["tuned on", "evaluated on", "single-vector", "reranking", "reranking + BM25"], (
-        [title, NAMES.get(on, on), *(_difference(rows[on, label.format(trained)]["baselines"][base])
+        [title, NAMES.get(on, on), *(_difference(rows[on, label.format(trained)]["against"][base]["recall@1"])
                                      for label, base in systems.items())]
         for title, trained, on in TRANSFERS))
 
 
-def _ablation(rows):
-    def cells(name, label):
-        row = rows.get((name, label))
-        return ["", ""] if row is None else [f"{row['recall@1']:.3f}", _difference(row.get("against"))]
-    return _markdown(["change", "docstrings", "difference", "MS MARCO", "difference"], (
-        [title, *cells("docstrings", labels[0]), *cells("msmarco", labels[-1])] for title, *labels in ABLATION))
-
-
 def _mean(row):
-    return "{:.3f} [{:.3f}, {:.3f}]".format(row["recall@1"], *row["ci95"])
+    return "{:.3f} [{:.3f}, {:.3f}]".format(row["metrics"]["recall@1"], *row["ci95"]["recall@1"])
 
 
 def _difference(pair):
     return "{difference:+.3f} [{ci95[0]:+.3f}, {ci95[1]:+.3f}]".format(**pair) if pair else ""
 
 
+def _value(value):
+    return "" if value is None else f"{value:.3f}"
+
+
+def _millions(row):
+    return f"{row['parameters'] / 1e6:.0f} M" if row["parameters"] else ""
+
+
 def _markdown(head, rows):
-    lines = [f"| {' | '.join(row)} |".replace("|  |", "| |") for row in [head, *rows]]
+    lines = [re.sub(r"\|  (?=\|)", "| ", f"| {' | '.join(row)} |") for row in [head, *rows]]
     return "\n".join([lines[0], f"|{'---|' * len(head)}", *lines[1:]])
 
 
@@ -102,11 +127,11 @@ def filled(page):
 
 
 def main():
-    """Rewrite docs/results.md."""
-    path = DOCS / "results.md"
-    text = filled(path.read_text(encoding="utf-8"))
-    with atomic_write(path) as file:
-        file.write(text)
+    """Rewrite the pages."""
+    for path in (ROOT / page for page in PAGES):
+        text = filled(path.read_text(encoding="utf-8"))
+        with atomic_write(path) as file:
+            file.write(text)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What single-vector embeddings may lose: memory against quality by INDEX, on sets of second_ladder.py.
+"""What single-vector embeddings may lose: memory against quality by INDEX, on sets of benchmarks/claims.
 
     python docs/vector_bytes.py [--sets msmarco covidqa ..]
 
-of the models of a set that are there (`python docs/second_ladder.py SET LABEL`): reference (as it is), dense (trained),
+of the models of a set that are there (`python benchmarks/claims.py SET LABEL`): reference (as it is), single (trained),
 matryoshka (trained so that its first dimensions can be used alone).
 
 Each index is searched as it is, by its codes alone, and as `search` and `serve` use it: its first hundred, scored once
@@ -12,6 +12,7 @@ nothing is chosen. Prints tables; the last line is one JSON object, which `bench
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,18 +20,20 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pandas as pd
-from second_ladder import SEED, SETS, settings_of
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from claims import claim_names, read_claim, settings_of
 
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.metrics import per_query
-from embedding_finetune.evaluation.significance import bootstrap_means, interval
+from embedding_finetune.evaluation.significance import SEED, bootstrap_means, interval
 from embedding_finetune.files import run_command_line
 from embedding_finetune.models.encoder import make_encoder
 from embedding_finetune.models.encoder_config import load_encoder_config, pretrained
 from embedding_finetune.retrieval.ann import FaissIndex
 
 DEPTH, TIMED = 10, 100  # passages, and queries that are asked alone
-LABELS = "reference", "dense", "matryoshka"
+LABELS = "reference", "single", "matryoshka"
 WAYS = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8", "4 bits": "SQ4", "PCA, half": "PCAR{half},SQ8",
         "PCA, a quarter": "PCAR{quarter},SQ8", "PCA, an eighth": "PCAR{eighth},SQ8", "product codes": "PQ{eighth}",
         "1 bit": "RaBitQ",
@@ -106,10 +109,10 @@ def table(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=["msmarco", "covidqa"])
+    parser.add_argument("--sets", nargs="+", choices=claim_names(), default=["msmarco", "covidqa"])
     found = {}
     for name in parser.parse_args().sets:
-        settings, found[name] = settings_of(name), {}
+        settings, found[name] = settings_of(read_claim(name), published_split=False, seeds=1), {}
         for label in LABELS:
             if label in pretrained(settings) or (settings.output_dir / label).exists():
                 found[name][label] = measured(settings, label)

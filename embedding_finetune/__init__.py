@@ -15,7 +15,6 @@ The modules in data-flow order; each imports only from modules above it:
     hints                    hints for error messages
     recipes                  the fine-tunings in profiles/recipes.toml
     artifacts/manifest       checksums of records and folders
-    artifacts/earlier        records of earlier versions
     artifacts/arrays         stored arrays, named by their content
     artifacts/staging        temporary folders, commits by rename, locks
     artifacts/provenance     what an artifact was made from, and whether it is current
@@ -109,7 +108,6 @@ The modules in data-flow order; each imports only from modules above it:
     serving/server           HTTP server and search page
 
     contrib/bge_m3           reranking by the three scores of BGE-M3
-    contrib/multi_vector_search    retrieval by token embeddings
     contrib/milvus           approximate nearest neighbours with Milvus
     contrib/ray_encode       functions over shards on a Ray cluster
     models/parallel_encode   encoding by several processes

@@ -1,7 +1,4 @@
-"""Old names of settings, recipe keys and commands: they work until 2.0 and print one line with the new name.
-
-Records of earlier versions (dataset.json, training.json, ..) are translated without a notice.
-"""
+"""Old names of settings, recipe keys and commands: they work until 2.0 and print one line with the new name."""
 
 import argparse
 import functools
@@ -26,11 +23,10 @@ RECIPE_VALUES = {("kind", "model"): "bi_encoder", ("kind", "reranker"): "cross_e
 FILTERS = {"share": "relative_margin", "margin": "absolute_margin", "ranks": "rank_range"}
 
 
-def rename_settings(given: Mapping[str, Any], source: str = "") -> dict[str, Any]:
+def rename_settings(given: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Settings (NAME -> value) under their current names and values.
 
-    `source` is where they were given, for the notice; it is empty for records, which give none. Raises UserError when
-    both names of a setting are given.
+    `source` is where they were given, for the notice. Raises UserError when both names of a setting are given.
     """
     renamed = {}
     for name, value in _renamed_keys(given, SETTINGS, source):
@@ -39,7 +35,7 @@ def rename_settings(given: Mapping[str, Any], source: str = "") -> dict[str, Any
     return renamed
 
 
-def rename_recipe(entry: Mapping[str, Any], source: str = "") -> dict[str, Any]:
+def rename_recipe(entry: Mapping[str, Any], source: str) -> dict[str, Any]:
     """A recipe's keys and values under their current names; `source` and errors as in rename_settings."""
     renamed = {}
     for name, value in _renamed_keys(entry, RECIPE_KEYS, source):
@@ -62,7 +58,7 @@ def _renamed_keys(given: Mapping[str, Any], names: dict[str, str], source: str) 
     for name, value in given.items():
         new = names.get(name, name)
         if new != name and new in given:
-            raise UserError(f"{source or 'a record'} gives {new} and {name}, its old name: remove {name}")
+            raise UserError(f"{source} gives {new} and {name}, its old name: remove {name}")
         _notice(source, name, new)
         yield new, value
 
@@ -83,5 +79,5 @@ def run_renamed(old: str, command: str) -> None:
 
 @functools.cache  # one line per name, however often the settings are loaded
 def _notice(source, old, new):
-    if source and old != new:
+    if old != new:
         print(f"note: {source}: {old} is now {new}; the old name works until {REMOVED_IN}", file=sys.stderr)

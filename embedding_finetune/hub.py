@@ -7,6 +7,7 @@ is run only if TRUST_REMOTE_CODE names the model.
 import functools
 import re
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -45,11 +46,13 @@ def check_hub(name: str, kind: str = "model", timeout: float = 10) -> str | None
     in seconds. Returns the commit of the revision (default: the latest), or None if nothing was asked. Raises UserError
     when the Hub does not have `name` or does not answer.
     """
-    if Path(name).is_dir() or is_offline_mode():
-        return None
+    return None if Path(name).is_dir() or is_offline_mode() else _info(name, kind, timeout).sha
+
+
+def _info(name: str, kind: str, timeout: float = 10) -> Any:
     hub, (repository, at) = constants.ENDPOINT, pinned(name)
     try:
-        return HfApi(endpoint=hub).repo_info(repository, repo_type=kind, timeout=timeout, **at).sha
+        return HfApi(endpoint=hub).repo_info(repository, repo_type=kind, timeout=timeout, **at)
     except errors.RevisionNotFoundError:
         raise UserError(f"the Hugging Face Hub at {hub} has no revision {at['revision']} of the {kind} {repository}: "
                         "give a branch, a tag or a commit after the @") from None
@@ -97,6 +100,26 @@ def load_data_set(name: str) -> Any:
                         f"online once, or use {repository}@{read}")
     READ[name] = read
     return splits
+
+
+def data_set_folder(name: str, patterns: Sequence[str], wanted: Callable[[list[str]], bool]) -> Path | None:
+    """The local folder with those files of a Hub dataset, NAME or NAME@REVISION, that match `patterns`.
+
+    They are downloaded if `wanted(names of its files)`, else the result is None; so it is in offline mode if nothing is
+    in the cache. Records the commit for `revision_read`. Raises UserError as `check_hub` does, and when a download
+    fails.
+    """
+    repository, at = pinned(name)
+    if not is_offline_mode() and not wanted([file.rfilename for file in _info(name, "dataset").siblings or ()]):
+        return None
+    try:
+        folder = Path(snapshot_download(repository, repo_type="dataset", allow_patterns=list(patterns), **at))
+    except HUB_ERRORS as error:
+        if is_offline_mode() and isinstance(error, errors.LocalEntryNotFoundError):
+            return None
+        raise cannot_load(repository, error) from None
+    READ[name] = folder.name  # .../snapshots/COMMIT
+    return folder
 
 
 def revision_read(name: str) -> str | None:

@@ -8,29 +8,21 @@ import re
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from embedding_finetune import deprecation, profiles, version
-from embedding_finetune.artifacts import earlier
-from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
-from embedding_finetune.data.collection import read_data
 from embedding_finetune.deprecation import (
     FILTERS,
     RECIPE_KEYS,
     RECIPE_VALUES,
     SETTING_VALUES,
     SETTINGS,
-    rename_recipe,
-    rename_settings,
 )
-from embedding_finetune.files import UserError, write_json
+from embedding_finetune.files import UserError
 from embedding_finetune.recipes import all_recipes, find_recipe
 from embedding_finetune.serving.available import add_system_option
 from embedding_finetune.settings import ROOT, Settings
-from embedding_finetune.training.provenance import RECORD, is_current, training_record
-from embedding_finetune.training.training_data import make_training_file, training_path
 
 PACKAGE = ROOT / "embedding_finetune"
 EXAMPLES = {"OUT_OF_DOMAIN_SETS": "some/set", "ARCHITECTURE": "both", "MAX_QUERIES": "7", "GROUP_NEAR_DUPLICATES": "no",
@@ -129,60 +121,6 @@ def test_an_old_setting_in_a_recipe_works_and_prints_one_line(tmp_path, capsys):
     assert notices(capsys) == [notice("own.toml, recipe 'first'", "TEACHER_LOSS", "DISTILLATION_LOSS")]
 
 
-def old_settings(values):
-    """Settings as an earlier version recorded them."""
-    names = {new: old for old, new in SETTINGS.items()}
-    old_values = {(name, new): old for (name, old), new in SETTING_VALUES.items()}
-    return {names.get(name, name): old_values.get((name, value), value) for name, value in values.items()}
-
-
-def old_recipe(entry):
-    """A recipe as an earlier version recorded it."""
-    names, filters = ({new: old for old, new in table.items()} for table in (RECIPE_KEYS, FILTERS))
-    kind, *numbers = entry.get("filter", "none").split()
-    changed = entry | ({"filter": " ".join([filters.get(kind, kind), *numbers])} if "filter" in entry else {})
-    return {names.get(name, name): value for name, value in changed.items()}
-
-
-def test_the_old_data_record_is_read_as_equal(built, capsys):
-    record = read_checksummed(built.data_dir / "dataset.json")
-    inputs = record.pop("inputs")
-    made_with = old_settings(inputs["settings"]) | inputs["source"]
-    assert {"MAX_PAIRS", "QUERIES", "NEAR_DUPLICATES_TOGETHER"} <= made_with.keys()
-    expected = read_data(built)
-    write_checksummed(built.data_dir / "dataset.json", record | {"made_with": made_with})
-    assert read_data(built) == expected and notices(capsys) == []
-
-
-def test_the_old_record_of_a_training_is_read_as_equal(built, capsys):
-    recipe = find_recipe(built, "neg10")
-    record = training_record(built, recipe)
-    old = record | {"settings": old_settings(record["settings"]), "recipe": old_recipe(record["recipe"])}
-    assert old["settings"]["INTERACTION"] == "dense" and old["recipe"] == {"negatives": "random", "number": 10}
-    for number in (10, 11):
-        write_json(built.output_dir / "neg10" / RECORD, old | {"recipe": old["recipe"] | {"number": number}})
-        assert is_current(built, recipe) == (number == 10) and notices(capsys) == []
-
-
-def test_the_old_record_of_a_training_file_is_read_as_equal(built, capsys):
-    recipe, collection = find_recipe(built, "neg10"), read_data(built)
-    file, record_path = training_path(built, recipe), training_path(built, recipe).with_suffix(".made.json")
-    record, before = read_checksummed(record_path), file.stat().st_mtime_ns
-    made_of = record.pop("inputs")
-    made_of |= {"recipe": old_recipe(made_of["recipe"])}
-    for changes in ({}, {"seed": 1}):
-        write_checksummed(record_path, record | {"made_of": made_of | changes})
-        make_training_file(built, recipe, collection)
-        assert (file.stat().st_mtime_ns > before) == bool(changes) and notices(capsys) == []
-
-
-def test_every_old_name_is_recorded_and_read_back():
-    new = {name: EXAMPLES[name] for name in SETTINGS.values()} | {"ARCHITECTURE": "multi_vector"}
-    assert rename_settings(old_settings(new)) == new and old_settings(new).keys() == SETTINGS.keys()
-    for kind in FILTERS.values():
-        assert rename_recipe(old_recipe(RECIPE | {"filter": f"{kind} 1"})) == RECIPE | {"filter": f"{kind} 1"}
-
-
 def old_modules():
     """The modules that are old names of commands."""
     return {path.stem for path in PACKAGE.rglob("*.py")
@@ -224,12 +162,12 @@ def overdue(number):
     """The modules of old names that this version must not have: none before 2.0, all from then on."""
     if int(number.split(".")[0]) < int(deprecation.REMOVED_IN.split(".")[0]):
         return set()
-    return old_modules() | {path.stem for path in (PACKAGE / "deprecation.py", Path(earlier.__file__)) if path.exists()}
+    return old_modules() | {path.stem for path in PACKAGE.glob("deprecation.py")}
 
 
 def test_old_names_are_removed_in_time():
     assert overdue(version.__version__) == overdue("1.9.9") == set()
-    assert overdue("2.0.0") == overdue("10.1") == {"deprecation", "earlier", *COMMANDS} - {"settings"}
+    assert overdue("2.0.0") == overdue("10.1") == {"deprecation", *COMMANDS} - {"settings"}
 
 
 def test_the_changelog_lists_every_old_name():

@@ -8,6 +8,8 @@ import sys
 import time
 
 import httpx2
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hub import commit_id, fill_hub_cache, hub, hub_environment
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -223,6 +225,7 @@ SERIES = """
 import json, os, sys
 from embedding_finetune.data.collection import write_data
 from embedding_finetune.data.cleaning import read_pairs, source_of
+from embedding_finetune.data.out_of_domain import out_of_domain_sets
 from embedding_finetune.files import UserError
 from embedding_finetune.hub import model_content, model_size, snapshot
 from embedding_finetune.models.encoder import Encoder
@@ -241,12 +244,17 @@ def model(settings):
 def source(settings):
     return source_of(settings)
 
+def collection(settings):
+    found, _ = read_pairs(settings)
+    held_out = out_of_domain_sets(settings)[settings.out_of_domain_sets].split("test")
+    return found.splits, found.qrels, found.corpus, held_out.queries, source_of(settings)
+
 def folder(settings):
     return snapshot(settings.base_model), model_size(settings.base_model)["weights"]
 
 for line in sys.stdin:
     step, environment = json.loads(line)
-    for name in ("DATASET", "CORPUS", "BASE_MODEL", "OVERWRITE"):
+    for name in ("DATASET", "CORPUS", "BASE_MODEL", "OVERWRITE", "OUT_OF_DOMAIN_SETS"):
         os.environ.pop(name, None)
     os.environ.update(environment)
     try:
@@ -321,6 +329,31 @@ def test_a_new_revision_of_a_hub_data_set_is_another_data_set(repositories, revi
         endpoint.server.repositories = repositories  # what was read is recorded, whatever the hub has by then
         assert ask("source", DATASET="msmarco", CORPUS=CORPUS) == {"revision": now[PAIRS],
                                                                    "corpus_revision": now[CORPUS]}
+
+
+def test_a_data_set_in_mtebs_layout_is_read_with_its_splits_and_ids(series, refused, tmp_path):
+    layout = {"corpus/corpus-00000-of-00001.parquet": [
+                  {"_id": f"d{number}", "title": f"T{number}", "text": f"passage {number}"} for number in range(6)],
+              "queries/queries-00000-of-00001.parquet": [
+                  {"_id": f"q{number}", "text": f"query {number}"} for number in range(5)]}
+    layout |= {f"data/{split}-00000-of-00001.parquet": [
+        {"query-id": f"q{number}", "corpus-id": f"d{number}", "score": 1.0} for number in numbers]
+        for split, numbers in (("train", range(3)), ("test", range(3, 5)))}
+    for path, rows in layout.items():
+        (tmp_path / "set" / path).parent.mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "set" / path)
+    (tmp_path / "set" / "README.md").write_text("---\nconfigs:\n- config_name: corpus\n- config_name: default\n---\n")
+    with hub({"datasets": {"mteb/tiny": tmp_path / "set"}}) as endpoint:
+        ask = series(endpoint)
+        found = ask("collection", DATASET="mteb/tiny", CORPUS="mteb/tiny", OUT_OF_DOMAIN_SETS="mteb/tiny")
+    ask = series(refused, HF_HUB_OFFLINE="1")
+    assert ask("collection", DATASET="mteb/tiny", CORPUS="mteb/tiny", OUT_OF_DOMAIN_SETS="mteb/tiny") == found
+    splits, qrels, corpus, held_out, source = found
+    assert splits == dict.fromkeys(["q0", "q1", "q2"], "train") | dict.fromkeys(["q3", "q4"], "test")
+    assert qrels == {f"q{number}": {f"d{number}": 1} for number in range(5)}
+    assert corpus["d0"] == "T0 passage 0" and len(corpus) == 6 and held_out == {"q3": "query 3", "q4": "query 4"}
+    commit = commit_id(tmp_path / "set")
+    assert source == {"revision": commit, "corpus_revision": commit}
 
 
 def test_a_data_set_can_be_pinned_to_a_revision(revised, series, refused, tmp_path):

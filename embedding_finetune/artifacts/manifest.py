@@ -24,18 +24,14 @@ def write_record(path: Path, inputs: dict, files: Iterable[str] = (), **more: ob
     write_checksummed(path, {"inputs": inputs, "files": file_hashes(path.parent, files), **more})
 
 
-def read_record(path: Path, earlier: Callable[[dict], dict | None] | None = None,
-                having: Iterable[str] = ()) -> dict | None:
+def read_record(path: Path, having: Iterable[str] = ()) -> dict | None:
     """The record written by `write_record`, or None if it is missing, damaged, or that of another kind of artifact.
 
-    `earlier` turns the record of an earlier version, which may lack a checksum and any entry, into one of this form.
     `having` are names of inputs that every artifact of this kind has.
     """
     record = read_checksummed(path)
-    if record and "inputs" in record:
-        return record if record["inputs"].keys() >= set(having) else None
-    record = read_checksummed(path, having={})
-    return earlier(record) if earlier and record and "inputs" not in record else None
+    inputs = record.get("inputs") if record else None
+    return record if isinstance(inputs, dict) and inputs.keys() >= set(having) else None
 
 
 def write_checksummed(path: Path, value: dict) -> None:

@@ -44,6 +44,9 @@ class MilvusIndex(ApproximateIndex):
         self.kind = kind or "FLAT"
         if self.kind not in KINDS:
             raise UserError(f"INDEX={display_value(spec)}: the index type of Milvus must be one of {', '.join(KINDS)}")
+        if "://" not in self.uri and not self.uri.endswith(".db"):
+            raise UserError(f"INDEX={display_value(spec)}: an embedded Milvus is a file that ends with .db, such as "
+                            "milvus:FOLDER/milvus.db; a server is milvus:http://HOST:PORT")
 
     def build(self, vectors: np.ndarray, folder: Path) -> Self:
         name = f"embedding_finetune_{_hash(vectors)}_{self.kind.lower()}"

@@ -37,28 +37,7 @@ DATA_NOTES = {
     "docstrings": "docstrings of Python packages (first paragraph and the rest), each under the licence of its package",
     "": "a dataset that is not published here; ask its owner for its licence",
 }
-SECTIONS = """## Results
-
-{queries} test queries, {passages} passages; means with 95 % bootstrap intervals over the queries.
-
-{table}
-
-{pairs}
-
-{models}. Only planned comparisons are tested (paired randomisation, Holm-corrected); the others are exploratory. The
-model to compare, the checkpoint and all weights were selected on dev queries. Splits are by query and by passage: no
-test query and none of its passages were used in training.
-
-## Licence and data
-
-Licence of the model: {licence}. It was made from {base}, whose licence holds as well. Trained and measured on {data}.
-
-## How it was made
-
-{settings}
-
-`{facts}` has all metrics and intervals, and the hashes of data and weights.
-"""
+SECTIONS = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
 
 
 def prepare(settings: Settings, label: str, to: str | None = None) -> Path:

@@ -9,13 +9,14 @@ import importlib.metadata
 import os
 import re
 from collections import Counter
+from itertools import chain, islice
 from pathlib import Path
 
 from embedding_finetune.data.collection import BEIR_FILES, SHARED, Collection
 from embedding_finetune.data.deduplication import clean
 from embedding_finetune.data.documents.chunker import passage_size
 from embedding_finetune.data.normalize import passage_id
-from embedding_finetune.data.readers import READERS, SHOWN, Row, Source, beir, reader
+from embedding_finetune.data.readers import READERS, Row, Source, beir, reader
 from embedding_finetune.data.readers.docstrings import read_docstrings
 from embedding_finetune.data.readers.files import PACKED, TABLES, table_files
 from embedding_finetune.data.readers.tables import read_passages, read_table
@@ -50,8 +51,8 @@ def read_pairs(settings) -> tuple[Collection, Reading]:
                         f"DATASET={settings.dataset} is not one")
     sources = []
     more = clean(_passages(settings, sources))[0] if settings.corpus else Collection({}, {}, {})
-    if is_beir(settings.dataset):
-        collection, counts = _read_beir(settings, more, sources)
+    if folder := beir_folder(settings.dataset):
+        collection, counts = _read_beir(settings, folder, more, sources)
     else:
         collection, counts = clean(_dataset(settings, sources), more)
         _account(counts, sources[-1])
@@ -99,13 +100,13 @@ def _sample(collection, settings):
 
 def first_row(settings) -> Row:
     """The first Row of DATASET that is not broken; prints how it is read. Raises UserError as read_pairs does."""
-    if is_beir(settings.dataset):
-        collection, _ = beir.read_beir(path_of(settings.dataset), settings.max_bad_rows)
+    if folder := beir_folder(settings.dataset):
+        collection, _ = beir.read_beir(folder, settings.max_bad_rows)
         query = next(iter(collection.queries))
         return Row(collection.queries[query], [collection.corpus[key] for key in collection.positives(query)])
     sources = []
     for row in _dataset(settings, sources):
-        print(sources[-1])
+        print(*(source for source in sources if source.how))
         return row
     raise UserError(f"DATASET={settings.dataset} has no query with a relevant passage")
 
@@ -114,6 +115,14 @@ def is_beir(name):
     """Whether this is a folder in BEIR layout, see readers.beir."""
     path, kind = _find(name)
     return kind == "folder" and beir.is_beir(path)
+
+
+def beir_folder(name: str) -> Path | None:
+    """The folder in BEIR's layout that a setting names, None for anything else; a Hub dataset is downloaded."""
+    hub_name = _hub_name(name)
+    if hub_name and ":" not in hub_name and name != "msmarco":
+        return beir.beir_of_hub(hub_name)
+    return path_of(name) if is_beir(name) else None
 
 
 def _find(name):
@@ -193,21 +202,14 @@ def _sound(settings, name, rows, sources):
 
     Prints how many are broken, and raises UserError above MAX_BAD_ROWS.
     """
-    source, shown = Source(name), []
+    rows, place = iter(rows), f"{path_of(name)}, "
+    first = list(islice(rows, 1))
+    source = first.pop() if first and isinstance(first[0], Source) else Source(name)
     sources.append(source)
-    for row in rows:
-        if isinstance(row, Source):
-            source = sources[-1] = row
-            continue
-        source.rows += 1
-        if row.problem:
-            where = row.where.removeprefix(f"{path_of(name)}, ")
-            source.skip(row.problem, where)
-            shown += [f"{where}: {row.problem}"] if len(shown) < SHOWN else []
-        else:
-            yield row
-    source.leave_out_skipped("rows are broken", "; ".join(shown), settings.max_bad_rows)
-    print(source)
+    yield from source.sound(((row.where.removeprefix(place), row, row.problem) for row in chain(first, rows)),
+                            settings.max_bad_rows)
+    if source.how:
+        print(source)
 
 
 def _dataset(settings, sources):
@@ -218,8 +220,8 @@ def _dataset(settings, sources):
 def _passages(settings, sources):
     """Rows without queries from CORPUS; of a form with queries only the passages are taken."""
     name = settings.corpus
-    if is_beir(name):
-        return beir.read_beir_passages(path_of(name), settings.max_bad_rows, sources)
+    if folder := beir_folder(name):
+        return beir.read_beir_passages(folder, settings.max_bad_rows, sources)
     found = _reader(name, "CORPUS")
     if found is read_table:
         rows = read_passages(name, settings)
@@ -230,9 +232,9 @@ def _passages(settings, sources):
     return _sound(settings, name, rows, sources)
 
 
-def _read_beir(settings, more, sources):
+def _read_beir(settings, folder, more, sources):
     """The Collection of a folder in BEIR layout with its splits, and a Counter of what was read and left out."""
-    folder, found = path_of(settings.dataset), []
+    found = []
     whole, counts = beir.read_beir(folder, settings.max_bad_rows, found)
     print(*found, sep="\n")
     sources += found

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from embedding_finetune.artifacts.earlier import translate_collection_record
 from embedding_finetune.artifacts.manifest import file_hashes, read_record, write_record
 from embedding_finetune.artifacts.provenance import stale_reason
 from embedding_finetune.data.normalize import is_pseudo_query, passage_id, remove_query
@@ -198,7 +197,7 @@ def read_data(settings):
     """
     folder, record = settings.paths.data, _record(settings)
     if record is None:
-        what = "is damaged" if settings.paths.dataset_record.exists() else "does not exist"
+        what = "is damaged or of an earlier version" if settings.paths.dataset_record.exists() else "does not exist"
         raise UserError(f"{settings.paths.dataset_record} {what}: it is made by {MADE_BY}"
                         f"{other_profile_hint(settings)}")
     if difference := stale_reason(record["inputs"], record["inputs"] | {"settings": settings.as_dict(DATA)}):
@@ -218,7 +217,7 @@ def data_identity(settings):
 
 def _record(settings):
     """The record of the collection, None if it is missing or damaged; settings that it lacks have their defaults."""
-    record = read_record(settings.paths.dataset_record, translate_collection_record, having=("settings", "source"))
+    record = read_record(settings.paths.dataset_record, having=("settings", "source"))
     default = {name: row.default for name, row in TABLE.items() if row.default is not MISSING
                and row.metadata["changes"] == DATA}
     if record:

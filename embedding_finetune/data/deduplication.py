@@ -24,7 +24,7 @@ def clean(rows: Iterable[Row], more: Collection | None = None) -> tuple[Collecti
         if row.query is None:
             cleaning.counts["rows of passages alone"] += 1
             for text in filter(None, map(clean_text, row.positives)):
-                cleaning.add_passage(text, row, row.source)
+                cleaning.add_passage(passage_id(text), text, row, row.source)
         else:
             cleaning.add_judgments(row)
     return cleaning.collection()
@@ -42,9 +42,11 @@ class _Cleaning:
         self.query_ids, self.splits = {}, {}
         self.rows = {}  # query id -> number of rows, of queries that began without a positive
 
-    def add_passage(self, text, row, source):
-        """Add a cleaned text of a row, unless an equal one is there; returns its id. Raises UserError for a used id."""
-        key = passage_id(text)
+    def add_passage(self, key, text, row, source):
+        """Add a cleaned text of a row, unless an equal one is there; returns its id. Raises UserError for a used id.
+
+        `key` is the hash of the text, its passage_id.
+        """
         identity = self.passage_ids.get(key, key)
         if row.query is None and row.id is not None and identity not in self.corpus:
             identity = self.passage_ids[key] = _one_word(row, self.counts)
@@ -70,10 +72,10 @@ class _Cleaning:
         judged = self.qrels[identity]
         if identity in self.rows or not positives and not judged:
             self.rows[identity] = self.rows.get(identity, 0) + 1
-        for text in positives:
-            self._judge(judged, self.add_passage(text, row, row.source), row.grade)
-        for text in negatives:
-            self._judge(judged, self.add_passage(text, row, None), 0)  # a row's source is that of its positives
+        for key, text in positives.items():
+            self._judge(judged, self.add_passage(key, text, row, row.source), row.grade)
+        for key, text in negatives.items():
+            self._judge(judged, self.add_passage(key, text, row, None), 0)  # a row's source is that of its positives
 
     def _judge(self, judged, passage, grade):
         """Set the grade of a passage; of several the highest is kept."""
@@ -82,15 +84,14 @@ class _Cleaning:
             self.counts["pairs judged again with another grade: the higher one is kept"] += 1
 
     def _passages(self, row, query):
-        """The distinct positives and negatives of a row, without empty texts and texts equal to the query."""
-        positives, negatives = ({passage_id(text): text for text in map(clean_text, texts) if text}
-                                for texts in (row.positives, row.negatives))
-        empty = sum(not clean_text(text) for text in (*row.positives, *row.negatives))
-        self.counts["empty passages dropped"] += empty
+        """The positives and negatives of a row by hash, without empty texts and texts equal to the query."""
+        cleaned = [list(map(clean_text, texts)) for texts in (row.positives, row.negatives)]
+        self.counts["empty passages dropped"] += sum(texts.count("") for texts in cleaned)
+        positives, negatives = ({passage_id(text): text for text in texts if text} for texts in cleaned)
         same = passage_id(query)
         if positives.pop(same, None) or negatives.pop(same, None):
             self.counts["passages equal to their query dropped"] += 1
-        return positives.values(), negatives.values()
+        return positives, negatives
 
     def _add_query(self, query, row):
         """Add a query, unless an equal one is there; returns its id. Raises UserError for a used id."""

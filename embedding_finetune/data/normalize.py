@@ -28,7 +28,7 @@ IGNORED_IN_WORDS = regex.compile(rf"[{OTHERS}--\u200b]+|(?<![{ARABIC}]){JOINER}+
 
 def clean_text(text: str) -> str:
     """Strip a text, "" if it has no visible character; unpaired surrogates, unknown to UTF-8, become question marks."""
-    text = text.encode("utf-8", "replace").decode("utf-8").strip()
+    text = (text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")).strip()
     return text if VISIBLE.search(text) else ""
 
 

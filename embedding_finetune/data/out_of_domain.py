@@ -1,13 +1,14 @@
 """Out-of-domain test sets (OUT_OF_DOMAIN_SETS), to measure what fine-tuning costs on other domains.
 
-Each is a folder in BEIR layout, or `general`: general-knowledge questions with answers, shipped in a package. Dev
-queries are used for model selection (see training.merging), test queries for reporting.
+Each is a folder or a Hub dataset in BEIR layout, or `general`: general-knowledge questions with answers, shipped in a
+package. Dev queries are used for model selection (see training.merging), test queries for reporting.
 """
 
 import dataclasses
 
 import yaml
 
+from embedding_finetune.data.cleaning import beir_folder
 from embedding_finetune.data.collection import Collection
 from embedding_finetune.data.deduplication import clean
 from embedding_finetune.data.readers import Row
@@ -31,7 +32,7 @@ def out_of_domain_sets(settings: Settings) -> dict[str, Collection]:
     found = {}
     for name in names_in(settings.out_of_domain_sets, "OUT_OF_DOMAIN_SETS"):
         found[name] = (general_knowledge() if name == GENERAL else
-                       read_beir(path_of(name), settings.max_bad_rows)[0])
+                       read_beir(beir_folder(name) or path_of(name), settings.max_bad_rows)[0])
         if "test" not in found[name].splits.values():
             raise UserError(f"OUT_OF_DOMAIN_SETS: {name} has no qrels/test.tsv with a positive")
     return found

@@ -16,6 +16,7 @@ import numpy as np
 import regex
 
 from embedding_finetune.data.collection import SPLITS, Collection
+from embedding_finetune.data.documents.files import DATA_URI
 from embedding_finetune.data.near_duplicates import near_duplicates
 from embedding_finetune.data.normalize import normalize, word_tokens
 from embedding_finetune.evaluation.metrics import mean, per_query
@@ -57,6 +58,7 @@ def _are_equal(query: str, passage: str) -> bool:
 TEXT_PROBLEMS: dict[str, tuple[Callable[[str], bool], str]] = {
     "HTML tags": (lambda text: TAG.search(text) is not None, "strip the tags"),
     "HTML entities": (_has_entities, "decode them with Python's html.unescape"),
+    "images within the text (data: URIs)": (lambda text: DATA_URI.search(text) is not None, "remove them"),
     "mojibake": (lambda text: "\ufffd" in text or ftfy.badness.is_bad(text),
                  "read the source with its correct encoding, or repair it with ftfy"),
 }
@@ -80,7 +82,7 @@ HINTS = {
     "not distinguishable": "no significant difference between the two",
 }
 LITTLE_TO_GAIN = "lexical matching nearly suffices, so there is little to gain; harder queries would test more"
-# Per dataset of docs/second_ladder.ipynb: lead of an off-the-shelf model over BM25 in recall@1, and the gain from
+# Per dataset of benchmarks/claims/results.json: lead of an off-the-shelf model over BM25 in recall@1, and the gain from
 # fine-tuning it as a single-vector model. The further the model was behind, the larger the gain.
 MEASURED = {"MS MARCO": (0.09, 0.00), "docstrings": (0.02, 0.07), "COVID-QA": (-0.20, 0.14)}
 ALIKE = 0.1  # a lead that differs more than this from all of MEASURED is not compared with them

@@ -161,9 +161,7 @@ def result_stale_reason(settings: Settings, result: dict, known: dict[str, Any] 
         current = inputs_of(settings, system_of(result), known)
     except UserError as error:
         return f"its model cannot be read ({error})"
-    # Earlier versions recorded fewer settings as inputs, but all of them in `settings`.
-    earlier = {name: value for name, value in result.get("settings", {}).items() if name in current}
-    reason = stale_reason(earlier | result["inputs"], current)
+    reason = stale_reason(result["inputs"], current)
     return reason and f"it was measured with other inputs ({reason})"
 
 

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from embedding_finetune.artifacts.arrays import read_array, short_hash, write_array
-from embedding_finetune.artifacts.earlier import translate_token_vectors_record
 from embedding_finetune.artifacts.manifest import changed_file, read_record, write_record
 from embedding_finetune.files import UserError, atomic_write, write_json
 
@@ -114,7 +113,7 @@ class TokenEmbeddingStore:
         return np.memmap(self.folder / "vectors.raw", np.float16, "r", shape=shape), starts
 
     def _record(self):
-        return read_record(self.folder / "identity.json", translate_token_vectors_record)
+        return read_record(self.folder / "identity.json")
 
     def _check_space(self, needed):
         """Raise UserError if fewer than `needed` bytes are free."""

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from embedding_finetune.artifacts.earlier import translate_compiled_record
 from embedding_finetune.artifacts.manifest import COMPILED_RECORD, read_checksummed, read_record
 from embedding_finetune.files import UserError
 from embedding_finetune.hints import other_profile_hint
@@ -166,7 +165,7 @@ def compiled_record(folder: Path) -> dict[str, Any] | None:
     """The record of a compiled model, or None: its inputs (form, model), and the label and training_data_note of that
     model.
     """
-    return read_record(folder / COMPILED_RECORD, translate_compiled_record, having=("model", "form"))
+    return read_record(folder / COMPILED_RECORD, having=("model", "form"))
 
 
 def from_registry(settings: Settings) -> dict[str, dict[str, Any]]:

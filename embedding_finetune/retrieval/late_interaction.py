@@ -1,8 +1,7 @@
 """Reranking by late interaction: MaxSim between the token vectors of query and passage (see multi_vector).
 
 Any encoder can be used, though training for late interaction improves its token vectors. An exhaustive search would be
-too slow, so only the candidates of a first stage are scored; for an index of token vectors see
-contrib.multi_vector_search.
+too slow, so only the candidates of a first stage are scored.
 """
 
 from collections.abc import Iterable, Iterator

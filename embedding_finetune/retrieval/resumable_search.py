@@ -1,6 +1,5 @@
 """Resumable search with many queries: the results of each block of queries are stored on disk."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,6 @@ def resumable_search(retriever: Retriever, queries: list[str], depth: int, folde
         stored = (read_array(path, "its queries will be searched again") for path in folder.glob(f"{key}-*.npy"))
         positions = next((array for array in stored if array is not None), None)
         if positions is None:
-            if (folder / f"{key}.hits").exists():
-                print(f"{folder / key}.hits is of an earlier version: its queries are searched again, and the file can "
-                      "be removed", file=sys.stderr)
             positions = retriever.search_batch(some, depth)[1]
             write_array(folder, positions, key)
         blocks.append(positions)

@@ -1,6 +1,5 @@
-"""Reading and writing of runs and relevance judgements (qrels) in TREC formats.
+"""Reading and writing of runs in TREC's format.
 
-qrels: dict of query id -> dict of passage id -> grade (above 0: relevant).
 run: dict of query id -> dict of passage id -> score, best first.
 """
 
@@ -9,14 +8,6 @@ from pathlib import Path
 
 from embedding_finetune.files import UserError, atomic_write, read_lines
 from embedding_finetune.retrieval.base import Run
-
-
-def read_qrels(path: Path, made_by: str = "build_eval_dataset.ipynb") -> dict[str, dict[str, int]]:
-    """Read lines `qid 0 docid grade`. Raises UserError naming file and line when the file is missing or broken."""
-    qrels = {}
-    for number, (query, _, passage, grade) in _fields(path, 4, made_by):
-        qrels.setdefault(query, {})[passage] = _number(path, number, grade, int)
-    return qrels
 
 
 def write_run(path: Path, run: Run, label: str) -> None:
@@ -30,8 +21,14 @@ def write_run(path: Path, run: Run, label: str) -> None:
 def read_run(path: Path, made_by: str = "the evaluation notebooks") -> Run:
     """Read a file of write_run. Raises UserError naming file and line when it is missing or broken."""
     run = {}
-    for number, (query, _, passage, _, score, _) in _fields(path, 6, made_by):
-        run.setdefault(query, {})[passage] = _number(path, number, score, float)
+    for number, line in read_lines(path, made_by):
+        fields = line.split()
+        if len(fields) != 6:
+            raise UserError(f"{path}, line {number}: expected 6 fields, found {len(fields)}")
+        try:
+            run.setdefault(fields[0], {})[fields[2]] = float(fields[4])
+        except ValueError:
+            raise UserError(f"{path}, line {number}: {fields[4]!r} is not a number") from None
     return run
 
 
@@ -50,18 +47,3 @@ def _missing(ranking, copies, ids, depth):
     lowest = min([0.0, *ranking.values()])
     return {passage: lowest - place for place, passage in
             enumerate(islice(others, max(0, depth - len(ranking))), start=1)}
-
-
-def _fields(path, number_of_fields, made_by):
-    for number, line in read_lines(path, made_by):
-        fields = line.split()
-        if len(fields) != number_of_fields:
-            raise UserError(f"{path}, line {number}: expected {number_of_fields} fields, found {len(fields)}")
-        yield number, fields
-
-
-def _number(path, line, text, kind):
-    try:
-        return kind(text)
-    except ValueError:
-        raise UserError(f"{path}, line {line}: {text!r} is not a number") from None

@@ -10,58 +10,8 @@ from embedding_finetune.models.encoder_config import EncoderConfig
 from embedding_finetune.models.flagembedding import unread_by_flagembedding
 
 METRICS_HEADING = "## Metrics"  # the section below it is replaced by the evaluation
-CARD = """---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-tags: [sentence-transformers, feature-extraction, dense-retrieval, FlagEmbedding]
----
-
-# {name}
-
-An embedding model for retrieval: {pooling} pooling, {vectors}. {prompts}. Queries are truncated to
-{query_max_len} tokens, passages to {passage_max_len} tokens. {libraries} give the same embeddings
-(cosine at least 0.9999, checked at export).
-
-```python
-from sentence_transformers import SentenceTransformer
-model = SentenceTransformer(PATH{trust})                       # reads pooling, normalization, prompts and lengths
-scores = model.encode_query(["a query"]) @ model.encode_document(["a passage"]).T
-```
-
-{truncated}{flagembedding}
-
-```python
-from transformers import {auto}, AutoTokenizer
-tokenizer, model = AutoTokenizer.from_pretrained(PATH{trust}), {auto}.from_pretrained(PATH{trust})
-inputs = tokenizer([{query_prompt!r} + "a query"], padding=True, truncation=True, max_length={query_max_len},
-                   return_tensors="pt")
-hidden = model(**inputs).last_hidden_state              # then {pooling} pooling{layers}, and L2 normalization if set
-```
-
-{metrics_heading}
-
-Not evaluated yet.
-
-## Dev curve
-
-{curve}
-
-## Training
-
-{settings}
-"""
-TRUNCATED = """Trained with Matryoshka representation learning (arXiv 2205.13147): embeddings can be truncated to their
-first {sizes} dimensions and normalized again, with `SentenceTransformer(PATH{trust}, truncate_dim={first})` and
-`normalize_embeddings=True` in `encode`.
-
-"""
-FLAGEMBEDDING = """```python
-from FlagEmbedding import FlagModel
-model = FlagModel(PATH, pooling_method={pooling!r}, normalize_embeddings={normalize},
-                  query_instruction_for_retrieval={query_prompt!r},
-                  query_max_length={query_max_len}, passage_max_length={passage_max_len}{trust})
-scores = model.encode_queries(["a query"]) @ model.encode_corpus([{passage_prompt!r} + "a passage"]).T
-```"""
+# The card, and two of its sections, which depend on the model.
+CARD, TRUNCATED, FLAGEMBEDDING = Path(__file__).with_suffix(".md").read_text(encoding="utf-8").split("%%\n")
 
 
 def model_card(name: str, config: EncoderConfig, model_type: str, card: Mapping, curve: Sequence[Mapping]) -> str:
@@ -78,7 +28,7 @@ def model_card(name: str, config: EncoderConfig, model_type: str, card: Mapping,
         **words, auto="AutoModelForTextEncoding" if model_type in ENCODER_HALF else "AutoModel",
         libraries=f"{'' if unread else 'FlagEmbedding, '}sentence-transformers and plain transformers",
         flagembedding=f"FlagEmbedding's FlagModel does not support this model: {unread}." if unread
-        else FLAGEMBEDDING.format(**words),
+        else FLAGEMBEDDING.format(**words).rstrip(),
         truncated=TRUNCATED.format(**words, sizes=" or ".join(sizes), first=sizes[0]) if sizes else "",
         layers=f", the layers in {layers} (sentence-transformers' Dense)" if layers else "",
         prompts=prompts[0].upper() + prompts[1:],

@@ -5,7 +5,6 @@ from dataclasses import MISSING, replace
 from pathlib import Path
 from typing import Any
 
-from embedding_finetune.artifacts.earlier import translate_training_record
 from embedding_finetune.artifacts.manifest import COMPILED_RECORD, read_checksummed
 from embedding_finetune.artifacts.provenance import stale_reason
 from embedding_finetune.data.collection import data_identity
@@ -21,7 +20,7 @@ from embedding_finetune.models.encoder_config import (
     model_identity,
     pretrained,
 )
-from embedding_finetune.recipes import Recipe, all_recipes, find_recipe
+from embedding_finetune.recipes import Recipe, find_recipe
 from embedding_finetune.settings import TABLE, TRAINING, Settings, display_value
 from embedding_finetune.training.training_data import training_path
 
@@ -78,10 +77,9 @@ def has_new_head(tuned: Settings, recipe: Recipe) -> bool:
 
 def read_record(folder: Path) -> dict[str, Any] | None:
     """The record of a model's folder, or None. Settings that the record lacks get their defaults."""
-    found = read_checksummed(folder / RECORD, having={})
-    if found is None:
+    record = read_checksummed(folder / RECORD, {"settings": dict, "recipe": dict, "base model": dict})
+    if record is None:
         return None
-    record: Any = translate_training_record(found)
     default = {name: row.default for name, row in TABLE.items() if row.metadata["changes"] == TRAINING
                and row.default is not MISSING}
     return record | {"settings": default | record["settings"]}
@@ -149,8 +147,3 @@ def _check_compiled(settings, label):
 def training_script(label: str) -> str:
     """The script that trains the model of a label, with its arguments."""
     return f"finetune_{label}.sh" if label in ("neg10", "neg50", "reranker") else f"finetune_hard.sh {label}"
-
-
-def trained_recipes(settings: Settings) -> list[str]:
-    """Labels of the recipes that have a finished model, in the order of RECIPE_FILE."""
-    return [label for label in all_recipes(settings) if read_record(settings.paths.model(label))]

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from embedding_finetune.artifacts.earlier import translate_training_file_record
 from embedding_finetune.artifacts.manifest import file_hashes, read_record, write_record
 from embedding_finetune.artifacts.provenance import stale_reason
 from embedding_finetune.data.collection import Collection, data_identity
@@ -57,7 +56,7 @@ def make_training_file(settings: Settings, recipe: Recipe, collection: Collectio
     record_path, files = path.with_suffix(".made.json"), (path.name, PASSAGES)
     inputs = {"data": data_identity(settings), "near_duplicates_together": settings.group_near_duplicates,
               "recipe": recipe.data, "seed": settings.seed} | (miner.inputs() if miner else {})
-    record, changed = read_record(record_path, translate_training_file_record), False
+    record, changed = read_record(record_path), False
     if record and not stale_reason(record["inputs"], inputs) and record["files"] == file_hashes(path.parent, files):
         found: dict[str, Any] = {name: record[name] for name in ("sources", "export") if name in record}
     else:

@@ -26,7 +26,7 @@ from embedding_finetune.data.row_store import read_rows
 from embedding_finetune.files import UserError, one_line, read_json, run_command_line
 from embedding_finetune.hub import check_lengths, load
 from embedding_finetune.models.batching import BATCH_OVERHEAD_TOKENS
-from embedding_finetune.models.fast_layers import use_fast_dropout
+from embedding_finetune.models.fast_layers import use_fast_dropout, use_pointwise_linear
 from embedding_finetune.models.modeling import DenseLayers, load_encoder
 from embedding_finetune.models.multi_vector import load_projection, new_projection, special_token_ids
 from embedding_finetune.settings import SELECTION_METRIC
@@ -70,6 +70,7 @@ def load_model(training: TrainingSettings, device: torch.device) -> tuple[Any, C
         encoder = peft.get_peft_model(encoder, peft.LoraConfig(**lora, target_modules="all-linear"))
     if device.type == "cpu":
         use_fast_dropout(encoder)
+        use_pointwise_linear(encoder)
     projection = DenseLayers()
     if training.architecture != "single_vector":
         projection = load_projection(config.name) or new_projection(encoder.config.hidden_size, training.token_dim)

@@ -42,6 +42,7 @@ def test_an_index_that_searches_everything_is_exact(kind, vectors, where, tmp_pa
 @pytest.mark.parametrize("spec, message", [
     ("milvus:http://127.0.0.1:9", "Milvus at http://127.0.0.1:9 failed .*is it running"),
     ("milvus:/proc/none/x.db", "cannot create the folder of /proc/none/x.db: .*; name another in INDEX"),
+    ("milvus:folder", "INDEX=milvus:folder: an embedded Milvus is a file that ends with .db"),
     ("milvus:x.db#NONE", "#NONE: the index type of Milvus must be one of FLAT, AUTOINDEX, HNSW")])
 def test_what_cannot_be_is_one_line(spec, message, vectors, tmp_path):
     with pytest.raises(UserError, match=message) as caught:

@@ -107,18 +107,6 @@ def test_pairs_across_two_lists_are_those_of_both_together(seed, blocks):
     assert near_duplicates_between(texts, []).shape == near_duplicates_between([], others).shape == (0, 2)
 
 
-def test_the_share_counts_at_its_edge_by_hand():
-    """A text of 14 words has 10 shingles, of which another one has 8, or 7."""
-    letters = list("abcdefghijklmn")
-    eight, seven = letters[:12] + ["x", "y"], letters[:11] + ["x", "y", "z"]
-    texts = [" ".join(text) for text in (letters, eight, seven)]
-    assert pairs_of(texts)[0] == (0, 1) and (0, 2) not in pairs_of(texts)
-
-
-def test_a_short_text_is_a_shingle_of_its_own_length():
-    assert pairs_of(["Red fox!", "red  fox", "red fox jumps", "fox red", "a red fox jumps over it"]) == [(0, 1)]
-
-
 @pytest.mark.parametrize("texts", [[], [""], ["", " ", ""], ["one text that is alone here"], ["one", "two"],
                                    {"a": "the keys are not read", "b": "values of a dict"}.values()])
 def test_few_texts_and_none_give_no_pairs(texts):

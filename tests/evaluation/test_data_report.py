@@ -37,6 +37,7 @@ PAIRS = {
     "entity": ("what is here", "It&#x27;s the otter."),
     "broken": ("what do people say", "They said itâ€™s a lovely den, and the river wasn\u2019t far from it."),
     "lost": ("what was lost", "This den had a na\ufffdme that nobody can read any more."),
+    "image": ("what does the den look like", "It looks like ![den](data:image/png;base64,iVBORw0KGgo=) this."),
     "short": ("what is it", "an otter"),
     "fine": ("Wo schläft der Otter?", "Bei Tag ruht er in einer Höhle am Ufer, wie die Flößer oft erzählten."),
 }
@@ -54,7 +55,8 @@ def test_suspicious_pairs_are_told_by_kind():
     assert {kind: own["queries"] for kind, own in found.items()} == {
         "query and passage are equal": ["equal"], "query occurs in the passage": ["inside", "chinese"],
         "passage occurs in the query": ["other way"], "HTML tags": ["tags"], "HTML entities": ["entities", "entity"],
-        "mojibake": ["broken", "lost"], "passage of fewer than 3 words": ["short"]}
+        "images within the text (data: URIs)": ["image"], "mojibake": ["broken", "lost"],
+        "passage of fewer than 3 words": ["short"]}
     assert found["HTML entities"] == {"pairs": 2, "share": 2 / len(PAIRS), "queries": ["entities", "entity"],
                                       "share of texts": 3 / (2 * len(PAIRS))}
 
@@ -78,7 +80,7 @@ def test_lengths_are_those_of_the_tokenizer(tmp_path, settings):
         sizes = np.array([len(row) for row in ids])
         own = found[side]
         assert own["cut"] == np.mean(sizes > limit) and own["longest"] == sizes.max() and own["limit"] == limit
-        assert own["median"] == np.sort(sizes)[6] and sum(own["histogram"]) == own["of"] == len(PAIRS)
+        assert own["median"] == np.sort(sizes)[len(PAIRS) // 2] and sum(own["histogram"]) == own["of"] == len(PAIRS)
         assert own["unknown"] == sum(row.count(tokenizer.unk_token_id) for row in ids) / sizes.sum()
     assert found["passages"]["unknown"] > 0 and found["most"] == 512 and 0 < found["passages"]["cut"] < 1
     figure = plot_lengths(found)
@@ -212,12 +214,12 @@ def test_what_training_brought_where_it_was_alike_stands_beside_the_baseline_che
     assert told in said and ("where the base model was" in said) == bool(told)
 
 
-def test_what_training_brought_is_what_the_ladder_measured():
-    rows = {(row["set"], row["label"]): row["recall@1"] for row in json.loads(
-        (ROOT / "docs" / "recipe.json").read_text()) if row.get("ladder") == "second"}
+def test_what_training_brought_is_what_was_measured():
+    rows = {(row["claim"], row["label"]): row["metrics"].get("recall@1") for row in json.loads(
+        (ROOT / "benchmarks" / "claims" / "results.json").read_text())}
     names = {"MS MARCO": "msmarco", "docstrings": "docstrings", "COVID-QA": "covidqa"}
     for name, (lead, gain) in MEASURED.items():
-        bm25, base, tuned = (rows[names[name], label] for label in ("bm25", "reference", "dense"))
+        bm25, base, tuned = (rows[names[name], label] for label in ("bm25", "reference", "single"))
         assert (lead, gain) == pytest.approx((base - bm25, tuned - base), abs=0.005)
 
 

@@ -35,13 +35,6 @@ def test_metrics_by_hand():
     assert mean(table)["recall@1"] == 0.125 and mean(table)["mrr@10"] == 0.375
 
 
-def test_grades_weigh_in_ndcg_and_a_grade_of_0_answers_nothing():
-    table = per_query({"q": {"good": 3, "fair": 1, "bad": 0}}, {"q": {"bad": 0.9, "fair": 0.8, "good": 0.7}})
-    found, best = 1 / math.log2(3) + 3 / math.log2(4), 3 + 1 / math.log2(3)
-    assert table.loc["q", "ndcg@10"] == pytest.approx(found / best)
-    assert table.loc["q", ["recall@1", "recall@10", "mrr@10"]].tolist() == [0, 1, 0.5]
-
-
 def test_metrics_agree_with_trec_eval_on_random_runs():
     rng = np.random.default_rng(1)
     passages, queries = [f"p{number}" for number in range(300)], [f"q{number}" for number in range(50)]

@@ -16,7 +16,7 @@ from embedding_finetune.evaluation.results import compare, load_results
 from embedding_finetune.files import UserError, read_json
 from embedding_finetune.models.embedding_cache import EmbeddingCache, TokenEmbeddingStore
 from embedding_finetune.models.encoder_config import load_encoder_config
-from embedding_finetune.retrieval.trec import read_qrels, read_run
+from embedding_finetune.retrieval.trec import read_run
 from embedding_finetune.serving.available import default_label
 from embedding_finetune.serving.index import open_index
 from embedding_finetune.serving.registry import IndexRegistry
@@ -24,7 +24,7 @@ from embedding_finetune.serving.server import application
 from embedding_finetune.settings import Settings
 from embedding_finetune.training.arguments import SETTINGS, read_settings, write_settings
 from embedding_finetune.training.log import read_log
-from embedding_finetune.training.provenance import check_trained, find_recipe, is_current, trained_recipes
+from embedding_finetune.training.provenance import check_trained, find_recipe, is_current
 from embedding_finetune.training.train import training_settings
 from embedding_finetune.training.training_data import make_training_file
 
@@ -50,7 +50,6 @@ def _result(path):
 def _trained(path):
     now = Settings.load()
     is_current(now, find_recipe(now, "neg10"))
-    trained_recipes(now)
     check_trained(now, "neg10")
     load_encoder_config(now, "neg10")
 
@@ -68,7 +67,6 @@ FILES = [  # name, state and weight of a target; the file, and what reads it
     ("rows in Arrow", "built", 60, "data/training_neg_10.arrow", _rows),
     ("passages in Arrow", "built", 60, "data/passages.arrow",
      lambda path: _rows(path.with_name("training_neg_10.arrow"))),
-    ("judgements of TREC", "built", 60, "data/qrels.trec", read_qrels),
     ("runs", "measured", 80, "output/runs/neg10.trec", read_run),
     ("log of a training", "trained", 60, "output/neg10/training_log.jsonl", lambda path: read_log(path.parent))]
 RECORDS = [

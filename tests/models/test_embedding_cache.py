@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from embedding_finetune.artifacts.manifest import read_record, write_checksummed
 from embedding_finetune.files import UserError
-from embedding_finetune.models.embedding_cache import STORED, EmbeddingCache, TokenEmbeddingStore, text_hash
+from embedding_finetune.models.embedding_cache import EmbeddingCache, TokenEmbeddingStore, text_hash
 
 KEYS = [text_hash("one"), bytes(16), b"\1" * 15 + b"\0"]  # a key may end in zero bytes
 VECTORS = np.random.default_rng(0).standard_normal((3, 5), dtype=np.float32)
@@ -80,12 +79,3 @@ def test_token_vectors_are_complete_until_a_file_is_damaged(tmp_path, capsys):
     assert not TokenEmbeddingStore(tmp_path, {"model": "m"}, ["a"]).complete()
     (store.folder / "vectors.raw").write_bytes(b"?" * 18)
     assert not store.complete() and f"{store.folder} is damaged" in capsys.readouterr().err
-
-
-def test_token_vectors_of_an_earlier_version_are_read(tmp_path):
-    store = token_store(tmp_path)
-    record = read_record(store.folder / "identity.json")
-    write_checksummed(store.folder / "identity.json", record["inputs"] | {"shape": [3, 3]} | record["files"])
-    assert store.complete() and store.read()[0].shape == (3, 3) and record["files"].keys() == set(STORED)
-    (store.folder / "starts.npy").unlink()
-    assert not store.complete()

@@ -8,7 +8,6 @@ from sentence_transformers.sentence_transformer.modules import Dense, Pooling, T
 from tiny import tiny_pairs, tiny_texts, tiny_xlmr
 from transformers import AutoModel, AutoTokenizer
 
-from embedding_finetune.artifacts.earlier import DESCRIPTIVE
 from embedding_finetune.files import UserError, write_json
 from embedding_finetune.hub import model_content
 from embedding_finetune.models.encoder import Encoder
@@ -357,4 +356,3 @@ def test_what_a_model_is_called_and_what_is_said_of_it_is_no_part_of_its_identit
                    {"passage_max_len": 9}, {"normalize": False}, {"dense": "2_Dense"}, {"trusted": True}):
         assert dataclasses.replace(config, **change).identity != config.identity
     assert config.identity.keys() | set(NOT_IDENTITY) == {field.name for field in dataclasses.fields(config)}
-    assert set(DESCRIPTIVE) == {*NOT_IDENTITY, "seen", "differs"}  # earlier versions recorded the last two

@@ -53,14 +53,3 @@ def test_a_stopped_or_damaged_search_goes_on(found, tmp_path, damage, capsys):
     lost = found(QUERIES[:8])
     assert lost in (QUERIES[:4], QUERIES[4:8]) and f"{one} is damaged" in capsys.readouterr().err
     assert found() == QUERIES[8:]
-
-
-def test_what_an_earlier_version_stored_is_searched_again_with_one_line(found, tmp_path, capsys):
-    found()
-    paths = sorted(tmp_path.iterdir())
-    old = [path.rename(path.with_name(f"{path.stem.partition('-')[0]}.hits")) for path in paths]
-    assert found() == QUERIES and all(path.exists() for path in (*paths, *old))
-    lines = capsys.readouterr().err.splitlines()
-    assert sorted(lines) == [f"{path} is of an earlier version: its queries are searched again, and the file can be "
-                             "removed" for path in sorted(old)]
-    assert found() == [] and capsys.readouterr().err == ""

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from embedding_finetune.files import UserError
-from embedding_finetune.retrieval.trec import pad_run, read_qrels, read_run, write_run
+from embedding_finetune.retrieval.trec import pad_run, read_run, write_run
 
 
 def test_runs_come_back_to_the_last_bit(tmp_path):
@@ -19,11 +19,9 @@ def test_a_broken_line_is_named(tmp_path):
     (tmp_path / "a.trec").write_text("q1 Q0 p1 1 0.5 a\nq1 Q0 p2 2\n")
     with pytest.raises(UserError, match="a.trec, line 2: expected 6 fields, found 4"):
         read_run(tmp_path / "a.trec")
-    (tmp_path / "qrels.trec").write_text("q1 0 p1 1\nq1 0 p2 3\nq2 0 p3 0\n")
-    assert read_qrels(tmp_path / "qrels.trec") == {"q1": {"p1": 1, "p2": 3}, "q2": {"p3": 0}}
-    (tmp_path / "qrels.trec").write_text("q1 0 p1 yes\n")
-    with pytest.raises(UserError, match="qrels.trec, line 1: 'yes' is not a number"):
-        read_qrels(tmp_path / "qrels.trec")
+    (tmp_path / "a.trec").write_text("q1 Q0 p1 1 high a\n")
+    with pytest.raises(UserError, match="a.trec, line 1: 'high' is not a number"):
+        read_run(tmp_path / "a.trec")
     with pytest.raises(UserError, match="does not exist: it is made by the evaluation notebooks"):
         read_run(tmp_path / "b.trec")
 

@@ -6,18 +6,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from earlier import earlier_record
 from tiny import tiny_bert, tiny_pairs, tiny_texts
 from transformers import AutoModel, AutoTokenizer, BertForSequenceClassification
 
-from embedding_finetune.artifacts.manifest import write_checksummed
-from embedding_finetune.data.collection import Collection, data_identity, read_data
+from embedding_finetune.data.collection import Collection, read_data
 from embedding_finetune.data.near_duplicates import near_duplicates
 from embedding_finetune.data.negatives import negative_candidates
 from embedding_finetune.data.normalize import normalize
-from embedding_finetune.data.row_store import PASSAGES, read_rows
-from embedding_finetune.files import UserError, sha256
-from embedding_finetune.hub import model_content
+from embedding_finetune.data.row_store import read_rows
+from embedding_finetune.files import UserError
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.recipes import find_recipe
@@ -28,7 +25,7 @@ from embedding_finetune.retrieval.known_systems import make_reranker
 from embedding_finetune.training import training_data as rows_module
 from embedding_finetune.training.export import export
 from embedding_finetune.training.mining import Miner
-from embedding_finetune.training.training_data import export_path, make_training_file, training_path, training_rows
+from embedding_finetune.training.training_data import make_training_file, training_path, training_rows
 
 
 def recipe_of(settings, label="hard", **changes):
@@ -176,26 +173,6 @@ def test_a_file_is_mined_anew_when_models_recipe_or_data_change_and_only_then(bu
     monkeypatch.setattr(rows_module, "data_identity", lambda settings: "other data")
     make(moved, recipe)
     assert len(mined) == 6
-
-
-@pytest.mark.parametrize("teacher, name", [("reference", "mined_rows"), ("late_reference", "rows_of_late_teacher")])
-def test_what_an_earlier_version_mined_is_kept(built, mined, teacher, name):
-    """Its record, also with what still earlier versions said of a model."""
-    recipe = recipe_of(built, "hard_kd", teacher=teacher, teacher_temperature=0.02)
-    make(built, recipe)
-    file, path = training_path(built, recipe), training_path(built, recipe).with_suffix(".made.json")
-    values = {"rows": sha256(file), "passages": sha256(file.with_name(PASSAGES)), "data": data_identity(built),
-              "export": sha256(export_path(built, recipe)), "base": model_content(built.reference_model)}
-    record = earlier_record(name, **values)
-    for said in ({}, {"label": "reference", "title": "", "name": "", "seen": "", "differs": "", "note": "of old"}):
-        configs, *others = record["made_of"]["models"]
-        models = [[config | said for config in configs], *others]
-        write_checksummed(path, record | {"made_of": record["made_of"] | {"models": models}})
-        assert make(built, recipe)[1] == record["sources"] and len(mined) == 1
-    make(dataclasses.replace(built, bm25_language="de"), recipe)
-    write_checksummed(path, record | {"made_of": record["made_of"] | {"seed": 1}})
-    make(built, recipe)
-    assert len(mined) == 3
 
 
 def test_random_negatives_with_a_teacher_stay_random(built):

@@ -4,16 +4,11 @@ import dataclasses
 import shutil
 
 import pytest
-from earlier import earlier_record
-from finished import finish
 from tiny import tiny_bert, tiny_pairs, tiny_texts
 from tiny_training import changed_rows
 
-from embedding_finetune.artifacts.manifest import write_checksummed
-from embedding_finetune.data.collection import data_identity
 from embedding_finetune.data.row_store import read_rows, rows_identity
 from embedding_finetune.files import UserError, write_json
-from embedding_finetune.hub import model_content
 from embedding_finetune.recipes import find_recipe
 from embedding_finetune.settings import TRAINING
 from embedding_finetune.training.provenance import (
@@ -21,7 +16,6 @@ from embedding_finetune.training.provenance import (
     check_trained,
     is_current,
     read_record,
-    trained_recipes,
     training_record,
     training_script,
 )
@@ -66,37 +60,6 @@ def test_a_base_is_told_by_its_content_and_not_by_its_name(built, tmp_path):
     assert current(moved)
     tiny_bert(tmp_path / "moved", tiny_texts(tiny_pairs(120)), seed=9)  # other weights under the same name
     assert not current(moved)
-
-
-def test_a_model_of_an_earlier_version_is_todays(trained):
-    recipe, values = find_recipe(trained, "neg10"), of_today(trained)
-    record = earlier_record("training", **values)
-    write_checksummed(trained.output_dir / "neg10" / RECORD, record)
-    assert current(trained) and read_record(trained.output_dir / "neg10") == training_record(trained, recipe)
-    assert not current(dataclasses.replace(trained, query_prompt="look up: "))
-    for changed in ({"begins_with": "another"}, {"training_file": "another"}, {"data": "another"}):
-        write_checksummed(trained.output_dir / "neg10" / RECORD, record | changed)
-        assert not current(trained)
-
-
-def test_a_merge_of_an_earlier_version_is_todays(trained):
-    finish(trained)
-    values = of_today(trained) | {"tuned": model_content(str(trained.output_dir / "neg10"))}
-    record = earlier_record("merge", **values)
-    path = trained.output_dir / "neg10_merged" / RECORD
-    write_checksummed(path, record)
-    assert current(trained, "neg10_merged")
-    assert not current(dataclasses.replace(trained, out_of_domain_sets="another"), "neg10_merged")
-    for changed in ({"base": "another"}, {"tuned": "another"}):
-        write_checksummed(path, record | {"made_of": record["made_of"] | changed})
-        assert not current(trained, "neg10_merged")
-
-
-def of_today(settings):
-    """What the records of an earlier version have in their places."""
-    rows = read_rows(training_path(settings, find_recipe(settings, "neg10")))
-    return {"model": settings.base_model, "base": model_content(settings.base_model), "data": data_identity(settings),
-            "training_file": rows_identity(rows)}
 
 
 def test_a_model_of_another_recipe_training_file_or_data_is_not_todays(trained):
@@ -154,13 +117,6 @@ def test_a_missing_model_names_what_trains_it(built, label, script):
     assert training_script(label) == script
     with pytest.raises(UserError, match=f"{label} holds no finished model: run `bash {script}` first"):
         check_trained(settings, label)
-
-
-def test_what_has_been_trained_is_listed_in_the_order_of_the_recipes(trained):
-    for label in ("hard", "no_recipe_of_ours"):
-        write_json(trained.output_dir / label / RECORD, {"label": label})
-    (trained.output_dir / "neg50").mkdir()
-    assert trained_recipes(trained) == ["neg10", "hard"]
 
 
 def test_a_repetition_has_the_seed_of_its_own_and_the_training_file_of_the_first(built):

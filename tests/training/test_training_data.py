@@ -4,9 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from earlier import earlier_record
 
-from embedding_finetune.artifacts.manifest import read_record, write_checksummed
 from embedding_finetune.data.collection import data_identity, read_data
 from embedding_finetune.data.row_store import PASSAGES, read_rows, rows_identity, write_for_flagembedding, write_rows
 from embedding_finetune.files import UserError, read_json, read_jsonl, sha256
@@ -113,21 +111,6 @@ def test_a_file_is_taken_as_it_is_until_something_has_changed(built, monkeypatch
     monkeypatch.setattr(rows_module, "data_identity", lambda settings: "other data")
     make(built)
     assert written == [".arrow", ".json"] * 3
-
-
-def test_the_file_of_an_earlier_version_is_kept(built, written):
-    file, path = path_of(built), path_of(built).with_suffix(".made.json")
-    values = {"rows": sha256(file), "passages": sha256(file.with_name(PASSAGES)), "data": data_identity(built),
-              "export": sha256(export_of(built))}
-    record = earlier_record("rows", **values)
-    write_checksummed(path, record)
-    assert make(built) == {"random": 1.0} and not written
-    for changed in ({"made_of": record["made_of"] | {"seed": 7}}, {"files": {}}, {"sources": None},
-                    {"made_of": None}):
-        write_checksummed(path, record | changed)
-        make(built)
-    assert written == [".arrow", ".json"] * 4
-    assert read_record(path)["inputs"] == record["made_of"]
 
 
 def test_other_passages_are_a_reason_to_make_all_files_anew(built, written):

@@ -25,7 +25,7 @@ from embedding_finetune.data.collection import BEIR_FILES
 from embedding_finetune.data.documents.files import FORMS, UnreadableError, read_document
 from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX, WORD, clean_text, normalize, passage_id, word_tokens
 from embedding_finetune.data.readers import Row, reader
-from embedding_finetune.data.readers.tables import read_records
+from embedding_finetune.data.readers.formats import open_table
 from embedding_finetune.extras import require
 from embedding_finetune.files import UserError
 from embedding_finetune.hub import load, model_path
@@ -34,6 +34,8 @@ from embedding_finetune.settings import path_of
 SPAN_WORDS = 4, 32  # length of a span, in passages of at least twice the minimum; a Chinese character is a word
 TITLED = 8  # maximum passages of a section whose title is a pseudo-query
 WINDOW = 20_000  # characters split at once: the splitter's time is quadratic beyond
+PLACE = ("file", "heading", "text")  # columns of DOCUMENT_QUERIES that say where the answer is
+HUMAN_WRITTEN = ("query", *PLACE, "id")
 NAMED = 5  # files that a message lists
 
 
@@ -231,16 +233,22 @@ def _human_written(settings, passages):
     texts, path = [normalize(passage.text) for passage in passages], path_of(settings.document_queries)
     if not path.is_file():
         raise UserError(f"DOCUMENT_QUERIES={settings.document_queries} does not exist or is not a file")
-    for where, row in read_records(path, ("query", "file", "heading", "text", "id")):
-        row = {key: str(value).strip() for key, value in row.items() if value is not None and str(value).strip()}
-        wanted = {key: normalize(row[key]) for key in ("file", "heading", "text") if key in row}
-        if not wanted or "query" not in row:
-            raise UserError(f"{where}: needs a `query`, and the `file`, `heading` or `text` that answers it")
+    table = open_table(path)
+    if unused := [column for column in table.columns if column not in HUMAN_WRITTEN]:
+        print(f"{path}: not used: {', '.join(map(repr, unused))}")
+    for number, values in table.records(table.columns):
+        where = f"{path}, {table.unit} {number}"
+        if isinstance(values, str):
+            raise UserError(f"{where}: {values}")
+        row = {key: str(values[key]).strip() for key in HUMAN_WRITTEN if values.get(key) is not None}
+        wanted = {key: normalize(row[key]) for key in PLACE if row.get(key)}
+        if not wanted or not row.get("query") or any(isinstance(values[key], list | dict) for key in row):
+            raise UserError(f"{where}: needs a `query`, and the `file`, `heading` or `text` that answers it, as texts")
         answers = [passage for passage, text in zip(passages, texts) if _fits(passage, text, **wanted)]
         if not answers:
             given = ", ".join(f"{key} {row[key]!r}" for key in wanted)
             raise UserError(f"{where}: no passage has {given}; a text must lie within one passage")
-        yield Row(row["query"], [passage.text for passage in answers], row.get("id"), where=where)
+        yield Row(row["query"], [passage.text for passage in answers], row.get("id") or None, where=where)
 
 
 def _fits(passage, normalized, file="", heading="", text=""):

@@ -5,8 +5,9 @@ A reader is a function that takes a name (the value of DATASET or CORPUS) and th
 else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from embedding_finetune.files import UserError
 
@@ -43,25 +44,28 @@ class Source:
     rows: int = 0
     skipped: dict = field(default_factory=dict)  # problem -> {"rows": number, "first": the first files and lines}
 
-    def skip(self, problem: str, where: str) -> None:
-        """Count a row that is skipped, and keep the place of the first ones."""
-        found = self.skipped.setdefault(problem, {"rows": 0, "first": []})
-        found["rows"] += 1
-        found["first"] += [where] if len(found["first"]) < SHOWN else []
+    def sound(self, rows: Iterable[tuple[str, Any, str]], max_bad_rows: float) -> Iterator[Any]:
+        """Yield the values of rows (where, value, problem) that have no problem.
 
-    def leave_out_skipped(self, what: str, shown: str, max_bad_rows: float) -> None:
-        """Print how many rows are skipped, as `what`, and the first of them, `shown`.
-
-        Raises UserError if they are more than a fraction of `max_bad_rows`.
+        The others are counted by problem, up to its first colon, with the places of the first ones. At the end prints
+        how many there are; raises UserError if they are more than a fraction of `max_bad_rows`.
         """
-        broken = sum(found["rows"] for found in self.skipped.values())
-        if not broken:
-            return
-        message = f"{broken} of {self.rows} {what} ({shown}{'; ...' if broken > SHOWN else ''})"
+        shown, broken = [], 0
+        for where, value, problem in rows:
+            self.rows += 1
+            if not problem:
+                yield value
+                continue
+            found, broken = self.skipped.setdefault(problem.partition(": ")[0], {"rows": 0, "first": []}), broken + 1
+            found["rows"] += 1
+            found["first"] += [where] if len(found["first"]) < SHOWN else []
+            shown += [f"{where}: {problem}"] if len(shown) < SHOWN else []
+        message = f"{broken} of {self.rows} rows are broken ({'; '.join(shown)}{'; ...' if broken > SHOWN else ''})"
         if broken > max_bad_rows * self.rows:
             raise UserError(f"{self.name}: {message}, and MAX_BAD_ROWS allows a fraction of {max_bad_rows}: fix them "
                             "or raise it")
-        print(f"{self.name}: {message}: left out")
+        if broken:
+            print(f"{self.name}: {message}: left out")
 
     def __str__(self):
         used = [f"{column} ({role})" for column, role in self.columns.items() if role]

@@ -7,40 +7,49 @@ A folder with
     qrels/SPLIT  judgments: `query-id`, `corpus-id`, `score` (a whole number); SPLIT is train, dev (or validation) or
                  test
 
-The first two are NAME.jsonl, .parquet, .csv or .tsv, or all such files in a folder NAME. Judgments are in qrels/,
-default/ or data/, in SPLIT.tsv or SPLIT-*.tsv (with a header or without), .jsonl, .parquet, or TREC's format
+The first two are NAME.jsonl, .jsonl.gz, .parquet, .csv or .tsv, or all such files in a folder NAME. Judgments are in
+qrels/, default/ or data/, in SPLIT.tsv or SPLIT-*.tsv (with a header or without), .jsonl, .parquet, or TREC's format
 (.trec, .txt: lines `query 0 passage grade`). A single file qrels.tsv, qrels.trec or qrels.txt has no splits: all its
-queries are training queries, of which the other splits are taken.
+queries are training queries, of which the other splits are taken. A dataset of the Hub in this layout is downloaded.
 
 Broken rows, and judgments of a missing query or passage, are left out, counted and named. Of two judgments of a pair
 the higher grade counts. Grades below 0 count as 0.
 """
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow
-from pyarrow.parquet import ParquetFile
-
 from embedding_finetune.data.collection import SHARED, SPLITS, Collection
 from embedding_finetune.data.normalize import clean_text, normalize
-from embedding_finetune.data.readers import Row, Source
-from embedding_finetune.data.readers.tables import read_records
-from embedding_finetune.files import UserError, one_line, read_lines
+from embedding_finetune.data.readers import Row, Source, Table
+from embedding_finetune.data.readers.formats import open_table
+from embedding_finetune.data.readers.values import MISSING, id_of, number_of
+from embedding_finetune.files import UserError, read_lines
+from embedding_finetune.hub import data_set_folder
 
-TEXT_FORMS = (".jsonl", ".parquet", ".csv", ".tsv")
+TEXTS = {"corpus", "queries"}
+TEXT_FORMS = (".jsonl", ".jsonl.gz", ".parquet", ".csv", ".tsv")
 JUDGMENT_FORMS = (".tsv", ".jsonl", ".parquet", ".trec", ".txt")
 JUDGMENT_FOLDERS = ("qrels", "default", "data")
 FILE_NAMES = {"train": ("train",), "dev": ("dev", "validation"), "test": ("test",)}
 ROLES = {"_id": "id", "id": "id", "title": "title", "text": "text", "source": "source"}
+JUDGMENT = {"query-id": "query", "corpus-id": "passage", "score": "grade"}
 
 
 def is_beir(folder: Path) -> bool:
     """Whether this is a folder in one of these layouts."""
-    return folder.is_dir() and all(_files(folder, name) for name in ("corpus", "queries"))
+    return folder.is_dir() and all(_files(folder, name) for name in TEXTS)
+
+
+def beir_of_hub(name: str) -> Path | None:
+    """The folder of a Hub dataset in one of these layouts, which is downloaded; None for other datasets."""
+    def wanted(files):
+        return {Path(file).parts[0].partition(".")[0] for file in files if file.endswith(TEXT_FORMS)} >= TEXTS
+
+    folder = data_set_folder(name, [f"{place}*" for place in (*TEXTS, *JUDGMENT_FOLDERS)], wanted)
+    return folder if folder and is_beir(folder) else None
 
 
 def read_beir(folder: Path, max_bad_rows: float, sources: list[Source] | None = None) -> tuple[Collection, Counter]:
@@ -51,7 +60,7 @@ def read_beir(folder: Path, max_bad_rows: float, sources: list[Source] | None = 
     fraction of `max_bad_rows` broken rows.
     """
     reading = _Reading(max_bad_rows, [] if sources is None else sources)
-    for name in ("corpus", "queries"):
+    for name in sorted(TEXTS):
         if not _files(folder, name):
             raise UserError(f"{folder / name}.jsonl does not exist")
     queries, corpus, source, copies, asked = {}, {}, {}, {}, {}
@@ -77,17 +86,18 @@ def read_beir_passages(folder: Path, max_bad_rows: float, sources: list[Source])
         yield Row(None, [corpus[passage]], passage, source=origin)
 
 
-def _files(folder, name, forms=TEXT_FORMS):
+def _files(folder, name):
     """The files of a table: NAME with one of the endings, or those in the folder NAME."""
-    single = [path for form in forms if (path := folder / f"{name}{form}").is_file()]
-    return single[:1] or sorted(path for path in (folder / name).glob("*") if path.suffix in forms)
+    single = [path for form in TEXT_FORMS if (path := folder / f"{name}{form}").is_file()]
+    return single[:1] or sorted(path for path in (folder / name).glob("*") if path.name.endswith(TEXT_FORMS))
 
 
 def _judged(folder, whole, reading):
     """The Collection `whole` with the judgments of a folder, and a Counter of those that are left out."""
     qrels, splits, counts = {}, {}, Counter()
     for part, path in _judgment_files(folder):
-        for query, passage, grade in reading.sound(path, _judgments(path), lambda row: _known(row, whole)):
+        for query, passage, grade in reading.sound(
+                _judgments(path), JUDGMENT, lambda row: _known(row, whole)):
             judged = qrels.setdefault(query, {})
             if splits.setdefault(query, part) != part:
                 counts[SHARED] += 1
@@ -116,26 +126,20 @@ def _judgment_files(folder):
     return read
 
 
-def _known(judgment, whole):
-    query, passage, grade = judgment
+def _known(row, whole):
+    """(query, passage, grade) of a row of judgments; raises ValueError when it has none, or names what is missing."""
+    missing = [name for name in JUDGMENT if row.get(name) is None]
+    if missing:
+        raise ValueError(f"has no {missing[0]!r}")
+    query, passage, grade = (str(row[name]) for name in JUDGMENT)
     if query not in whole.queries or passage not in whole.corpus:
-        what, name = ("query", query) if query not in whole.queries else ("passage", passage)
-        raise ValueError(f"judges the {what} {name!r}, which does not exist")
-    return query, passage, _grade(grade)
-
-
-def _grade(value):
-    if not _is_number(value) or not float(value).is_integer():
-        raise ValueError(f"the grade {value!r} is not a whole number")
-    return max(0, int(float(value)))  # TREC grades junk below 0
-
-
-def _is_number(value):
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
+        what = f"query that does not exist: {query!r}" if query not in whole.queries else (
+            f"passage that does not exist: {passage!r}")
+        raise ValueError(f"judges a {what}")
+    number = number_of(grade)
+    if number is None or not number.is_integer():
+        raise ValueError(f"the grade is not a whole number: {grade!r}")
+    return query, passage, max(0, int(number))  # TREC grades junk below 0
 
 
 def _texts(folder, name, reading, found):
@@ -147,68 +151,44 @@ def _texts(folder, name, reading, found):
             raise UserError(f"{folder / name} has the `_id` {identity!r} twice, with different texts: make the ids "
                             "unique")
         if identity in found:
-            raise ValueError(f"repeats the row with the `_id` {identity!r}")
+            raise ValueError(f"repeats a row with the same `_id`: {identity!r}")
         found[identity] = with_title
         return identity, text, source
 
     for path in _files(folder, name):
-        yield from reading.sound(path, _rows(path), parse)
+        yield from reading.sound(open_table(path), ROLES, parse)
 
 
 def _text(row):
-    identity = row.get("_id", row.get("id"))
-    if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
-        raise ValueError("has no `_id` that is a word or a whole number")
+    identity = id_of(row, ["_id" if "_id" in row else "id"])
+    if identity is None:
+        raise ValueError("has no `_id`")
     if "text" not in row:
         raise ValueError("has no `text`")
     values = [row.get(key) for key in ("title", "text", "source")]
-    for key, value in zip(("title", "text"), values):
+    for key, value in zip(("title", "text", "source"), values):
         if not isinstance(value, str | None):
             raise ValueError(f"its {key} is {type(value).__name__}, not text")
-    return str(identity), *(clean_text(str(value)) if value is not None else "" for value in values)
+    if values[1] in MISSING:
+        raise ValueError("its text is a missing value written as text")
+    return identity, *(clean_text(value or "") for value in values)
 
 
 def _judgments(path):
-    """Yield (line or row, (query, passage, grade) or the reason why there is none)."""
+    """The Table of a file of judgments."""
     if path.suffix in (".jsonl", ".parquet"):
-        names = ("query-id", "corpus-id", "score")
-        for number, row in _rows(path):
-            values = [row.get(name) for name in names] if isinstance(row, dict) else []
-            missing = f"has no {names[values.index(None)]!r}" if None in values else ""
-            yield number, missing or (str(values[0]), str(values[1]), values[2]) if values else row
-        return
-    for number, line in read_lines(path, "you"):
-        fields = line.split("\t") if "\t" in line else line.split()
-        fields = [field.strip() for field in fields]
-        query, *_, passage, grade = fields if len(fields) in (3, 4) else ["", "", ""]
-        if line.strip() and not (number == 1 and len(fields) == 3 and not _is_number(grade)):  # not a header
-            wanted = "expected query-id, corpus-id and score, separated by tabs, or `query 0 passage grade`"
-            yield number, (query, passage, grade) if query else wanted
+        return open_table(path)
 
-
-def _rows(path):
-    """Yield (line or row, its values or the reason why it is broken)."""
-    if path.suffix == ".parquet":
-        try:
-            rows = (row for batch in ParquetFile(path).iter_batches(1000) for row in batch.to_pylist())
-            yield from enumerate(rows, start=1)
-        except pyarrow.ArrowException as error:
-            raise UserError(f"{path} cannot be read ({one_line(error)})") from None
-    elif path.suffix == ".jsonl":
+    def records(_):
         for number, line in read_lines(path, "you"):
-            if line.strip():
-                yield number, _parsed(line)
-    else:
-        names = ("_id", "id", "title", "text", "source")
-        yield from enumerate((values for _, values in read_records(path, names)), start=1)
+            fields = [field.strip() for field in (line.split("\t") if "\t" in line else line.split())]
+            complete = len(fields) in (3, 4) and fields[0]
+            header = number == 1 and len(fields) == 3 and number_of(fields[2]) is None
+            if line.strip() and not header:
+                yield number, (dict(zip(JUDGMENT, (fields[0], *fields[-2:]))) if complete else
+                               "expected query-id, corpus-id and score, separated by tabs, or `query 0 passage grade`")
 
-
-def _parsed(line):
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return f"not valid JSON ({getattr(error, 'msg', 'too deep')})"
-    return row if isinstance(row, dict) else f"expected an object, found {type(row).__name__}"
+    return Table(str(path), list(JUDGMENT), records, how={"format": path.suffix[1:].upper()})
 
 
 class _Reading:
@@ -217,24 +197,20 @@ class _Reading:
     def __init__(self, max_bad_rows, sources):
         self.max_bad_rows, self.sources = max_bad_rows, sources
 
-    def sound(self, path, rows, parse):
-        """Yield `parse(row)` of the rows (number, row) that are not broken: `row` is a str, or a ValueError is raised.
-
-        At the end prints how many are broken; raises UserError if these are too many.
-        """
-        source = Source(str(path), {"format": path.suffix[1:]})
+    def sound(self, table, roles, parse):
+        """Yield `parse(row)` of the rows for which it raises no ValueError; the others are broken, see Source.sound."""
+        source = Source(table.name, table.how, {key: roles.get(key, "") for key in table.columns})
         self.sources.append(source)
-        for number, row in rows:
-            source.rows += 1
-            try:
-                if isinstance(row, str):
-                    raise ValueError(row)
+
+        def rows():
+            for number, row in table.records(table.columns):
+                value, problem = None, row
                 if isinstance(row, dict):
-                    source.columns |= {key: ROLES.get(key, "") for key in row if key not in source.columns}
-                found = parse(row)
-            except ValueError as error:
-                source.skip("broken", f"{number}: {error}")
-                continue
-            yield found
-        first = source.skipped.get("broken", {"first": []})["first"]
-        source.leave_out_skipped("lines are broken", f"line {'; '.join(first)}", self.max_bad_rows)
+                    source.columns |= {key: roles.get(key, "") for key in row if key not in source.columns}
+                    try:
+                        value, problem = parse(row), ""
+                    except ValueError as error:
+                        problem = str(error)
+                yield f"{table.unit} {number}", value, problem
+
+        yield from source.sound(rows(), self.max_bad_rows)

@@ -103,6 +103,9 @@ def _quotes_are_letters(path, newline, data, width):
     """
     counts, quoted, odd = [0] * width, [0] * width, False
     with open_text(path, newline) as file:
+        if not any('"' in part for part in iter(lambda: file.read(2**20), "")):
+            return False
+    with open_text(path, newline) as file:
         for line in islice(file, data, None):
             fields = line.rstrip("\r\n").split("\t")
             if '"' in line and len(fields) != width:
@@ -147,9 +150,11 @@ def _csv_records(path, newline, columns, data, delimiter, letters, how):
                                     for line in range(start, end + 1))
                         continue
                     how["check the quotes"] = f"of lines {start} to {end}, read as one row, though each would be one"
-                if len(row) < width and row or any(row[width:]):
+                if not any(row):  # a blank line, or a row of empty cells
+                    continue
+                if len(row) < width or any(row[width:]):
                     yield start, f"{len(row)} fields, but the first line has {width}"
-                elif row:
+                else:
                     values = {column: row[index] for column, index in place}
                     yield start, values if all(map(is_text, values.values())) else "not UTF-8: save the file as UTF-8"
 

@@ -23,6 +23,7 @@ TEXT = "text|passage|document|doc|content|contents|body"
 TITLE = "title"
 TEXT_ID = "_?id|pid|doc[-_]?id|passage[-_]?id|corpus[-_]?id"
 SOURCE = "source|url"
+CONTEXT, ANSWERS = "contexts?", "answers?"  # together, as in SQuAD: a passage, and the answers that are found in it
 GRADES = range(6)  # of a label column; other values need a threshold
 
 
@@ -78,15 +79,6 @@ def read_passages(name: str, settings) -> Iterator[Source | Row]:
     yield from _rows(_open(name, settings.corpus_split, "CORPUS_SPLIT", settings.corpus_text_column), columns, rows)
 
 
-def read_records(path, columns) -> Iterator[tuple[str, dict]]:
-    """Yield (file and row, column -> value) for the existing `columns`; raises UserError at a broken row."""
-    table = open_table(path)
-    for number, values in table.records(columns):
-        if not isinstance(values, dict):
-            raise UserError(f"{path}, {table.unit} {number}: {values}")
-        yield f"{path}, {table.unit} {number}", {column: values[column] for column in columns if column in values}
-
-
 def _open(name, split, setting, named) -> list[Table]:
     """The tables of a file, of several, of a cloned dataset, or of the Hub."""
     files = table_files(name)
@@ -135,6 +127,15 @@ def _rows(tables, columns, rows):
             except UserError as error:
                 raise UserError(f"{where}: {error}") from None
         columns.source.how |= table.how
+
+
+def _has_answers(column, value):
+    """1 if there are answers, else 0: a text, a list of texts, or the `text` of an object, as in SQuAD."""
+    found = value.get("text") if isinstance(value, dict) else value
+    if isinstance(found, str) and found[:1] == "{":
+        raise ValueError(f"{column!r} is a dictionary written as text: set LABEL_COLUMN=none if all have answers")
+    texts = found if isinstance(found, list) else [found]
+    return int(any(str(text).strip() for text in texts if text is not None))
 
 
 class _Columns:
@@ -203,7 +204,7 @@ class _Columns:
             elif value not in ("auto", "none") or value == "none" and needed:
                 raise UserError(f"{setting}={value}: {self.source.name} has no such column; it has {listed}")
             else:
-                found = self._alike(names) if value == "auto" else []
+                found = self._found_by_name(setting, names, chosen) if value == "auto" else []
                 unambiguous = len(found) == 1 or setting == "NEGATIVE_COLUMN"
                 chosen[setting] = found if unambiguous else []
                 meant = needed or found and setting in ("LABEL_COLUMN", "SPLIT_COLUMN")
@@ -217,6 +218,17 @@ class _Columns:
         if guessed and not where:
             print(f"{self.source.name}: guessed from the column names: {'; '.join(guessed)}")
         return chosen
+
+    def _found_by_name(self, setting, names, chosen):
+        """The columns with one of the usual names. Of a context and its answers, the context is the passage, and the
+        answers say whether it is relevant: it is not if there are none.
+        """
+        found, contexts, answers = map(self._alike, (names, CONTEXT, ANSWERS))
+        if not contexts or not answers:
+            return found
+        if setting == "POSITIVE_COLUMN" and sorted(found) == sorted(contexts + answers):
+            return contexts
+        return answers if setting == "LABEL_COLUMN" and not found and chosen["POSITIVE_COLUMN"] == contexts else found
 
     def _alike(self, names):
         found = [column for column in self.names if re.fullmatch(names, str(column).strip().lower())]
@@ -232,6 +244,8 @@ class _Columns:
             return 1
         column = self.chosen["LABEL_COLUMN"][0]
         value = values.get(column)
+        if self.settings.label_column == "auto" and column in self._alike(ANSWERS):
+            return _has_answers(column, value)
         if value is None or value == "":
             raise ValueError(f"no label in {column!r}")
         number = number_of(str(value))

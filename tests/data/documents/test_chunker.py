@@ -234,6 +234,8 @@ def test_written_queries_are_the_test_part_and_nothing_of_their_answers_is_in_tr
     ({"query": "x"}, "line 1: needs a `query`, and the `file`, `heading` or `text` that answers it"),
     ({"text": "x"}, "line 1: needs a `query`"),
     ({"query": None, "text": "x"}, "line 1: needs a `query`"),
+    ({"query": ["x", "y"], "file": "a.md"}, "line 1: needs a `query`, .* as texts"),
+    (["x"], "q.jsonl has no row that can be read; line 1: a text, not a JSON object"),
 ])
 def test_a_written_query_without_an_answer_is_named(tmp_path, row, message):
     folder_of(tmp_path / "docs", abcd_md=manual(2), a_md=manual(2))
@@ -241,7 +243,7 @@ def test_a_written_query_without_an_answer_is_named(tmp_path, row, message):
         read_pairs(settings_of(tmp_path / "docs", document_queries=queries_of(tmp_path / "q.jsonl", row)))
 
 
-def test_written_queries_may_be_a_table(tmp_path):
+def test_written_queries_may_be_a_table(tmp_path, capsys):
     folder_of(tmp_path / "docs", a_md="# 指南\n\n升级之前请停止服务，然后备份数据。\n\n# Other\n\nsome text of eight words or more")
     table = "query,text,heading,note\n升级之前要做什么,停止服务,,x\nwhat else,,other,y\n"
     (tmp_path / "q.csv").write_text(table, encoding="utf-8-sig")
@@ -249,6 +251,7 @@ def test_written_queries_may_be_a_table(tmp_path):
     written = {text: collection.positives(query) for query, text in collection.queries.items() if query[0] == "q"}
     assert {text: len(answers) for text, answers in written.items()} == {"升级之前要做什么": 1, "what else": 1}
     assert collection.source[written["升级之前要做什么"][0]] == "a.md, line 3, 指南"
+    assert "q.csv: not used: 'note'\n" in capsys.readouterr().out
     with pytest.raises(UserError, match="DOCUMENT_QUERIES=no.csv does not exist or is not a file"):
         read_pairs(settings_of(tmp_path / "docs", document_queries="no.csv"))
 

@@ -1,6 +1,7 @@
 """Datasets with judgments: layouts, broken rows, and as DATASET: splits, ids and grades as given, without leaks."""
 
 import dataclasses
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -260,13 +261,13 @@ def test_headers_blank_lines_byte_order_marks_and_trec_fields_cost_no_judgement(
 
 
 @pytest.mark.parametrize("line, reason", [
-    ("1\tz\t1", "judges the passage 'z', which does not exist"),
-    ("9\tb\t1", "judges the query '9', which does not exist"), ("1\tb\t0.5", "the grade '0.5' is not a whole number"),
-    ("1\tb\tnan", "the grade 'nan' is not a whole number"), ("1\tb", "expected query-id, corpus-id and score")])
+    ("1\tz\t1", "judges a passage that does not exist: 'z'"),
+    ("9\tb\t1", "judges a query that does not exist: '9'"), ("1\tb\t0.5", "the grade is not a whole number: '0.5'"),
+    ("1\tb\tnan", "the grade is not a whole number: 'nan'"), ("1\tb", "expected query-id, corpus-id and score")])
 def test_few_broken_judgements_are_left_out_and_named_and_many_stop(tmp_path, capsys, line, reason):
     folder = beir(tmp_path, f"query-id\tcorpus-id\tscore\n1\tb\t1\n{line}\n1\ta\t0\n")
     assert read_beir(folder, 0.4)[0] == EXPECTED
-    assert f"test.tsv: 1 of 3 lines are broken (line 3: {reason}" in capsys.readouterr().out
+    assert f"test.tsv: 1 of 3 rows are broken (line 3: {reason}" in capsys.readouterr().out
     with pytest.raises(UserError, match=f"line 3: {reason}.*MAX_BAD_ROWS allows a fraction of 0.3"):
         read_beir(folder, 0.3)
 
@@ -286,16 +287,18 @@ def test_the_higher_of_two_grades_counts_and_a_query_belongs_to_its_last_split(t
 
 @pytest.mark.parametrize("row, reason", [
     ('{"_id": "c", "text": ["a", "b"]}', "its text is list, not text"), ('{"_id": "c"}', "has no `text`"),
-    ('{"_id": "c", "title": 3, "text": ""}', "its title is int"), ('{"text": "c"}', "has no `_id` that is"),
-    ('{"_id": null, "text": "c"}', "has no `_id`"), ('{"_id": true, "text": "c"}', "has no `_id`"),
-    ("[1]", "expected an object, found list"), ('"c"', "expected an object, found str"),
-    ('{"_id": ', "not valid JSON"), ('{"_id": "b", "text": "second"}', "repeats the row with the `_id` 'b'")])
+    ('{"_id": "c", "title": 3, "text": ""}', "its title is int"), ('{"text": "c"}', "has no `_id`"),
+    ('{"_id": null, "text": "c"}', "has no `_id`"), ('{"_id": true, "text": "c"}', "'_id' must be an id"),
+    ('{"_id": "c", "text": "nan"}', "its text is a missing value written as text"),
+    ('{"_id": "c", "text": "", "source": ["a"]}', "its source is list, not text"),
+    ("[1]", "a list, not a JSON object"), ('"c"', "a text, not a JSON object"),
+    ('{"_id": ', "not valid JSON"), ('{"_id": "b", "text": "second"}', "repeats a row with the same `_id`: 'b'")])
 def test_broken_rows_are_left_out_and_named(tmp_path, capsys, row, reason):
     with (beir(tmp_path) / "corpus.jsonl").open("a") as file:
         file.write(f"\n{row}\n")
     assert read_beir(tmp_path, 0.25)[0] == EXPECTED
-    assert f"corpus.jsonl: 1 of 4 lines are broken (line 5: {reason}" in capsys.readouterr().out
-    with pytest.raises(UserError, match="corpus.jsonl: 1 of 4 lines are broken"):
+    assert f"corpus.jsonl: 1 of 4 rows are broken (line 5: {reason}" in capsys.readouterr().out
+    with pytest.raises(UserError, match="corpus.jsonl: 1 of 4 rows are broken"):
         read_beir(tmp_path, 0.24)
 
 
@@ -306,8 +309,8 @@ def test_each_file_is_accounted_for(tmp_path):
     read_beir(tmp_path, 0.5, sources)
     assert [(Path(source.name).name, source.rows, source.skipped) for source in sources] == [
         ("queries.jsonl", 4, {}), ("corpus.jsonl", 3, {}),
-        ("test.tsv", 3, {"broken": {"rows": 1, "first": ["3: judges the passage 'z', which does not exist"]}})]
-    assert str(sources[0]).endswith("format jsonl; columns used: _id (id), text (text); not used: 'metadata'")
+        ("test.tsv", 3, {"judges a passage that does not exist": {"rows": 1, "first": ["line 3"]}})]
+    assert str(sources[0]).endswith("format JSON Lines; encoding utf-8; columns used: _id (id), text (text); not used: 'metadata'")
     assert str(sources[1]).endswith("columns used: _id (id), title (title), text (text), source (source)")
 
 
@@ -323,6 +326,18 @@ def test_an_id_of_two_texts_and_missing_files_are_named(tmp_path):
     (tmp_path / "corpus.jsonl").unlink()
     with pytest.raises(UserError, match="corpus.jsonl does not exist"):
         read_beir(tmp_path, 0)
+
+
+def test_a_compressed_corpus_is_read_and_files_of_another_kind_are_named(tmp_path):
+    path = beir(tmp_path) / "corpus.jsonl"
+    (tmp_path / "corpus.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    assert is_beir(tmp_path) and read_beir(tmp_path, 0)[0] == EXPECTED
+    for content, message in (('{"_id": "a", "text": "问题与答案"}\n'.encode("gb18030") * 9, "not UTF-8 but probably gb"),
+                             (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS")):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f"corpus.jsonl .*{message}"):
+            read_beir(tmp_path, 0)
 
 
 def mteb(folder, whole, place):
@@ -350,7 +365,7 @@ def test_the_layout_of_mteb_is_read(tmp_path, place):
     found, _ = read_beir(tmp_path / "mteb", 0)
     assert found == dataclasses.replace(whole, predefined=("dev", "test", "train"))
     (tmp_path / "mteb" / place / "test-00000-of-00001.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UserError, match="test-00000-of-00001.parquet cannot be read"):
+    with pytest.raises(UserError, match="cannot read .*test-00000-of-00001.parquet"):
         read_beir(tmp_path / "mteb", 0)
 
 

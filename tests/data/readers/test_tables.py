@@ -173,6 +173,7 @@ def test_a_data_set_of_the_hub_is_read_by_its_columns(tmp_path, monkeypatch):
         return {"train": rows, "dev": rows.select(range(10))} if config else {"only": rows}
 
     monkeypatch.setattr("embedding_finetune.hub.check_hub", lambda name, kind: None)
+    monkeypatch.setattr("embedding_finetune.data.readers.beir.data_set_folder", lambda *asked: None)
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert len(read_pairs(at("some/pairs"))[0].queries) == 100
     assert len(read_pairs(at("some/pairs:pair", split="dev"))[0].queries) == 10
