@@ -1,13 +1,13 @@
 """All benchmarks, one after another, into one file of figures and one page.
 
     python benchmarks/bench.py [negatives rows train encode search mining index million second serve demo questions gpu
-                                bytes]
+                                bytes selection]
 
 Each section is a script of its own, whose last line is a JSON object: benchmarks/results.json has them by section, with
 machine and date, and benchmarks/results.md what a reader wants to know of them. What is not asked for, or fails, stays
-as it was. `demo` runs the whole demo into an empty folder, `serve` asks the best model of PROFILE. Three are run where
-they are named: `questions` (after `make demo`), `gpu`, and `bytes` (after the trainings that docs/vector_bytes.py
-wants). PAIRS=file.jsonl gives the pairs; let nothing else run.
+as it was. `demo` runs the whole demo into an empty folder, `serve` asks the best model of PROFILE. Four are run where
+they are named: `questions` (after `make demo`), `gpu`, `bytes` (after the trainings that docs/vector_bytes.py wants)
+and `selection` (with the datasets in SETS). PAIRS=file.jsonl gives the pairs; let nothing else run.
 """
 
 import argparse
@@ -32,8 +32,8 @@ SECTIONS = {  # name -> (script, where it belongs in the results)
     "index": ("bench_index.py", "search"), "million": ("bench_million.py", "million"),
     "second": ("bench_second.py", "second"), "serve": ("bench_serve.py", "serve"), "demo": ("", "demo"),
     "questions": ("bench_questions.py", "questions"), "gpu": ("bench_gpu.py", "gpu"),
-    "bytes": ("../docs/vector_bytes.py", "bytes")}
-WHERE_NAMED = "questions", "gpu", "bytes"  # for these something must be there
+    "bytes": ("../docs/vector_bytes.py", "bytes"), "selection": ("bench_selection.py", "selection")}
+WHERE_NAMED = "questions", "gpu", "bytes", "selection"  # for these something must be there
 SAID = {  # section -> figure -> what it is
     "negatives": {"ratio_tutorial_loop": "10 random negatives: times as fast as the tutorial's loop",
                   "ratio_tutorial_loop_50": "50 random negatives: the same"},
@@ -76,7 +76,12 @@ SAID = {  # section -> figure -> what it is
             "share_of_limit": "GPU, encoding: share of what the card's products of these shapes allow",
             "share_of_limit_computing": "GPU, encoding: the same without the tokenizer",
             "grad_cache_gb": "GPU, 128 queries x 9 texts of 128 tokens, GradCache: GB at the peak",
-            "uncached_gb": "GPU, the same without"}}
+            "uncached_gb": "GPU, the same without"},
+    "selection": {f"{way}_{number}{end}": f"{number} pairs, {what}: {which} regret in nDCG@10"
+                  for number in (100, 300) for way, what in (("max_dev", "the best system on dev taken"),
+                                                             ("default", "always BM25 + the untrained model"),
+                                                             ("rule", "the recommended system"))
+                  for end, which in (("", "mean"), ("_std", "standard deviation of the"))}}
 
 
 def measure(section):

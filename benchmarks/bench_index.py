@@ -10,6 +10,7 @@ docs/million.ipynb plots.
 
 import argparse
 import json
+import math
 import os
 import random
 import tempfile
@@ -20,7 +21,7 @@ import numpy as np
 import pandas as pd
 from inputs import bundled_model, read_rows
 
-from embedding_finetune.retrieval.ann import FLAT, REACH, make_index, num_ivf_lists, recall_vs_exact
+from embedding_finetune.retrieval.ann import FLAT, REACH, make_index, recall_vs_exact
 
 NOISE = 0.75  # length of the noise; that of the vector is 1
 TARGET_RECALL = 0.95  # share of the exact top 10
@@ -44,7 +45,7 @@ def read_vectors(passages, queries):
 
 def candidates(count, dim):
     """Values of INDEX to measure for `count` vectors of `dim` dimensions: name -> value."""
-    lists = num_ivf_lists(count)
+    lists = 1 << round(math.log2(4 * math.sqrt(max(1, count))))  # the power of 2 nearest to 4 * sqrt(count)
     probe = f"nprobe={max(1, round(lists * REACH['nprobe']))}"
     return {"flat": FLAT, "scalar-quantised": "SQ8", "IVF, scalar-quantised": f"IVF{lists},SQ8 {probe}",
             "IVF, product-quantised": f"IVF{lists},PQ{dim // 2}x4fs {probe}",

@@ -15,6 +15,7 @@ The rows go to benchmarks/claims/results.json; `python docs/result_tables.py` ma
 import argparse
 import hashlib
 import json
+import math
 import os
 import subprocess
 import time
@@ -22,6 +23,7 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from inputs import ROOT, hardware
 
 from embedding_finetune.data.cleaning import read_pairs, source_of
@@ -31,7 +33,15 @@ from embedding_finetune.evaluation.evaluate import evaluate
 from embedding_finetune.evaluation.metrics import per_query
 from embedding_finetune.evaluation.results import read_measured_run, read_result, result_stale_reason
 from embedding_finetune.evaluation.significance import add_significance
-from embedding_finetune.files import UserError, atomic_write, read_json, run_command_line, write_json
+from embedding_finetune.files import (
+    UserError,
+    atomic_write,
+    read_json,
+    read_jsonl,
+    run_command_line,
+    write_json,
+    write_jsonl,
+)
 from embedding_finetune.hub import model_size
 from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.recipes import all_recipes
@@ -64,7 +74,7 @@ def read_claim(name):
     for row in claim["published"]:
         if unknown := set(row["metrics"]) - set(SHOWN):
             raise UserError(f"{path}: the runs do not provide {', '.join(sorted(unknown))}, only {', '.join(SHOWN)}")
-    return {"name": name, "folder": "", "recipes": RECIPES.name} | claim
+    return {"name": name, "folder": "", "recipes": RECIPES.name, "split": {}} | claim
 
 
 def settings_of(claim, published_split, seeds, data=None):
@@ -76,9 +86,25 @@ def settings_of(claim, published_split, seeds, data=None):
                         f"{claim['folder']} ({claim['license']})")
     given = {key: str(value).replace("CLAIMS_DATA", data) for key, value in claim["settings"].items()}
     output = ROOT / "output" / "claims" / name / ("published_split" if published_split else "leak_free")
-    return Settings.load(PROFILE, {"DATASET": str(folder), "RECIPE_FILE": str(CLAIMS / claim["recipes"]),
+    dataset, split = folder, claim["split"]
+    if split:
+        dataset = with_split(folder / split["file"], output / "rows.jsonl", split)
+    return Settings.load(PROFILE, {"DATASET": str(dataset), "RECIPE_FILE": str(CLAIMS / claim["recipes"]),
                                    "LEAKING_ROWS": "keep" if published_split else "drop", "SEEDS": str(seeds),
                                    "DATA_DIR": str(output / "data"), "OUTPUT_DIR": str(output), **given})
+
+
+def with_split(source, path, split):
+    """Write the rows of a JSON Lines file with the split that train_test_split of `datasets` gives them.
+
+    `split` has the `seed` and the fraction `test`. Returns the path.
+    """
+    rows = list(read_jsonl(source, required=("query", "pos"), made_by="you"))
+    order = np.random.default_rng(split["seed"]).permutation(len(rows))
+    test = math.ceil(split["test"] * len(rows))
+    parts = dict.fromkeys(order[:test].tolist(), "test")
+    write_jsonl(path, (rows[place] | {"split": parts.get(place, "train")} for place in order.tolist()))
+    return path
 
 
 def build(claim, settings):

@@ -45,7 +45,8 @@ The modules in data-flow order; each imports only from modules above it:
     models/batching          length-sorted batches
     models/embedding_cache   embeddings on disk, by model and text
     models/compiled_model    export to ONNX; ONNX and OpenVINO in place of PyTorch
-    models/encoder_config    pooling, prompts and lengths, read from the model
+    models/own_config        what a model's own files say of its use
+    models/encoder_config    pooling, prompts and lengths of each model
     models/modeling          loading an encoder and the layers after it
     models/multi_vector      token embeddings and MaxSim
     models/encoder           texts to embeddings
@@ -73,6 +74,7 @@ The modules in data-flow order; each imports only from modules above it:
     training/batches         sampling of training batches
     training/loss            the contrastive loss, GradCache
     evaluation/metrics       recall, MRR and nDCG from runs and judgments
+    training/lengths         maximum lengths in training that follow the data
     training/arguments       settings of one training, and the arguments of the trainers
     training/dev_evaluator   dev metrics during a training
     training/log             the training log
@@ -89,7 +91,9 @@ The modules in data-flow order; each imports only from modules above it:
     training/train           from a recipe to a finished model
 
     evaluation/significance  confidence intervals and paired tests
+    evaluation/selection     selection of systems, and defaults where queries are too few
     evaluation/data_report   statistics and problems of the data before training
+    evaluation/names         names of systems, and the baseline of a fine-tuned model
     evaluation/results       saved results, and the planned comparison of them
     evaluation/tuning        depth and weights of reranking, tuned on dev queries
     evaluation/conclusion    the recommendation
@@ -112,7 +116,9 @@ The modules in data-flow order; each imports only from modules above it:
     models/parallel_encode   encoding by several processes
     contrib/onnx_openvino    export to ONNX and OpenVINO
     contrib/publish          a model's folder for the Hub
+    prerequisites            what a run needs, checked before its first step
     pipeline                 the whole experiment in order
+    experiment_files         what belongs to a label on disk
     commands                 settings, .env and sizes of an experiment
     cli                      the command line
 """

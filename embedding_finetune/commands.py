@@ -7,10 +7,16 @@ import shlex
 import shutil
 from pathlib import Path
 
+from embedding_finetune.artifacts.staging import lock
 from embedding_finetune.data.cleaning import first_row
+from embedding_finetune.experiment_files import files_of, size
 from embedding_finetune.files import CommandLine, UserError, atomic_write, may_overwrite
 from embedding_finetune.hints import missing_file
+from embedding_finetune.models.encoder_config import pretrained
 from embedding_finetune.profiles import ROOT
+from embedding_finetune.recipes import all_recipes
+from embedding_finetune.retrieval.base import RETRIEVERS
+from embedding_finetune.setting_checks import AUTO
 from embedding_finetune.settings import LEVELS, TABLE, Settings, display_value
 from embedding_finetune.settings_view import has_gpu, versions
 
@@ -42,7 +48,8 @@ def init() -> None:
         raise UserError(missing)
     dataset = str(display_value(Path(os.path.abspath(path)))) if files else options.dataset
     name = re.split(r"[.*?\[]", path.name)[0] or path.absolute().parent.name if files else path.name
-    given = {"DATASET": dataset, "DATA_DIR": f"ft_data/{name}", "OUTPUT_DIR": f"output/{name}"}
+    given = {"DATASET": dataset, "DATA_DIR": f"ft_data/{name}", "OUTPUT_DIR": f"output/{name}",
+             "QUERY_MAX_LEN": AUTO, "PASSAGE_MAX_LEN": AUTO}
     given |= {name: os.environ[name] for name in TABLE if name.endswith(("_COLUMN", "SPLIT")) and name in os.environ}
     profile = options.profile or ("msmarco" if has_gpu() else "laptop")
     row = first_row(Settings.load(profile, given))
@@ -56,22 +63,39 @@ def init() -> None:
 
 
 def clean() -> None:
-    """Show what an experiment takes on disk, or remove a part of it. Raises UserError for an unknown part."""
+    """Show what an experiment takes on disk, or remove parts of it, or all that belongs to a label.
+
+    Raises UserError for an unknown name, and for a training that is running.
+    """
     parser = CommandLine("clean", "Show the size of each part of the experiment, or remove parts of it.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help="a part, or `all`")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a label and all that belongs to it, a part, or `all`")
     options, settings = parser.parse_args(), Settings.load()
-    parts = {path.name: path for path in sorted(settings.paths.output.glob("*"))}
-    parts |= {f"data/{path.name}": path for path in sorted(settings.paths.data.glob("*"))
+    parts = {path.name: [path] for path in sorted(settings.paths.output.glob("*"))}
+    parts |= {f"data/{path.name}": [path] for path in sorted(settings.paths.data.glob("*"))
               if not path.is_relative_to(settings.paths.output)}
-    for name in options.parts:
-        if name not in (*parts, "all"):
+    by_label = {label: files for label in (*RETRIEVERS, *pretrained(settings), *all_recipes(settings))
+                if (files := files_of(settings, label))}
+    for name in options.names:
+        if name not in (*parts, *by_label, "all"):
             raise UserError(f"there is no {name!r} in {display_value(settings.paths.output)} or "
                             f"{display_value(settings.paths.data)}: choose from {', '.join(parts) or 'nothing'}")
-    chosen = parts if "all" in options.parts else options.parts or parts
-    for name in chosen:
-        path = parts[name]
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else \
-            path.stat().st_size
-        print(f"{'removed ' if options.parts else ''}{name:30} {size / 1e6:10.1f} MB")
-        if options.parts:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not options.names:
+        print(*(f"{name:30} {size(files) / 1e6:10.1f} MB" for name, files in parts.items()), sep="\n")
+        print("\nof these, with all that belongs to a label (`clean LABEL` removes it):")
+        print(*(f"{label:30} {size(files) / 1e6:10.1f} MB" for label, files in by_label.items()), sep="\n")
+    for name in parts if "all" in options.names else options.names:
+        files = by_label.get(name, parts.get(name, []))
+        taken = size(files)
+        for path in files:
+            _remove(path)
+        print(f"removed {name:30} {taken / 1e6:10.1f} MB")
+
+
+def _remove(path: Path) -> None:
+    if path.suffix == ".partial" and path.is_dir():
+        with lock(path, wait=False):
+            shutil.rmtree(path)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -242,6 +242,29 @@ def positions_of(name: str, trusted: bool, **loading: Any) -> int:
     return positions
 
 
+def published_lengths(name: str, trusted: bool) -> dict[str, int]:
+    """Lengths in tokens that a model's sentence-transformers files give: arguments of EncoderConfig -> length.
+
+    Since version 6, they are in `tokenizer_config.json`. Raises UserError for a model that lower-cases its input, or
+    when a file is not available.
+    """
+    config = read_model_file(name, "sentence_bert_config.json")
+    if config.get("do_lower_case"):
+        raise UserError(f"{name} lower-cases its input outside its tokenizer, which is not supported: choose another")
+    longest = config.get("max_seq_length")
+    if not longest:
+        longest = read_model_file(name, "tokenizer_config.json").get("model_max_length") or 0
+        longest = min(longest, positions_of(name, trusted)) if 0 < longest < 10**6 else 0  # 10**30: no limit
+    lengths = {"query_max_len": config.get("query_length") or longest,
+               "passage_max_len": config.get("document_length") or longest}
+    return {key: length for key, length in lengths.items() if length}
+
+
+def default_length(name: str, trusted: bool) -> int:
+    """The length in tokens of a model whose files give none: its positions, at most 512."""
+    return min(512, positions_of(name, trusted))
+
+
 def check_lengths(name: str, query_max_len: int, passage_max_len: int, trusted: bool, **loading: Any) -> None:
     """Raise UserError when a length (in tokens) exceeds the model's positions."""
     positions = positions_of(name, trusted, **loading)

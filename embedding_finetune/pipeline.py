@@ -24,11 +24,16 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from traitlets.config import Config
 
+from embedding_finetune.data.cleaning import has_test_queries_only, read_pairs, source_of
+from embedding_finetune.data.collection import read_data, write_data, write_test_files
+from embedding_finetune.data.splits import assign_splits
 from embedding_finetune.files import CommandLine, UserError, atomic_write, may_overwrite, read_json
-from embedding_finetune.models.encoder_config import pretrained
+from embedding_finetune.models.encoder_config import base_encoder_config, pretrained
+from embedding_finetune.prerequisites import check_prerequisites
 from embedding_finetune.recipes import find_recipe, trained_labels
 from embedding_finetune.settings import ROOT, Settings, display_value
 from embedding_finetune.training.provenance import is_current, training_script
+from embedding_finetune.training.training_data import same_as_earlier
 
 NOTEBOOK_OF = {"raw": "eval_raw_bert.ipynb", "neg10": "eval_train_neg10.ipynb", "neg50": "eval_train_neg50.ipynb",
                "hard": "eval_train_hard.ipynb", "reference": "eval_bge_m3.ipynb", "late_reference": "rerank.ipynb"}
@@ -41,8 +46,11 @@ def plan(settings: Settings) -> list[tuple[str, Any]]:
 
     RECIPES adds trainings, SEEDS repeats all trainings, EXTRA_MODELS adds evaluations, RERANKERS adds rerankers. A
     label with an evaluation notebook of its own is evaluated there. The comparison comes last, followed by the learning
-    curve if a recipe uses a fraction of the queries.
+    curve if a recipe uses a fraction of the queries. If DATASET has test queries only, nothing is trained.
     """
+    if has_test_queries_only(settings):
+        evaluated = [*settings.retrievers.split(), *pretrained(settings), *settings.rerankers.split()]
+        return [("build", None), *(("evaluate", label) for label in evaluated), ("compare", None)]
     trained, others = trained_labels(settings), [label for label in pretrained(settings) if label not in NOTEBOOK_OF]
     models = [label for label in trained if find_recipe(settings, label).kind == "bi_encoder"]
     evaluated = ["raw", *models, *others, "reference", *settings.rerankers.split()]
@@ -54,17 +62,24 @@ def plan(settings: Settings) -> list[tuple[str, Any]]:
 
 
 def run_pipeline(settings: Settings) -> None:
-    """Run all steps of the plan; a model trained with the same settings and files is kept. Raises UserError."""
+    """Run all steps of the plan, if all that they need is there; a model trained with the same settings and files is
+    kept. Raises UserError.
+    """
+    check_prerequisites(settings)
     steps = plan(settings)
     for number, (step, label) in enumerate(steps, start=1):
         started = time.monotonic()
         is_named = not label or step in NOTEBOOK_OF.values() or f"_{label}." in step
         title = f"[{number}/{len(steps)}] {step}{'' if is_named else f' for {label}'}"
+        earlier = label in trained_labels(settings) and same_as_earlier(settings, label)
+        if earlier:
+            _say(f"\n{title}: skipped, because the training split has no more negatives for {label} than for {earlier}")
+            continue
         _say(f"\n{title}")
         if step.endswith(".ipynb"):
             run_notebook(ROOT / step, settings.paths.notebooks)
-        elif step == "evaluate":
-            run_evaluation(settings, label)
+        elif step in FUNCTIONS:
+            FUNCTIONS[step](settings, label)
         else:
             run_script(settings, step, label)
         _say(f"{title}: done in {time.monotonic() - started:.0f} s")
@@ -93,6 +108,32 @@ def run_evaluation(settings: Settings, label: str) -> None:
     from embedding_finetune.evaluation.evaluate import evaluate  # PyTorch and Matplotlib are imported only when needed
     from embedding_finetune.evaluation.tables import as_table
     _say(as_table(evaluate(settings, label).values()).round(3).to_string())
+
+
+def run_build(settings: Settings, _: None = None) -> None:
+    """What the build notebooks do for a dataset with test queries only: no negatives are drawn."""
+    from embedding_finetune.evaluation.data_report import report_data
+    pairs, counts = read_pairs(settings)
+    collection = assign_splits(pairs, test_fraction=settings.test_fraction, dev_fraction=settings.dev_fraction,
+                               seed=settings.seed, together=settings.group_near_duplicates)
+    write_data(settings, collection, source_of(settings))
+    write_test_files(settings, collection, base_encoder_config(settings).query_prompt)
+    _say("\n".join(report_data(settings, collection, counts)["sentences"]))
+
+
+def run_comparison(settings: Settings, _: None = None) -> None:
+    """Compare all evaluated systems, and write the report page."""
+    from embedding_finetune.evaluation.report_page import load, write_page
+    from embedding_finetune.evaluation.results import compare
+    from embedding_finetune.evaluation.tables import comparison_table, write_comparison
+    collection = read_data(settings)
+    rows, left_out = compare(settings, collection)
+    write_comparison(settings, collection, rows)
+    write_page(settings, load(settings, collection, rows))
+    _say("\n".join([*left_out, comparison_table(rows).to_string()]))
+
+
+FUNCTIONS = {"build": run_build, "evaluate": run_evaluation, "compare": run_comparison}  # steps without a notebook
 
 
 def run_script(settings: Settings, script: str, label: str) -> None:

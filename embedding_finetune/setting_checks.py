@@ -8,6 +8,7 @@ from typing import Any
 from embedding_finetune.files import UserError
 from embedding_finetune.labels import LABEL_RULE, is_valid_label
 
+AUTO = "auto"  # the value of a setting that follows from the data or from the model's files
 Check = tuple[Callable[[Any], Any], str]  # predicate, demand
 
 
@@ -27,6 +28,7 @@ def one_of(*values: str) -> Check:
 
 
 LANGUAGE = lambda code: re.fullmatch(r"[a-z]{2,4}", code), "must be auto, none or a code such as en or zh"
+LENGTH = lambda value: value == AUTO or value >= 8, "must be auto, or 8 or more"
 POSITIVE = lambda value: value > 0, "must be more than 0"
 EXTRA_MODEL_LIST = (lambda text: all(re.fullmatch(r"[^,]+(,(cls|mean|last_token))?", model.partition("=")[2])
                                   and is_valid_label(model.partition("=")[0]) for model in text.split()),

@@ -23,9 +23,11 @@ from embedding_finetune.files import UserError, run_command_line
 from embedding_finetune.paths import Paths
 from embedding_finetune.profiles import ROOT, from_env_file, from_environment, from_profile
 from embedding_finetune.setting_checks import (
+    AUTO,
     DIMENSION_LIST,
     EXTRA_MODEL_LIST,
     LANGUAGE,
+    LENGTH,
     POSITIVE,
     RERANKER_LABELS,
     RETRIEVERS,
@@ -157,8 +159,10 @@ class Settings:
                                      TRAINING, "kl", one_of("kl", "margin"))
     precision: str = setting("precision of the training; auto: fp32 on a CPU, bf16 on a GPU, or fp16 without bf16",
                              TRAINING, "auto", one_of("auto", "fp32", "bf16", "fp16"))
-    query_max_len: int = setting("maximum tokens per query, with its prompt", TRAINING, check=at_least(8))
-    passage_max_len: int = setting("maximum tokens per passage", TRAINING, check=at_least(8))
+    query_max_len: int | str = setting("maximum tokens per query and its prompt; auto: by the data in training, by the "
+                                       "model elsewhere", TRAINING, check=LENGTH)
+    passage_max_len: int | str = setting("maximum tokens per passage; auto as above", TRAINING, check=LENGTH)
+    memory_budget: float = setting("GB of activations per step that automatic lengths allow", TRAINING, 8.0, POSITIVE)
     architecture: str = setting("what is trained: single_vector (dense), multi_vector (late interaction) or both",
                                 TRAINING, "single_vector", one_of("single_vector", "multi_vector", "both"))
     token_dim: int = setting("dimensions of a token vector; 0: the model's", TRAINING, 0, at_least(0))
@@ -276,6 +280,7 @@ def _parse(name: str, text: str) -> Any:
     row = TABLE[name]
     parse, wanted = {Path: (path_of, "a path"), str: (str, "a text"),
                      int: (int, "a whole number"), float: (float, "a number"),
+                     int | str: (lambda given: given if given == AUTO else int(given), "a whole number or auto"),
                      bool: (lambda given: YES_OR_NO[given.lower()], "yes or no")}[row.type]
     try:
         value = parse(text)

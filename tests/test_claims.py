@@ -8,6 +8,7 @@ from functools import partial
 from unittest import mock
 
 import pytest
+from datasets import Dataset
 
 from embedding_finetune.files import UserError
 from embedding_finetune.settings import ROOT
@@ -50,6 +51,17 @@ def test_each_row_is_complete_and_within_its_interval():
 def test_the_tables_of_a_page_are_the_rows(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     assert result_tables.filled(text) == text, "run python docs/result_tables.py"
+
+
+def test_a_split_is_that_of_datasets(tmp_path):
+    rows = [{"query": f"q{number}", "pos": [f"p{number}"]} for number in range(23)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = claims.with_split(tmp_path / "rows.jsonl", tmp_path / "split.jsonl", {"seed": 42, "test": 0.2})
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    theirs = Dataset.from_list(rows).train_test_split(test_size=0.2, train_size=0.8, seed=42)
+    for part in ("train", "test"):
+        assert {row["query"] for row in found if row["split"] == part} >= set(theirs[part]["query"])
+    assert found[0]["query"] == theirs["test"]["query"][0] and found[4]["split"] == "test" != found[5]["split"]
 
 
 @pytest.fixture

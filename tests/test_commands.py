@@ -1,6 +1,8 @@
 """Commands of one step each, `.env`, and how a command line ends."""
 
+import os
 import shlex
+import subprocess
 import sys
 
 import nbformat
@@ -12,7 +14,7 @@ from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.evaluate import evaluate
 from embedding_finetune.evaluation.report_page import load, write_page
 from embedding_finetune.evaluation.results import compare
-from embedding_finetune.files import UserError
+from embedding_finetune.files import UserError, write_json
 from embedding_finetune.profiles import from_env_file
 from embedding_finetune.retrieval import ann
 from embedding_finetune.serving.index import open_index
@@ -117,7 +119,7 @@ def test_init_of_several_files_keeps_the_settings_that_read_them(monkeypatch, tm
     run(monkeypatch, "init", str(tmp_path / "my data" / "*.csv"), "--profile", "demo")
     assert shlex.split((tmp_path / ".env").read_text(), comments=True) == [
         "PROFILE=demo", f"DATASET={tmp_path / 'my data' / '*.csv'}", "DATA_DIR=ft_data/my data",
-        "OUTPUT_DIR=output/my data", "LABEL_COLUMN=score>=0.5"]
+        "OUTPUT_DIR=output/my data", "QUERY_MAX_LEN=auto", "PASSAGE_MAX_LEN=auto", "LABEL_COLUMN=score>=0.5"]
 
 
 def test_init_writes_nothing_for_a_file_that_cannot_be_read(monkeypatch, tmp_path):
@@ -152,6 +154,50 @@ def test_clean_shows_sizes_and_removes_what_is_named_alone(built, monkeypatch, c
     assert not (built.output_dir / "results").exists() and (built.output_dir / "runs").exists()
     with pytest.raises(UserError, match="there is no '../x' in"):
         run(monkeypatch, "clean", "../x")
+
+
+def test_clean_removes_all_that_belongs_to_a_label_and_nothing_else(built, monkeypatch, capsys):
+    finish(built)
+    write_json(finish(built, "neg50") / "another.json", {})  # the models differ
+    for label in ("bm25", "neg10", "neg50", "reference"):
+        evaluate(built, label)
+    evaluate(built, "late_neg10_on_reference")
+    for label in ("neg10", "hybrid_neg10", "reference"):
+        open_index(built, label)
+    for name in ("neg10.partial/checkpoint-3", "neg10.20260101-120000", "neg10-onnx", "publish/neg10", "neg10.d"):
+        (built.output_dir / name).mkdir(parents=True)
+    everything = {path for folder in (built.output_dir, built.data_dir) for path in folder.rglob("*") if path.is_file()}
+    run(monkeypatch, "clean")
+    shown = capsys.readouterr().out
+    assert shown.index("of these, with all that belongs to a label") < shown.rindex("neg10 ")
+    run(monkeypatch, "clean", "neg10")
+    left = {path for path in everything if path.exists()}
+    assert not [path for path in left if "neg10" in str(path.relative_to(built.output_dir.parent))]
+    assert [path.name for path in built.output_dir.glob("neg10*")] == ["neg10.d"]  # not one of ours
+    assert not (built.data_dir / "training_neg_10.arrow").exists() and (built.data_dir / "passages.arrow").exists()
+    for label in ("bm25", "neg50", "hybrid_neg50", "reference", "hybrid_reference"):
+        assert built.paths.result(label).exists() and built.paths.run(label).exists()
+    gone = {path.parent.name for path in everything - left if path.name == "identity.json"}
+    kept = {path.parent.name for path in left if path.name == "identity.json"}
+    assert gone and kept and not gone & kept
+    assert "removed neg10" in capsys.readouterr().out
+    with pytest.raises(UserError, match="there is no 'neg10' in"):
+        run(monkeypatch, "clean", "neg10")
+    open_index(built, "reference")  # it is whole
+
+
+def test_a_running_training_is_not_removed(built, monkeypatch):
+    folder = built.output_dir / "neg10.partial"
+    code = ("import sys, pathlib\nfrom embedding_finetune.artifacts.staging import lock\n"
+            "with lock(pathlib.Path(sys.argv[1])):\n    print(flush=True)\n    sys.stdin.read()")
+    with subprocess.Popen([sys.executable, "-c", code, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match=f"another training .process {other.pid}. is writing to"):
+            run(monkeypatch, "clean", "neg10")
+        other.kill()
+    run(monkeypatch, "clean", "neg10")
+    assert not folder.exists()
 
 
 def test_an_interrupted_notebook_is_one_line(tmp_path, capfd):

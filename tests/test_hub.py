@@ -90,7 +90,7 @@ def test_no_hub_is_asked_for_a_folder_or_offline(repositories, refused, monkeypa
 READING = f"""
 from embedding_finetune.files import run_command_line
 from embedding_finetune.hub import read_model_file
-from embedding_finetune.models.encoder_config import from_files
+from embedding_finetune.models.own_config import from_files
 
 def main():
     print(from_files("{BASE}", False), read_model_file("{BASE}", "config.json")["model_type"],

@@ -19,7 +19,7 @@ from offline import ASK, SAID, offline, way
 from tiny import tiny_pairs
 
 from embedding_finetune import cli, pipeline
-from embedding_finetune.data.collection import Collection, write_collection
+from embedding_finetune.data.collection import Collection, read_data, write_collection
 from embedding_finetune.files import UserError, run_command_line
 from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.retrieval.trec import read_run
@@ -227,6 +227,29 @@ def test_running_again_keeps_models_and_data(finished, tmp_path, capsys):
         assert path.stat().st_mtime_ns == before[path][1]
 
 
+def test_a_dataset_with_test_queries_only_is_compared_without_training(settings, tmp_path, monkeypatch, capsys):
+    rows = tiny_pairs(60, seed=8)[:40:2]
+    corpus = {f"d{number}": row["pos"][0] for number, row in enumerate(rows)}
+    queries = {f"f{number}": row["query"] for number, row in enumerate(rows)}
+    qrels = {f"f{number}": {f"d{number}": 1} for number in range(len(rows))}
+    write_collection(tmp_path / "beir", Collection(queries, corpus, qrels, dict.fromkeys(queries, "test")))
+    for part in ("train", "dev"):
+        (tmp_path / "beir" / "qrels" / f"{part}.tsv").unlink()
+    settings = dataclasses.replace(settings, dataset=str(tmp_path / "beir"), dev_fraction=0.25)
+    monkeypatch.setattr(pipeline, "run_notebook", lambda *args: pytest.fail("a notebook needs training files"))
+    pipeline.run_pipeline(settings)
+    said = capsys.readouterr().out
+    assert "[6/6] compare: done in" in said and "There are no training queries, so nothing was fine-tuned." in said
+    collection = read_data(settings)
+    assert collection.predefined == ("test",) and not collection.split("train").queries
+    assert 0 < len(collection.split("dev").queries) <= 5 and set(collection.splits.values()) == {"dev", "test"}
+    labels = [row["label"] for row in comparison(settings)]
+    assert labels == ["bm25", "raw", "reference", "hybrid_late_reference", "hybrid_raw", "hybrid_reference",
+                      "late_reference"]
+    assert settings.paths.report.exists() and (settings.data_dir / "eval_dataset.json").exists()
+    assert list(settings.output_dir.glob("neg*")) == []
+
+
 def scripts(folder, monkeypatch, then):
     """Scripts that note the label that they are called with, and do what `then` says; returns where they note it."""
     monkeypatch.setattr(pipeline, "ROOT", folder)
@@ -369,6 +392,19 @@ def test_the_plan_repeats_seeds_and_adds_models(settings):
     assert steps[-2:] == [("compare.ipynb", None), ("learning_curve.ipynb", None)]
     with pytest.raises(UserError, match="there is no recipe 'harder'"):
         pipeline.plan(dataclasses.replace(settings, recipes="harder"))
+
+
+def test_a_recipe_that_would_repeat_another_is_skipped_in_one_line(settings, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(pipeline, "same_as_earlier", lambda _, label: {"neg50": "neg10"}.get(label))
+    for name in ("run_notebook", "run_evaluation", "run_script", "summary"):
+        monkeypatch.setattr(pipeline, name, lambda *given: ran.append(str(given[-1])))
+    pipeline.run_pipeline(settings)
+    assert "neg10" in ran and "neg50" not in ran and not any("train_neg50" in step for step in ran)
+    skipped = [line for line in capsys.readouterr().out.splitlines() if "neg50" in line]
+    reason = "skipped, because the training split has no more negatives for neg50 than for neg10"
+    assert [line.partition("] ")[2] for line in skipped] == [f"finetune_neg50.sh: {reason}",
+                                                             f"eval_train_neg50.ipynb: {reason}"]
 
 
 # Outputs in the notebooks themselves ----------------------------------------------------------------------------------

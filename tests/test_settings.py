@@ -8,6 +8,7 @@ import venv
 import pytest
 
 from embedding_finetune import profiles, settings
+from embedding_finetune.data.collection import read_data
 from embedding_finetune.files import UserError
 from embedding_finetune.recipes import find_recipe
 from embedding_finetune.settings import DATA, EVALUATION, NOTHING, ROOT, TABLE, TRAINING, Settings, split_revision
@@ -119,17 +120,17 @@ def test_each_setting_of_a_training_reaches_its_processes(built, monkeypatch, tm
                "LORA_RANK": 6, "LORA_ALPHA": 12.5, "DEV_STEPS": 0.3, "DEV_CORPUS_SIZE": 123, "LOGGING_STEPS": 7,
                "ARCHITECTURE": "both", "TOKEN_DIM": 11, "QUERY_EXPANSION": 13, "PATIENCE": 3, "SEED": 7,
                "DISTILLATION_LOSS": "margin", "PRECISION": "bf16", "GPUS": 2, "NNODES": 3}
-    fields = {field.name.upper() for field in dataclasses.fields(TrainingSettings)} | {
-        "QUERY_MAX_LEN", "PASSAGE_MAX_LEN"}
+    fields = {field.name.upper() for field in dataclasses.fields(TrainingSettings)}
     assert set(changed) == fields & set(TABLE) - {"MATRYOSHKA_DIMS"}
     for name, value in changed.items():
         monkeypatch.setenv(name, str(value))
     settings = Settings.load()
-    write_settings(tmp_path, training_settings(settings, find_recipe(built, "neg10"), settings))
+    recipe, collection = find_recipe(built, "neg10"), read_data(built)
+    write_settings(tmp_path, training_settings(settings, recipe, settings, collection))
     training = read_settings(tmp_path)
     for name, value in changed.items():
-        owner = training.encoder if name.endswith("_MAX_LEN") else training
-        assert getattr(owner, name.lower()) == value, name
+        assert getattr(training, name.lower()) == value, name
+    assert (training.encoder.query_max_len, training.encoder.passage_max_len) == (33, 77)
     args = training_arguments(training, tmp_path, dev=True)
     assert (args.per_device_train_batch_size, args.learning_rate, args.num_train_epochs) == (5, 2e-4, 1.5)
     assert (args.warmup_steps, args.eval_steps, args.logging_steps, args.bf16) == (0.25, 0.3, 7, True)

@@ -1,7 +1,9 @@
 """Stored NumPy arrays: each file is named by a hash of its content, which reveals damage."""
 
+import contextlib
 import hashlib
 import io
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -35,3 +37,17 @@ def read_array(path: Path, remedy: str) -> np.ndarray | None:
 def short_hash(content: bytes | memoryview) -> str:
     """The first half of the SHA-256 of bytes, in hex."""
     return hashlib.sha256(content).hexdigest()[:32]
+
+
+def link_or_write(array: np.ndarray, path: Path) -> None:
+    """Write the values of an array to a new file, or make the file a hard link if the array is a memory-mapped file.
+
+    A linked file takes no space of its own. That is safe because stored arrays are never changed in place.
+    """
+    source = getattr(array, "filename", None)
+    if source and array.nbytes == os.path.getsize(source):
+        with contextlib.suppress(OSError):  # another file system, or one without hard links
+            os.link(source, path)
+            return
+    with open(path, "wb") as file:
+        array.tofile(file)

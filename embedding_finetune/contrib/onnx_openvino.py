@@ -30,7 +30,7 @@ from embedding_finetune.artifacts.staging import staged_dir
 from embedding_finetune.data.collection import Collection, read_data
 from embedding_finetune.evaluation.evaluate import model_metadata
 from embedding_finetune.evaluation.metrics import mean, per_query
-from embedding_finetune.evaluation.results import inputs_of, save_result
+from embedding_finetune.evaluation.results import inputs_of, part_of, save_result
 from embedding_finetune.evaluation.significance import add_significance
 from embedding_finetune.evaluation.tables import METRIC
 from embedding_finetune.files import CommandLine, UserError, atomic_write, content_hash, may_overwrite, one_line
@@ -181,12 +181,13 @@ def measure(settings: Settings, collection: Collection, label: str, folders: Seq
 
     Raises UserError, and removes the folder, when a float32 graph gives different vectors (cosine below MIN_COSINE).
     """
-    test, dev = collection.split("test"), collection.split("dev")
+    test = collection.split("test")
+    parts = {part: part_of(settings, collection, find_system(settings, label), part) for part in ("test", "dev")}
     configs = {name: load_encoder_config(settings, name) for name in (label, *(folder.name for folder in folders))}
     runs, frames, vectors, costs = {}, {}, {}, {}
     for name, config in configs.items():
         dense = Dense(Encoder(config, settings.encode_batch_size, settings.paths.cache)).index(test.corpus)
-        runs[name] = {part: dense.search(of.queries, copies=of.copies) for part, of in (("test", test), ("dev", dev))}
+        runs[name] = {part: dense.search(of.queries, copies=of.copies) for part, of in parts.items()}
         frames[name], vectors[name] = per_query(test.qrels, runs[name]["test"]), np.asarray(dense.vectors)
         lowest = compiled_model.lowest_cosine(vectors[name], vectors[label])
         if name.endswith(("-onnx", "-openvino")) and not lowest >= compiled_model.MIN_COSINE:

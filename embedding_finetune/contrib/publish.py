@@ -19,7 +19,7 @@ from embedding_finetune.artifacts.provenance import stale_reason
 from embedding_finetune.artifacts.staging import lock, staged_dir
 from embedding_finetune.data.cleaning import MSMARCO
 from embedding_finetune.data.collection import read_data
-from embedding_finetune.evaluation.results import compare
+from embedding_finetune.evaluation.results import compare, left_out_line, load_results
 from embedding_finetune.evaluation.tables import comparison_table, pairs_table
 from embedding_finetune.files import CommandLine, UserError, may_overwrite, one_line, read_json, write_json
 from embedding_finetune.hints import missing_hint
@@ -58,10 +58,10 @@ def _prepared(settings, label, to):
     rows, left_out = compare(settings, read_data(settings))
     row = next((row for row in rows if row["label"] == label), None)
     if row is None:
-        stale = [line for line in left_out if line.startswith(f"{label} is left out")]
-        raise UserError(stale[0] if stale else f"{label} has no results: evaluate it first")
+        reason = load_results(settings)[1].get(label)
+        raise UserError(left_out_line({label: reason}) if reason else f"{label} has no results: evaluate it first")
     if left_out:  # the card would omit them without a note
-        raise UserError(f"{left_out[0]}, or move its result out of {display_value(settings.paths.results)}")
+        raise UserError(f"{left_out[0]}, or move the results out of {display_value(settings.paths.results)}")
     known = ("label", "queries", "corpus", "metrics", "dev", "ci95", "against", "system", "inputs", "parameters",
              "finished")
     facts = {name: row.get(name) for name in known} | {"published_as": to}

@@ -23,7 +23,7 @@ from embedding_finetune.data.readers.tables import read_passages, read_table
 from embedding_finetune.data.splits import remove_leaks
 from embedding_finetune.files import UserError, content_hash, sha256
 from embedding_finetune.hints import missing_file
-from embedding_finetune.hub import revision_read
+from embedding_finetune.hub import check_hub, revision_read
 from embedding_finetune.settings import path_of
 
 # Pinned in requirements.txt, so that all installations read the same docstrings.
@@ -58,9 +58,11 @@ def read_pairs(settings) -> tuple[Collection, Reading]:
         collection, counts = clean(_dataset(settings, sources), more)
         _account(counts, sources[-1])
         collection = _without_leaks(settings, collection, counts)
-        sample = _sample(collection, settings)
-        counts["queries left out by MAX_QUERIES"] = len(collection.queries) - len(sample.queries)
-        collection = sample
+        whole, collection = collection, _sample(collection, settings)
+        counts["queries left out by MAX_QUERIES"] = len(whole.queries) - len(collection.queries)
+        if not (settings.max_queries and _reads_documents(settings)):  # documents are sampled as they are read
+            available = whole.split("train") if whole.splits else whole
+            collection = dataclasses.replace(collection, available=len(available.queries))
     if not collection.queries:
         raise UserError(f"DATASET={settings.dataset} has no query with a relevant passage")
     counts |= {"queries kept": len(collection.queries), "passages kept": len(collection.corpus),
@@ -107,9 +109,26 @@ def first_row(settings) -> Row:
         return Row(collection.queries[query], [collection.corpus[key] for key in collection.positives(query)])
     sources = []
     for row in _dataset(settings, sources):
-        print(*(source for source in sources if source.how))
+        if sources[-1].how:
+            print(sources[-1])
         return row
     raise UserError(f"DATASET={settings.dataset} has no query with a relevant passage")
+
+
+def check_source(setting: str, name: str) -> str:
+    """A phrase on the data that a setting names, which are not read; raises UserError when they are not there."""
+    if not is_beir(name):
+        _reader(name, setting)
+    if hub_name := _hub_name(name):
+        check_hub(hub_name.partition(":")[0], "dataset")
+        return "on the Hugging Face Hub"
+    return _find(name)[1] or ("files" if _tables(name) else "built in")
+
+
+def has_test_queries_only(settings) -> bool:
+    """Whether DATASET is in BEIR's layout and has no training split; a Hub dataset is downloaded."""
+    folder = beir_folder(settings.dataset)
+    return folder is not None and not beir.has_training_split(folder)
 
 
 def is_beir(name):
@@ -237,13 +256,11 @@ def _passages(settings, sources):
 
 def _read_beir(settings, folder, more, sources):
     """The Collection of a folder in BEIR layout with its splits, and a Counter of what was read and left out."""
-    found = []
-    whole, counts = beir.read_beir(folder, settings.max_bad_rows, found)
-    print(*found, sep="\n")
-    sources += found
-    if "train" not in whole.predefined:
-        raise UserError(f"{folder} has no qrels/train.tsv, so there is nothing to train on; "
-                        f"OUT_OF_DOMAIN_SETS={settings.dataset} evaluates on it")
+    known = len(sources)  # those of CORPUS
+    whole, counts = beir.read_beir(folder, settings.max_bad_rows, sources)
+    print(*sources[known:], sep="\n")
+    if not {"train", "test"} & {*whole.predefined}:
+        raise UserError(f"{folder} has neither qrels/train.tsv nor qrels/test.tsv with a positive")
     invalid = [identity for identity in (*whole.queries, *whole.corpus) if len(identity.split()) != 1]
     if invalid:
         raise UserError(f"{folder}: the id {invalid[0]!r} must be one word, as TREC files require")
@@ -262,7 +279,8 @@ def _read_beir(settings, folder, more, sources):
     copies = {query: whole.copies.get(query, []) + same.get(passage_id(text), []) for query, text in
               whole.queries.items()} if extra else whole.copies
     whole = dataclasses.replace(whole, corpus=whole.corpus | extra, source=more.source | whole.source,
-                                copies={query: own for query, own in copies.items() if own})
+                                copies={query: own for query, own in copies.items() if own},
+                                available=len(train.queries))
     return whole.select_queries([*sample.queries, *held_out]), counts
 
 

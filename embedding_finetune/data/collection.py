@@ -11,6 +11,7 @@ For tools that read other formats, `eval_dataset.json` and `qrels.trec` hold the
 "BEIR", NeurIPS 2021 Datasets and Benchmarks.)
 """
 
+import sys
 from dataclasses import MISSING, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 
 from embedding_finetune.artifacts.manifest import file_hashes, read_record, write_record
 from embedding_finetune.artifacts.provenance import stale_reason
-from embedding_finetune.data.normalize import passage_id
+from embedding_finetune.data.normalize import is_pseudo_query, passage_id, remove_query
 from embedding_finetune.files import (
     UserError,
     atomic_write,
@@ -57,10 +58,21 @@ class Collection:
     copies: dict = field(default_factory=dict)  # query id -> ids of passages with its text, left out of its hits
     predefined: tuple = ()  # splits that came with the data
     leaking: int = 0  # pairs of a predefined training split that leak (see splits.remove_leaks) and were kept
+    available: int = field(default=0, compare=False)  # queries of which MAX_QUERIES took a sample, or all; 0: not known
 
     def split(self, name):
-        """The queries of one split with their judgements, and the whole corpus."""
-        return self.select_queries([query for query, part in self.splits.items() if part == name])
+        """The queries of one split with their judgements, and the whole corpus.
+
+        For evaluation, so in dev and test, the pseudo-queries of both are removed from their positives.
+        """
+        found = self.select_queries([query for query, part in self.splits.items() if part == name])
+        pseudo = [query for query, part in self.splits.items() if part != "train" and is_pseudo_query(query)]
+        if name == "train" or not pseudo:
+            return found
+        texts = dict(self.corpus)
+        for query in pseudo:
+            texts |= {passage: remove_query(texts[passage], self.queries[query]) for passage in self.positives(query)}
+        return replace(found, corpus=texts)
 
     def select_queries(self, queries):
         """The queries with these ids and their judgements, and the whole corpus."""
@@ -171,13 +183,13 @@ def write_data(settings, collection, source):
         # Revisions are compared where both are known: offline none is, and earlier versions recorded none.
         recorded = record["inputs"]["source"]
         known = {name: value for name, value in (recorded | source).items() if name in REVISIONS}
-        if difference := stale_reason(record["inputs"] | {"source": known | recorded},
-                                      inputs | {"source": known | source}):
+        if difference := stale_reason(_effective(record["inputs"], record) | {"source": known | recorded},
+                                      _effective(inputs, record) | {"source": known | source}):
             raise UserError(f"{folder} holds the data of other settings ({difference}); choose another DATA_DIR, or "
                             "set OVERWRITE=1 to replace them")
     write_collection(folder, collection)
     write_record(settings.paths.dataset_record, inputs, FILES, predefined=list(collection.predefined),
-                 leaking=collection.leaking)
+                 leaking=collection.leaking, available=collection.available)
 
 
 def read_data(settings):
@@ -190,14 +202,30 @@ def read_data(settings):
         what = "is damaged or of an earlier version" if settings.paths.dataset_record.exists() else "does not exist"
         raise UserError(f"{settings.paths.dataset_record} {what}: it is made by {MADE_BY}"
                         f"{missing_hint(settings)}")
-    if difference := stale_reason(record["inputs"], record["inputs"] | {"settings": settings.as_dict(DATA)}):
+    current = record["inputs"] | {"settings": settings.as_dict(DATA)}
+    if difference := stale_reason(_effective(record["inputs"], record), _effective(current, record)):
         raise UserError(f"{folder} was made with other settings ({difference}): run {MADE_BY} again, or set the "
                         "settings back")
     if record["files"] != file_hashes(folder, FILES):
         raise UserError(f"the files in {folder} are not those that {MADE_BY} wrote: run it again")
     collection = read_collection(folder)
     return replace(collection, corpus=dict(sorted(collection.corpus.items())), predefined=tuple(record["predefined"]),
-                   leaking=record.get("leaking", 0))
+                   leaking=record.get("leaking", 0), available=record.get("available", 0))
+
+
+def _effective(inputs, record):
+    """The `inputs` of a collection without the settings that make no difference to the data of a record.
+
+    These are a MAX_QUERIES that is not below the number of queries, the fractions of splits that came with the data,
+    and, without documents, how these are chunked.
+    """
+    unused = {f"{part.upper()}_FRACTION" for part in record.get("predefined", ())}
+    if "passages" not in record["inputs"]["source"]:
+        unused |= {"CHUNK_TOKENS", "CHUNK_OVERLAP"}
+    if 0 < record.get("available", 0) <= (inputs["settings"].get("MAX_QUERIES") or sys.maxsize):
+        unused.add("MAX_QUERIES")
+    return inputs | {"settings": {name: None if name in unused else value
+                                  for name, value in inputs["settings"].items()}}
 
 
 def data_identity(settings):
@@ -219,7 +247,7 @@ def write_test_files(settings, collection, query_prompt):
     """Write eval_dataset.json (query, pos, id, prompt) and qrels.trec of the test split."""
     test = collection.split("test")
     write_jsonl(settings.paths.data / "eval_dataset.json", (
-        {"query": text, "pos": [test.corpus[passage] for passage in test.positives(query)], "id": query,
+        {"query": text, "pos": [collection.corpus[passage] for passage in test.positives(query)], "id": query,
          "prompt": query_prompt} for query, text in test.queries.items()))
     with atomic_write(settings.paths.data / "qrels.trec") as file:
         for query, judged in test.qrels.items():

@@ -58,6 +58,11 @@ def query_id(text: str) -> str:
     return "q" + hashlib.sha256(normalize(text).encode()).hexdigest()[:16]
 
 
+def is_pseudo_query(query_id: str) -> bool:
+    """Whether a query with this id was generated from its passages."""
+    return query_id.startswith(PSEUDO_QUERY_PREFIX)
+
+
 def remove_query(text: str, query: str) -> str:
     """Remove the first occurrence of the query from a text; its words may be separated by line breaks or `>`."""
     around = regex.split(r"[\s>]+".join(map(regex.escape, query.split())), text, maxsplit=1)

@@ -12,7 +12,7 @@ from embedding_finetune.data.cleaning import beir_folder
 from embedding_finetune.data.collection import Collection
 from embedding_finetune.data.deduplication import clean
 from embedding_finetune.data.readers import Row
-from embedding_finetune.data.readers.beir import read_beir
+from embedding_finetune.data.readers.beir import is_beir, read_beir
 from embedding_finetune.extras import package_folder
 from embedding_finetune.files import UserError
 from embedding_finetune.setting_checks import names_in
@@ -36,6 +36,16 @@ def out_of_domain_sets(settings: Settings) -> dict[str, Collection]:
         if "test" not in found[name].splits.values():
             raise UserError(f"OUT_OF_DOMAIN_SETS: {name} has no qrels/test.tsv with a positive")
     return found
+
+
+def check_set(name: str) -> str:
+    """A phrase on a set of OUT_OF_DOMAIN_SETS, which is not read; raises UserError when there is no such set."""
+    if name == GENERAL:
+        package_folder(PACKAGE, f"OUT_OF_DOMAIN_SETS={GENERAL}")
+        return "general-knowledge questions"
+    if not is_beir(path_of(name)):
+        raise UserError(f"{name} is not a folder in BEIR's layout")
+    return "a folder in BEIR's layout"
 
 
 def general_knowledge() -> Collection:

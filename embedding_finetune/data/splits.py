@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from embedding_finetune.data.collection import Collection
 from embedding_finetune.data.near_duplicates import near_duplicates
-from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX, passage_id, query_id
+from embedding_finetune.data.normalize import is_pseudo_query, passage_id, query_id
 from embedding_finetune.files import UserError
 
 SHOWN = 5  # queries that a message names
@@ -26,30 +26,46 @@ def assign_splits(collection, *, test_fraction, dev_fraction, seed, together=Tru
     those whose positives are near-duplicates (near_duplicates.near_duplicates): they form the connected components of
     the graph of queries and passages. Components are assigned in seeded random order, test first, while they fit the
     size: `test_fraction` of all queries, then `dev_fraction` of the rest. Nothing has to be dropped. Predefined splits
-    are kept; only missing ones are taken from the training split. Raises UserError when a split would be empty.
+    are kept; only missing ones are taken from the training split, or dev from test if there are test queries alone.
+    Raises UserError when a split would be empty.
 
-    If there are human-written queries besides pseudo-queries, they form the test split, and the pseudo-queries of their
-    components are left out.
+    Human-written queries are never trained on if there are pseudo-queries as well: their components are halved between
+    test and dev (all are test if there is only one), and the pseudo-queries of these components are left out.
     """
     missing = [part for part in ("test", "dev") if part not in collection.predefined]
     if not missing:
         return collection
-    whole, collection = collection, collection.split("train") if collection.predefined else collection
+    rest = "test" if collection.predefined == ("test",) else "train"
+    whole, collection = collection, collection.split(rest) if collection.predefined else collection
     component = _components(collection, together)
-    sizes = np.bincount(component)
-    parts = np.full(len(sizes), "train", dtype="<U5")
-    human_written = np.array([not query.startswith(PSEUDO_QUERY_PREFIX) for query in collection.queries], dtype=bool)
-    mixed = human_written.any() and not human_written.all()
-    test_components = np.unique(component[human_written]) if mixed else np.empty(0, dtype=int)
-    parts[test_components] = "test"
-    in_test = round(test_fraction * len(component)) if "test" in missing else 0
-    if mixed:
-        in_test = sizes[test_components].sum()
-    wanted = {"test": 0 if mixed else in_test, "dev": round(dev_fraction * (len(component) - in_test))}
+    sizes, queries = np.bincount(component), np.array(list(collection.queries), dtype=object)
     order = np.random.default_rng(seed).permutation(len(sizes))
-    remaining = order[~np.isin(order, test_components)].tolist()
-    for part in missing:
-        later, room = [], wanted[part]
+    parts = np.full(len(sizes), rest, dtype="<U5")
+    is_written = np.array([not is_pseudo_query(query) for query in queries], dtype=bool)
+    is_mixed = is_written.any() and not is_written.all()
+    held_out = order[np.isin(order, component[is_written])] if is_mixed else order[:0]
+    half = -(-len(held_out) // 2)
+    parts[held_out[:half]], parts[held_out[half:]] = "test", "dev"
+    remaining = order[~np.isin(order, held_out)]
+    test_size = 0 if is_mixed or "test" not in missing else round(test_fraction * len(component))
+    dev_size = 0 if len(held_out) > 1 else round(dev_fraction * (sizes[remaining].sum() - test_size))
+    _fill(parts, sizes, remaining, {part: {"test": test_size, "dev": dev_size}[part] for part in missing})
+    assigned = parts[component]
+    for part in (rest, *missing):
+        if part not in assigned:
+            raise UserError(f"{len(component)} queries are too few, or share too many passages, for a {part} "
+                            "split: raise MAX_QUERIES, TEST_FRACTION or DEV_FRACTION, or give more pairs")
+    is_kept = is_written | ~np.isin(component, held_out)
+    splits = whole.splits | dict(zip(queries[is_kept], assigned[is_kept].tolist()))
+    kept = whole if len(splits) == len(whole.queries) else whole.select_queries(splits)
+    return dataclasses.replace(kept, splits=splits)
+
+
+def _fill(parts, sizes, order, wanted):
+    """Assign the components, in their order, to each of the `wanted` splits (name -> queries) while they fit."""
+    remaining = order.tolist()
+    for part, room in wanted.items():
+        later = []
         for index in remaining:
             if sizes[index] <= room:
                 parts[index] = part
@@ -57,15 +73,6 @@ def assign_splits(collection, *, test_fraction, dev_fraction, seed, together=Tru
             else:
                 later.append(index)
         remaining = later
-    assigned = parts[component].tolist()
-    for part in ("train", *missing):
-        if part not in assigned:
-            raise UserError(f"{len(component)} queries are too few, or share too many passages, for a {part} "
-                            "split: raise MAX_QUERIES, TEST_FRACTION or DEV_FRACTION, or give more pairs")
-    parts = whole.splits | {query: part for query, part, by_human in zip(collection.queries, assigned, human_written)
-                            if by_human or not (mixed and part == "test")}
-    kept = whole if len(parts) == len(whole.queries) else whole.select_queries(parts)
-    return dataclasses.replace(kept, splits=parts)
 
 
 def remove_leaks(collection: Collection, mode: str) -> tuple[Collection, dict[str, int]]:

@@ -1,19 +1,19 @@
 """What a comparison means, in sentences: the verdict on a pair, the conclusion, and what the best systems cost.
 
-Dev queries select the two finalists. Test queries are used only to report and compare them.
+Dev queries select the two finalists (see selection). Test queries are used only to report and compare them.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from embedding_finetune.data.collection import Collection
-from embedding_finetune.evaluation.metrics import per_query
-from embedding_finetune.evaluation.results import candidates, caveats, finalists, read_measured_run, system_of
-from embedding_finetune.evaluation.significance import SEED, excludes_zero, outcome
+from embedding_finetune.evaluation.names import baseline, name_of
+from embedding_finetune.evaluation.results import caveats, finalists, system_of
+from embedding_finetune.evaluation.selection import MIN_QUERIES
+from embedding_finetune.evaluation.significance import excludes_zero, outcome
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.retrieval.base import DEPTH, make_retriever
@@ -21,7 +21,6 @@ from embedding_finetune.settings import SELECTION_METRIC, Settings
 
 METRIC = "recall@1"
 TIMED_QUERIES, TIMED_PASSAGES = 32, 128
-SELECTIONS = 1000  # repetitions of the selection on resampled dev queries
 
 
 def format_difference(pair: dict, digits: int = 3) -> str:
@@ -48,12 +47,16 @@ def recommended(rows: list[dict], metric: str = METRIC) -> dict | None:
     """The row of the system to use; None if a finalist is missing or their scores mean nothing (see conclusion).
 
     The fine-tuned finalist (see results.finalists) is recommended only if it is significantly better than the best
-    system without training, which is a planned comparison.
+    system without training, which is a planned comparison. Without training queries, there is only the latter.
     """
     ready, tuned = finalists(rows)
+    if ready and ready.get("training_queries") == 0:
+        tuned = ready
     if not ready or not tuned or any(row.get("pseudo_queries") for row in rows) or not any(
             row["dev"][SELECTION_METRIC] for row in (ready, tuned)):
         return None
+    if tuned is ready:
+        return ready
     found = outcome(tuned["against"][ready["label"]][metric])
     return tuned if found.significant and found.word == "better" else ready
 
@@ -66,7 +69,7 @@ def conclusion(rows: list[dict], metric: str = METRIC) -> str:
     if any(row.get("pseudo_queries") for row in rows):
         return f"Nothing to recommend. {caveats(rows[0])}"
     ready, tuned = finalists(rows)
-    if not ready or not tuned:
+    if not ready or not (tuned or ready.get("training_queries") == 0):
         missing = "fine-tuned model" if ready else "system without training"
         return f"Nothing to recommend yet: no {missing} has been evaluated."
     use = recommended(rows, metric)
@@ -75,49 +78,76 @@ def conclusion(rows: list[dict], metric: str = METRIC) -> str:
     return " ".join(_sentences({row["label"]: row for row in rows}, use, ready, tuned, metric))
 
 
-def _sentences(by_label: dict[str, dict], use: dict, ready: dict, tuned: dict, metric: str) -> Iterator[str]:
+def _sentences(by_label: dict[str, dict], use: dict, ready: dict, tuned: dict | None,
+               metric: str) -> Iterator[str]:
     value = {label: row["metrics"][metric] for label, row in by_label.items()}
     low, high = use["ci95"][metric]
-    yield (f"Use {use['model']} ({use['label']}, {'fine-tuned' if use is tuned else 'no training'}): {metric} "
+    yield (f"Use {use['model']} ({name_of(use)}, {'fine-tuned' if use is tuned else 'no training'}): {metric} "
            f"{value[use['label']]:.3f} [{low:.3f}, {high:.3f}].")
-    yield (f"On dev queries, {ready['label']} is the best system without training and {tuned['label']} the best "
-           f"fine-tuned one; on test queries, {tuned['label']} has {value[tuned['label']]:.3f} against "
-           f"{value[ready['label']]:.3f}: {_outcome(tuned['against'][ready['label']][metric])}.")
+    if tuned:
+        yield from _compared(ready, tuned, metric)
+    else:
+        yield f"{_selected(ready, 'system without training')} There are no training queries, so nothing was fine-tuned."
     if use["label"] != "bm25" and "bm25" in by_label:
         difference = format_difference(use["against"]["bm25"][metric])
         yield f"BM25 alone has {value['bm25']:.3f}; {use['label']} differs from it by {difference}."
     best = next((row for row in by_label.values() if row.get("chosen")), None)
-    if best and "raw" in by_label:
-        yield (f"Fine-tuning alone changed {metric} from {value['raw']:.3f} (raw) to {value[best['label']]:.3f} "
-               f"({best['label']}): {_outcome(best['against']['raw'][metric])}.")
+    if best and (base := baseline(list(by_label.values()))):
+        yield (f"Fine-tuning alone changed {metric} from {value[base['label']]:.3f} ({name_of(base)}) to "
+               f"{value[best['label']]:.3f} ({best['label']}): {_outcome(best['against'][base['label']][metric])}.")
+        if base.get("unpublished"):
+            yield (f"That is no fair baseline: EXTRA_MODELS=published={base['settings']['BASE_MODEL']} evaluates it as "
+                   "published.")
     model = by_label.get(system_of(use).encoder, {}) if use is tuned else {}
     for name, measured in model.get("eval_sets", {}).items():
         yield f"Out of domain, on {name}, {model['label']} has {measured[metric]:.3f}."
         for other, pairs in measured.get("against", {}).items():
-            yield f"Its difference to {other} there is {format_difference(pairs[metric])}."
+            yield f"Its difference to {name_of(by_label[other])} there is {format_difference(pairs[metric])}."
     yield from filter(None, [caveats(use)])
 
 
-def recommendation(settings: Settings, collection: Collection, rows: list[dict]) -> dict[str, Any]:
+def _compared(ready: dict, tuned: dict, metric: str) -> Iterator[str]:
+    """Sentences on the two finalists: how they were selected, and what the test queries say."""
+    on_test = (f"n test queries, {tuned['label']} has {tuned['metrics'][metric]:.3f} against "
+               f"{ready['metrics'][metric]:.3f}: {_outcome(tuned['against'][ready['label']][metric])}.")
+    if ready["finalist"]["is_default"] or tuned["finalist"]["is_default"]:
+        yield from (_selected(ready, "system without training"), _selected(tuned, "fine-tuned system"), f"O{on_test}")
+    else:
+        yield (f"On dev queries, {name_of(ready)} is the best system without training and {tuned['label']} the best "
+               f"fine-tuned one; o{on_test}")
+
+
+def _selected(row: dict, kind: str) -> str:
+    """The sentence that says whether a finalist was selected, or why it is the default."""
+    found = row["finalist"]
+    on = f"{found['queries']} {found['on']} queries"
+    if not found["is_default"]:
+        return f"{name_of(row)} is the best {kind} on {on}."
+    few = found["queries"] < MIN_QUERIES
+    reason = f"{on} are too few to select one" if few else f"{on} do not tell, since only {_agreement(found)}"
+    return f"{name_of(row)} is the default {kind}: {reason}."
+
+
+def _agreement(found: dict) -> str:
+    return f"{found['stability']:.0%} of selections on resampled {found['on']} queries agree"
+
+
+def recommendation(collection: Collection, rows: list[dict]) -> dict[str, Any]:
     """The content of recommendation.json: the recommended `system`, None if there is none, and its `metrics`.
 
-    `trained` says whether it was fine-tuned here, `chosen_on` on how many dev queries it was selected, and `stability`
-    how often it is selected again when the dev queries are resampled. `sentence` is the conclusion.
+    `trained` says whether it was fine-tuned here, `chosen_on` on how many queries it was selected, `stability` how many
+    of the selections on resampled queries agree, and `is_default` whether it is the default because these queries do
+    not suffice (see selection). `sentence` is the conclusion.
     """
-    use, qrels = recommended(rows), collection.split("dev").qrels
-    found: dict[str, Any] = {"system": None, "chosen_on": len(qrels), "sentence": conclusion(rows)}
+    use, sentence = recommended(rows), conclusion(rows)
     if not use:
-        return found
-    without, trained = ([row["label"] for row in group] for group in candidates(rows))
-    group = trained if use["label"] in trained else without
-    values = np.array([per_query(qrels, read_measured_run(settings, collection, label, "dev"))[SELECTION_METRIC]
-                       for label in group])  # systems x queries
-    draws = np.random.default_rng(SEED).multinomial(len(qrels), np.full(len(qrels), 1 / len(qrels)), size=SELECTIONS)
-    stability = float(((draws @ values.T).argmax(axis=1) == group.index(use["label"])).mean())
-    found["sentence"] += (f" {use['label']} was selected on {len(qrels)} dev queries; {stability:.0%} of selections on "
-                          "resampled dev queries agree.")
-    return found | {"system": use["label"], "trained": group is trained, "stability": stability,
-                    "metrics": use["metrics"]}
+        return {"system": None, "chosen_on": len(collection.split("dev").queries), "sentence": sentence}
+    how = use["finalist"]
+    if not how["is_default"]:
+        sentence += f" {use['label']} was selected on {how['queries']} {how['on']} queries; {_agreement(how)}."
+    return {"system": use["label"], "trained": use is finalists(rows)[1], "chosen_on": how["queries"],
+            "stability": how["stability"], "is_default": how["is_default"], "metrics": use["metrics"],
+            "sentence": sentence}
 
 
 def _outcome(pair: dict) -> str:

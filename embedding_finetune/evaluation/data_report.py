@@ -187,11 +187,12 @@ def token_lengths(config: EncoderConfig, collection: Collection, rng: np.random.
 
 def _baseline_check(settings, config, collection, rng):
     """Metrics of BM25 and the untrained base model on dev queries over a small corpus, and how often they disagree."""
-    dev = collection.split("dev").sample(CHECK_QUERIES, settings.rng())
+    whole = collection.split("dev")
+    dev = whole.sample(CHECK_QUERIES, settings.rng())
     judged = dev.judged_passages()
-    unjudged = [passage for passage in collection.corpus if passage not in judged]
+    unjudged = [passage for passage in whole.corpus if passage not in judged]
     chosen = judged | set(_sample(unjudged, max(0, CHECK_PASSAGES - len(judged)), rng))
-    corpus = {passage: text for passage, text in collection.corpus.items() if passage in chosen}
+    corpus = {passage: text for passage, text in whole.corpus.items() if passage in chosen}
     bm25 = make_retriever("bm25", settings).index(corpus)
     base = Dense(make_encoder(settings, config)).index(corpus)
     values = {label: per_query(dev.qrels, retriever.search(dev.queries, copies=dev.copies))

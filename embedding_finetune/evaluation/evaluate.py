@@ -14,6 +14,7 @@ from embedding_finetune.data.out_of_domain import out_of_domain_sets
 from embedding_finetune.evaluation.metrics import by_corpus_size, mean, per_query
 from embedding_finetune.evaluation.results import (
     inputs_of,
+    part_of,
     read_measured_run,
     read_result,
     result_stale_reason,
@@ -25,7 +26,7 @@ from embedding_finetune.files import UserError, parse_label
 from embedding_finetune.hub import model_size
 from embedding_finetune.labels import SYSTEM_LABELS
 from embedding_finetune.models.encoder import make_encoder
-from embedding_finetune.models.encoder_config import EncoderConfig, load_encoder_config
+from embedding_finetune.models.encoder_config import EncoderConfig, display_name, load_encoder_config, usage
 from embedding_finetune.recipes import all_recipes
 from embedding_finetune.retrieval.base import Retriever, Run, make_retriever
 from embedding_finetune.retrieval.dense import Dense
@@ -60,19 +61,20 @@ def evaluate_retriever(settings: Settings, collection: Collection, system: Syste
                        known: dict[str, Any] | None = None) -> dict:
     """Rank the whole corpus for all dev and test queries with the retriever alone; returns the result."""
     known = {} if known is None else known
+    test = collection.split("test")
     if system.has_model:
         check_trained(settings, system.encoder)
         encoder = make_encoder(settings, load_encoder_config(settings, system.encoder))
         if needs_token_embeddings(settings, system.encoder):
-            encoder.encode_passage_tokens(collection.corpus.values())
+            encoder.encode_passage_tokens(test.corpus.values())
         known[system.encoder] = {"config": encoder.config.identity, "revision": encoder.revision}
         retriever, about = Dense(encoder), model_metadata(settings, encoder.config)
     else:
         retriever = make_retriever(system.retriever, settings)
         about = {"model": retriever.description}
-    test = collection.split("test")
     retriever.index(test.corpus)
-    runs = {part: retriever.search(collection.split(part).queries, copies=collection.copies) for part in PARTS}
+    runs = {part: retriever.search(part_of(settings, collection, system, part).queries, copies=collection.copies)
+            for part in PARTS}
     return save_result(settings, collection, system, runs, inputs=inputs_of(settings, system, known), **about,
                        parameters=retriever.config, eval_sets=evaluate_out_of_domain(settings, retriever),
                        by_corpus_size=by_corpus_size(test, retriever))
@@ -81,7 +83,7 @@ def evaluate_retriever(settings: Settings, collection: Collection, system: Syste
 def evaluate_fused(settings: Settings, collection: Collection, system: System, known: dict[str, Any]) -> dict:
     """Add the scores of BM25 to those of the retriever, with the best weight on dev queries; returns the result."""
     bm25, dense = read_runs(settings, collection, system, known)
-    weight = choose_weight(collection.split("dev"), bm25["dev"], dense["dev"])
+    weight = choose_weight(part_of(settings, collection, system, "dev"), bm25["dev"], dense["dev"])
     runs = {part: weighted_sum_fusion(bm25[part], dense[part], weight) for part in PARTS}
     return save_result(settings, collection, system, runs, inputs=inputs_of(settings, system, known),
                        model=f"BM25 + {read_result(settings, system.encoder)['model']}",
@@ -96,10 +98,10 @@ def evaluate_reranked(settings: Settings, collection: Collection, system: System
     """
     check_trained(settings, system.reranker_model)
     bm25, dense = read_runs(settings, collection, system, known)
-    reranker = make_reranker(settings, system.reranker, system.reranker_model).index(collection.corpus)
+    reranker = make_reranker(settings, system.reranker, system.reranker_model).index(collection.split("test").corpus)
     if system.reranker != CROSS_ENCODER:
         known[system.reranker_model] = reranker.identity
-    test, dev = collection.split("test"), collection.split("dev")
+    test, dev = (part_of(settings, collection, system, part) for part in PARTS)
     candidates = candidate_union(dense["dev"], bm25["dev"], depth=max(reranker.depths))
     scores = {"dev": reranker.score(dev.queries, candidates)}
     tuned = tune_reranking(dev, bm25["dev"], dense["dev"], scores["dev"], reranker.depths)
@@ -124,22 +126,29 @@ def read_runs(settings: Settings, collection: Collection, system: System,
               known: dict[str, Any] | None = None) -> Iterator[dict[str, Run]]:
     """Yield the saved runs of BM25 and of the system's retriever: two dicts, "test" and "dev" -> run.
 
+    They have the queries that select the system, see results.part_of.
     Raises UserError when one of them is missing or outdated.
     """
     for label in ("bm25", system.encoder):
         if reason := result_stale_reason(settings, read_result(settings, label), known):
             raise UserError(f"{label}: {reason}; evaluate it again")
-    return ({part: read_measured_run(settings, collection, label, part) for part in PARTS}
-            for label in ("bm25", system.encoder))
+    queries = {part: part_of(settings, collection, system, part).queries for part in PARTS}
+    for label in ("bm25", system.encoder):
+        runs = {part: read_measured_run(settings, collection, label, part) for part in PARTS}
+        yield {part: {query: run[query] for query in queries[part]} for part, run in runs.items()}
 
 
 def model_metadata(settings: Settings, config: EncoderConfig) -> dict[str, Any]:
-    """Fields of a result that describe a model: name, training data, size in bytes, and its recipe (if any)."""
+    """Fields of a result that describe a model: name and use, training data, size in bytes, and its recipe (if any).
+
+    `unpublished` says how its use differs from the published one.
+    """
     recipe = all_recipes(settings).get(config.label)
-    metadata = {"model": config.title, "note": config.training_data_note, "size": model_size(config.name)}
+    metadata = {"model": display_name(config), "unpublished": config.unpublished, "note": config.training_data_note,
+                "size": model_size(config.name)}
     if recipe:
-        metadata |= {"recipe": recipe.repeats or recipe.label, "description": recipe.description,
-                     "train_fraction": recipe.train_fraction}
+        metadata |= {"model": f"{config.label} ({usage(config)})", "recipe": recipe.repeats or recipe.label,
+                     "description": recipe.description, "train_fraction": recipe.train_fraction}
     return metadata
 
 

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from embedding_finetune.data.collection import Collection
 from embedding_finetune.evaluation.conclusion import METRIC, format_difference
 from embedding_finetune.evaluation.metrics import per_query
+from embedding_finetune.evaluation.names import name_of
 from embedding_finetune.evaluation.plots import GREY, ORANGE, tidy
 from embedding_finetune.evaluation.results import load_results, read_measured_run
 from embedding_finetune.evaluation.significance import bootstrap_means, interval, outcome
@@ -124,7 +125,7 @@ def plot_curve(curve: pd.DataFrame, rows: Iterable[dict] = (), metric: str = MET
                       markerfacecolor="white" if same_steps else ORANGE)
     for row in rows:
         axis.axhline(row["metrics"][metric], color=GREY, linestyle=":")
-        axis.annotate(row["label"], (reach[0], row["metrics"][metric]), color=GREY, fontsize=8, va="bottom")
+        axis.annotate(name_of(row), (reach[0], row["metrics"][metric]), color=GREY, fontsize=8, va="bottom")
     axis.set(xscale="log", xlabel="training queries", ylabel=metric, xticks=ticks,
              xticklabels=[f"{tick:,}" for tick in ticks])
     axis.minorticks_off()

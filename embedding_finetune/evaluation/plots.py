@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from embedding_finetune.data.collection import Collection
 from embedding_finetune.evaluation.conclusion import METRIC
+from embedding_finetune.evaluation.names import name_of
 from embedding_finetune.settings import Settings, display_value
 from embedding_finetune.training.log import damaged_log, read_log
 
@@ -35,7 +36,7 @@ def plot(rows: list[dict], names: Sequence[str] = (METRIC, "mrr@10", "recall@10"
         low, high = (end([row["ci95"][name][side] for row in rows]) for side, end in ((0, min), (1, max)))
         margin = 0.05 * (high - low) + 0.005
         axis.set(title=name, xlim=(low - margin, high + 5 * margin), yticks=heights,
-                 yticklabels=[row["label"] for row in rows])
+                 yticklabels=[name_of(row).replace(" (", "\n(") for row in rows])
         axis.set_ylim(-0.6, len(rows) - 0.4)
         tidy(axis, "left")
         axis.grid(axis="x", color="#e6e9ec")
@@ -52,7 +53,7 @@ def plot_by_corpus_size(rows: list[dict], metric: str = METRIC) -> Figure:
     for row in rows:
         if "by_corpus_size" in row:
             table = pd.DataFrame(row["by_corpus_size"])
-            axis.plot(table["passages"], table[metric], marker="o", markersize=3, label=row["label"])
+            axis.plot(table["passages"], table[metric], marker="o", markersize=3, label=name_of(row))
     axis.set(xlabel="passages in the corpus", ylabel=metric)
     _legend(figure, axis)
     tidy(axis)

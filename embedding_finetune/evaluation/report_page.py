@@ -17,6 +17,7 @@ from embedding_finetune.data.collection import Collection
 from embedding_finetune.data.near_duplicates import near_duplicates
 from embedding_finetune.data.normalize import clean_text
 from embedding_finetune.evaluation.conclusion import conclusion, verdict
+from embedding_finetune.evaluation.names import name_of
 from embedding_finetune.evaluation.plots import training_logs
 from embedding_finetune.evaluation.results import read_measured_run
 from embedding_finetune.evaluation.significance import outcome
@@ -27,7 +28,7 @@ DEPTH = 100  # ranks considered; runs are at least this deep, or as deep as the 
 SHOWN = 5  # passages shown per model
 PASSAGE_CHARACTERS = 1000  # longer passages are truncated on the page, with a note
 CURVE_POINTS = 300  # longer training curves are averaged down to about this many points
-ROW_FIELDS = ("label", "model", "dataset", "metrics", "ci95", "note", "chosen", "ms_per_query",
+ROW_FIELDS = ("model", "dataset", "metrics", "ci95", "note", "chosen", "ms_per_query",
               "bytes_per_passage")  # of comparison.json
 TEMPLATE = Path(__file__).with_name("report_page.html")
 
@@ -149,34 +150,45 @@ def training_curves(logs: dict[str, pd.DataFrame]) -> dict[str, dict]:
 def page_data(evidence: ReportData, logs: dict[str, pd.DataFrame], damaged: list[str]) -> dict[str, Any]:
     """All data of the page as a JSON-serializable dict, without the passages that are never shown.
 
-    `logs` and `damaged` are the results of plots.training_logs.
+    `logs` and `damaged` are the results of plots.training_logs. On the page, systems have their names (see names) in
+    place of their labels.
     """
+    name = {label: label for label in evidence.rankings} | {row["label"]: name_of(row) for row in evidence.rows}
+
+    def by_name(values: dict[str, Any]) -> dict[str, Any]:
+        return {name[label]: value for label, value in values.items()}
+
     ranks, tops = evidence.first_ranks(), {label: ranking[:, :SHOWN] for label, ranking in evidence.rankings.items()}
     used = np.unique(np.concatenate([evidence.judged[:, 1], *(top[top >= 0] for top in tops.values())]))
     number = np.full(len(evidence.passages) + 1, -1)  # index -1, the end of a short run, maps to the last entry: -1
     number[used] = np.arange(len(used))
     return {
-        "rows": [{name: row[name] for name in ROW_FIELDS if name in row} | {"against": _with_verdicts(row)}
+        "rows": [{field: row[field] for field in ROW_FIELDS if field in row}
+                 | {"label": name[row["label"]], "against": by_name(_with_verdicts(row, name))}
                  for row in evidence.rows],
         "conclusion": conclusion(evidence.rows),
-        "labels": evidence.labels, "depth": DEPTH, "shown": SHOWN, "corpus": len(evidence.passages),
+        "labels": list(map(name_of, evidence.rows)), "depth": DEPTH, "shown": SHOWN, "corpus": len(evidence.passages),
         "ids": evidence.query_ids, "queries": evidence.queries,
         "passages": [text if len(text) <= PASSAGE_CHARACTERS else text[:PASSAGE_CHARACTERS] + " … (truncated)"
                      for text in (evidence.passages[passage] for passage in used)],
         "positives": [number[row].tolist() for row in evidence.positives],
         "near": [number[row].tolist() for row in evidence.suspected_false_negatives],
         "favourites": number[evidence.favourites].tolist(),
-        "ranks": {label: ranks[label].tolist() for label in ranks},
-        "top": {label: number[top].ravel().tolist() for label, top in tops.items()},
-        "recall": {label: evidence.recall_curve(label).round(5).tolist() for label in evidence.labels},
-        "doubts": suspected_label_errors(evidence).to_dict("index"), "training": training_curves(logs),
+        "ranks": {name[label]: ranks[label].tolist() for label in ranks},
+        "top": {name[label]: number[top].ravel().tolist() for label, top in tops.items()},
+        "recall": {name[label]: evidence.recall_curve(label).round(5).tolist() for label in evidence.labels},
+        "doubts": by_name(suspected_label_errors(evidence).to_dict("index")), "training": training_curves(logs),
         "damaged": damaged,
     }
 
 
-def _with_verdicts(row: dict) -> dict:
-    """`against` of a row with the verdict on each pair, and whether a planned comparison found it significant."""
-    return {other: {metric: pair | {"verdict": verdict(row["label"] if pair["difference"] >= 0 else other, pair),
+def _with_verdicts(row: dict, name: dict[str, str]) -> dict:
+    """`against` of a row with the verdict on each pair, and whether a planned comparison found it significant.
+
+    `name` is label -> name.
+    """
+    better = {other: {True: name[row["label"]], False: name[other]} for other in row["against"]}
+    return {other: {metric: pair | {"verdict": verdict(better[other][pair["difference"] >= 0], pair),
                                     "significant": pair["planned"] and outcome(pair).significant}
                     for metric, pair in pairs.items()} for other, pairs in row["against"].items()}
 

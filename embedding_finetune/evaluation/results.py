@@ -2,7 +2,7 @@
 
 Files in OUTPUT_DIR:
 
-    runs/LABEL.trec, runs/dev/LABEL.trec    rankings of the test queries and of the dev queries
+    runs/LABEL.trec, runs/dev/LABEL.trec    rankings of the test and of the dev queries (see selection_queries)
     results/LABEL.json                      metrics on both, the system, and what they were measured with
 """
 
@@ -16,8 +16,10 @@ import pandas as pd
 from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
 from embedding_finetune.artifacts.provenance import stale_reason
 from embedding_finetune.data.collection import Collection, data_identity
-from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX
+from embedding_finetune.data.normalize import is_pseudo_query
 from embedding_finetune.evaluation.metrics import MEASURES, by_training, mean, measure, per_query
+from embedding_finetune.evaluation.names import baseline, with_names
+from embedding_finetune.evaluation.selection import select, selection_queries
 from embedding_finetune.evaluation.significance import add_significance
 from embedding_finetune.files import UserError, sha256
 from embedding_finetune.hints import missing_hint
@@ -39,6 +41,14 @@ LEAKING_CAVEAT = ("{} training pairs share their query or passage with the dev o
                   "(LEAKING_ROWS=keep): the results of fine-tuned models are too high.")
 
 
+def part_of(settings: Settings, collection: Collection, system: System, part: str) -> Collection:
+    """The queries of a run of a system, "test" or "dev", and the whole corpus; for "dev" see selection_queries."""
+    if part == "test":
+        return collection.split("test")
+    models = {system.retriever, system.reranker_model}
+    return selection_queries(collection, trained=not models.isdisjoint(all_recipes(settings)))
+
+
 def caveats(row: dict) -> str:
     """Sentences on what limits the meaning of a result (or of a row of the comparison), "" if nothing does."""
     pseudo = PSEUDO_QUERY_CAVEAT if row.get("pseudo_queries") else ""
@@ -54,15 +64,16 @@ def save_result(settings: Settings, collection: Collection, system: System, runs
     """
     label = system.label
     runs = {part: pad_run(run, collection.corpus, DEPTH, collection.copies) for part, run in runs.items()}
-    metrics = {part: measure(collection.split(part), run) for part, run in runs.items()}
-    pseudo = sum(query.startswith(PSEUDO_QUERY_PREFIX) for query in runs["test"])
+    metrics = {part: measure(part_of(settings, collection, system, part), run) for part, run in runs.items()}
+    pseudo = sum(map(is_pseudo_query, runs["test"]))
     paths = {part: settings.paths.run(label, part) for part in runs}
     for part, run in runs.items():
         write_run(paths[part], run, label)
     result = {"label": label, "model": model, "system": asdict(system), "dataset": settings.dataset,
               "queries": len(runs["test"]), "pseudo_queries": pseudo, "corpus": len(collection.corpus),
               "copies_left_out": sum(len(collection.copies.get(query, ())) for query in runs["test"]),
-              "leaking_pairs": collection.leaking, "metrics": metrics["test"], "dev": metrics["dev"],
+              "leaking_pairs": collection.leaking, "training_queries": len(collection.split("train").queries),
+              "metrics": metrics["test"], "dev": metrics["dev"],
               "by_training": by_training(collection, runs["test"]) if collection.leaking else {},
               "parameters": {}, **more, "inputs": inputs, "runs": {part: sha256(path) for part, path in paths.items()},
               "settings": settings.as_dict(), "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
@@ -115,7 +126,7 @@ def read_measured_run(settings: Settings, collection: Collection, label: str, pa
     """Read the saved run of a label. Raises UserError when it is missing or does not match the data or the result."""
     path, result = settings.paths.run(label, part), read_result(settings, label)
     run = read_run(path)
-    if set(run) != set(collection.split(part).queries):
+    if set(run) != set(part_of(settings, collection, system_of(result), part).queries):
         raise UserError(f"{path} ranks other queries than those of {settings.paths.data}: evaluate {label} again, or "
                         f"delete its result in {settings.paths.results}")
     if result["runs"].get(part) != sha256(path):
@@ -123,12 +134,12 @@ def read_measured_run(settings: Settings, collection: Collection, label: str, pa
     return run
 
 
-def load_results(settings: Settings) -> tuple[list[dict], list[str]]:
-    """Load the current results in display order; returns them and a line per result that is left out.
+def load_results(settings: Settings) -> tuple[list[dict], dict[str, str]]:
+    """Load the current results in display order; returns them and label -> reason of those that are left out.
 
     A result is left out when the data, the metrics or a model have changed since it was measured.
     """
-    results, left_out, known = [], [], {}
+    results, left_out, known = [], {}, {}
     for path in sorted(settings.paths.results.glob("*.json")):
         if path.stem in ("comparison", "recommendation"):
             continue
@@ -136,12 +147,22 @@ def load_results(settings: Settings) -> tuple[list[dict], list[str]]:
         if result is None or result["label"] != path.stem:
             raise UserError(f"{path} is not a result, or is damaged: evaluate {path.stem} again, or delete the file")
         if reason := result_stale_reason(settings, result, known):
-            left_out.append(f"{result['label']} is left out: {reason}; evaluate it again")
+            left_out[result["label"]] = reason
         else:
             results.append(result)
     order = list(dict.fromkeys(["bm25", "raw", *all_recipes(settings), "reference", *pretrained(settings)]))
     place = {label: number for number, label in enumerate(order)}
     return sorted(results, key=lambda result: (place.get(result["label"], len(place)), result["label"])), left_out
+
+
+def left_out_line(left_out: dict[str, str]) -> str:
+    """One line on the results that are left out (label -> reason), "" if there are none."""
+    labels: dict[str, list[str]] = {}
+    for label, reason in left_out.items():
+        labels.setdefault(reason, []).append(label)
+    parts = [f"{', '.join(found)} {'are' if len(found) > 1 else 'is'} left out: {reason}"
+             for reason, found in labels.items()]
+    return f"{'; '.join(parts)}; evaluate {'them' if len(left_out) > 1 else 'it'} again" if parts else ""
 
 
 def result_stale_reason(settings: Settings, result: dict, known: dict[str, Any] | None = None) -> str | None:
@@ -158,7 +179,7 @@ def result_stale_reason(settings: Settings, result: dict, known: dict[str, Any] 
 
 def best_fine_tuned(results: Iterable[dict]) -> dict | None:
     """The fine-tuned model to compare with the baselines: the best on dev queries, or None if there is none."""
-    return best_on_dev(filter(is_fine_tuned, results))
+    return max(filter(is_fine_tuned, results), key=lambda result: result["dev"][SELECTION_METRIC], default=None)
 
 
 def is_fine_tuned(result: dict) -> bool:
@@ -170,15 +191,32 @@ def is_fine_tuned(result: dict) -> bool:
     return result.get("recipe") == result["label"] and result.get("train_fraction", 1) == 1
 
 
-def best_on_dev(results: Iterable[dict]) -> dict | None:
-    """The result with the best MRR@10 on dev queries, ties to the first; None if there are no results."""
-    return max(results, key=lambda result: result["dev"][SELECTION_METRIC], default=None)
+def with_finalists(settings: Settings, collection: Collection, results: Sequence[dict]) -> list[dict]:
+    """The results with `finalist`: how a system without training and one with it were selected, None for the others."""
+    found, dev = {}, len(collection.split("dev").queries)
+    for trained, group in enumerate(candidates(results)):
+        part, values = selection_queries(collection, bool(trained)), {}
+        for label in (result["label"] for result in group):
+            run = read_measured_run(settings, collection, label, "dev")
+            frame = per_query(part.qrels, {query: run[query] for query in part.queries})
+            values[label] = frame[SELECTION_METRIC].to_numpy()
+        if values:
+            how = asdict(select(values, default_system(group)))
+            found[how["label"]] = how | {"on": "dev" if how["queries"] == dev else "dev and training"}
+    return [result | {"finalist": found.get(result["label"])} for result in results]
 
 
-def finalists(results: Sequence[dict]) -> tuple[dict | None, dict | None]:
-    """The best system without training and the best with it on dev queries, either may be None."""
-    without, trained = candidates(results)
-    return best_on_dev(without), best_on_dev(trained)
+def default_system(group: Sequence[dict]) -> str:
+    """The label to use where none can be selected: a model fused with BM25, the off-the-shelf one or neg10 if there."""
+    fused = [result["label"] for result in group if (system := system_of(result)).fused and not system.reranker]
+    labels = ["hybrid_reference", "hybrid_neg10", *fused, *(result["label"] for result in group)]
+    return next(label for label in labels if label in {result["label"] for result in group})
+
+
+def finalists(rows: Sequence[dict]) -> tuple[dict | None, dict | None]:
+    """The selected system without training and the one with it (see with_finalists); either may be None."""
+    without, trained = ([row for row in group if row.get("finalist")] for group in candidates(rows))
+    return (without or [None])[0], (trained or [None])[0]
 
 
 def candidates(results: Sequence[dict]) -> tuple[list[dict], list[dict]]:
@@ -206,12 +244,14 @@ def candidates(results: Sequence[dict]) -> tuple[list[dict], list[dict]]:
 def planned_pairs(results: Sequence[dict]) -> list[tuple[str, str]]:
     """The planned comparisons as pairs of labels; only these are corrected for multiple testing.
 
-    They are: the best fine-tuned model on dev queries against raw, bm25 and reference; every other recipe against
-    neg10; the best fine-tuned system against the best without training (see finalists). All other pairs are
-    exploratory.
+    They are: the best fine-tuned model on dev queries against raw, its base as published, bm25 and reference; every
+    other recipe against neg10; the best fine-tuned system against the best without training (see finalists). All other
+    pairs are exploratory.
     """
     measured, best = {result["label"] for result in results}, best_fine_tuned(results)
-    baselines = [(best["label"], label) for label in ("raw", "bm25", "reference") if label in measured] if best else []
+    base = baseline(results)
+    against = ["raw", "bm25", "reference", *([base["label"]] if base else [])]
+    baselines = [(best["label"], label) for label in against if label in measured] if best else []
     others = [(result["label"], "neg10") for result in filter(is_fine_tuned, results)
               if result["label"] != "neg10" and "neg10" in measured]
     last = [(tuned["label"], ready["label"]) for ready, tuned in [finalists(results)] if ready and tuned]
@@ -219,25 +259,25 @@ def planned_pairs(results: Sequence[dict]) -> list[tuple[str, str]]:
 
 
 def compare(settings: Settings, collection: Collection) -> tuple[list[dict], list[str]]:
-    """Compare all current results; returns the rows of comparison.json and a line per result that is left out.
+    """Compare all current results; returns the rows of comparison.json and, if results are left out, a line on them.
 
     A row is a result with `ci95` and `against` (see significance.add_significance), computed from the run files.
-    `chosen` marks the best fine-tuned model on dev queries, `finalist` the best systems with and without training.
+    `chosen` marks the best fine-tuned model on dev queries; for `finalist`, see with_finalists.
     """
     results, left_out = load_results(settings)
     if not results:
         raise UserError(f"{settings.paths.results} has no result for the current data: run an evaluation "
                         f"notebook{missing_hint(settings)}")
-    qrels, frames = collection.split("test").qrels, {}
+    results, qrels, frames = with_names(results), collection.split("test").qrels, {}
     for result in results:
         frame = per_query(qrels, read_measured_run(settings, collection, result["label"]))
         frames[result["label"]] = frame
         if any(abs(mean(frame)[name] - value) > 1e-6 for name, value in result["metrics"].items()):
             raise UserError(f"the run and the result of {result['label']} do not match: evaluate it again")
-    best, last = best_fine_tuned(results), [result["label"] for result in finalists(results) if result]
-    rows = add_significance(results, frames, planned_pairs(results))
-    return [row | {"chosen": best is not None and row["label"] == best["label"], "finalist": row["label"] in last,
-                   "eval_sets": compare_out_of_domain(row, rows)} for row in rows], left_out
+    best, results = best_fine_tuned(results), with_finalists(settings, collection, results)
+    rows, line = add_significance(results, frames, planned_pairs(results)), left_out_line(left_out)
+    return [row | {"chosen": best is not None and row["label"] == best["label"],
+                   "eval_sets": compare_out_of_domain(row, rows)} for row in rows], [line] if line else []
 
 
 def compare_out_of_domain(row: dict, rows: Sequence[dict]) -> dict:

@@ -10,6 +10,7 @@ import pandas as pd
 from embedding_finetune.data.collection import Collection, read_data
 from embedding_finetune.evaluation.conclusion import METRIC, format_difference, recommendation, verdict
 from embedding_finetune.evaluation.metrics import first_positive_rank
+from embedding_finetune.evaluation.names import name_of
 from embedding_finetune.evaluation.plots import plot
 from embedding_finetune.evaluation.results import compare
 from embedding_finetune.files import CommandLine, atomic_write, write_json
@@ -22,7 +23,7 @@ def write_comparison(settings: Settings, collection: Collection, rows: list[dict
 
     Returns the recommendation.
     """
-    folder, found = settings.paths.results, recommendation(settings, collection, rows)
+    folder, found = settings.paths.results, recommendation(collection, rows)
     write_json(folder / "comparison.json", rows)
     parts = [comparison_table(rows).to_markdown(disable_numparse=True)]
     for title, table in (("Planned comparisons", pairs_table(rows, planned=True)),
@@ -40,8 +41,9 @@ def write_comparison(settings: Settings, collection: Collection, rows: list[dict
 
 
 def as_table(results: Iterable[dict]) -> pd.DataFrame:
-    """Table with one row per model and one column per metric."""
-    return pd.DataFrame({result["label"]: result["metrics"] for result in results}).T.rename_axis("model")
+    """Table with one row per system, by label, one column per metric, and what the system is in words."""
+    rows = {result["label"]: result["metrics"] | {"system": result["model"]} for result in results}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("label")
 
 
 def comparison_table(rows: list[dict], metrics: Sequence[str] = (METRIC, "recall@10", "mrr@10"),
@@ -52,7 +54,7 @@ def comparison_table(rows: list[dict], metrics: Sequence[str] = (METRIC, "recall
         return f"{row['metrics'][metric]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
     ranked = sorted(rows, key=lambda row: -row["metrics"][metrics[0]])
-    return pd.DataFrame({row["label"]: {metric: cell(row, metric) for metric in metrics} for row in ranked}).T
+    return pd.DataFrame({name_of(row): {metric: cell(row, metric) for metric in metrics} for row in ranked}).T
 
 
 def planned_table(rows: list[dict], metric: str = METRIC) -> pd.DataFrame:
@@ -80,10 +82,10 @@ def pairs_table(rows: list[dict], metric: str = METRIC, of: str | None = None, a
         pair = one["against"][other["label"]][metric]
         difference, _, ci95 = format_difference(pair, digits).partition(" ")
         lines.append({
-            "pair": f"{one['label']} - {other['label']}", "difference": difference, "95 % interval": ci95,
+            "pair": f"{name_of(one)} - {name_of(other)}", "difference": difference, "95 % interval": ci95,
             "p": f"{pair['p_value']:.4f} ({'Holm' if pair['planned'] else 'uncorrected'})",
             "wins / ties / losses": f"{pair['wins']} / {pair['ties']} / {pair['losses']}",
-            "verdict": verdict(one["label"], pair)})
+            "verdict": verdict(name_of(one), pair)})
     return pd.DataFrame(lines)
 
 
@@ -107,14 +109,14 @@ def out_of_domain_table(rows: list[dict], metric: str = METRIC) -> pd.DataFrame:
 
     Each out-of-domain value has the paired differences to raw and reference with 95 % intervals. Empty without sets.
     """
-    table = {}
+    table, names = {}, {row["label"]: name_of(row) for row in rows}
     for row in rows:
         if row.get("eval_sets"):
-            line = table[row["label"]] = {"in-domain": f"{row['metrics'][metric]:.3f}"}
+            line = table[name_of(row)] = {"in-domain": f"{row['metrics'][metric]:.3f}"}
             for name, measured in row["eval_sets"].items():
                 line[name] = f"{measured[metric]:.3f}"
                 for other, pairs in measured.get("against", {}).items():
-                    line[f"{name}, difference to {other}"] = format_difference(pairs[metric])
+                    line[f"{name}, difference to {names[other]}"] = format_difference(pairs[metric])
     return pd.DataFrame.from_dict(table, orient="index").fillna("").rename_axis(metric)
 
 
@@ -122,7 +124,7 @@ def seen_table(rows: list[dict], metric: str = METRIC) -> pd.DataFrame:
     """Table of the metric on test queries with a passage that was seen in training and on the others, one row per
     model; empty unless leaking training pairs were kept.
     """
-    return pd.DataFrame([{"model": row["label"]} | {
+    return pd.DataFrame([{"model": name_of(row)} | {
         f"{metric} of {part['queries']} {name} queries": f"{part[metric]:.3f}"
         for name, part in row["by_training"].items()} for row in rows if row.get("by_training")])
 

@@ -16,7 +16,7 @@ from embedding_finetune.models.batching import padded_batches, prefetch, tokeniz
 from embedding_finetune.models.compiled_model import CompiledModel, compiled_format, runtime_versions
 from embedding_finetune.models.embedding_cache import EmbeddingCache, TokenEmbeddingStore, text_hash
 from embedding_finetune.models.encoder_config import EncoderConfig
-from embedding_finetune.models.fast_layers import use_pointwise_linear
+from embedding_finetune.models.fast_layers import with_pointwise_linear
 from embedding_finetune.models.modeling import DenseLayers, encoding_dtype, load_encoder
 from embedding_finetune.settings import Settings
 
@@ -120,7 +120,7 @@ class Encoder:
         with tqdm(total=len(missing), desc=kind, unit="text", disable=len(missing) < FEW) as progress:
             for keys, tokens in prefetch(lambda keys: self._tokenise([texts[key] for key in keys], kind),
                                          _chunks(list(missing), CHUNK)):
-                vectors, _ = self._compute(tokens, progress)
+                vectors, _ = self._compute(tokens, kind, progress)
                 yield keys, vectors
                 if cache:
                     cache.write(keys, vectors)
@@ -146,8 +146,8 @@ class Encoder:
         else:
             parts = load_encoder(self.config.name, self.config.dense, self.config.trusted, self._dtype)
             self._model, self._dense = (part.to(self._device).eval() for part in parts)
-            if self._device == "cpu" and self._dtype == torch.float32:
-                use_pointwise_linear(self._model)
+        is_float32 = self._device == "cpu" and self._dtype == torch.float32 and not self._compiled
+        self._of_passages = with_pointwise_linear(self._model) if is_float32 else self._model
         if model_content(self.config.name) != self.revision:
             raise UserError(f"{self.config.name} has changed since this Encoder was made: create a new Encoder, so "
                             "that vectors of both versions are not mixed")
@@ -177,7 +177,7 @@ class Encoder:
         with tqdm(total=len(texts), desc=f"tokens of {kind}", unit="text", disable=len(texts) < FEW) as progress:
             for chunk, tokens in prefetch(lambda chunk: self._tokenise(chunk, kind, self._expansion),
                                           _chunks(texts, TOKEN_CHUNK)):
-                vectors, own = self._compute(tokens, progress, of_tokens=True)
+                vectors, own = self._compute(tokens, kind, progress, of_tokens=True)
                 if cache:
                     cache.write([text_hash(text) for text in chunk], vectors)
                 yield own
@@ -191,12 +191,13 @@ class Encoder:
         return tokens
 
     @torch.inference_mode()
-    def _compute(self, tokens, progress, of_tokens=False):
+    def _compute(self, tokens, kind, progress, of_tokens=False):
         """Vectors of tokenised texts and, with `of_tokens`, a list of their token vectors."""
+        model = self._of_passages if kind == "passages" else self._model
         order, pooled, own = [], [], [np.empty(0)] * len(tokens["input_ids"])
         for rows, batch in padded_batches(self._tokenizer, tokens, self.batch_size, self._device):
             try:
-                hidden = self._model(**batch).last_hidden_state
+                hidden = model(**batch).last_hidden_state
                 pooled.append(pooled_embeddings(hidden, self._dense, batch["attention_mask"], self.config))
             except torch.cuda.OutOfMemoryError:
                 raise UserError(f"{self.config.name} runs out of GPU memory while encoding: set ENCODE_BATCH_SIZE to "

@@ -1,20 +1,17 @@
 """Encoder configurations: pooling, normalisation, prompts and lengths of each model.
 
-They are read from the model's sentence-transformers files: `modules.json`, `1_Pooling/config.json`,
-`config_sentence_transformers.json` (prompts), `2_Dense/` (layers after pooling), and `sentence_bert_config.json` or
-`tokenizer_config.json` (lengths). Importing sentence-transformers to read these few values would add seconds to
-commands that need no model. Models fine-tuned here contain all of them, so they are used as they were trained,
-whatever the current settings are. For other models, settings other than `auto` take precedence over MODEL_FILE
-(profiles/models.toml), which takes precedence over the model's own files. The configuration records conflicts between
-these sources and values that none of them gives.
+They are read from the model's own files (see own_config). Models fine-tuned here contain all of them, so they are used
+as they were trained, whatever the current settings are. For other models, settings other than `auto` take precedence
+over MODEL_FILE (profiles/models.toml), which takes precedence over the model's own files. The configuration records
+conflicts between these sources and values that none of them gives.
 """
 
 from __future__ import annotations
 
-import re
 import tomllib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from embedding_finetune.artifacts.manifest import COMPILED_RECORD, read_checksummed, read_record
@@ -22,13 +19,14 @@ from embedding_finetune.files import UserError
 from embedding_finetune.hints import missing_hint
 from embedding_finetune.hub import (
     MODEL_FILES,
-    check_hub,
+    default_length,
     load,
     model_content,
     model_path,
-    positions_of,
     read_model_file,
 )
+from embedding_finetune.models.own_config import KEYS, from_files
+from embedding_finetune.setting_checks import AUTO
 from embedding_finetune.settings import MODEL_SETTINGS, POOLINGS, Settings, display_value, split_revision
 
 # Published training data of models. A model trained on MS MARCO is not evaluated zero-shot on it.
@@ -38,11 +36,9 @@ TRAINING_DATA_NOTES = {
                    "arXiv 2402.03216)",
     "bundled": "trained on 1.17 billion pairs, among them MS MARCO's training part and docstrings (its model card)",
 }
-POOLING_FILES = {"cls": "cls", "cls_token": "cls", "mean": "mean", "mean_tokens": "mean", "lasttoken": "last_token",
-                 "last_token": "last_token"}  # names in sentence-transformers -> names here
-KEYS = {"pooling": str, "query_prompt": str, "passage_prompt": str, "query_max_len": int, "passage_max_len": int,
-        "normalize": bool}  # keys of an entry of MODEL_FILE
-NOT_IDENTITY = ("label", "title", "name", "training_data_note", "overrides", "note")  # they do not affect vectors
+MODEL_NAMES = {"bundled": "all-MiniLM-L6-v2"}  # names of models that the settings call by another one
+POOLING_WORDS = {"cls": "CLS", "last_token": "last-token"}
+NOT_IDENTITY = ("label", "title", "name", "training_data_note", "overrides", "note", "unpublished")  # not in vectors
 
 
 @dataclass(frozen=True)
@@ -66,6 +62,12 @@ class EncoderConfig:
     training_data_note: str = "unknown"  # published training data
     overrides: str = ""     # settings that conflict with MODEL_FILE or the model's own files
     note: str = ""          # values taken from MODEL_FILE, and missing values
+    unpublished: str = ""   # how its use differs from its own files and MODEL_FILE, such as "CLS pooling, 96 tokens"
+
+    @property
+    def model_name(self) -> str:
+        """The name of the model, which for `bundled` is that of the model in the package."""
+        return MODEL_NAMES.get(self.title, self.title)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -118,6 +120,26 @@ def seen_by(title: str) -> str:
     return TRAINING_DATA_NOTES.get(split_revision(title)[0], "unknown")
 
 
+def usage(config: EncoderConfig, *fields: str) -> str:
+    """How a model is used, in words: "CLS pooling, query prompt 'ask: ', 48/96 tokens", as far as `fields` are named.
+
+    Without `fields` (names of those of EncoderConfig): pooling, prompts that are not empty, and lengths.
+    """
+    words = {"pooling": f"{POOLING_WORDS.get(config.pooling, config.pooling)} pooling"}
+    for side, prompt in (("query", config.query_prompt), ("passage", config.passage_prompt)):
+        shown = shorten(prompt, 24, placeholder=" …") if prompt else ""
+        words[f"{side}_prompt"] = f"{side} prompt {shown!r}" if prompt else f"no {side} prompt" if fields else ""
+    lengths = f"{config.query_max_len}/{config.passage_max_len}".removeprefix(f"{config.passage_max_len}/")
+    words |= dict.fromkeys(("query_max_len", "passage_max_len"), f"{lengths} tokens")
+    return ", ".join(filter(None, dict.fromkeys(text for name, text in words.items() if name in (fields or words))))
+
+
+def display_name(config: EncoderConfig) -> str:
+    """The model and how it is used, in words, such as "bert-base-uncased (CLS pooling, 512 tokens)"."""
+    note = "not as published: " if config.unpublished else ""
+    return f"{config.model_name} ({note}{usage(config)})"
+
+
 def embedding_dim(encoder_config: EncoderConfig) -> int:
     """Dimension of a model's vectors: that of its last Dense layer or, without one, of its encoder.
 
@@ -146,7 +168,8 @@ def pretrained(settings: Settings) -> dict[str, tuple[str, dict[str, Any], dict[
         return own, of_others
 
     raw, of_others = configured("BASE_MODEL")
-    raw |= {"query_max_len": settings.query_max_len, "passage_max_len": settings.passage_max_len}
+    lengths = {"query_max_len": settings.query_max_len, "passage_max_len": settings.passage_max_len}
+    raw |= {side: length for side, length in lengths.items() if length != AUTO}
     models = {"raw": (settings.base_model, raw, of_others),
               "reference": (settings.reference_model, *configured("REFERENCE_MODEL"))}
     for entry in settings.extra_models.split():  # LABEL=MODEL or LABEL=MODEL,POOLING
@@ -196,7 +219,7 @@ def _encoder_config(settings, label, title, name, given, of_others, seen, base):
     found = ({} if published else of_others) | published | given
     used = {"query_prompt": "", "passage_prompt": ""} | found
     if not {"query_max_len", "passage_max_len"} <= found.keys():
-        longest = min(512, positions_of(name, trusted))
+        longest = default_length(name, trusted)
         used = {"query_max_len": longest, "passage_max_len": longest} | used
     if "pooling" not in used:
         raise UserError(f"{title} does not define its pooling: set BASE_POOLING, REFERENCE_POOLING, the pooling in "
@@ -210,89 +233,7 @@ def _encoder_config(settings, label, title, name, given, of_others, seen, base):
         notes.append(f"{', '.join(of_others)} of the profile ignored: meant for another model")
     if found.keys().isdisjoint(("query_prompt", "passage_prompt")):
         notes.append(f"no prompts: if its authors use prompts for queries or passages, add them to {file}")
-    return EncoderConfig(label, title, name, training_data_note=seen, overrides="; ".join(overrides),
-                         note="; ".join(notes), trusted=trusted, **used)
-
-
-def from_files(name: str, trusted: bool) -> dict[str, Any]:
-    """Arguments of EncoderConfig from a model's sentence-transformers files; {} if it has none.
-
-    Raises UserError when they are broken or require something that is not supported here.
-    """
-    check_hub(name)
-    try:
-        modules = _modules(name)
-        found = _from_modules(name, modules) | _prompts(name) | _lengths(name, trusted) if modules else {}
-    except (AttributeError, LookupError, TypeError):
-        found = {"pooling": None}
-    wrong = [key for key, value in found.items() if type(value) is not KEYS.get(key, str)]
-    if wrong:
-        raise UserError(f"{name} has broken sentence-transformers files (modules.json and those it refers to, "
-                        f"{wrong[0]}): repair or remove them")
-    return found
-
-
-def _modules(name):
-    """(kind, folder) of each module in a model's `modules.json`, without Dropout, which only matters in training."""
-    modules = [(module["type"], module.get("path", "")) for module in read_model_file(name, "modules.json")]
-    foreign = [kind for kind, path in modules if not kind.startswith("sentence_transformers.") or " " in path]
-    modules = [(kind.rpartition(".")[2], path) for kind, path in modules if not kind.endswith(".Dropout")]
-    kinds = [kind for kind, _ in modules]
-    if foreign or kinds and not re.fullmatch("Transformer( Pooling( Dense)*)?( Normalize)?", " ".join(kinds)):
-        raise UserError(f"{name} consists of {', '.join(foreign or kinds)}; supported are Transformer, Pooling, Dense "
-                        "and Normalize of sentence-transformers, in this order: choose another model")
-    return modules
-
-
-def _from_modules(name, modules):
-    """Pooling, Dense layers and normalisation."""
-    found, dense = {"normalize": modules[-1][0] == "Normalize"}, []
-    for kind, path in modules:
-        if kind == "Pooling":
-            found["pooling"] = _pooling(name, read_model_file(name, f"{path}/config.json"))
-        elif kind == "Dense":
-            _check_dense(name, path, read_model_file(name, f"{path}/config.json"))
-            dense.append(path)
-    return found | ({"dense": " ".join(dense)} if dense else {})
-
-
-def _pooling(name, config):
-    modes = config.get("pooling_mode") or [  # newer sentence-transformers; older ones:
-        key.removeprefix("pooling_mode_") for key, used in config.items() if key.startswith("pooling_mode_") and used]
-    modes = [modes] if isinstance(modes, str) else modes
-    if len(modes) != 1 or modes[0] not in POOLING_FILES or not config.get("include_prompt", True):
-        raise UserError(f"{name} uses the pooling {' and '.join(modes) or 'nothing'}, or excludes the prompt, which is "
-                        "not supported here: choose another model")
-    return POOLING_FILES[modes[0]]
-
-
-def _check_dense(name, path, config):
-    activation = config.get("activation_function") or "torch.nn.modules.activation.Tanh"
-    used = {config.get("module_input_name"), config.get("module_output_name")}
-    if not activation.startswith("torch.nn.modules.") or used - {None, "sentence_embedding"}:
-        raise UserError(f"{name} has a layer {path} with the activation {activation}, or not applied to its sentence "
-                        "embedding, which is not supported here: choose another model")
-
-
-def _prompts(name):
-    config = read_model_file(name, "config_sentence_transformers.json")
-    prompts, default, found = config.get("prompts") or {}, config.get("default_prompt_name"), {}
-    for key, names in (("query_prompt", ("query",)), ("passage_prompt", ("document", "passage", "corpus"))):
-        given = [prompts[other] for other in (*names, default) if prompts.get(other) is not None]
-        found |= {key: given[0]} if given else {}
-    return found
-
-
-def _lengths(name, trusted):
-    """Lengths in tokens; since version 6, sentence-transformers keeps them in `tokenizer_config.json`."""
-    config = read_model_file(name, "sentence_bert_config.json")
-    if config.get("do_lower_case"):
-        raise UserError(f"{name} lower-cases its input outside its tokenizer, which is not supported here: "
-                        "choose another model")
-    longest = config.get("max_seq_length")
-    if not longest:
-        longest = read_model_file(name, "tokenizer_config.json").get("model_max_length") or 0
-        longest = min(longest, positions_of(name, trusted)) if 0 < longest < 10**6 else 0  # 10**30: no limit
-    lengths = {"query_max_len": config.get("query_length") or longest,
-               "passage_max_len": config.get("document_length") or longest}
-    return {key: length for key, length in lengths.items() if length}
+    config = EncoderConfig(label, title, name, training_data_note=seen, overrides="; ".join(overrides),
+                           note="; ".join(notes), trusted=trusted, **used)
+    differing = [key for key, value in published.items() if used[key] != value]
+    return replace(config, unpublished=usage(config, *differing)) if differing else config

@@ -50,9 +50,19 @@ def maxsim(queries: torch.Tensor, passages: torch.Tensor) -> torch.Tensor:
     """
     from sentence_transformers.util import mean_maxsim  # slow to import, and needed in training alone
 
-    here, there = queries.any(-1), passages.any(-1)
-    scores = mean_maxsim(queries, passages, here, there, chunk_elements=MAXSIM_BLOCK)
+    (queries, here), (passages, there) = map(_without_padding, (queries, passages))
+    if queries.device.type == "cpu":  # where products of many small matrices are slow in bfloat16
+        queries, passages = queries.float(), passages.float()
+    with torch.autocast("cpu", enabled=False):
+        scores = mean_maxsim(queries, passages, here, there, chunk_elements=MAXSIM_BLOCK)
     return scores.masked_fill(~there.any(-1), NO_TOKEN_SCORE) * here.any(-1, keepdim=True)
+
+
+def _without_padding(vectors):
+    """The vectors up to the last token of the longest text, and which of them are tokens."""
+    real = vectors.any(-1)
+    width = int(real.any(0).nonzero()[-1:].sum()) + 1
+    return vectors[:, :width], real[:, :width]
 
 
 def pool_tokens(vectors: np.ndarray, starts: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,6 @@ An approximate index supplies candidates, which are scored again with the full v
 memory. Scores are exact, ties are broken as everywhere else, and score thresholds remain valid.
 """
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,11 +28,6 @@ AT_LEAST = 100  # .. and the minimum number of candidates
 SAMPLE, CHUNK = 1 << 17, 1 << 16  # vectors for training an index, and added at a time
 REACH = {"nprobe": 1 / 16, "efSearch": 1024}  # defaults: share of the IVF lists, nodes of the HNSW graph
 TIMED = 500  # queries to time
-
-
-def num_ivf_lists(count: int) -> int:
-    """Number of lists for an IVF index of `count` vectors: the power of 2 nearest to 4 * sqrt(count)."""
-    return 1 << round(math.log2(4 * math.sqrt(max(1, count))))
 
 
 def make_index(spec: str) -> "ExactIndex":

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from embedding_finetune.artifacts.arrays import link_or_write
 from embedding_finetune.files import UserError
 from embedding_finetune.models.encoder import Encoder, make_encoder
 from embedding_finetune.models.encoder_config import load_encoder_config
@@ -17,7 +18,8 @@ from embedding_finetune.models.multi_vector import maxsim_candidates, pool_token
 from embedding_finetune.retrieval.rerank import Reranker
 from embedding_finetune.settings import Settings
 
-FILES = "token_vectors.npy", "token_starts.npy"
+FILES = "token_vectors.raw", "token_starts.npy"
+DTYPES = {"float16": np.float16, "int8": np.int8}
 
 
 class LateInteraction(Reranker):
@@ -30,7 +32,7 @@ class LateInteraction(Reranker):
         """Token vectors are stored as `dtype` (float16 or int8), reduced by `pool_factor`."""
         self.dtype, self.pool_factor = dtype, pool_factor
         self.encoder, self.revision, self.config = encoder, encoder.revision, encoder.config.identity
-        self.description = f"late interaction of {encoder.config.title}"
+        self.description = f"late interaction of {encoder.config.model_name}"
 
     @classmethod
     def of(cls, settings: Settings, label: str) -> Self:
@@ -46,11 +48,16 @@ class LateInteraction(Reranker):
         self.bytes_per_passage = self.vectors.nbytes / max(1, len(texts))
 
     def save(self, folder: Path) -> None:
-        for name, array in zip(FILES, (self.vectors, self.starts)):
-            np.save(folder / name, array)
+        link_or_write(self.vectors, folder / FILES[0])
+        np.save(folder / FILES[1], self.starts)
 
     def load(self, folder: Path) -> Self:
-        self.vectors, self.starts = (np.load(folder / name, mmap_mode="r") for name in FILES)
+        self.starts = np.load(folder / FILES[1], mmap_mode="r")
+        tokens, dtype = int(self.starts[-1]), DTYPES[self.dtype]
+        if tokens:
+            self.vectors = np.memmap(folder / FILES[0], dtype, "r").reshape(tokens, -1)
+        else:  # an empty file cannot be mapped
+            self.vectors = np.empty((0, 0), dtype)
         return self
 
     def scores(self, texts: list[str], places: Iterable) -> Iterator[np.ndarray]:

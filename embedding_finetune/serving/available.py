@@ -35,13 +35,13 @@ def default_label(settings: Settings) -> str:
     record = read_record(path, having=inputs)
     if record and stale_reason(record["inputs"], inputs) is None:
         return record["label"]
-    from embedding_finetune.evaluation.results import best_fine_tuned, load_results
+    from embedding_finetune.evaluation.results import best_fine_tuned, left_out_line, load_results
     results, left_out = load_results(settings)
     recommended = (read_json(settings.paths.results / "recommendation.json") or {}).get("system")
     best = next((result for result in results if result["label"] == recommended), best_fine_tuned(results))
     if best is None:
-        raise UserError("no fine-tuned model has a current result "
-                        f"({'; '.join(left_out) or 'none has been evaluated'}): evaluate one, or choose a system by "
+        reason = left_out_line(left_out) or "none has been evaluated"
+        raise UserError(f"no fine-tuned model has a current result ({reason}): evaluate one, or choose a system by "
                         f"--system {', '.join(labels(settings))}{missing_hint(settings)}")
     write_record(path, inputs, label=best["label"])
     return best["label"]

@@ -45,7 +45,7 @@ from embedding_finetune.files import (
 from embedding_finetune.labels import SYSTEM_LABELS
 from embedding_finetune.settings import Settings, display_value
 
-FORMAT = 4  # version of the index format: changing it rebuilds all indexes
+FORMAT = 5  # version of the index format: changing it rebuilds all indexes
 DATA_FILES = ("dataset.json", "corpus.jsonl", "queries.jsonl", "qrels/dev.tsv")
 CHANGING = "data or model of {} changed while its index was opened: try again"
 

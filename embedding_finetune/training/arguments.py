@@ -27,7 +27,7 @@ class TrainingSettings:
 
     label: str
     kind: str  # "bi_encoder" or "cross_encoder", as in the recipe
-    encoder: EncoderConfig  # the initial model, its pooling, prompts and lengths
+    encoder: EncoderConfig  # the initial model, its pooling and prompts, and the lengths of the finished model
     training_file: str
     data: str  # folder of the collection whose dev queries select the checkpoint; "" for none
     batch_size: int
@@ -35,6 +35,8 @@ class TrainingSettings:
     learning_rate: float
     epochs: float
     seed: int
+    query_max_len: int = 0  # tokens in training; 0: that of `encoder`
+    passage_max_len: int = 0
     warmup_ratio: float = 0.1
     temperature: float = 0.02
     precision: str = "fp32"  # fp32, bf16 or fp16
@@ -58,6 +60,12 @@ class TrainingSettings:
     max_steps: int = 0  # 0: as many as the epochs have
     gpus: int = 1
     nnodes: int = 1
+
+    @property
+    def encoder_in_training(self) -> EncoderConfig:
+        """The encoder with the lengths of the training."""
+        return dataclasses.replace(self.encoder, query_max_len=self.query_max_len or self.encoder.query_max_len,
+                                   passage_max_len=self.passage_max_len or self.encoder.passage_max_len)
 
     @property
     def processes(self) -> int:
@@ -106,7 +114,7 @@ def stock_flags(training: TrainingSettings, output: str | Path, train_data: str 
 
     `train_data` is a training file in FlagEmbedding's format, `base` a folder that replaces the name of the model.
     """
-    encoder = training.encoder
+    encoder = training.encoder_in_training
     values = {"model_name_or_path": base or encoder.name, "train_data": train_data,
               "cache_path": Path(output).parent / ".cache", "train_group_size": training.train_group_size,
               "query_max_len": encoder.query_max_len, "passage_max_len": encoder.passage_max_len,

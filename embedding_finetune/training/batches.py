@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX, remove_query
+from embedding_finetune.data.normalize import is_pseudo_query, remove_query
 from embedding_finetune.data.row_store import SCORES, Rows
 from embedding_finetune.models.batching import BATCH_OVERHEAD_TOKENS, pad_batch, sub_batch_rows
 from embedding_finetune.models.encoder_config import EncoderConfig
@@ -60,7 +60,7 @@ class TrainingSet(torch.utils.data.Dataset):
         query, drawn = self.rows.value("query", number), self._drawn(self._passages(number), positive, negatives)
         texts, query_number = [self.rows.text(position) for position in drawn], self.query[number]
         hide = random.Random(f"{self.seed} {item} hide").random() < QUERY_REMOVAL_RATE
-        if hide and str(self.rows.value("id", number)).startswith(PSEUDO_QUERY_PREFIX):
+        if hide and is_pseudo_query(str(self.rows.value("id", number))):
             texts[0] = remove_query(texts[0], query)
         scores = self.rows.teacher and [self.rows.value(name, number) for name in SCORES]
         keys = self.keys[self.ends[query_number]:self.ends[query_number + 1]].tolist()

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from embedding_finetune.data.collection import Collection
-from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX, remove_query
 from embedding_finetune.evaluation.metrics import mean, per_query
 from embedding_finetune.models.batching import BATCH_OVERHEAD_TOKENS
 from embedding_finetune.models.encoder_config import EncoderConfig
@@ -24,16 +23,12 @@ TOGETHER = 1 << 26  # values in the padded query embeddings that are scored in o
 def dev_corpus(collection: Collection, size: int, seed: int) -> dict[str, str]:
     """Passages of the dev evaluation, id -> text: the dev positives and a seeded sample of `size` other passages.
 
-    Pseudo-queries are removed from their positives. Copies of dev queries are left out.
+    Copies of dev queries are left out.
     """
     judged, _ = collection.positive_pool()
     others = sorted(set(collection.corpus).difference(judged, *collection.copies.values()))
     others = random.Random(seed).sample(others, min(size, len(others)))
-    texts = {passage: collection.corpus[passage] for passage in judged + others}
-    for query in collection.queries:
-        for passage in collection.positives(query) if query.startswith(PSEUDO_QUERY_PREFIX) else ():
-            texts[passage] = remove_query(texts[passage], collection.queries[query])
-    return texts
+    return {passage: collection.corpus[passage] for passage in judged + others}
 
 
 def dev_metrics(qrels: dict[str, dict[str, int]], rankings: Mapping[str, Sequence[str]]) -> dict[str, float]:

@@ -10,18 +10,30 @@ import torch
 
 from embedding_finetune.data.row_store import Rows
 from embedding_finetune.hub import load
+from embedding_finetune.models.encoder_config import base_encoder_config
 from embedding_finetune.models.fast_layers import cpu_has
+from embedding_finetune.recipes import Recipe
 from embedding_finetune.settings import SELECTION_METRIC, Settings
 from embedding_finetune.training.arguments import MODULES, TrainingSettings, stock_flags
 
 WORKER = "embedding_finetune.training.worker"
 
 
+def missing_in_flagembedding(tuned: Settings, recipe: Recipe) -> list[str]:
+    """What a training needs that FlagEmbedding's own trainer lacks, a list."""
+    wanted = {"LoRA": tuned.lora_rank, "Dense layers": base_encoder_config(tuned).dense,
+              "late interaction": tuned.architecture != "single_vector",
+              "margin distillation": recipe.teacher and tuned.distillation_loss == "margin",
+              "early stopping (PATIENCE)": tuned.patience}
+    return [name for name, value in wanted.items() if value]
+
+
 def describe(training: TrainingSettings, rows: int) -> Iterator[str]:
     """Lines that say what the trainer will do; `rows` is the number of training queries."""
     per_epoch = rows // (training.batch_size * training.processes)
     steps = training.max_steps or math.ceil(training.epochs * per_epoch)
-    encoder, every = training.encoder, [_every(size, steps) for size in (training.save_steps, training.dev_steps)]
+    every = [_every(size, steps) for size in (training.save_steps, training.dev_steps)]
+    encoder = training.encoder_in_training
     processes = f" x {training.processes} processes" if training.processes > 1 else ""
     yield (f"{rows} training queries, {training.epochs:g} epochs, {steps} steps of {training.batch_size} queries x "
            f"{training.train_group_size} passages{processes}")
@@ -73,7 +85,7 @@ def log_lines(settings: Settings, training: TrainingSettings, folder: Path, rows
 
 def estimate_time(training: TrainingSettings, rows: Rows) -> float:
     """Rough training time on this CPU in seconds: 6 operations per weight and token, at matrix multiplication speed."""
-    encoder = training.encoder
+    encoder = training.encoder_in_training
     config, tokenizer = (load(kind, encoder.name, encoder.trusted) for kind in ("AutoConfig", "AutoTokenizer"))
     sample = [rows[number] for number in range(min(200, len(rows)))]
     texts, max_length = [[row["pos"][0] for row in sample]], encoder.passage_max_len

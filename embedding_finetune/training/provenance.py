@@ -88,8 +88,11 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 def same_training(record: dict[str, Any] | None, today: dict[str, Any]) -> bool:
     """Whether two records describe the same training, see artifacts.provenance.
 
-    BASE_MODEL is only a name. It is compared only if the record lacks the content of the model.
+    BASE_MODEL is only a name. It is compared only if the record lacks the content of the model. The resolved lengths of
+    a training follow from the rest, and are compared only if both records have them.
     """
+    if record and "lengths" in record:
+        today = {"lengths": record["lengths"]} | today
     if record and "revision" in record["base model"]:
         today = today | {"settings": today["settings"] | {"BASE_MODEL": record["settings"].get("BASE_MODEL")}}
     return stale_reason(record, today) is None

@@ -30,9 +30,10 @@ from embedding_finetune.artifacts.staging import lock, remove_checkpoint
 from embedding_finetune.data.collection import Collection, read_data
 from embedding_finetune.data.row_store import read_rows, write_for_flagembedding
 from embedding_finetune.files import CommandLine, UserError, may_overwrite
-from embedding_finetune.hub import check_hub, check_lengths, pinned, snapshot
+from embedding_finetune.hub import check_hub, check_lengths, pinned, positions_of, snapshot
 from embedding_finetune.models.encoder_config import base_encoder_config, embedding_dim
 from embedding_finetune.recipes import Recipe, find_recipe
+from embedding_finetune.setting_checks import AUTO
 from embedding_finetune.settings import Settings, display_value
 from embedding_finetune.training.arguments import (
     MODULES,
@@ -44,10 +45,11 @@ from embedding_finetune.training.arguments import (
 )
 from embedding_finetune.training.export import complete
 from embedding_finetune.training.launcher import check_processes, launch
+from embedding_finetune.training.lengths import resolve_lengths
 from embedding_finetune.training.log import duration
 from embedding_finetune.training.merging import merge
 from embedding_finetune.training.mining import mine
-from embedding_finetune.training.plan import WORKER, estimate_time, log_lines
+from embedding_finetune.training.plan import WORKER, estimate_time, log_lines, missing_in_flagembedding
 from embedding_finetune.training.preflight import preflight
 from embedding_finetune.training.provenance import (
     RECORD,
@@ -78,9 +80,11 @@ def check(settings: Settings, recipe: Recipe) -> tuple[Settings, Collection]:
         raise UserError(f"{display_value(finished)} holds a finished model; OVERWRITE=1 moves it aside and trains "
                         "again")
     config, collection, reranker = base_encoder_config(tuned), read_data(settings), recipe.kind == "cross_encoder"
-    (name, trusted), together = initial_model(tuned, recipe), config.query_max_len if reranker else 0
+    tuned = fit_batch(tuned, recipe, len(collection.split("train").queries))
+    name, trusted = initial_model(tuned, recipe)
     check_hub(name)
-    check_lengths(name, config.query_max_len, config.passage_max_len + together, trusted=trusted)
+    query, passage = (0 if length == AUTO else int(length) for length in (tuned.query_max_len, tuned.passage_max_len))
+    check_lengths(name, query, passage + (query if reranker else 0), trusted=trusted)
     check_processes(tuned)
     missing = [*missing_in_flagembedding(tuned, recipe), *(name for name, wanted in {
         "reranker": reranker, "several nodes (NNODES)": tuned.nnodes > 1,
@@ -101,13 +105,13 @@ def check(settings: Settings, recipe: Recipe) -> tuple[Settings, Collection]:
     return tuned, collection
 
 
-def missing_in_flagembedding(tuned: Settings, recipe: Recipe) -> list[str]:
-    """What a training needs that FlagEmbedding's own trainer lacks, a list."""
-    wanted = {"LoRA": tuned.lora_rank, "Dense layers": base_encoder_config(tuned).dense,
-              "late interaction": tuned.architecture != "single_vector",
-              "margin distillation": recipe.teacher and tuned.distillation_loss == "margin",
-              "early stopping (PATIENCE)": tuned.patience}
-    return [name for name, value in wanted.items() if value]
+def fit_batch(tuned: Settings, recipe: Recipe, queries: int) -> Settings:
+    """The settings with batches no larger than the training queries that a recipe uses; prints a change."""
+    largest = max(1, round(recipe.train_fraction * queries) // (tuned.gpus * tuned.nnodes))
+    if tuned.batch_size <= largest:
+        return tuned
+    print(f"batches of {largest} queries, not {tuned.batch_size}: there are no more training queries")
+    return tuned.with_overrides({"BATCH_SIZE": largest})
 
 
 def prepare(settings: Settings, recipe: Recipe) -> tuple[Settings, Path]:
@@ -124,46 +128,66 @@ def prepare(settings: Settings, recipe: Recipe) -> tuple[Settings, Path]:
         head = ", with a new head" if has_new_head(tuned, recipe) else ""
         initial = f"{display_value(initial_model(tuned, recipe)[0])}{head}"
     print(f"initial model: {initial}", flush=True)
-    if recipe.merge:
+    training = None if recipe.merge else training_settings(settings, recipe, tuned, collection)
+    if training is None:
         check_trained(settings, recipe.merge)
     else:
-        if not any(unfinished.glob("checkpoint-*")):
-            preflight(training_settings(settings, recipe, tuned), settings.paths.preflight(recipe.label))
+        if may_overwrite() or not any(unfinished.glob("checkpoint-*")):
+            preflight(training, settings.paths.preflight(recipe.label))
         mine(settings, recipe.label, collection)
     record = training_record(settings, recipe)
+    record |= {"lengths": [training.query_max_len, training.passage_max_len]} if training else {}
     if tuned.trainer == "flagembedding" or recipe.merge:
         shutil.rmtree(unfinished, ignore_errors=True)  # neither of these two can resume
     elif (interrupted := read_record(unfinished)) and not same_training(interrupted, record):
-        raise UserError(f"{display_value(unfinished)} holds an interrupted training with other settings or another "
-                        "training file: restore them to continue it, or remove the folder")
+        _remove_interrupted(unfinished)
     if finished.exists():
         aside = finished.with_name(f"{recipe.label}.{time.strftime('%Y%m%d-%H%M%S')}")
         finished.rename(aside)
         print(f"moved the old model to {display_value(aside)}")
     # With several nodes, the first one writes the settings for all, and a training keeps them to its end.
-    if not recipe.merge and not (tuned.nnodes > 1 and (unfinished / SETTINGS).exists()):
+    if training and not (tuned.nnodes > 1 and (unfinished / SETTINGS).exists()):
         with lock(unfinished, wait=False):
-            write_settings(unfinished, training_settings(settings, recipe, tuned))
+            write_settings(unfinished, training)
     write_checksummed(unfinished / RECORD, record)
     return tuned, unfinished
 
 
-def training_settings(settings: Settings, recipe: Recipe, tuned: Settings) -> TrainingSettings:
-    """The TrainingSettings of a recipe on this machine; `tuned` are the settings with the recipe's overrides."""
+def _remove_interrupted(unfinished: Path) -> None:
+    """Remove a training that cannot be continued. Raises UserError without OVERWRITE=1, or if it is running."""
+    found = f"{display_value(unfinished)} holds an interrupted training with other settings or another training file"
+    if not may_overwrite():
+        raise UserError(f"{found}: restore them to continue it, or set OVERWRITE=1 to replace it")
+    with lock(unfinished, wait=False):
+        shutil.rmtree(unfinished)
+    print(f"{found}: removed (OVERWRITE=1)", flush=True)
+
+
+def training_settings(settings: Settings, recipe: Recipe, tuned: Settings,
+                      collection: Collection) -> TrainingSettings:
+    """The TrainingSettings of a recipe on this machine; `tuned` are the settings with the recipe's overrides.
+
+    Automatic lengths are resolved by the training split of `collection` (see lengths.resolve_lengths).
+    """
     config, reranker = base_encoder_config(tuned), recipe.kind == "cross_encoder"
     name, trusted = initial_model(tuned, recipe)
     more: dict[str, Any] = {"query_prompt": "", "passage_prompt": "", "dense": ""} if reranker else {}
     more |= {"label": "", "title": name, "name": name, "trusted": trusted, "training_data_note": "unknown",
-             "overrides": "", "note": ""}
-    dims = map(int, tuned.matryoshka_dims.split())
-    same = {field.name: getattr(tuned, field.name) for field in dataclasses.fields(TrainingSettings)
+             "overrides": "", "note": "", "unpublished": ""}
+    encoder, dims = dataclasses.replace(config, **more), map(int, tuned.matryoshka_dims.split())
+    lengths = resolve_lengths(tuned, encoder, collection, pairs=reranker)
+    if reranker:  # it reads query and passage together
+        room = positions_of(name, trusted) - lengths["query_max_len"]
+        encoder = dataclasses.replace(encoder, query_max_len=lengths["query_max_len"],
+                                      passage_max_len=min(encoder.passage_max_len, room))
+    same: dict[str, Any] = {field.name: getattr(tuned, field.name) for field in dataclasses.fields(TrainingSettings)
             if hasattr(tuned, field.name)}
     return TrainingSettings(**same | {
-        "label": recipe.label, "kind": recipe.kind, "encoder": dataclasses.replace(config, **more),
+        "label": recipe.label, "kind": recipe.kind, "encoder": encoder,
         "training_file": str(training_path(settings, recipe)), "data": str(settings.paths.data),
         "precision": precision(tuned.precision), "cpu": not torch.cuda.is_available(),
         "teacher": bool(recipe.teacher), "new_head": has_new_head(tuned, recipe),
-        "matryoshka_dims": (embedding_dim(config), *dims) if tuned.matryoshka_dims else ()})
+        "matryoshka_dims": (embedding_dim(config), *dims) if tuned.matryoshka_dims else (), **lengths})
 
 
 def precision(wanted: str = "auto") -> str:
@@ -188,7 +212,7 @@ def dry_run(settings: Settings, label: str) -> None:
     path = training_path(settings, recipe)
     rows = len(read_rows(path)) if path.is_file() else round(
         recipe.train_fraction * len(collection.split("train").queries))
-    training = training_settings(settings, recipe, tuned)
+    training = training_settings(settings, recipe, tuned, collection)
     print(*log_lines(tuned, training, settings.paths.unfinished(label), rows, export_path(settings, recipe),
                      missing_in_flagembedding(tuned, recipe)), sep="\n")
 

@@ -8,6 +8,7 @@ In DATA_DIR, next to the passages that all recipes share (see data.row_store):
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from embedding_finetune.data.negatives import (
 from embedding_finetune.data.row_store import PASSAGES, read_rows, write_for_flagembedding, write_passages, write_rows
 from embedding_finetune.files import sha256
 from embedding_finetune.models.encoder_config import base_encoder_config
-from embedding_finetune.recipes import Recipe
+from embedding_finetune.recipes import Recipe, find_recipe, trained_labels
 from embedding_finetune.settings import Settings
 
 
@@ -71,6 +72,23 @@ def make_training_file(settings: Settings, recipe: Recipe, collection: Collectio
     if "export" not in found:  # an existing one was made from other rows
         export.unlink(missing_ok=True)
     return found["sources"]
+
+
+def same_as_earlier(settings: Settings, label: str) -> str | None:
+    """The recipe of `make run` that has as many random negatives per query as a later one, `label`, which asks for more
+    than there are, and that differs from it in nothing else; None if there is none.
+    """
+    recipe = find_recipe(settings, label)
+    if recipe.negatives != "random" or recipe.merge:
+        return None
+    for earlier in (find_recipe(settings, other) for other in takewhile(label.__ne__, trained_labels(settings))):
+        counts = [len(read_rows(path).value("neg", 0)) for one in (earlier, recipe)
+                  if (path := training_path(settings, one)).is_file()]
+        if (len(counts) == 2 and counts[0] == counts[1] and recipe.num_negatives > earlier.num_negatives
+                and recipe.data == earlier.data | {"num_negatives": recipe.num_negatives}
+                and (recipe.settings, recipe.kind) == (earlier.settings, earlier.kind)):
+            return earlier.label
+    return None
 
 
 def _write(settings, recipe, path, pool, miner):

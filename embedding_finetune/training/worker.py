@@ -69,7 +69,8 @@ def load_model(training: TrainingSettings, device: torch.device) -> tuple[Any, C
         encoder = peft.get_peft_model(encoder, peft.LoraConfig(**lora, target_modules="all-linear"))
     if device.type == "cpu":
         use_fast_dropout(encoder)
-        use_pointwise_linear(encoder)
+        if training.precision == "fp32":
+            use_pointwise_linear(encoder)
     projection = DenseLayers()
     if training.architecture != "single_vector":
         projection = load_projection(config.name) or new_projection(encoder.config.hidden_size, training.token_dim)
@@ -86,15 +87,15 @@ def make_trainer(training: TrainingSettings, rows, args: transformers.TrainingAr
                  begins: bool) -> Trainer:
     """The Trainer of a training over `rows`, with the initial model; `begins` is whether it has no checkpoint yet."""
     transformers.set_seed(training.seed)
-    config, evaluator = training.encoder, None
+    config, shortened, evaluator = training.encoder, training.encoder_in_training, None
     call_cost = BATCH_OVERHEAD_TOKENS[args.device.type]
     if training.kind == "cross_encoder":
         tokenizer, model = load_reranker_model(config, training.new_head, args.device)
-        collator = PairCollator(tokenizer, config, call_cost)
+        collator = PairCollator(tokenizer, shortened, call_cost)
         evaluator = dev and RerankerDevEvaluator(dev, training, collator, args.device)
     else:
         tokenizer, model = load_model(training, args.device)
-        collator = Collator(tokenizer, config, call_cost, training.grad_cache_chunk or None,
+        collator = Collator(tokenizer, shortened, call_cost, training.grad_cache_chunk or None,
                             expansion=training.query_expansion)
         evaluator = dev and DevEvaluator(dev, training, tokenizer, config, args.device, training.query_expansion)
     if training.lora_rank:
@@ -107,7 +108,7 @@ def make_trainer(training: TrainingSettings, rows, args: transformers.TrainingAr
         callbacks = [transformers.EarlyStoppingCallback(training.patience)] if training.patience else []
     return Trainer(
         model=model, args=args, training=training, dev=evaluator, processing_class=tokenizer, data_collator=collator,
-        train_dataset=TrainingSet(rows, config, training.train_group_size, training.seed), callbacks=callbacks,
+        train_dataset=TrainingSet(rows, shortened, training.train_group_size, training.seed), callbacks=callbacks,
         sampler=EpochSampler(len(rows), training.batch_size, training.seed, drop_last=True))
 
 
@@ -162,7 +163,9 @@ def _finish_model(trainer, output, best, curve):
     """Export the embedding model of step `best`, which is loaded; returns `best`. `curve` are the dev metrics."""
     training, encoder, value = trainer.training, trainer.model.encoder, trainer.state.best_metric
     card = {"training rows": len(trainer.train_dataset), "steps": f"{best} of {trainer.state.max_steps}",
-            **(read_json(output / "training.json") or {}).get("settings", {})}
+            **(read_json(output / "training.json") or {}).get("settings", {}),
+            "QUERY_MAX_LEN": training.encoder_in_training.query_max_len,
+            "PASSAGE_MAX_LEN": training.encoder_in_training.passage_max_len}
     export(encoder.merge_and_unload() if training.lora_rank else encoder, trainer.processing_class, output,
            training.encoder, dense=trainer.model.dense, card=card, curve=curve, expansion=training.query_expansion,
            projection=None if training.architecture == "single_vector" else trainer.model.projection)

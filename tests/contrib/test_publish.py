@@ -124,7 +124,7 @@ def test_a_model_without_results_or_with_stale_ones_is_refused(measured, monkeyp
     with pytest.raises(UserError, match="neg50 is left out: .*other inputs .config.json of neg50.*; evaluate it again"):
         prepare(measured, "neg50")
     assert not (measured.output_dir / "publish" / "neg50").exists()
-    with pytest.raises(UserError, match="neg50 is left out: .*; evaluate it again, or move its result out of "):
+    with pytest.raises(UserError, match="neg50.* left out: .*; evaluate them again, or move the results out of "):
         prepare(measured, "neg10")  # whose card would compare it with fewer
     for label in ("neg50", "hybrid_neg50"):
         measured.paths.result(label).unlink()

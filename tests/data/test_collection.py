@@ -17,7 +17,7 @@ from embedding_finetune.data.collection import (
     write_data,
     write_test_files,
 )
-from embedding_finetune.data.normalize import passage_id
+from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX, passage_id
 from embedding_finetune.files import UserError, read_jsonl, write_jsonl
 from embedding_finetune.settings import DATA, Settings
 
@@ -137,6 +137,32 @@ def test_data_of_other_settings_is_neither_overwritten_nor_read(built, monkeypat
     assert recorded(built)["settings"]["SEED"] == 7 and read_data(other) == collection
 
 
+def test_settings_that_change_nothing_are_no_other_settings(built, tmp_path):
+    """All 110 or so queries are read; without documents there is nothing to chunk."""
+    collection = read_data(built)
+    assert len(collection.queries) == collection.available < 120
+    unused = {"chunk_tokens": 40, "chunk_overlap": 8}
+    for change in ({"max_queries": 120}, {"max_queries": collection.available, **unused}, {"max_queries": 0}):
+        settings = dataclasses.replace(built, **change)
+        assert read_data(settings) == collection
+        write_data(settings, collection, source_of(settings))
+        assert recorded(built)["settings"]["MAX_QUERIES"] == change["max_queries"]
+    with pytest.raises(UserError, match="MAX_QUERIES"):
+        read_data(dataclasses.replace(built, max_queries=collection.available - 1))
+    small = dataclasses.replace(built, max_queries=60, data_dir=tmp_path / "small")
+    sample = build(small, labels=())
+    assert (len(sample.queries), sample.available) == (60, collection.available)
+    with pytest.raises(UserError, match="MAX_QUERIES: 60, now 61"):
+        read_data(dataclasses.replace(small, max_queries=61))
+
+
+def test_fractions_of_splits_that_came_with_the_data_are_no_settings_of_the_data(built):
+    write_data(built, dataclasses.replace(read_data(built), predefined=("train", "test")), source_of(built))
+    assert read_data(dataclasses.replace(built, test_fraction=0.5)).predefined == ("train", "test")
+    with pytest.raises(UserError, match="DEV_FRACTION"):
+        read_data(dataclasses.replace(built, dev_fraction=0.5))
+
+
 def test_data_of_another_source_is_not_overwritten(built, tmp_path, monkeypatch):
     """The file has changed, under its name: models trained on the old pairs could not be evaluated any more."""
     path = tmp_path / "pairs.jsonl"
@@ -224,3 +250,14 @@ def test_the_record_of_something_else_is_no_record_of_the_data(built):
     shutil.copy(built.data_dir / "training_neg_10.made.json", record)
     with pytest.raises(UserError, match="dataset.json is damaged or of an earlier version: it is made by"):
         read_data(built)
+
+
+def test_evaluation_does_not_see_the_words_of_a_pseudo_query_in_its_passages():
+    """And of no other: training and search see the passages as they are."""
+    corpus = {"p1": "moon cools river falcon marble", "p2": "moon cools river engine", "p3": "a falcon"}
+    queries = {f"{PSEUDO_QUERY_PREFIX}span-1": "cools river", f"{PSEUDO_QUERY_PREFIX}span-2": "engine", "q3": "a falcon"}
+    collection = Collection(queries, corpus, dict(zip(queries, ({"p1": 1}, {"p2": 1}, {"p3": 1}))),
+                            dict(zip(queries, ("dev", "train", "test"))))
+    hidden = corpus | {"p1": "moon falcon marble"}
+    assert [collection.split(part).corpus for part in ("train", "dev", "test")] == [corpus, hidden, hidden]
+    assert collection.corpus == corpus

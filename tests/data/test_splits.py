@@ -110,17 +110,19 @@ def test_pairs_that_cannot_be_split_are_refused():
         assign_splits(collection_of(), **options)
 
 
-def test_what_people_wrote_is_the_test_part_and_pseudo_queries_that_share_with_it_are_left_out():
+def test_what_people_wrote_is_dev_and_test_and_pseudo_queries_that_share_with_it_are_left_out():
     rows = [Row(f"span {number}", [f"passage {number}", f"passage {number + 1}"][:1 + (number < 3)],
                 f"{PSEUDO_QUERY_PREFIX}span-{number}") for number in range(30)]
     rows += [Row("a question", ["passage 2"], "q1"), Row("another one", ["passage 20"], "q2")]
     collection, _ = clean(rows)
+    connected = (0, 1, 2, 3, 20)  # 0 to 3 share passages
+    left_out = {f"{PSEUDO_QUERY_PREFIX}span-{number}" for number in connected}
     for seed in range(5):
         parts = assign_splits(collection, test_fraction=0.2, dev_fraction=0.2, seed=seed).splits
-        assert [query for query, part in parts.items() if part == "test"] == ["q1", "q2"]
-        connected = (0, 1, 2, 3, 20)  # 0 to 3 share passages
-        left_out = {f"{PSEUDO_QUERY_PREFIX}span-{number}" for number in connected}
-        assert set(parts) == set(collection.queries) - left_out
-        assert Counter(parts.values())["dev"] == 5  # of the 25 left
+        assert {parts.pop("q1"), parts.pop("q2")} == {"test", "dev"} and set(parts.values()) == {"train"}
+        assert set(parts) == {f"{PSEUDO_QUERY_PREFIX}span-{number}" for number in range(30)} - left_out
+    one = collection.select_queries([query for query in collection.queries if query != "q2"])
+    parts = assign_splits(one, test_fraction=0.2, dev_fraction=0.2, seed=1).splits
+    assert parts["q1"] == "test" and Counter(parts.values())["dev"] == 5  # of the 26 pseudo-queries left
     pseudo = collection.select_queries([query for query in collection.queries if query.startswith(PSEUDO_QUERY_PREFIX)])
     assert Counter(parts_of(pseudo, test_fraction=0.2, dev_fraction=0.2, seed=1))["test"] == 6

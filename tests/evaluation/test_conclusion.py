@@ -7,7 +7,8 @@ from dataclasses import asdict
 import pytest
 
 from embedding_finetune.data.collection import read_data
-from embedding_finetune.evaluation.conclusion import conclusion, costs, verdict
+from embedding_finetune.evaluation.conclusion import conclusion, costs, recommendation, verdict
+from embedding_finetune.evaluation.results import candidates
 from embedding_finetune.hub import model_size
 from embedding_finetune.models.encoder_config import base_encoder_config
 from embedding_finetune.retrieval.system import System
@@ -25,10 +26,16 @@ def row(label, recall, dev, **more):
 
 
 def compared(*rows, **how):
-    """The rows with every pair compared, all with the same p-value."""
+    """The rows with every pair compared, all with the same p-value, and with the best on dev as finalists."""
     for one, other in itertools.permutations(rows, 2):
         one["against"][other["label"]] = pair(one["metrics"]["recall@1"] - other["metrics"]["recall@1"], **how)
+    for group in filter(None, candidates(rows)):
+        selected(max(group, key=lambda row: row["dev"]["mrr@10"]))
     return list(rows)
+
+
+def selected(row, queries=60, stability=0.8, is_default=False, on="dev"):
+    row["finalist"] = {"queries": queries, "stability": stability, "is_default": is_default, "on": on}
 
 
 def test_the_reference_is_recommended_where_fine_tuning_is_behind_it():
@@ -82,12 +89,43 @@ def test_dev_selects_the_finalists_whatever_the_test_queries_say(test_of_neg10, 
 
 def test_nothing_is_recommended_without_both_finalists_or_from_pseudo_queries():
     for label, missing in (("bm25", "fine-tuned model"), ("neg10", "system without training")):
-        assert conclusion([row(label, 0.5, 0.5)]) == f"Nothing to recommend yet: no {missing} has been evaluated."
+        one = compared(row(label, 0.5, 0.5))
+        assert conclusion(one) == f"Nothing to recommend yet: no {missing} has been evaluated."
     rows = compared(row("bm25", 0.40, 0.5), row("raw", 0.45, 0.5), row("neg10", 0.9, 0.9, pseudo_queries=0))
     assert conclusion(rows).startswith("Use the model of neg10") and "LEAKING_ROWS" not in conclusion(rows)
     assert conclusion([{**one, "leaking_pairs": 5} for one in rows]).endswith("fine-tuned models are too high.")
     rows[0]["pseudo_queries"] = 8
     assert conclusion(rows).startswith("Nothing to recommend. The test queries are pseudo-queries")
+
+
+FEW = {"queries": 49, "is_default": True}
+TOSS = {"queries": 80, "stability": 0.41, "is_default": True, "on": "dev and training"}
+
+
+@pytest.mark.parametrize("ready, tuned, sentences, last", [
+    ({"queries": 240, "on": "dev and training"}, FEW,
+     "raw is the best system without training on 240 dev and training queries. neg10 is the default fine-tuned system: "
+     "49 dev queries are too few to select one.",
+     " raw was selected on 240 dev and training queries; 80% of selections on resampled dev and training queries "
+     "agree."),
+    (TOSS, FEW,
+     "raw is the default system without training: 80 dev and training queries do not tell, since only 41% of "
+     "selections on resampled dev and training queries agree. neg10 is the default fine-tuned system: 49 dev queries "
+     "are too few to select one.", ""),
+    (FEW, {"queries": 50},
+     "raw is the default system without training: 49 dev queries are too few to select one. neg10 is the best "
+     "fine-tuned system on 50 dev queries.", ""),
+    ({}, {}, "On dev queries, raw is the best system without training and neg10 the best fine-tuned one; on test "
+     "queries, neg10 has", " raw was selected on 60 dev queries; 80% of selections on resampled dev queries agree.")])
+def test_a_default_is_said_to_be_one_and_why(ready, tuned, sentences, last):
+    rows = compared(row("raw", 0.45, 0.5), row("neg10", 0.5, 0.6), p=0.2)
+    for line, how in zip(rows, (ready, tuned)):
+        selected(line, **how)
+    found = recommendation(None, rows)
+    assert sentences in found["sentence"] and found["sentence"] == conclusion(rows) + last
+    how = rows[0]["finalist"]
+    assert found == {"system": "raw", "trained": False, "chosen_on": how["queries"], "stability": how["stability"],
+                     "is_default": how["is_default"], "metrics": {"recall@1": 0.45}, "sentence": found["sentence"]}
 
 
 @pytest.mark.parametrize("seen, expected", [
@@ -109,7 +147,7 @@ def test_costs_are_those_of_the_model_behind(built):
     """A random BERT plays both models; a fusion takes its model's time and BM25's."""
     size = model_size(base_encoder_config(built).name)
     assert size["vector"] == 64 and 100_000 < size["weights"] < 1_000_000
-    rows = [row("bm25", 0.4, 0.4), row("raw", 0.3, 0.3, size=size), row("hybrid_raw", 0.5, 0.5)]
+    rows = compared(row("bm25", 0.4, 0.4), row("raw", 0.3, 0.3, size=size), row("hybrid_raw", 0.5, 0.5))
     table = costs(built, read_data(built), rows)
     assert list(table.index) == ["bm25", "hybrid_raw"]
     assert (table.loc["bm25"].drop("ms per query") == "").all()

@@ -8,6 +8,7 @@ from finished import evaluate, finish
 from embedding_finetune.data.collection import read_data, write_data
 from embedding_finetune.evaluation import results
 from embedding_finetune.evaluation.metrics import measure
+from embedding_finetune.evaluation.selection import selection_queries
 from embedding_finetune.evaluation.tuning import WEIGHTS, choose_weight, rerank_run, tune_reranking
 from embedding_finetune.files import UserError
 from embedding_finetune.models import encoder_config
@@ -24,7 +25,7 @@ PARTS = "dev", "test"
 
 def by_hand(settings, collection):
     """Label -> (runs, parameters) of BM25, the reference, their fusion, and both reranked by token embeddings."""
-    parts = {part: collection.split(part) for part in PARTS}
+    parts = {"dev": selection_queries(collection, trained=False), "test": collection.split("test")}
     encoder = Encoder(load_encoder_config(settings, "reference"))
     bm25, dense = ({part: retriever.index(collection.corpus).search(of.queries) for part, of in parts.items()}
                    for retriever in (BM25(), Dense(encoder)))
@@ -49,7 +50,8 @@ def test_results_are_those_of_the_steps_by_hand(built):
     for label, (runs, parameters) in expected.items():
         assert found[label]["parameters"] == parameters, label
         for part, key in zip(PARTS, ("dev", "metrics")):
-            assert found[label][key] == pytest.approx(measure(collection.split(part), runs[part])), (label, part)
+            of = selection_queries(collection, trained=False) if part == "dev" else collection.split(part)
+            assert found[label][key] == pytest.approx(measure(of, runs[part])), (label, part)
             run = results.read_measured_run(built, collection, label, part)
             assert {query: list(ranking)[:5] for query, ranking in run.items()} == {
                 query: list(ranking)[:5] for query, ranking in runs[part].items()}

@@ -8,8 +8,9 @@ import pytest
 
 from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
 from embedding_finetune.data.collection import Collection, write_collection, write_data
-from embedding_finetune.evaluation import results
+from embedding_finetune.evaluation import results, selection
 from embedding_finetune.evaluation.evaluate import evaluate_out_of_domain, model_metadata
+from embedding_finetune.evaluation.selection import selection_queries
 from embedding_finetune.evaluation.tables import write_comparison
 from embedding_finetune.files import UserError, sha256, write_json
 from embedding_finetune.models.encoder_config import load_encoder_config
@@ -24,16 +25,23 @@ DATA = Collection(QUERIES, CORPUS, {f"q{number}": {f"p{number}": 1} for number i
 
 
 @pytest.fixture
-def measured(settings):
+def few(settings):
     """The tiny experiment with six queries and passages, two queries of them test and three dev."""
     write_data(settings, DATA, {"source": "six"})
     return settings
 
 
-def run(part, right):
+@pytest.fixture
+def measured(few, monkeypatch):
+    """The same where three dev queries are enough for a selection."""
+    monkeypatch.setattr(selection, "MIN_QUERIES", 3)
+    return few
+
+
+def run(part, right, trained=True):
     """A run of a part that has the first `right` queries right, and the others at the end of the corpus."""
     ranked = {}
-    for number, query in enumerate(DATA.split(part).queries):
+    for number, query in enumerate((selection_queries(DATA, trained) if part == "dev" else DATA.split(part)).queries):
         own = f"p{query[1:]}"
         others = [passage for passage in CORPUS if passage != own]
         order = [own, *others] if number < right else [*others, own]
@@ -62,8 +70,8 @@ def save(settings, label, dev=1, test=1, **system):
     """Save a result with so many dev and test queries right, of a retriever unless `system` says otherwise."""
     system = System(label, **system)
     more = metadata(settings, label) if system.has_model and system.is_single else {"model": "BM25"}
-    return results.save_result(settings, DATA, system, {"dev": run("dev", dev), "test": run("test", test)},
-                               inputs=results.inputs_of(settings, system), **more)
+    runs = {"dev": run("dev", dev, label.startswith("neg")), "test": run("test", test)}
+    return results.save_result(settings, DATA, system, runs, inputs=results.inputs_of(settings, system), **more)
 
 
 def save_hybrid(settings, label, dev=1, test=1):
@@ -111,7 +119,7 @@ def test_results_are_compared_in_the_order_of_the_story(measured):
     assert found["stability"] == 1 and found["metrics"] == rows[0]["metrics"]
     assert "bm25 was selected on 3 dev queries; 100% of selections on resampled dev queries agree" in found["sentence"]
     assert json.loads((measured.output_dir / "results" / "comparison.json").read_text()) == rows
-    added = "ci95", "against", "chosen", "finalist", "eval_sets"
+    added = "ci95", "against", "chosen", "finalist", "eval_sets", "name"
     assert results.load_results(measured)[0] == [  # the comparison itself is no result
         {key: value for key, value in row.items() if key not in added} for row in rows]
 
@@ -133,6 +141,23 @@ def test_dev_chooses_the_fine_tuned_model_not_test(measured):
     assert planned == set(map(frozenset, [("neg50", "raw"), ("neg50", "bm25"), ("neg50", "reference"),
                                           ("neg50", "neg10"), ("hybrid_neg10", "bm25")]))
     assert [row["label"] for row in rows if row["finalist"]] == ["bm25", "hybrid_neg10"]
+
+
+def test_few_dev_queries_select_nothing_fine_tuned_and_get_the_training_queries_for_the_others(few):
+    for label in ("neg10", "neg50"):
+        finished(few, label)
+    for label, dev in (("bm25", 4), ("raw", 3), ("reference", 3), ("neg10", 1), ("neg50", 3)):
+        save(few, label, dev)
+    save_hybrid(few, "reference", 2)
+    save_hybrid(few, "neg10", 2)
+    rows, _ = results.compare(few, DATA)
+    found = {row["label"]: row["finalist"] for row in rows if row["finalist"]}
+    assert {label: (how["queries"], how["on"], how["is_default"]) for label, how in found.items()} == {
+        "hybrid_reference": (4, "dev and training", True), "hybrid_neg10": (3, "dev", True)}
+    assert rows[0]["dev"]["recall@1"] == 1 and set(read_run(few.output_dir / "runs" / "dev" / "bm25.trec")) == {
+        "q2", "q3", "q4", "q5"}
+    sentence = write_comparison(few, DATA, rows)["sentence"]
+    assert "hybrid_reference is the default system without training: 4 dev and training queries are too few" in sentence
 
 
 def result(system, dev, **more):
@@ -175,6 +200,8 @@ RERANKED = [result("reference", 0.1), result("neg10", 0.2, recipe="neg10"),
 def test_dev_selects_the_finalists_and_the_planned_comparisons(rows, best, finalists, planned):
     found = results.best_fine_tuned(rows)
     assert (found and found["label"]) == best
+    last = [max(group, key=lambda row: row["dev"]["mrr@10"]) for group in filter(None, results.candidates(rows))]
+    rows = [row | {"finalist": {"queries": 60} if row in last else None} for row in rows]
     assert tuple(row and row["label"] for row in results.finalists(rows)) == finalists
     assert results.planned_pairs(rows) == planned
 
@@ -205,9 +232,9 @@ def test_a_result_that_no_longer_fits_its_model_is_left_out_by_name(measured, ch
     change(measured)
     rows, left_out = results.compare(measured, DATA)
     assert [row["label"] for row in rows] == ["bm25", "raw", "hybrid_raw"]
-    assert len(left_out) == 2 and all("\n" not in line for line in left_out)
-    assert [line.startswith(f"{label} is left out: {reason}") and line.endswith("; evaluate it again")
-            for label, line in zip(("hybrid_neg10", "neg10"), left_out)] == [True, True]
+    [line] = left_out
+    assert "\n" not in line and line.startswith(f"hybrid_neg10, neg10 are left out: {reason}")
+    assert line.endswith("; evaluate them again")
 
 
 @pytest.mark.parametrize("changed, reason, left_out", [
@@ -217,10 +244,9 @@ def test_a_setting_leaves_out_the_systems_that_depend_on_it(measured, changed, r
     for label in ("bm25", "raw", "reference"):
         save(measured, label)
     save_hybrid(measured, "raw")
-    kept, lines = results.load_results(replace(measured, **changed))
+    kept, reasons = results.load_results(replace(measured, **changed))
     assert {result["label"] for result in kept} == {"bm25", "raw", "reference", "hybrid_raw"} - {*left_out}
-    assert lines == [f"{label} is left out: it was measured with other inputs ({reason}); evaluate it again"
-                     for label in sorted(left_out)]
+    assert reasons == dict.fromkeys(left_out, f"it was measured with other inputs ({reason})")
     assert len(results.load_results(measured)[0]) == 4
 
 
@@ -229,9 +255,12 @@ def test_a_result_of_other_metrics_or_of_an_earlier_version_is_left_out(measured
     old = {"label": "bm25", "metrics": {}, "dev": {}, "used": {}, "settings": {}}
     write_checksummed(measured.paths.result("bm25"), old)
     monkeypatch.setitem(results.MEASURES, "recall@5", results.MEASURES["recall@10"])
-    assert results.load_results(measured) == ([], [
-        "bm25 is left out: it was measured by an earlier version; evaluate it again",
-        "raw is left out: it was measured with other inputs (metrics); evaluate it again"])
+    kept, left_out = results.load_results(measured)
+    assert kept == [] and results.left_out_line(left_out) == (
+        "bm25 is left out: it was measured by an earlier version; raw is left out: it was measured with other inputs "
+        "(metrics); evaluate them again")
+    assert results.left_out_line({}) == ""
+    assert results.left_out_line({"raw": "why"}) == "raw is left out: why; evaluate it again"
     with pytest.raises(UserError, match="the result of bm25, .*bm25.json, was written by an earlier version: evaluate"):
         results.read_result(measured, "bm25")
     with pytest.raises(UserError, match="the result of neg10, .*neg10.json, does not exist: evaluate neg10"):
@@ -243,8 +272,8 @@ def test_results_of_other_data_are_left_out_all_of_them_even_bm25s(measured, mon
     other = replace(DATA, corpus=CORPUS | {"p6": "one more passage"})
     monkeypatch.setenv("OVERWRITE", "1")
     write_data(measured, other, {"source": "seven"})
-    assert results.load_results(measured) == ([], [f"{label} is left out: it was measured with other inputs (data); "
-                                                   "evaluate it again" for label in ("bm25", "raw")])
+    assert results.load_results(measured) == ([], dict.fromkeys(
+        ("bm25", "raw"), "it was measured with other inputs (data)"))
     with pytest.raises(UserError, match="has no result for the current data: run an evaluation notebook"):
         results.compare(measured, other)
     write_data(measured, DATA, {"source": "six"})  # the same files again are the same data
@@ -259,9 +288,9 @@ def test_a_result_depends_on_the_settings_of_its_reranker(measured, kind, model,
     finished(measured, "reranker")
     label = save(measured, "reference", reranker=kind, reranker_model=model)["label"]
     save(measured, "raw")
-    assert results.load_results(measured)[1] == []
-    assert results.load_results(replace(measured, **changed))[1] == [
-        f"{label} is left out: it was measured with other inputs ({reason}); evaluate it again"]
+    assert results.load_results(measured)[1] == {}
+    assert results.load_results(replace(measured, **changed))[1] == {
+        label: f"it was measured with other inputs ({reason})"}
 
 
 def test_runs_and_results_that_do_not_belong_together_are_named(measured):

@@ -95,10 +95,12 @@ def many_rows(number=31):
     """Rows as compare makes them, of bm25, raw, reference, fine-tuned models and their repetitions."""
     rng, skill = np.random.default_rng(0), np.random.default_rng(1).random(60)
     labels = ["bm25", "raw", "reference", *(f"neg{place}" for place in range(10, 10 + number - 3))]
+    last = "reference", labels[-1]
     frames = {label: pd.DataFrame({metric: (rng.random(60) < skill).astype(float) for metric in METRICS})
               for label in labels}
     rows = [{"label": label, "model": label, "metrics": frame.mean().to_dict(), "dev": {"mrr@10": place},
              "chosen": False, "system": asdict(System(label)),
+             "finalist": {"queries": 60, "stability": 1, "is_default": False, "on": "dev"} if label in last else None,
              "by_corpus_size": [{"passages": size, "recall@1": place / size} for size in (100, 200)],
              **({"recipe": label} if label.startswith("neg") else {})}
             for place, (label, frame) in enumerate(frames.items())]

@@ -3,7 +3,14 @@
 import pytest
 
 from embedding_finetune.data.collection import Collection
-from embedding_finetune.evaluation.tuning import candidate_recall, choose_weight, rerank_run, tune_reranking
+from embedding_finetune.evaluation.tuning import (
+    DEFAULT_RERANKING,
+    DEFAULT_WEIGHT,
+    candidate_recall,
+    choose_weight,
+    rerank_run,
+    tune_reranking,
+)
 
 QUERIES = {"q0": "?", "q1": "?", "q2": "?"}
 DEV = Collection(QUERIES, {f"p{number}": "." for number in range(6)}, {f"q{n}": {f"p{n}": 1} for n in range(3)},
@@ -20,7 +27,7 @@ def test_the_limit_is_what_both_runs_have_found():
 
 def test_dev_chooses_the_smallest_of_the_best():
     """q1 needs 0.3 x weight over 0.1, and q2 needs two passages of BM25 and 0.4 over 0.2; BM25's score helps nobody."""
-    chosen = tune_reranking(DEV, BM25_RUN, DENSE, SECOND, depths=(1, 2, 3))
+    chosen = tune_reranking(DEV, BM25_RUN, DENSE, SECOND, depths=(1, 2, 3), at_least=3)
     assert chosen == {"bm25_weight": 0.0, "rerank_weight": 0.5, "depth": 2}
     run = rerank_run(BM25_RUN, DENSE, SECOND, **chosen)
     assert [next(iter(run[query])) for query in QUERIES] == ["p0", "p1", "p2"]
@@ -31,5 +38,17 @@ def test_the_weight_is_the_best_on_the_queries_given_and_the_smallest_of_equals(
     bm25 = {"q1": {"x": 9.0, "y": 1.0}, "q2": {"x": 5.0, "y": 4.0}}
     dense = {"q1": {"y": 0.6, "x": 0.5}, "q2": {"y": 0.9, "x": 0.4}}
     both = Collection({"q1": "", "q2": ""}, {"x": "", "y": ""}, {"q1": {"x": 1}, "q2": {"y": 1}})
-    assert choose_weight(both, bm25, dense) == 0.15  # q1 needs more than 0.1 / (8 / 9) = 0.1125
-    assert choose_weight(both.select_queries(["q2"]), bm25, dense) == 0
+    assert choose_weight(both, bm25, dense, at_least=2) == 0.15  # q1 needs more than 0.1 / (8 / 9) = 0.1125
+    assert choose_weight(both.select_queries(["q2"]), bm25, dense, at_least=1) == 0
+
+
+@pytest.mark.parametrize("copies, is_tuned", [(49, False), (50, True)])
+def test_nothing_is_tuned_on_fewer_than_fifty_queries(copies, is_tuned):
+    """All queries are q2, which needs a weight of 0: BM25 puts another passage first."""
+    queries = {f"q{number}": "" for number in range(copies)}
+    part = Collection(queries, {"x": "", "y": ""}, {query: {"y": 1} for query in queries})
+    bm25, dense, second = (dict.fromkeys(queries, run) for run in (
+        {"x": 5.0, "y": 1.0}, {"y": 0.5, "x": 0.4}, {"y": 0.5, "x": 0.5}))
+    assert choose_weight(part, bm25, dense) == (0 if is_tuned else DEFAULT_WEIGHT)
+    cheapest = {"bm25_weight": 0, "rerank_weight": 0.02, "depth": 10}
+    assert tune_reranking(part, bm25, dense, second) == (cheapest if is_tuned else DEFAULT_RERANKING)

@@ -89,7 +89,7 @@ for _form, _targets in ((file, FILES), (record, RECORDS)):
 @target("settings of a training", "built", 20)
 def _settings(folder):
     now = Settings.load()
-    write_settings(folder, training_settings(now, find_recipe(now, "neg10"), now))
+    write_settings(folder, training_settings(now, find_recipe(now, "neg10"), now, read_data(now)))
     return file(folder / SETTINGS, lambda: read_settings(folder))
 
 

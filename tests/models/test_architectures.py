@@ -31,7 +31,8 @@ from embedding_finetune.training.train import prepare, training_settings
 
 def train(settings):
     folder = settings.output_dir / "neg10"
-    write_settings(folder, training_settings(settings, find_recipe(settings, "neg10"), settings))
+    recipe = find_recipe(settings, "neg10")
+    write_settings(folder, training_settings(settings, recipe, settings, read_data(settings)))
     training.train(folder)
 
 E5 = {"query": "query: ", "document": "passage: "}

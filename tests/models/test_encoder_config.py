@@ -15,12 +15,12 @@ from embedding_finetune.models.encoder_config import (
     NOT_IDENTITY,
     EncoderConfig,
     base_encoder_config,
-    from_files,
     load_encoder_config,
     model_path,
     pretrained,
 )
 from embedding_finetune.models.modeling import DenseLayers
+from embedding_finetune.models.own_config import from_files
 from embedding_finetune.settings import ROOT, Settings
 from embedding_finetune.training.export import export
 

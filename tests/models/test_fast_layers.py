@@ -9,7 +9,7 @@ from embedding_finetune.models.fast_layers import (
     PointwiseLinear,
     attention_with_fast_dropout,
     use_fast_dropout,
-    use_pointwise_linear,
+    with_pointwise_linear,
 )
 
 
@@ -76,8 +76,10 @@ def test_a_linear_layer_is_the_same_as_a_convolution(shape, bias):
 
 
 def test_a_model_keeps_its_vectors_weights_and_other_layers(tiny):
-    plain, fast = (AutoModel.from_pretrained(tiny / "bert_dropout").eval() for _ in range(2))
-    use_pointwise_linear(fast)
+    plain = AutoModel.from_pretrained(tiny / "bert_dropout").eval()
+    fast = with_pointwise_linear(plain)
+    assert {id(shared) for shared in fast.parameters()} == {id(shared) for shared in plain.parameters()}
+    assert not any(isinstance(module, PointwiseLinear) for module in plain.modules())
     replaced = [module for module in fast.modules() if isinstance(module, PointwiseLinear)]
     assert len(replaced) == sum(isinstance(module, torch.nn.Linear) for module in plain.modules()) > 0
     assert {name: value.tolist() for name, value in fast.state_dict().items()} == {

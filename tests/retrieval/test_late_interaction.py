@@ -1,5 +1,7 @@
 """MaxSim against a plain loop and sentence-transformers; token vectors that are kept."""
 
+import errno
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -72,6 +74,28 @@ def test_token_vectors_are_kept_and_do_not_depend_on_other_texts(encoder_config,
     monkeypatch.setattr(Encoder, "_load", lambda self: pytest.fail("it is encoded again"))
     again = Encoder(encoder_config, cache=tmp_path / "cache").encode_passage_tokens(corpus.values())
     assert np.array_equal(again[0], vectors) and isinstance(again[0], np.memmap)
+
+
+@pytest.mark.parametrize("how, linked", [((), True), (("int8",), False), (("float16", 2), False)])
+def test_what_an_index_stores_does_not_take_the_space_of_the_cache_again(encoder_config, corpus, tmp_path, how, linked):
+    stage = LateInteraction(Encoder(encoder_config, cache=tmp_path / "cache"), *how).index(corpus)
+    stage.save(tmp_path)
+    [stored] = (tmp_path / "cache").rglob("vectors.raw")
+    assert stored.samefile(tmp_path / "token_vectors.raw") == linked
+    shutil.rmtree(tmp_path / "cache")
+    loaded = LateInteraction(Encoder(encoder_config), *how).load(tmp_path)
+    assert np.array_equal(loaded.vectors, stage.vectors) and np.array_equal(loaded.starts, stage.starts)
+    assert isinstance(loaded.vectors, np.memmap) and loaded.vectors.dtype == stage.vectors.dtype
+
+
+def test_an_index_on_another_file_system_than_the_cache_is_a_copy(encoder_config, corpus, tmp_path, monkeypatch):
+    def fails(*paths):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", fails)
+    stage = LateInteraction(Encoder(encoder_config, cache=tmp_path / "cache")).index(corpus)
+    stage.save(tmp_path)
+    assert np.array_equal(LateInteraction(Encoder(encoder_config)).load(tmp_path).vectors, stage.vectors)
 
 
 def test_a_query_without_a_token_is_refused_by_name(encoder_config, corpus):

@@ -17,7 +17,6 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModel, AutoTokenizer, BertModel
 
 from embedding_finetune.data.collection import Collection, read_collection
-from embedding_finetune.data.normalize import PSEUDO_QUERY_PREFIX
 from embedding_finetune.models.multi_vector import special_token_ids
 from embedding_finetune.training.dev_evaluator import DevEvaluator, dev_corpus, dev_metrics
 from embedding_finetune.training.loss import ContrastiveModel
@@ -181,13 +180,3 @@ def test_a_look_computes_no_graph_and_draws_nothing(tiny, collection):
     assert dev.evaluate(model) == first  # without dropout
     assert torch.equal(torch.get_rng_state(), state) and random.random() == random.Random(4).random()
     assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_pseudo_queries_are_taken_out_of_their_passages(tiny):
-    """And out of no others: what the dev set lays out is the corpus but for them."""
-    corpus = {"p1": "moon cools river falcon marble", "p2": "moon cools river engine"}
-    hidden, shown = (dev_set(tiny, Collection({identity: "cools river"}, corpus, {identity: {"p1": 1}}), 10).corpus
-                     for identity in (f"{PSEUDO_QUERY_PREFIX}span-1", "q1"))
-    lengths = [[int(sub["attention_mask"][row].sum()) for sub in subs for row in range(len(sub["input_ids"]))]
-               for subs, _ in (hidden, shown)]
-    assert sorted(lengths[0]) == [5, 6] and sorted(lengths[1]) == [6, 7]

@@ -15,8 +15,9 @@ from transformers import AutoModel, AutoTokenizer
 
 from embedding_finetune.files import UserError, read_json
 from embedding_finetune.models.encoder import Encoder
-from embedding_finetune.models.encoder_config import EncoderConfig, from_files
+from embedding_finetune.models.encoder_config import EncoderConfig
 from embedding_finetune.models.modeling import DenseLayers
+from embedding_finetune.models.own_config import from_files
 from embedding_finetune.training.export import check_parity, complete, export
 
 # The last two are longer than either length: 16 tokens of a query, 48 of a passage.

@@ -9,6 +9,7 @@ import torch
 from tiny import tiny_bert, tiny_pairs, tiny_texts
 from transformers import AutoTokenizer, GPT2Config, GPT2Model
 
+from embedding_finetune.data.collection import Collection
 from embedding_finetune.files import UserError
 from embedding_finetune.recipes import find_recipe
 from embedding_finetune.training import train
@@ -20,7 +21,7 @@ def of(settings, label="neg10", **changes):
     """The TrainingSettings of a recipe."""
     settings = dataclasses.replace(settings, **changes)
     recipe = find_recipe(settings, label)
-    return training_settings(settings, recipe, settings.with_overrides(recipe.settings))
+    return training_settings(settings, recipe, settings.with_overrides(recipe.settings), Collection({}, {}, {}))
 
 
 @pytest.mark.parametrize("changes", [{}, {"architecture": "both"}, {"lora_rank": 2}])

@@ -32,6 +32,7 @@ from transformers import AutoTokenizer, HfArgumentParser
 
 from embedding_finetune.artifacts.manifest import read_checksummed, verify_manifest, write_checksummed
 from embedding_finetune.artifacts.staging import complete_checkpoints
+from embedding_finetune.data.collection import read_data
 from embedding_finetune.files import UserError, read_jsonl, run_command_line
 from embedding_finetune.hub import model_content
 from embedding_finetune.models.encoder_config import base_encoder_config, load_encoder_config
@@ -54,7 +55,7 @@ def prepare(settings, label="neg10"):
 def resolved(settings, label="neg10"):
     """The TrainingSettings of a label."""
     recipe = find_recipe(settings, label)
-    return training_settings(settings, recipe, settings.with_overrides(recipe.settings))
+    return training_settings(settings, recipe, settings.with_overrides(recipe.settings), read_data(settings))
 
 
 @pytest.fixture(autouse=True)
@@ -213,7 +214,7 @@ def test_what_cannot_be_trained_is_refused_before_the_old_model_moves(
     assert folder.exists() and len(untrained) == 1
 
 
-def test_an_interrupted_training_is_only_continued_as_it_was_begun(built, tmp_path):
+def test_an_interrupted_training_is_only_continued_as_it_was_begun(built, tmp_path, monkeypatch, capsys):
     _, folder = prepare(built)
     assert folder == built.output_dir / "neg10.partial"
     for same in ({"grad_cache_chunk": 8}, {"logging_steps": 1}):
@@ -225,6 +226,14 @@ def test_an_interrupted_training_is_only_continued_as_it_was_begun(built, tmp_pa
                                             "another training file"):
             prepare(dataclasses.replace(built, **other))
     prepare(built)  # the training file that the other recipe has replaced is made again
+    checkpoint = folder / "checkpoint-3"
+    checkpoint.mkdir()
+    monkeypatch.setenv("OVERWRITE", "1")
+    prepare(built)
+    assert checkpoint.exists()  # the same training is continued
+    prepare(dataclasses.replace(built, epochs=2.0))
+    assert not checkpoint.exists() and read_settings(folder).epochs == 2.0
+    assert "other settings or another training file: removed (OVERWRITE=1)" in capsys.readouterr().out
 
 
 def test_flagembeddings_trainer_has_a_folder_of_its_own_and_begins_anew(built):
@@ -278,6 +287,17 @@ def test_the_log_begins_with_recipe_file_flags_and_the_time_it_takes(built, untr
     assert "; PROFILE=demo takes minutes\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("queries, changes, expected", [
+    (5, {}, 4), (4, {}, 4), (3, {}, 3), (1, {}, 1), (9, {"gpus": 2}, 4), (7, {"gpus": 2}, 3), (7, {"nnodes": 4}, 1)])
+def test_a_batch_is_no_larger_than_the_training_queries(settings, capsys, queries, changes, expected):
+    recipe, settings = find_recipe(settings, "neg10"), dataclasses.replace(settings, batch_size=4, **changes)
+    assert finetuning.fit_batch(settings, recipe, queries).batch_size == expected
+    said = "" if expected == 4 else f"batches of {expected} queries, not 4: there are no more training queries\n"
+    assert capsys.readouterr().out == said
+    half = dataclasses.replace(recipe, train_fraction=0.5)
+    assert finetuning.fit_batch(settings, half, 2 * queries).batch_size == expected
+
+
 def reranker_recipe(built, **changes):
     return dataclasses.replace(find_recipe(built, "neg10"), label="pairs", kind="cross_encoder", **changes)
 
@@ -301,7 +321,7 @@ def test_the_estimate_counts_the_operations_of_the_model_that_is_trained(built, 
     assert min(lengths) < longest < max(lengths)
     tokens = settings.epochs * settings.train_group_size * sum(min(longest, length) for length in lengths)
     expected = tokens * 6 * layers * 12 * width**2 / (10 * 2 * 512 * width * 2048 / 2.0)
-    training = training_settings(settings, recipe, settings)
+    training = training_settings(settings, recipe, settings, read_data(settings))
     assert plan.estimate_time(training, finetuning.read_rows(training.training_file)) == pytest.approx(expected)
 
 
@@ -311,7 +331,8 @@ def test_a_reranker_begins_with_its_own_model_and_only_that_ones_code_is_trusted
 
     def begins(recipe, **changes):
         settings = dataclasses.replace(built, **changes)
-        encoder = training_settings(settings, recipe, settings.with_overrides(recipe.settings)).encoder
+        tuned = settings.with_overrides(recipe.settings)
+        encoder = training_settings(settings, recipe, tuned, read_data(settings)).encoder
         return encoder.name, encoder.trusted
 
     pairs, based = reranker_recipe(built), reranker_recipe(built, settings={"BASE_MODEL": other})

@@ -179,6 +179,19 @@ def test_where_there_are_too_few_passages_all_of_them_are_negatives(built, capsy
     assert {len(row["neg"]) for row in rows} == {len(set(row["neg"])) for row in rows} == {available}
 
 
+@pytest.mark.parametrize("available, earlier", [(7, "neg10"), (10, "neg10"), (11, None)])
+def test_a_recipe_whose_file_has_no_more_negatives_than_an_earlier_one_is_known(built, monkeypatch, available, earlier):
+    monkeypatch.setattr(rows_module, "most_negatives", lambda *_: available)
+    for label in ("neg10", "neg50"):
+        path_of(built, label).with_suffix(".made.json").unlink()
+        make(built, label)
+    assert (rows_module.same_as_earlier(built, "neg10"), rows_module.same_as_earlier(built, "neg50")) == (None, earlier)
+    own = built.data_dir / "own.toml"
+    number = "num_negatives = 50\n"
+    own.write_text(built.recipe_file.read_text().replace(number, f"{number}settings = {{ SEED = 3 }}\n"))
+    assert rows_module.same_as_earlier(dataclasses.replace(built, recipe_file=own), "neg50") is None
+
+
 def test_without_a_passage_to_draw_the_file_is_not_written(built, monkeypatch):
     before = path_of(built).read_bytes()
     monkeypatch.setattr("embedding_finetune.training.training_data.most_negatives", lambda *_: 0)

@@ -31,7 +31,7 @@ from embedding_finetune.data.collection import Collection, write_collection
 from embedding_finetune.data.row_store import read_rows, write_for_flagembedding
 from embedding_finetune.files import UserError, read_json
 from embedding_finetune.models.encoder import Encoder
-from embedding_finetune.models.encoder_config import from_files
+from embedding_finetune.models.own_config import from_files
 from embedding_finetune.training import worker as training
 from embedding_finetune.training.arguments import SETTINGS, read_settings, stock_flags
 from embedding_finetune.training.export import check_parity

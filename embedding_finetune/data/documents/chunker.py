@@ -28,7 +28,8 @@ from embedding_finetune.data.readers import Row, reader
 from embedding_finetune.data.readers.formats import open_table
 from embedding_finetune.extras import require
 from embedding_finetune.files import UserError
-from embedding_finetune.hub import load, model_path
+from embedding_finetune.hub import default_length, load, model_path, published_lengths
+from embedding_finetune.setting_checks import AUTO
 from embedding_finetune.settings import path_of
 
 SPAN_WORDS = 4, 32  # length of a span, in passages of at least twice the minimum; a Chinese character is a word
@@ -174,11 +175,19 @@ class Chunker:
 
 
 def chunk_tokens(settings):
-    """Maximum tokens per passage: CHUNK_TOKENS, or PASSAGE_MAX_LEN. Raises UserError when CHUNK_TOKENS is larger."""
-    if settings.chunk_tokens > settings.passage_max_len:
-        raise UserError(f"CHUNK_TOKENS={settings.chunk_tokens} is more than the {settings.passage_max_len} tokens that "
-                        "the model reads of a passage (PASSAGE_MAX_LEN): lower the one or raise the other")
-    return settings.chunk_tokens or settings.passage_max_len
+    """Maximum tokens per passage: CHUNK_TOKENS, or PASSAGE_MAX_LEN, whose `auto` is the limit of the base model.
+
+    Raises UserError when CHUNK_TOKENS is larger, or when the limit cannot be read.
+    """
+    limit = settings.passage_max_len
+    if limit == AUTO:
+        name = model_path(settings.base_model)
+        trusted = settings.trusts(settings.base_model, name)
+        limit = published_lengths(name, trusted).get("passage_max_len") or default_length(name, trusted)
+    if settings.chunk_tokens > limit:
+        raise UserError(f"CHUNK_TOKENS={settings.chunk_tokens} is more than the {limit} tokens that the model reads of "
+                        "a passage (PASSAGE_MAX_LEN): lower the one or raise the other")
+    return settings.chunk_tokens or limit
 
 
 def passage_size(settings):

@@ -52,6 +52,11 @@ def beir_of_hub(name: str) -> Path | None:
     return folder if folder and is_beir(folder) else None
 
 
+def has_training_split(folder: Path) -> bool:
+    """Whether a folder in one of these layouts has judgments of training queries."""
+    return any(part == "train" for part, _ in _judgment_files(folder))
+
+
 def read_beir(folder: Path, max_bad_rows: float, sources: list[Source] | None = None) -> tuple[Collection, Counter]:
     """The Collection of a folder, and a Counter of what was left out. Its queries are those with a positive.
 

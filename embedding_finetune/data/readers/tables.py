@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 from embedding_finetune.data.readers import Row, Source, Table
 from embedding_finetune.data.readers.files import SPLIT_NAMES, choose_split, table_files
@@ -23,7 +24,8 @@ TEXT = "text|passage|document|doc|content|contents|body"
 TITLE = "title"
 TEXT_ID = "_?id|pid|doc[-_]?id|passage[-_]?id|corpus[-_]?id"
 SOURCE = "source|url"
-CONTEXT, ANSWERS = "contexts?", "answers?"  # together, as in SQuAD: a passage, and the answers that are found in it
+CONTEXT, ANSWERS = "contexts?", "answers?"  # together, as in SQuAD: a passage, and answers that occur in it
+PEEK = 20  # rows of which the answers are looked up in their contexts
 GRADES = range(6)  # of a label column; other values need a threshold
 
 
@@ -129,13 +131,10 @@ def _rows(tables, columns, rows):
         columns.source.how |= table.how
 
 
-def _has_answers(column, value):
-    """1 if there are answers, else 0: a text, a list of texts, or the `text` of an object, as in SQuAD."""
+def _answers(value):
+    """The answers in a value: a text, a list of texts, or an object with them as `text`, as in SQuAD."""
     found = value.get("text") if isinstance(value, dict) else value
-    if isinstance(found, str) and found[:1] == "{":
-        raise ValueError(f"{column!r} is a dictionary written as text: set LABEL_COLUMN=none if all have answers")
-    texts = found if isinstance(found, list) else [found]
-    return int(any(str(text).strip() for text in texts if text is not None))
+    return [str(text).strip() for text in (found if isinstance(found, list) else [found]) if text and str(text).strip()]
 
 
 class _Columns:
@@ -148,7 +147,7 @@ class _Columns:
 
     def __init__(self, name, settings, **usual):
         self.settings, self.usual, self.source = settings, usual, Source(name)
-        self.names, self.threshold, self.chosen = {}, None, {}
+        self.names, self.threshold, self.chosen, self.extracts = {}, None, {}, False
 
     def __getitem__(self, setting):
         return self.chosen[setting]
@@ -173,6 +172,7 @@ class _Columns:
                         value in values for table in tables for _, values in table.records([value])
                         if isinstance(values, dict)):
                     self.names[value] = None
+            self.extracts = self._are_extracts(tables)
             self.chosen = self._choose()
             self._describe()
 
@@ -219,12 +219,22 @@ class _Columns:
             print(f"{self.source.name}: guessed from the column names: {'; '.join(guessed)}")
         return chosen
 
+    def _are_extracts(self, tables):
+        """Whether there is one column of contexts and one of answers, and the first answers occur in their contexts."""
+        contexts, answers = map(self._alike, (CONTEXT, ANSWERS))
+        if len(contexts) != 1 or len(answers) != 1:
+            return False
+        rows = [(values.get(contexts[0]), _answers(values.get(answers[0]))) for table in tables
+                for _, values in islice(table.records(contexts + answers), PEEK) if isinstance(values, dict)]
+        within = [text in str(context) for context, found in rows for text in found]
+        return bool(within) and all(within)
+
     def _found_by_name(self, setting, names, chosen):
-        """The columns with one of the usual names. Of a context and its answers, the context is the passage, and the
-        answers say whether it is relevant: it is not if there are none.
+        """The columns with one of the usual names. Of a context and answers that occur in it, the context is the
+        passage, and the answers say whether it is relevant: it is not if there are none.
         """
         found, contexts, answers = map(self._alike, (names, CONTEXT, ANSWERS))
-        if not contexts or not answers:
+        if not self.extracts:
             return found
         if setting == "POSITIVE_COLUMN" and sorted(found) == sorted(contexts + answers):
             return contexts
@@ -245,7 +255,7 @@ class _Columns:
         column = self.chosen["LABEL_COLUMN"][0]
         value = values.get(column)
         if self.settings.label_column == "auto" and column in self._alike(ANSWERS):
-            return _has_answers(column, value)
+            return int(bool(_answers(value)))
         if value is None or value == "":
             raise ValueError(f"no label in {column!r}")
         number = number_of(str(value))

@@ -201,7 +201,7 @@ def queries_of(path, *rows):
     return str(path)
 
 
-def test_written_queries_are_the_test_part_and_nothing_of_their_answers_is_in_training(settings, tmp_path):
+def test_written_queries_are_dev_and_test_and_nothing_of_their_answers_is_in_training(settings, tmp_path):
     tea = "# More\n\n## How to brew\n" + "Pour hot water over the leaves. " * 9
     folder_of(tmp_path / "docs", a_md=manual(), b__c_md=tea)
     second = next(line[3:] for line in manual().splitlines() if line.endswith(" 2"))
@@ -212,15 +212,16 @@ def test_written_queries_are_the_test_part_and_nothing_of_their_answers_is_in_tr
     settings = dataclasses.replace(settings, dataset=str(tmp_path / "docs"), base_model="bundled",
                                    max_queries=60, chunk_tokens=48, document_queries=written)
     collection = build(settings, labels=["neg10"])
-    test = collection.split("test")
+    test = collection.select_queries([query for query, part in collection.splits.items() if part != "train"])
+    assert {*test.splits.values()} == {"dev", "test"}
     assert list(test.queries.values()) == ["making tea", "what is part three", "second section"] and "7" in test.queries
     answers = [[collection.source[passage] for passage in test.positives(query)] for query in test.queries]
     assert all("b/c.md" in source for source in answers[0]) and len(answers[0]) > 1
     assert len(answers[1]) == 1 and all(source.endswith(" 2") for source in answers[2])
     held_out = {source.split(", ")[-1] for some in answers for source in some}
     for query, part in collection.splits.items():
-        assert query.startswith(PSEUDO_QUERY_PREFIX) == (part != "test")
-        if part != "test":
+        assert query.startswith(PSEUDO_QUERY_PREFIX) == (part == "train")
+        if part == "train":
             sections = {collection.source[passage].split(", ")[-1] for passage in collection.positives(query)}
             assert not sections & held_out
     assert len(collection.queries) <= 60 and len(collection.corpus) == len(read_pairs(settings)[0].corpus) > 80

@@ -12,13 +12,14 @@ import pytest
 from tiny import build, tiny_pairs
 from tiny_training import changed_rows
 
-from embedding_finetune.data.cleaning import read_pairs
+from embedding_finetune.data.cleaning import has_test_queries_only, read_pairs
 from embedding_finetune.data.collection import Collection, read_data, write_collection
 from embedding_finetune.data.deduplication import clean
 from embedding_finetune.data.leakage import check_leakage
 from embedding_finetune.data.negatives import negative_candidates
 from embedding_finetune.data.readers import Row
 from embedding_finetune.data.readers.beir import is_beir, read_beir, read_beir_passages
+from embedding_finetune.data.splits import assign_splits
 from embedding_finetune.files import UserError, write_jsonl
 from embedding_finetune.retrieval.bm25 import BM25
 
@@ -137,10 +138,22 @@ def test_a_part_that_is_missing_is_cut_from_train(settings, tmp_path, missing, k
     assert set(again.values()) == {"train", *missing} and len(again) == 40 - ("dev" in kept)
 
 
-def test_a_set_without_training_judgements_is_for_out_of_domain_sets(settings, tmp_path):
-    graded(tmp_path / "beir", without=["train"])
-    message = "no qrels/train.tsv, so there is nothing to train on; OUT_OF_DOMAIN_SETS=.*beir evaluates on it"
-    with pytest.raises(UserError, match=message):
+@pytest.mark.parametrize("without, predefined", [(["train", "dev"], ("test",)), (["train"], ("dev", "test"))])
+def test_a_set_without_training_judgements_has_test_and_dev_queries(settings, tmp_path, without, predefined):
+    """Without dev queries, some of the test queries become dev queries, which select."""
+    graded(tmp_path / "beir", without=without)
+    assert has_test_queries_only(at(settings, tmp_path / "beir"))
+    pairs, _ = read_pairs(at(settings, tmp_path / "beir"))
+    assert pairs.predefined == predefined
+    splits = assign_splits(pairs, test_fraction=0.2, dev_fraction=0.25, seed=1).splits
+    assert set(splits) == set(pairs.queries) and set(splits.values()) == {"dev", "test"}
+    if predefined == ("test",):
+        assert list(splits.values()).count("dev") == round(0.25 * len(splits))
+
+
+def test_a_set_with_dev_judgements_only_is_refused(settings, tmp_path):
+    graded(tmp_path / "beir", without=["train", "test"])
+    with pytest.raises(UserError, match="has neither qrels/train.tsv nor qrels/test.tsv with a positive"):
         read_pairs(at(settings, tmp_path / "beir"))
 
 

@@ -82,17 +82,17 @@ def test_a_published_layout_is_read(tmp_path, layout):
         assert list(collection.queries) == ["56a", "56b"] and counts["rows of queries without a positive dropped"] == 1
 
 
-def test_answers_within_a_context_are_no_passages(tmp_path, capsys):
-    """A context of answers is what is searched, whatever the answers are; an explicit setting goes first."""
-    rows = [{"question": "a", "context": "x", "answer": "y"}, {"question": "b", "context": "z", "answer": None}]
-    assert read(tmp_path, {"qa.jsonl": lines(*rows)}, "qa.jsonl")[0] == {"a": {"x": 1}}
+def test_answers_that_occur_in_their_context_are_no_passages(tmp_path, capsys):
+    """What is searched is the context. A setting goes first; where answers are texts of their own, one is needed."""
+    rows = [{"question": "a", "context": "x y z", "answer": "y"}, {"question": "b", "context": "z", "answer": None}]
+    assert read(tmp_path, {"qa.jsonl": lines(*rows)}, "qa.jsonl")[0] == {"a": {"x y z": 1}}
     assert "QUERY_COLUMN=question; POSITIVE_COLUMN=context; LABEL_COLUMN=answer\n" in capsys.readouterr().out
     for given, wanted in (({"positive_column": "answer", "max_bad_rows": 0.5}, {"a": {"y": 1}}),
-                          ({"label_column": "none"}, {"a": {"x": 1}, "b": {"z": 1}})):
+                          ({"label_column": "none"}, {"a": {"x y z": 1}, "b": {"z": 1}})):
         assert read(tmp_path, {}, "qa.jsonl", **given)[0] == wanted
-    rows[0]["answer"] = "{'text': array(['y']), 'answer_start': array([0])}"
-    with pytest.raises(UserError, match="'answer' is a dictionary written as text: set LABEL_COLUMN=none"):
-        read(tmp_path, {"qa.jsonl": lines(*rows)}, "qa.jsonl")
+    for answer in ("of its own", "{'text': array(['y']), 'answer_start': array([0])}", None):
+        with pytest.raises(UserError, match="has the columns 'question', 'context', 'answer': set POSITIVE_COLUMN"):
+            read(tmp_path, {"qa.jsonl": lines(rows[0] | {"answer": answer}, rows[1])}, "qa.jsonl")
 
 
 def test_beir_with_a_dangling_judgment_and_a_blank_last_line(tmp_path):
