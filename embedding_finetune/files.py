@@ -85,7 +85,7 @@ def one_letter_off(name: str, known: Collection[str]) -> str | None:
 
 
 def is_disk_error(error: BaseException | None) -> bool:
-    """Whether an exception, or one of its causes, reports a failed write to disk."""
+    """Whether an exception, or one of its causes, reports that reading or writing failed."""
     return _matches(error, OSError, DISK_ERROR_MESSAGE)
 
 
@@ -122,7 +122,7 @@ def reading(path: str | Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; fix the cause (permissions, a failing disk) "
-                        "or replace the file with a copy") from None
+                        "or replace the file with a copy") from error
 
 
 def may_overwrite() -> bool:

@@ -80,7 +80,7 @@ def use_pointwise_linear(model: nn.Module) -> None:
 def with_pointwise_linear(model: nn.Module) -> nn.Module:
     """A copy of a float32 model on the CPU with such layers, for batches; both share their parameters.
 
-    A convolution rearranges its weights at each call, so that a lone query takes twice as long.
+    A convolution rearranges its weights at each call, so that a single query takes twice as long.
     """
     twin = copy.deepcopy(model, {id(shared): shared for shared in (*model.parameters(), *model.buffers())})
     use_pointwise_linear(twin)

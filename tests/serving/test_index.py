@@ -2,6 +2,7 @@
 they are not."""
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from finished import evaluate
 from embedding_finetune.artifacts.manifest import read_checksummed, write_checksummed
 from embedding_finetune.data.collection import read_data
 from embedding_finetune.evaluation.results import read_measured_run
-from embedding_finetune.files import UserError, one_line, write_json
+from embedding_finetune.files import UserError, one_line, reading, write_json
 from embedding_finetune.models.encoder import Encoder
 from embedding_finetune.models.encoder_config import load_encoder_config
 from embedding_finetune.retrieval.bm25 import BM25
@@ -148,6 +149,18 @@ def test_a_model_that_is_no_graph_is_asked_with_pytorch_and_without_the_cache_of
         assert [hit["id"] for hit in opened.answer([query], 3)[0]] == [hit["id"] for hit in hits]
     assert times(built.output_dir / "cache") == before
     assert capsys.readouterr().err.count("cannot be exported to ONNX (no such operator): PyTorch encodes") == 1
+
+
+def test_a_disk_that_fails_during_the_export_is_no_property_of_the_model(built, monkeypatch):
+    """Otherwise the index would be saved without its graph, and each search would take seconds."""
+    def refuse(*given, **more):
+        with reading("vectors.npy"):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("torch.onnx.export", refuse)
+    with pytest.raises(UserError, match="cannot read vectors.npy: Input/output error"):
+        open_index(built, "reference")
+    assert not list((built.output_dir / "index").glob("*/*/manifest.json"))
 
 
 def test_what_changed_is_rebuilt_and_said(built, capsys):
