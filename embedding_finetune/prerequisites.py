@@ -21,6 +21,7 @@ from embedding_finetune.setting_checks import names_in
 from embedding_finetune.settings import Settings
 from embedding_finetune.training.preflight import CHECKPOINTS
 
+OPTIONAL = "EXTRA_MODELS", "OUT_OF_DOMAIN_SETS", "RERANKERS"
 SETTING = {"raw": "BASE_MODEL", "reference": "REFERENCE_MODEL"}  # label -> setting; all others are in EXTRA_MODELS
 
 
@@ -32,7 +33,9 @@ def check_prerequisites(settings: Settings) -> None:
             print(f"checked {name}: {check()}", flush=True)
         except UserError as error:
             print(f"missing {name}", flush=True)
-            missing.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
+            text = str(error) if str(error).startswith(name) else f"{name}: {error}"
+            setting = name.partition("=")[0]
+            missing.append(f'{text} ({setting}="" leaves it out)' if setting in OPTIONAL else text)
     if missing:
         raise UserError(f"{'; '.join(missing)}; nothing was started")
     print(f"checked disk space: {_check_disk(settings)}", flush=True)

@@ -10,6 +10,7 @@ from tiny import tiny_bert, tiny_pairs, tiny_texts
 from embedding_finetune import pipeline
 from embedding_finetune.files import UserError
 from embedding_finetune.prerequisites import check_prerequisites
+from embedding_finetune.settings import Settings
 
 
 @pytest.fixture
@@ -46,6 +47,18 @@ def test_what_is_missing_is_said_before_the_first_step(settings, offline, capsys
         pipeline.run_pipeline(dataclasses.replace(settings, **changes))
     assert str(stopped.value).startswith(expected) and str(stopped.value).endswith("; nothing was started")
     assert "missing " in capsys.readouterr().out and "\n" not in str(stopped.value)
+
+
+def test_another_base_alone_stops_at_once_where_other_models_of_the_profile_are_missing(
+        offline, tmp_path, monkeypatch):
+    """It used to stop after all trainings."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(pipeline, "run_notebook", lambda *args: pytest.fail("a step was run"))
+    settings = Settings.load("msmarco", {"BASE_MODEL": "bundled", "OUTPUT_DIR": str(tmp_path / "output")})
+    with pytest.raises(UserError, match=r"^REFERENCE_MODEL=BAAI/bge-m3: .*; EXTRA_MODELS=raw_mean=bert-base-uncased: "
+                                        r'cannot load .* \(EXTRA_MODELS="" leaves it out\); nothing was started$'):
+        pipeline.run_pipeline(settings)
 
 
 def test_all_that_is_missing_is_named_at_once(settings, offline, tmp_path):

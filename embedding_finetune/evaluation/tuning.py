@@ -48,7 +48,7 @@ def tune_reranking(dev: Collection, bm25: Run, dense: Run, second: Run, depths: 
     depth. The weights are tuned at that depth, then the depth with these weights.
     """
     if len(dev.queries) < at_least:
-        return dict(DEFAULT_RERANKING)
+        return DEFAULT_RERANKING | {"depth": min(DEFAULT_RERANKING["depth"], max(depths))}
     candidates = {depth: candidate_union(dense, bm25, depth=depth) for depth in depths}
     first = {weight: weighted_sum_fusion(bm25, dense, weight) for weight in BM25_WEIGHTS}
 

@@ -42,6 +42,12 @@ def test_the_weight_is_the_best_on_the_queries_given_and_the_smallest_of_equals(
     assert choose_weight(both.select_queries(["q2"]), bm25, dense, at_least=1) == 0
 
 
+@pytest.mark.parametrize("depths, depth", [((5, 10, 20), 20), ((10, 30, 100), 30)])
+def test_the_default_depth_is_not_below_what_was_scored(depths, depth):
+    """A cross-encoder scores 20 passages of each run."""
+    assert tune_reranking(DEV, BM25_RUN, DENSE, SECOND, depths)["depth"] == depth
+
+
 @pytest.mark.parametrize("copies, is_tuned", [(49, False), (50, True)])
 def test_nothing_is_tuned_on_fewer_than_fifty_queries(copies, is_tuned):
     """All queries are q2, which needs a weight of 0: BM25 puts another passage first."""
