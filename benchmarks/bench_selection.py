@@ -6,7 +6,7 @@ A data set is reduced to a few pairs, whose passages are the corpus, and split a
 neg10, is trained. Then the whole test part of the data set, in a corpus of at most 2,000 passages, tells how good each
 system is. Regret is the nDCG@10 of the best one minus that of the system taken: `max_dev` takes the best of all on dev,
 with weights tuned there, `default` is always BM25 and the untrained model, `rule` is what this package recommends.
-Texts are cut at 128 tokens and dev is evaluated once an epoch, which halves the time. FOLDER keeps what is finished.
+Texts are cut at 128 tokens and dev is evaluated once an epoch, to save time. FOLDER keeps what is finished.
 The last line of standard output is one JSON object.
 """
 
@@ -42,7 +42,7 @@ READY = "bm25", "reference", "hybrid_reference", "late_reference", "hybrid_late_
 TRAINED = "neg10", "hybrid_neg10"
 DEFAULTS = "hybrid_reference", "hybrid_neg10"
 METRIC, TEST_PASSAGES = "ndcg@10", 2000
-LENGTHS = {"PASSAGE_MAX_LEN": "128", "REFERENCE_MAX_LEN": "128", "DEV_STEPS": "0.34"}
+LENGTHS = {"QUERY_MAX_LEN": "64", "PASSAGE_MAX_LEN": "128", "REFERENCE_MAX_LEN": "128", "DEV_STEPS": "0.34"}
 
 
 def settings_of(folder, dataset, corpus="", seed=42):
