@@ -152,7 +152,7 @@ def prepare(clone: Path, folder: Path) -> dict:
     from tiny import tiny_bert, tiny_msmarco, tiny_msmarco_corpus, tiny_pairs, tiny_texts, tiny_xlmr
 
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-    pairs = tiny_pairs(300)
+    pairs = tiny_pairs(150)
     with open(clone / "faq.csv", "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerows([("question", "answer"), *((row["query"], row["pos"][0]) for row in pairs[:60])])
