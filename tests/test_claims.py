@@ -122,7 +122,7 @@ def test_a_claim_goes_from_its_data_to_rows_and_a_table(small):
     rows = run("--seeds", "2")
     assert set(rows) == {(None, None), ("bm25", True), ("single", True), ("hybrid_single", True)}
     row = rows["single", True]
-    assert row["seeds"] == 2 and row["trained"] and row["parameters"] > 0 and row["minutes"] > 0
+    assert row["seeds"] == 2 and row["trained"] and row["parameters"] > 0 and row["minutes"] >= 0
     assert row["against"]["ndcg@10"]["difference"] == pytest.approx(
         row["metrics"]["ndcg@10"] - rows["bm25", True]["metrics"]["ndcg@10"], abs=1e-6)
     rows = run("bm25", "--published-split")

@@ -80,7 +80,7 @@ def test_the_links_and_pictures_of_the_notebook_exist(path):
 def test_the_pictures_are_those_of_the_notebooks_and_small():
     files = {path.stem: path.stat().st_size for path in (DOCS / "images").glob("*.png")}
     tags = [name for path in NOTEBOOKS for name in image_tags(path)]
-    assert len(set(tags)) == len(tags) and set(files) == {*tags, "comparison"}  # make run draws that one
+    assert len(set(tags)) == len(tags) and set(files) == {*tags}
     assert max(files.values()) < 150_000
     for page in [*DOCS.glob("*.md"), *ROOT.glob("README*.md")]:
         for target in re.findall(r"!\[.*?\]\((.*?)\)", page.read_text(encoding="utf-8"), flags=re.DOTALL):
