@@ -46,6 +46,8 @@ def tables():
             claim = tomllib.loads(path.read_text(encoding="utf-8"))
             mine = [row for row in everything if row["claim"] == path.stem and row["label"]]
             found[path.stem] = _claim(claim, published, [row for row in mine if row["leak_free"]])
+            found[f"{path.stem}_published_split"] = _claim(claim, published, [
+                row for row in mine if not row["leak_free"]])
             found[f"{path.stem}_in_readme"] = _claim(claim, published, [
                 row for row in mine if row["leak_free"] and row["label"] in claim.get("in_readme", ())])
             found[f"{path.stem}_seen"] = _seen([row for row in mine if not row["leak_free"]])
