@@ -77,9 +77,9 @@ def read_claim(name):
     return {"name": name, "folder": "", "recipes": RECIPES.name, "split": {}} | claim
 
 
-def settings_of(claim, published_split, seeds, data=None):
+def settings_of(claim, published_split, seeds):
     """The Settings of a claim, which do not depend on the environment; raises UserError if its data are missing."""
-    name, data = claim["name"], data or os.environ.get("CLAIMS_DATA", "")
+    name, data = claim["name"], os.environ.get("CLAIMS_DATA", "")
     folder = Path(data or "CLAIMS_DATA", claim["folder"])
     if claim["folder"] and not (data and folder.exists()):
         raise UserError(f"the data of {name} are not in {folder}: set CLAIMS_DATA to the folder that holds "
@@ -145,7 +145,7 @@ def measure(settings, system):
             write_json(settings.output_dir / "minutes.json", minutes | {model: (time.monotonic() - began) / 60})
     if not settings.paths.result(system.label).exists() or result_stale_reason(
             settings, read_result(settings, system.label)):
-        if system.reranker or system.fused:
+        if system.reranker:  # a fusion is evaluated with its retriever
             measure(settings, system.first_stage)
         evaluate(settings, system.label)
 
@@ -225,11 +225,12 @@ def main():
             raise UserError(f"{claim['name']} has no system {', '.join(sorted(unknown))}: add a line to [systems]")
         if not settings.paths.dataset_record.exists():
             build(claim, settings)
-        for label in ["bm25", claim["baseline"], *labels]:
+        for label in dict.fromkeys(["bm25", claim["baseline"], *labels]):
             for system in repetitions(settings, label):
                 measure(settings, system)
-        save(published_rows(claim) + rows_of(claim, settings, labels))
-        for row in rows_of(claim, settings, labels):
+        rows = rows_of(claim, settings, labels)
+        save(published_rows(claim) + rows)
+        for row in rows:
             values = "  ".join(f"{name} {value:.3f}" for name, value in row["metrics"].items())
             print(f"{row['system']}: {values}  dev {row['dev']:.3f}  {row['minutes']} min")
 

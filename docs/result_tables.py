@@ -45,24 +45,24 @@ def tables():
         if published := [row for row in everything if row["claim"] == path.stem and row.get("published")]:
             claim = tomllib.loads(path.read_text(encoding="utf-8"))
             mine = [row for row in everything if row["claim"] == path.stem and row["label"]]
-            found[path.stem] = _claim(claim, published, [row for row in mine if row["leak_free"]])
-            found[f"{path.stem}_published_split"] = _claim(claim, published, [
+            found[path.stem] = _claim(published, [row for row in mine if row["leak_free"]])
+            found[f"{path.stem}_published_split"] = _claim(published, [
                 row for row in mine if not row["leak_free"]])
-            found[f"{path.stem}_in_readme"] = _claim(claim, published, [
+            found[f"{path.stem}_in_readme"] = _claim(published, [
                 row for row in mine if row["leak_free"] and row["label"] in claim.get("in_readme", ())])
             found[f"{path.stem}_seen"] = _seen([row for row in mine if not row["leak_free"]])
     return found | {"pairs": _pairs(ours), "transfer": _transfer(ours)}
 
 
-def _claim(claim, published, mine):
+def _claim(published, mine):
     """What was published, and what was measured here without leaks; the best system on dev is bold."""
     metrics = {name: title for name, title in CLAIM_METRICS.items() if any(name in row["metrics"] for row in published)}
+    first = next(iter(metrics))
     best = max((row["dev"] for row in mine if row["trained"]), default=None)
     lines = [[f"published: {row['system']}", _millions(row),
               *(_value(row["metrics"].get(name)) for name in metrics), "", ""] for row in published]
     for row in mine:
         name = f"**{row['system']}**" if row["trained"] and row["dev"] == best else row["system"]
-        first = next(iter(metrics))
         lines.append([name, _millions(row), *(_value(row["metrics"][name]) for name in metrics),
                       _difference(row["against"].get(first)), f"{row['minutes']:.0f}" if row["trained"] else ""])
     titles = list(metrics.values())

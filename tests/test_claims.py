@@ -129,7 +129,7 @@ def test_a_claim_goes_from_its_data_to_rows_and_a_table(small):
     assert set(rows) >= {("bm25", True), ("bm25", False)}  # the rows before stay
     groups = rows["bm25", False]["by_training"]
     assert groups["seen"]["queries"] + groups["unseen"]["queries"] == rows["bm25", False]["queries"]
-    table = result_tables._claim(claims.read_claim("small"), [rows[None, None]],
+    table = result_tables._claim([rows[None, None]],
                                  [row for row in rows.values() if row.get("leak_free")])
     assert "| published: theirs | 0 M | 0.500 | | |" in table and "| BM25 | |" in table
 
